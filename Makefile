@@ -1,0 +1,46 @@
+# Everything runs in .venv; a second call starts at once.  On a machine whose registry serves CUDA
+# builds of torch, keep to the CPU build with
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
+
+.PHONY: help install demo test check format bench clean
+help:
+	@echo "make demo    train spiking units beside an LSTM on real digits, then show where the page is"
+	@echo "make test    the test suite (no GPU, no network)"
+	@echo "make check   formatting, lint, types"
+	@echo "make bench   speed, side by side"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "spikebridge needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Setting up .venv (once; the torch download is the long part) ..."
+	@$(PIP) scikit-build-core nanobind
+	@$(PIP) --no-build-isolation -e '.[app,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/spikebridge demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)
+	@$(BIN)/ruff format --check --diff .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/layer.py
+
+clean:
+	rm -rf .venv build runs

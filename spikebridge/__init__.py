@@ -1,0 +1,79 @@
+"""spikebridge: spiking neural units that train like torch.nn.LSTM and leave for hardware."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from spikebridge.config import Config, preset
+    from spikebridge.experiment import run
+    from spikebridge.gradients import Surrogate, forward_as, modulate
+    from spikebridge.layers import Layer
+    from spikebridge.network import Network, build, load_network, save_network
+    from spikebridge.rnn import SNU, SoftSNU
+    from spikebridge.synapses import Conv2d, Dense, Embedding
+    from spikebridge.units import AdaptiveUnit, Rule, SNUnit, State, make_unit
+
+# Names are loaded when first used: the command line answers --help without loading torch.
+_HOME = {
+    "AdaptiveUnit": "units",
+    "Config": "config",
+    "Conv2d": "synapses",
+    "Dense": "synapses",
+    "Embedding": "synapses",
+    "Layer": "layers",
+    "Network": "network",
+    "Rule": "units",
+    "SNU": "rnn",
+    "SNUnit": "units",
+    "SoftSNU": "rnn",
+    "State": "units",
+    "Surrogate": "gradients",
+    "build": "network",
+    "forward_as": "gradients",
+    "load_network": "network",
+    "make_unit": "units",
+    "modulate": "gradients",
+    "preset": "config",
+    "run": "experiment",
+    "save_network": "network",
+}
+
+__all__ = [
+    "SNU",
+    "AdaptiveUnit",
+    "Config",
+    "Conv2d",
+    "Dense",
+    "Embedding",
+    "Layer",
+    "Network",
+    "Rule",
+    "SNUnit",
+    "SoftSNU",
+    "State",
+    "Surrogate",
+    "build",
+    "forward_as",
+    "load_network",
+    "make_unit",
+    "modulate",
+    "preset",
+    "run",
+    "save_network",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"spikebridge.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'spikebridge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

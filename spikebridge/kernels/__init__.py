@@ -1,0 +1,1 @@
+"""Bindings of the fused kernels.  Only `spikebridge.scan` knows that they exist."""

@@ -1,0 +1,213 @@
+"""The native CPU kernel as a torch custom op, with its fake and its backward.
+
+The kernel works on raw pointers: torch allocates, the kernel fills.  What is not contiguous along
+the units is copied; strides of time and batch are handed on as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikebridge.units import State, Unit
+
+try:
+    from spikebridge import _native
+except ImportError as error:  # built without a compiler
+    _native = None
+    missing: str | None = f"the native kernels are not built in this installation ({error})"
+else:
+    missing = None
+
+__all__ = ["DTYPES", "instruction_set", "missing", "scan"]
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+G_CODES = {"identity": 0, "leaky_relu": 0, "relu": 1, "elu": 2}
+H_CODES = {
+    "sigmoid": 0,
+    "tanh_prime": 1,
+    "window": 2,
+    "triangle": 3,
+    "fast_sigmoid": 4,
+    "arctan": 5,
+    "sigmoid_prime": 6,
+}
+
+
+def instruction_set() -> str | None:
+    """The instruction set chosen for this processor; None without the kernels."""
+    return None if _native is None else _native.instruction_set()
+
+
+def scan(unit: Unit, drive: Tensor, state: State) -> tuple[Tensor, State]:
+    """`spikebridge.scan.scan` through the kernel; the caller has checked that it can serve."""
+    rule, params = unit.rule, unit.params(state.s.dtype)
+    formula = rule.surrogate
+    keep = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (drive, state.s, state.y, params.decay, params.bias)
+    )
+    y, s_last, _ = torch.ops.spikebridge.scan(
+        drive,
+        state.s,
+        state.y,
+        params.decay,
+        params.bias,
+        rule.g,
+        1.0 if rule.g == "identity" else rule.slope,
+        rule.reset == "gate",
+        rule.amount if rule.reset == "subtract" else 0.0,
+        "sigmoid" if formula is None else formula.formula,
+        1.0 if formula is None else formula.width,
+        1.0 if formula is None else formula.height,
+        keep,
+    )
+    return y, State(s_last, y[-1] if drive.shape[0] else state.y)
+
+
+@torch.library.custom_op("spikebridge::scan", mutates_args=(), device_types="cpu")
+def _scan(
+    drive: Tensor,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+    g: str,
+    slope: float,
+    gate: bool,
+    amount: float,
+    h: str,
+    width: float,
+    height: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (T, B, N), the last membrane (B, N), and all of them (T, B, N) if `keep`, else (0, B, N)."""
+    t, b, n = drive.shape
+    drive = _rows(drive)
+    y = torch.empty((t, b, n), dtype=drive.dtype)
+    s_all = torch.empty((t if keep else 0, b, n), dtype=s0.dtype)
+    s_last = torch.empty((b, n), dtype=s0.dtype)
+    # The contiguous copies must outlive the call.
+    s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    getattr(_native, "forward_" + DTYPES[drive.dtype])(
+        (t, b, n),
+        _strided(drive),
+        s0.data_ptr(),
+        y0.data_ptr(),
+        decay.data_ptr(),
+        bias.data_ptr(),
+        (G_CODES[g], slope, gate, amount, H_CODES[h], width, height),
+        y.data_ptr(),
+        s_all.data_ptr() if keep else 0,
+        s_last.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y, s_last, s_all
+
+
+@_scan.register_fake
+def _(drive, s0, y0, decay, bias, g, slope, gate, amount, h, width, height, keep):  # type: ignore[no-untyped-def]
+    t, b, n = drive.shape
+    return (
+        drive.new_empty((t, b, n)),
+        s0.new_empty((b, n)),
+        s0.new_empty((t if keep else 0, b, n)),
+    )
+
+
+@torch.library.custom_op("spikebridge::scan_backward", mutates_args=(), device_types="cpu")
+def _scan_backward(
+    grad_y: Tensor | None,
+    grad_s_last: Tensor | None,
+    s_all: Tensor,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+    g: str,
+    slope: float,
+    gate: bool,
+    amount: float,
+    h: str,
+    width: float,
+    height: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
+    t, b, n = s_all.shape
+    grad_drive = torch.empty((t, b, n), dtype=y0.dtype)
+    small = [torch.empty((b, n), dtype=s_all.dtype) for _ in range(4)]
+    grad_y = None if grad_y is None else _rows(grad_y)
+    grad_s_last = None if grad_s_last is None else grad_s_last.contiguous()
+    s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    getattr(_native, "backward_" + DTYPES[y0.dtype])(
+        (t, b, n),
+        (0, 0, 0) if grad_y is None else _strided(grad_y),
+        0 if grad_s_last is None else grad_s_last.data_ptr(),
+        s_all.data_ptr(),
+        s0.data_ptr(),
+        y0.data_ptr(),
+        decay.data_ptr(),
+        bias.data_ptr(),
+        (G_CODES[g], slope, gate, amount, H_CODES[h], width, height),
+        grad_drive.data_ptr(),
+        [x.data_ptr() for x in small],
+        torch.get_num_threads(),
+    )
+    return grad_drive, *small
+
+
+@_scan_backward.register_fake
+def _(grad_y, grad_s_last, s_all, s0, y0, decay, bias, g, slope, gate, amount, h, width, height):  # type: ignore[no-untyped-def]
+    return y0.new_empty(s_all.shape), *(s_all.new_empty(s0.shape) for _ in range(4))
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, s0, y0, decay, bias, *rule, keep = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(output[2], s0, y0, decay, bias)
+    ctx.rule, ctx.keep = rule, keep
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, grad_s_last: Tensor | None, _: Any) -> tuple:
+    if not ctx.keep:
+        raise RuntimeError("scan was called with keep=False and kept no states for a backward pass")
+    s_all, s0, y0, decay, bias = ctx.saved_tensors
+    drive, s, y, share_decay, share_bias = torch.ops.spikebridge.scan_backward(
+        grad_y, grad_s_last, s_all, s0, y0, decay, bias, *ctx.rule
+    )
+    needs = ctx.needs_input_grad
+    return (
+        drive if needs[0] else None,
+        s if needs[1] else None,
+        y.to(y0.dtype) if needs[2] else None,
+        _reduced(share_decay, decay) if needs[3] else None,
+        _reduced(share_bias, bias) if needs[4] else None,
+        *[None] * 8,
+    )
+
+
+_scan.register_autograd(_backward, setup_context=_setup)
+
+
+def _reduced(share: Tensor, like: Tensor) -> Tensor:
+    return share.sum(0) if like.dim() else share.sum()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x (T, B, N) with unit stride along N; a copy only where it has another one."""
+    if x.stride(-1) == 1 or x.shape[-1] <= 1:
+        return x
+    if x.shape[0] and x.stride(0) == 0:  # the gradient of a sum or mean over time: one row serves
+        return x[:1].contiguous().expand(x.shape)
+    return x.contiguous()
+
+
+def _strided(x: Tensor) -> tuple[int, int, int]:
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+def _dense(*tensors: Tensor, n: int) -> tuple[Tensor, ...]:
+    """Contiguous; shared parameters () spread to (N,)."""
+    return tuple((x if x.dim() else x.expand(n)).contiguous() for x in tensors)

@@ -1,0 +1,124 @@
+"""What a network is stacked from: `(x, state) -> (y, state)` layers, dropout, readouts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spikebridge.scan import Backend, Trace, loop, scan
+from spikebridge.units import State, Unit
+
+__all__ = ["Baseline", "Dropout", "Layer", "Readout", "Reduction"]
+
+Reduction = Literal["last", "mean", "each"]
+
+
+class Layer(nn.Module):
+    """A synapse array that drives a unit over time, with optional recurrence.
+
+    Args:
+        array: x (T, B, ...) to drive (T, B, N); see `spikebridge.synapses.Array`.
+        unit: N neurons.
+        recurrent: add a trained (N, N) matrix from the layer's last outputs to its drive.
+        backend: "auto", "loop" or "native"; see `spikebridge.scan.scan`.
+    """
+
+    def __init__(
+        self, array: nn.Module, unit: Unit, *, recurrent: bool = False, backend: Backend = "auto"
+    ) -> None:
+        super().__init__()
+        if array.out_features != unit.size:
+            raise ValueError(
+                f"the array drives {array.out_features} neurons, the unit has {unit.size}; "
+                "make them equal"
+            )
+        self.array, self.unit, self.backend = array, unit, backend
+        if recurrent:
+            self.recurrent = nn.Parameter(torch.empty(unit.size, unit.size))
+            nn.init.orthogonal_(self.recurrent, gain=0.5)
+        else:
+            self.register_parameter("recurrent", None)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """x (T, B, I) to y (T, B, N), and the state after the last step."""
+        return scan(self.unit, self.array(x), self.recurrent, state, backend=self.backend)
+
+    def trace(self, x: Tensor, state: State | None = None) -> Trace:
+        """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
+        return loop(self.unit, self.array(x), self.recurrent, state)
+
+    @property
+    def spiking(self) -> bool:
+        """Whether the outputs are spikes."""
+        return self.unit.spiking
+
+
+class Baseline(nn.Module):
+    """One layer of torch's RNN (tanh), GRU or LSTM behind the interface of `Layer`."""
+
+    KINDS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+    spiking = False
+
+    def __init__(self, kind: str, in_features: int, size: int) -> None:
+        super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f"baseline {kind!r} is not known; choose one of {list(self.KINDS)}")
+        self.core = self.KINDS[kind](in_features, size)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """x (T, B, I) to y (T, B, N), and torch's own state."""
+        return self.core(x, state)
+
+
+class Dropout(nn.Module):
+    """Dropout on (T, B, N), anew at each step, or with one mask over all of time.
+
+    Args:
+        p: probability of dropping, in [0, 1).
+        same_mask: drop the same neurons at all steps (variational dropout, Gal and Ghahramani 2016).
+    """
+
+    def __init__(self, p: float, *, same_mask: bool = False) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"the dropout probability must be in [0, 1), got {p}")
+        self.p, self.same_mask = p, same_mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, B, N), in training thinned and scaled up by 1 / (1 - p)."""
+        if not self.training or self.p == 0:
+            return x
+        shape = (1, *x.shape[1:]) if self.same_mask else x.shape
+        mask = torch.rand(shape, dtype=torch.float32, device=x.device) >= self.p
+        return x * mask.to(x.dtype).div_(1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"{self.p}, same_mask={self.same_mask}"
+
+
+class Readout(nn.Module):
+    """A linear map of the last layer's outputs: at the last step, of their mean, or at each step.
+
+    Args:
+        in_features, out_features: N and O.
+        reduce: "last" or "mean" give (B, O), "each" gives (T, B, O).
+    """
+
+    def __init__(self, in_features: int, out_features: int, reduce: Reduction) -> None:
+        super().__init__()
+        if reduce not in ("last", "mean", "each"):
+            raise ValueError(f'readout {reduce!r} is not known; choose "last", "mean" or "each"')
+        self.linear = nn.Linear(in_features, out_features)
+        self.reduce = reduce
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y (T, B, N); reduced over time first, which is the same and T times cheaper."""
+        if self.reduce != "each":
+            if y.shape[0] == 0:
+                raise ValueError(
+                    'a readout of "last" or "mean" needs at least one time step, got 0'
+                )
+            y = y[-1] if self.reduce == "last" else y.mean(0)
+        return self.linear(y)

@@ -1,0 +1,147 @@
+"""A unit carried through time: the loop that defines it, and the faster paths that must equal it.
+
+`loop` is the definition.  `scan` chooses between it and the kernels in one visible place,
+`unsupported`, which gives the reason why a kernel cannot serve.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikebridge.kernels import native
+from spikebridge.units import SNUnit, State, Unit, state_dtype
+
+__all__ = ["Backend", "Trace", "loop", "scan", "unsupported"]
+
+Backend = Literal["auto", "loop", "native"]
+BACKENDS = ("auto", "loop", "native")
+_said: set[str] = set()
+
+
+class Trace(NamedTuple):
+    """Outputs and membrane states of every step."""
+
+    y: Tensor  # (T, B, N)
+    s: Tensor  # (T, B, N)
+    state: State  # after the last step
+
+
+def loop(
+    unit: Unit, drive: Tensor, recurrent: Tensor | None = None, state: State | None = None
+) -> Trace:
+    """The definition: one `unit.step` after another.
+
+    Args:
+        unit: N neurons.
+        drive: (T, B, N) input current, without the recurrent term.
+        recurrent: (N, N) matrix H, out by in: H y_prev is added to the drive of each step.
+        state: where to begin; None is silence.
+
+    Returns:
+        y (T, B, N), s (T, B, N), and the state after the last step.
+    """
+    state = _checked(unit, drive, recurrent, state)
+    params = unit.params(state.s.dtype)
+    ys, ss = [], []
+    for current in drive.unbind(0):  # not drive[t]: its backward would cost O(T^2)
+        if recurrent is not None:
+            current = current + torch.nn.functional.linear(state.y, recurrent)
+        state = unit.step(state, current, params)
+        ys.append(state.y)
+        ss.append(state.s)
+    if not ys:
+        return Trace(drive, drive.to(state.s.dtype), state)
+    return Trace(torch.stack(ys), torch.stack(ss), state)
+
+
+def scan(
+    unit: Unit,
+    drive: Tensor,
+    recurrent: Tensor | None = None,
+    state: State | None = None,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, State]:
+    """A unit over a whole sequence: (T, B, N) drive to (T, B, N) outputs.
+
+    Args:
+        unit, drive, recurrent, state: as in `loop`.
+        backend: "loop", "native", or "auto": the kernel where it can serve, else the loop, saying
+            the reason once.  "native" raises with the reason instead.
+
+    Returns:
+        y (T, B, N) and the state after the last step, ready to be passed in again.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
+    if backend != "loop":
+        reason = unsupported(unit, drive, recurrent)
+        if reason is None:
+            state = _checked(unit, drive, recurrent, state)
+            return native.scan(unit, drive, state)
+        if backend == "native":
+            raise RuntimeError(f'backend="native" cannot serve: {reason}; use backend="auto"')
+        _say_once(reason)
+    trace = loop(unit, drive, recurrent, state)
+    return trace.y, trace.state
+
+
+def unsupported(unit: Unit, drive: Tensor, recurrent: Tensor | None) -> str | None:
+    """Why the native kernel cannot run this; None when it can."""
+    if native.missing is not None:
+        return native.missing
+    if drive.device.type != "cpu":
+        return f"the native kernel runs on the CPU, the drive is on {drive.device}"
+    if drive.dtype not in native.DTYPES:
+        return f"the native kernel takes float32 and float64, the drive is {drive.dtype}"
+    if recurrent is not None:
+        return "the native kernel is feed-forward: a recurrent matrix runs in the loop"
+    if not isinstance(unit, SNUnit):
+        return f"{type(unit).__name__} has no native kernel"
+    if unit.rule.reset == "lateral":
+        return "lateral inhibition couples the units of a layer: it runs in the loop"
+    if unit.rule.surrogate is not None and unit.rule.surrogate.relaxed:
+        return "a relaxed surrogate is for gradient checks and runs in the loop"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "inside torch.func transforms the loop serves"
+    return None
+
+
+def _say_once(reason: str) -> None:
+    """A missing kernel is news to the user; what a kernel does not cover is documented."""
+    if reason == native.missing and reason not in _said:
+        _said.add(reason)
+        warnings.warn(f"spikebridge runs its time loop in Python: {reason}", stacklevel=3)
+
+
+def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State | None) -> State:
+    """The state to begin with, once shapes, dtypes and devices have been found to agree."""
+    n = unit.size
+    if drive.dim() != 3 or drive.shape[-1] != n:
+        raise ValueError(f"drive must be (T, B, {n}) for this unit, got {tuple(drive.shape)}")
+    if not drive.is_floating_point():
+        raise TypeError(f"drive must be floating point, got {drive.dtype}; call .float() on it")
+    if drive.device != unit.bias.device:
+        raise ValueError(
+            f"drive is on {drive.device}, the unit on {unit.bias.device}; move one of them"
+        )
+    if recurrent is not None and recurrent.shape != (n, n):
+        raise ValueError(f"recurrent must be ({n}, {n}), got {tuple(recurrent.shape)}")
+    if state is None:
+        return unit.initial_state(drive.shape[1], drive.dtype, drive.device)
+    shape = (drive.shape[1], n)
+    for name, value, dtype in (
+        ("s", state.s, state_dtype(drive.dtype)),
+        ("y", state.y, drive.dtype),
+    ):
+        if value.shape != shape or value.dtype != dtype or value.device != drive.device:
+            raise ValueError(
+                f"state.{name} must be {shape} {dtype} on {drive.device} for this drive, got "
+                f"{tuple(value.shape)} {value.dtype} on {value.device}; start from "
+                f"unit.initial_state(batch, dtype), or convert it"
+            )
+    return state

@@ -1,0 +1,291 @@
+"""The unit family: spiking neurons as one pure step, with a Module that holds the parameters.
+
+All units are members of one recurrence (Woźniak et al. 2020, Eq. of the SNU, extended by the reset)
+
+    u = drive + decay * s * keep(y_prev) - subtract * y_prev
+    s' = g(u)
+    y' = h(s' + b),   b = -threshold
+
+with h the step (SNU) or the logistic function (soft SNU).  What differs is data: a frozen `Rule`.
+State is passed in and handed out, never kept in a module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikebridge.gradients import Surrogate
+
+__all__ = [
+    "KINDS",
+    "AdaptiveUnit",
+    "Params",
+    "Rule",
+    "SNUnit",
+    "State",
+    "Unit",
+    "make_unit",
+    "step",
+]
+
+G_FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "identity": lambda u, slope: u,
+    "relu": lambda u, slope: F.relu(u),
+    "leaky_relu": lambda u, slope: F.leaky_relu(u, slope),
+    "elu": lambda u, slope: F.elu(u),
+}
+RESETS = ("gate", "subtract", "none", "lateral")
+
+
+class State(NamedTuple):
+    """What a unit remembers between two steps; `a` only exists in adaptive units."""
+
+    s: Tensor  # (B, N) membrane state, float32 or wider
+    y: Tensor  # (B, N) last output, in the dtype of the drive
+    a: Tensor | None = None  # (B, N) adaptation of the threshold, in the dtype of s
+
+    def detach(self) -> State:
+        """The same values, cut off from the graph: truncated backpropagation through time."""
+        return State(*(None if x is None else x.detach() for x in self))
+
+
+class Params(NamedTuple):
+    """The tensors of a step: each () when shared or (N,) per unit, in the dtype of the state."""
+
+    decay: Tensor  # in (0, 1]
+    bias: Tensor  # b = -threshold
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What tells the members of the family apart.
+
+    Args:
+        surrogate: the spike function; None makes the unit soft (h = logistic function).
+        g: "identity", "relu", "leaky_relu" or "elu", applied to the membrane in the loop.
+        slope: negative slope of leaky_relu (elu has alpha = 1).
+        reset: "gate" multiplies the old membrane by 1 - y (the SNU paper), "subtract" takes
+            `amount` off for each spike, "none" leaves it, "lateral" multiplies by
+            1 - max over the layer of y, for each sample by itself (a spike resets all units).
+        amount: what a spike subtracts when reset is "subtract".
+    """
+
+    surrogate: Surrogate | None = field(default_factory=Surrogate)
+    g: str = "identity"
+    slope: float = 0.1
+    reset: str = "gate"
+    amount: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.g not in G_FUNCTIONS:
+            raise ValueError(f"g={self.g!r} is not known; choose one of {list(G_FUNCTIONS)}")
+        if self.reset not in RESETS:
+            raise ValueError(f"reset={self.reset!r} is not known; choose one of {list(RESETS)}")
+        for name in ("slope", "amount"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+    def fire(self, x: Tensor) -> Tensor:
+        """h of x = s + b."""
+        return torch.sigmoid(x) if self.surrogate is None else self.surrogate(x)
+
+
+def membrane(rule: Rule, s: Tensor, y: Tensor, drive: Tensor, decay: Tensor) -> Tensor:
+    """The new membrane state g(u), (B, N), of the old one and the last output."""
+    if rule.reset == "gate":
+        s = s * (1 - y)
+    elif rule.reset == "lateral":
+        s = s * (1 - y.amax(-1, keepdim=True)) if y.shape[-1] else s
+    u = drive + decay * s
+    if rule.reset == "subtract":
+        u = u - rule.amount * y
+    return G_FUNCTIONS[rule.g](u, rule.slope)
+
+
+def step(rule: Rule, state: State, drive: Tensor, params: Params) -> State:
+    """One time step of an SNU: s' = g(drive + decay s keep(y)), y' = h(s' + b).
+
+    Args:
+        rule: the member of the family.
+        state: s and y, (B, N).
+        drive: (B, N) input current, the recurrent term included.
+        params: decay and bias.
+
+    Source: Woźniak et al. 2020; the order of operations is that of the authors' toolkit.
+    """
+    s = membrane(rule, state.s, state.y.to(state.s.dtype), drive, params.decay)
+    return State(s, rule.fire(s + params.bias).to(state.y.dtype))
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The membrane is kept in float32 at least: a leak of 0.99 is lost in bfloat16."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Unit(nn.Module):
+    """A layer of N neurons of one kind: parameters, and a pure `step`.
+
+    Args:
+        size: N, at least 1.
+        rule: the member of the family.
+        decay: share of the membrane kept per step, in (0, 1]; a number, or a tensor (N,).
+        train_decay: make it a parameter.  It is stored as a logit, so training cannot leave (0, 1).
+        per_unit: one decay per unit rather than one for the layer (implied by a tensor).
+        threshold: initial threshold; the parameter is b = -threshold, one per unit.
+        bias: train b; False keeps the threshold where it is.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        rule: Rule,
+        *,
+        decay: float | Tensor = 0.8,
+        train_decay: bool = False,
+        per_unit: bool = False,
+        threshold: float = 1.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"a layer needs at least one unit, got size={size}")
+        if not math.isfinite(threshold):
+            raise ValueError(f"threshold must be finite, got {threshold}")
+        self.size, self.rule = size, rule
+        value = _checked_decay(decay, size, per_unit, train_decay)
+        self.train_decay = train_decay
+        if train_decay:
+            self.decay_logit = nn.Parameter(torch.logit(value.double()).to(value.dtype))
+        else:
+            self.register_buffer("fixed_decay", value)
+        self.bias = nn.Parameter(torch.full((size,), -float(threshold)), requires_grad=bias)
+
+    @property
+    def decay(self) -> Tensor:
+        """The decay in force, () or (N,), always inside (0, 1]."""
+        if not self.train_decay:
+            return self.fixed_decay
+        return torch.sigmoid(self.decay_logit).clamp(min=torch.finfo(self.decay_logit.dtype).tiny)
+
+    def params(self, dtype: torch.dtype) -> Params:
+        """Decay and bias in the dtype of the state."""
+        return Params(self.decay.to(dtype), self.bias.to(dtype))
+
+    def initial_state(
+        self, batch: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> State:
+        """Silence: all zero, for a drive of the given dtype."""
+        device = self.bias.device if device is None else device
+        s = torch.zeros(batch, self.size, dtype=state_dtype(dtype), device=device)
+        return State(s, torch.zeros(batch, self.size, dtype=dtype, device=device))
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        """One time step; see the function `step`."""
+        raise NotImplementedError
+
+    @property
+    def spiking(self) -> bool:
+        """Whether the outputs are spikes, 0 or 1, rather than numbers between them."""
+        return self.rule.surrogate is not None
+
+    def extra_repr(self) -> str:
+        kind = "spiking" if self.spiking else "soft"
+        return f"{self.size}, {kind}, g={self.rule.g}, reset={self.rule.reset}"
+
+
+class SNUnit(Unit):
+    """The SNU and the soft SNU, with every g and reset; lateral inhibition is reset="lateral"."""
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return step(self.rule, state, drive, params)
+
+
+class AdaptiveUnit(Unit):
+    """An SNU whose threshold rises with its own activity: y' = h(s' + b - beta a).
+
+    a' = rho a + (1 - rho) y_prev, as in the adaptive LIF neuron of Bellec et al. 2018 (LSNN).
+
+    Args:
+        rho: share of the adaptation kept per step, in [0, 1).
+        beta: how far full adaptation raises the threshold, not negative.
+    """
+
+    def __init__(
+        self, size: int, rule: Rule, *, rho: float = 0.95, beta: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(size, rule, **kwargs)
+        if not 0 <= rho < 1:
+            raise ValueError(f"rho must be in [0, 1), got {rho}")
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"beta must be finite and not negative, got {beta}")
+        self.rho, self.beta = rho, beta
+
+    def initial_state(
+        self, batch: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> State:
+        s, y, _ = super().initial_state(batch, dtype, device)
+        return State(s, y, torch.zeros_like(s))
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        if state.a is None:
+            raise ValueError("an adaptive unit needs a state with its adaptation `a`; got None")
+        y = state.y.to(state.s.dtype)
+        a = self.rho * state.a + (1 - self.rho) * y
+        s = membrane(self.rule, state.s, y, drive, params.decay)
+        return State(s, self.rule.fire(s + params.bias - self.beta * a).to(state.y.dtype), a)
+
+
+def _checked_decay(decay: float | Tensor, size: int, per_unit: bool, train_decay: bool) -> Tensor:
+    value = torch.as_tensor(decay, dtype=torch.get_default_dtype()).detach().clone()
+    if value.shape not in ((), (size,)):
+        raise ValueError(
+            f"decay must be one number or one per unit ({size},), got shape {tuple(value.shape)}"
+        )
+    if not bool(((value > 0) & (value <= 1)).all()):
+        raise ValueError(f"decay must be in (0, 1], got {value.tolist()}")
+    if train_decay and bool((value == 1).any()):
+        raise ValueError(
+            "a trained decay starts inside (0, 1), got 1: use 0.999, or train_decay=False"
+        )
+    return value.expand(size).clone() if per_unit else value
+
+
+# The names that the command line, the networks and the test suite know.
+KINDS = ("snu", "softsnu", "li-snu", "adaptive-snu")
+
+
+def make_unit(
+    kind: str,
+    size: int,
+    *,
+    surrogate: Surrogate | None = None,
+    g: str = "identity",
+    slope: float = 0.1,
+    reset: str = "gate",
+    amount: float = 1.0,
+    **params: Any,
+) -> Unit:
+    """A unit by name: "snu", "softsnu", "li-snu" (lateral inhibition) or "adaptive-snu".
+
+    Args:
+        kind: one of `KINDS`; it overrides what contradicts it (softsnu: no surrogate;
+            li-snu: reset="lateral").
+        size: N.
+        surrogate: spike function; None is the SNU paper's tanh'.
+        g, slope, reset, amount: see `Rule`.
+        params: decay, train_decay, per_unit, threshold, bias; see `Unit`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
+    fire = None if kind == "softsnu" else surrogate or Surrogate()
+    rule = Rule(fire, g, slope, "lateral" if kind == "li-snu" else reset, amount)
+    unit = AdaptiveUnit if kind == "adaptive-snu" else SNUnit
+    return unit(size, rule, **params)

@@ -1,0 +1,300 @@
+"""The native kernel equals the loop: spikes exactly, values and all gradients within a bound."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikebridge.gradients import FORMULAS, Surrogate
+from spikebridge.kernels import native
+from spikebridge.scan import scan, unsupported
+from spikebridge.units import State, Unit, make_unit
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(
+    native.missing is not None, reason=f"no kernel to compare: {native.missing}"
+)
+
+# Relative to the largest entry: rounding differs where exp is taken, and in the order of sums.
+BOUND = {torch.float32: 2e-5, torch.float64: 1e-12}
+SIZES = [
+    (0, 2, 3),
+    (1, 1, 1),
+    (5, 1, 1),
+    (3, 0, 4),
+    (7, 3, 37),
+    (2, 5, 1030),
+    (63, 1, 500),
+    (9, 2, 1),
+]
+INSTRUCTION_SETS = [] if native.missing else native._native.instruction_sets()
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest):
+    """Each that this processor can run, in turn."""
+    usual = native.instruction_set()
+    native._native.choose_instruction_set(request.param)
+    yield request.param
+    native._native.choose_instruction_set(usual)
+
+
+def state_of(b: int, n: int, dtype: torch.dtype, soft: bool) -> State:
+    y = torch.rand(b, n, dtype=dtype)
+    return State(torch.randn(b, n, dtype=dtype), y if soft else (y > 0.5).to(dtype))
+
+
+def results(unit: Unit, drive: Tensor, state: State, backend: str) -> dict[str, Tensor]:
+    """Outputs, last state and the gradients of everything, of one fixed loss."""
+    leaves = {"drive": drive, "s0": state.s, "y0": state.y}
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    y, last = scan(unit, leaves["drive"], None, State(leaves["s0"], leaves["y0"]), backend=backend)
+    noise = torch.Generator().manual_seed(1)
+    loss = sum(
+        (v * torch.randn(v.shape, generator=noise, dtype=v.dtype)).sum()
+        for v in (y, last.s, last.y)
+    )
+    inputs = [*leaves.values(), *unit.parameters()]
+    names = [*leaves, *(name for name, _ in unit.named_parameters())]
+    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    found = {
+        f"grad {n}": torch.zeros_like(i) if g is None else g
+        for n, i, g in zip(names, inputs, grads, strict=True)
+    }
+    return {"y": y.detach(), "s": last.s.detach(), "last y": last.y.detach(), **found}
+
+
+def assert_equal_to_loop(unit: Unit, drive: Tensor, state: State) -> None:
+    loop, kernel = (results(unit, drive, state, backend) for backend in ("loop", "native"))
+    bound = BOUND[drive.dtype]
+    for name, expected in loop.items():
+        found = kernel[name]
+        assert found.dtype == expected.dtype
+        if unit.spiking and name in ("y", "last y"):
+            assert torch.equal(found, expected), name
+            continue
+        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        torch.testing.assert_close(
+            found, expected, rtol=0, atol=bound * max(scale, 1.0), msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def unit_of(kind: str, n: int, dtype: torch.dtype, **options) -> Unit:
+    return make_unit(kind, n, train_decay=True, per_unit=True, **options).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "g", "reset"),
+    list(
+        itertools.product(
+            ("snu", "softsnu"),
+            ("identity", "relu", "leaky_relu", "elu"),
+            ("gate", "subtract", "none"),
+        )
+    ),
+)
+def test_every_member_of_the_family(
+    kind: str, g: str, reset: str, dtype: torch.dtype, instruction_set: str
+) -> None:
+    unit = unit_of(kind, 37, dtype, g=g, reset=reset, amount=0.7, threshold=0.8)
+    assert_equal_to_loop(
+        unit, torch.randn(7, 3, 37, dtype=dtype) * 2, state_of(3, 37, dtype, kind == "softsnu")
+    )
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_surrogate(formula: str, dtype: torch.dtype, instruction_set: str) -> None:
+    unit = unit_of("snu", 37, dtype, surrogate=Surrogate(formula, 0.6, 0.8))
+    assert_equal_to_loop(
+        unit, torch.randn(7, 3, 37, dtype=dtype) * 2, state_of(3, 37, dtype, False)
+    )
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", ["snu", "softsnu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_awkward_sizes(size: tuple[int, int, int], kind: str, dtype: torch.dtype) -> None:
+    t, b, n = size
+    unit = unit_of(kind, n, dtype, g="leaky_relu")
+    assert_equal_to_loop(
+        unit, torch.randn(t, b, n, dtype=dtype) * 2, state_of(b, n, dtype, kind == "softsnu")
+    )
+
+
+@pytest.mark.parametrize("train_decay", [False, True])
+def test_one_decay_shared_by_all_units(train_decay: bool) -> None:
+    unit = make_unit("snu", 21, decay=0.9, train_decay=train_decay)
+    assert_equal_to_loop(unit, torch.randn(6, 4, 21), state_of(4, 21, torch.float32, False))
+
+
+LAYOUTS = {
+    "batch first": lambda t, b, n: torch.randn(b, t, n).transpose(0, 1),
+    "time last": lambda t, b, n: torch.randn(b, n, t).permute(2, 0, 1),
+    "every second unit": lambda t, b, n: torch.randn(t, b, 2 * n)[..., ::2],
+    "part of a row": lambda t, b, n: torch.randn(t, b, n + 5)[..., 3 : n + 3],
+    "the same at every step": lambda t, b, n: torch.randn(1, b, n).expand(t, b, n),
+    "one number": lambda t, b, n: torch.randn(1, 1, 1).expand(t, b, n),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n", [13, 1030])
+def test_operands_of_any_stride(layout: str, n: int) -> None:
+    drive = LAYOUTS[layout](6, 3, n)
+    unit = unit_of("snu", n, torch.float32)
+    assert_equal_to_loop(unit, drive, state_of(3, n, torch.float32, False))
+    for reduce in (
+        lambda y: y.sum(),
+        lambda y: y.mean(0).pow(2).sum(),
+        lambda y: y[-1].sum(),
+        lambda y: (y.transpose(0, 1) * torch.ones(3, 6, n)).sum(),
+    ):
+        grads = []
+        for backend in ("loop", "native"):
+            leaf = drive.detach().requires_grad_()
+            reduce(scan(unit, leaf, backend=backend)[0]).backward()
+            grads.append(leaf.grad)
+            drive = drive.detach().clone()
+        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    t=st.integers(0, 20), b=st.integers(0, 5), n=st.integers(1, 300), seed=st.integers(0, 2**31),
+    kind=st.sampled_from(["snu", "softsnu"]), g=st.sampled_from(["identity", "relu", "leaky_relu"]),
+    reset=st.sampled_from(["gate", "subtract", "none"]), threads=st.integers(1, 4),
+    formula=st.sampled_from(list(FORMULAS)), double=st.booleans(),
+)  # fmt: skip
+def test_anything_drawn_at_random(t, b, n, seed, kind, g, reset, threads, formula, double) -> None:
+    torch.manual_seed(seed)
+    dtype = torch.float64 if double else torch.float32
+    unit = unit_of(kind, n, dtype, g=g, reset=reset, surrogate=Surrogate(formula))
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        drive = torch.randn(t, b, n, dtype=dtype) * 2
+        assert_equal_to_loop(unit, drive, state_of(b, n, dtype, kind == "softsnu"))
+    finally:
+        torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("kind", ["snu", "softsnu"])
+def test_large_outputs_that_bypass_the_cache(kind: str, instruction_set: str) -> None:
+    t, b, n = 40, 16, 10007
+    unit = make_unit(kind, n)
+    drive = torch.randn(t, b, n).requires_grad_()
+    y, _ = scan(unit, drive, backend="native")
+    y.backward(torch.ones_like(y))
+    part = slice(5000, 5050)
+    few = make_unit(kind, 50)
+    leaf = drive.detach()[..., part].clone().requires_grad_()
+    expected, _ = scan(few, leaf, backend="loop")
+    expected.sum().backward()
+    torch.testing.assert_close(
+        y[..., part], expected, rtol=0, atol=1e-6 if kind == "softsnu" else 0
+    )
+    torch.testing.assert_close(drive.grad[..., part], leaf.grad, rtol=1e-5, atol=1e-5)
+    assert bool(y.isfinite().all())
+    assert bool(drive.grad.isfinite().all())
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    unit, drive = unit_of("snu", 700, torch.float32), torch.randn(50, 5, 700)
+    usual, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(results(unit, drive, state_of_fixed(5, 700), "native"))
+    torch.set_num_threads(usual)
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in other)
+
+
+def state_of_fixed(b: int, n: int) -> State:
+    return State(torch.zeros(b, n), torch.zeros(b, n))
+
+
+def test_extreme_and_missing_numbers_go_the_way_of_the_loop() -> None:
+    drive = torch.tensor([1e30, -1e30, float("nan"), 0.0, -0.0, 1e-30]).repeat(4, 2, 1)
+    for kind, g in itertools.product(("snu", "softsnu"), ("identity", "relu", "leaky_relu")):
+        unit = make_unit(kind, 6, g=g)
+        loop, kernel = (scan(unit, drive, backend=b)[0] for b in ("loop", "native"))
+        torch.testing.assert_close(kernel, loop, equal_nan=True, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("h", ["sigmoid", "tanh_prime"])
+def test_the_custom_op_keeps_the_rules_of_torch(dtype: torch.dtype, h: str) -> None:
+    b, n = 3, 5
+    tensors = [
+        torch.randn(4, b, n),
+        torch.randn(b, n),
+        torch.rand(b, n),
+        torch.tensor(0.8),
+        -torch.ones(n),
+    ]
+    tensors = [x.to(dtype).requires_grad_() for x in tensors]
+    rule = ("leaky_relu", 0.1, True, 0.0, h, 1.0, 1.0)
+    torch.library.opcheck(torch.ops.spikebridge.scan.default, (*tensors, *rule, True))
+    plain = [x.detach() for x in tensors]
+    torch.library.opcheck(torch.ops.spikebridge.scan.default, (*plain, *rule, False))
+    s_all = torch.randn(4, b, n, dtype=dtype)
+    for grad_y, grad_s in itertools.product(
+        (None, torch.randn(4, b, n, dtype=dtype)), (None, plain[1])
+    ):
+        torch.library.opcheck(
+            torch.ops.spikebridge.scan_backward.default, (grad_y, grad_s, s_all, *plain[1:], *rule)
+        )
+
+
+def test_without_gradients_no_states_are_kept() -> None:
+    seen = []
+    real = native._native.forward_float32
+    unit, drive = make_unit("snu", 4), torch.randn(3, 2, 4)
+    try:
+        native._native.forward_float32 = lambda *a: (seen.append(a[8]), real(*a))
+        with torch.no_grad():
+            scan(unit, drive)
+        scan(unit, drive)
+    finally:
+        native._native.forward_float32 = real
+    assert seen[0] == 0
+    assert seen[1] != 0
+
+
+def test_the_reason_is_given_where_the_kernel_cannot_serve() -> None:
+    drive = torch.randn(3, 2, 4)
+    cases = [
+        (make_unit("li-snu", 4), drive, None, "lateral inhibition"),
+        (make_unit("adaptive-snu", 4), drive, None, "AdaptiveUnit has no native kernel"),
+        (make_unit("snu", 4), drive, torch.zeros(4, 4), "recurrent matrix"),
+        (make_unit("snu", 4).half(), drive.half(), None, "float32 and float64"),
+    ]
+    for unit, operand, recurrent, reason in cases:
+        assert reason in unsupported(unit, operand, recurrent)
+        with pytest.raises(RuntimeError, match=reason):
+            scan(unit, operand, recurrent, backend="native")
+        scan(unit, operand, recurrent)  # auto falls back to the loop
+
+
+def test_without_kernels_the_loop_serves_and_says_so_once() -> None:
+    code = """
+import sys, warnings
+sys.modules["spikebridge._native"] = None
+import torch
+from spikebridge.scan import scan
+from spikebridge.units import make_unit
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        scan(make_unit("snu", 4), torch.randn(3, 2, 4))
+print(len(caught), caught[0].message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 spikebridge runs its time loop in Python: the native kernels")

@@ -1,0 +1,277 @@
+"""Laws of the unit family.  A new unit joins by a row in `CASES`."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from spikebridge.gradients import FORMULAS, Surrogate
+from spikebridge.scan import loop, scan
+from spikebridge.units import KINDS, Rule, State, Unit, make_unit
+from torch import Tensor
+
+N = 7
+CASES = [
+    (kind, g, reset)
+    for kind, g, reset in itertools.product(
+        KINDS, ("identity", "relu", "leaky_relu", "elu"), ("gate", "subtract", "none")
+    )
+    if not (kind == "li-snu" and reset != "gate")  # lateral inhibition is itself a reset
+]
+laws = pytest.mark.parametrize(("kind", "g", "reset"), CASES, ids=lambda v: v)
+recurrence = pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
+
+
+def made(kind: str, g: str, reset: str, **options) -> Unit:
+    return make_unit(kind, N, g=g, reset=reset, **options).double()
+
+
+def drive_of(t: int, b: int = 3) -> Tensor:
+    return torch.randn(t, b, N, dtype=torch.float64) * 2
+
+
+def matrix(recurrent: bool) -> Tensor | None:
+    return torch.randn(N, N, dtype=torch.float64) * 0.5 if recurrent else None
+
+
+@laws
+@recurrence
+def test_a_sequence_may_be_cut_anywhere(kind: str, g: str, reset: str, recurrent: bool) -> None:
+    unit, drive, weights = made(kind, g, reset), drive_of(9), matrix(recurrent)
+    whole, after = scan(unit, drive, weights)
+    first, state = scan(unit, drive[:4], weights)
+    second, last = scan(unit, drive[4:], weights, state)
+    assert torch.equal(whole, torch.cat([first, second]))
+    assert all(torch.equal(a, b) for a, b in zip(after, last, strict=True) if a is not None)
+
+
+@laws
+@recurrence
+def test_the_future_does_not_act_on_the_past(
+    kind: str, g: str, reset: str, recurrent: bool
+) -> None:
+    unit, drive, weights = made(kind, g, reset), drive_of(8), matrix(recurrent)
+    changed = torch.cat([drive[:5], drive_of(3)])
+    assert torch.equal(scan(unit, drive, weights)[0][:5], scan(unit, changed, weights)[0][:5])
+
+
+@laws
+@recurrence
+def test_samples_of_a_batch_do_not_act_on_each_other(
+    kind: str, g: str, reset: str, recurrent: bool
+) -> None:
+    unit, drive, weights = made(kind, g, reset), drive_of(8), matrix(recurrent)
+    together = scan(unit, drive, weights)[0]
+    alone = torch.cat([scan(unit, drive[:, b : b + 1], weights)[0] for b in range(3)], dim=1)
+    # A recurrent product may round differently for another batch size.
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12 if recurrent else 0)
+
+
+@laws
+@recurrence
+def test_nothing_that_was_passed_in_is_changed(
+    kind: str, g: str, reset: str, recurrent: bool
+) -> None:
+    unit, drive, weights = made(kind, g, reset), drive_of(5), matrix(recurrent)
+    state = scan(unit, drive_of(2))[1]
+    kept = [x.clone() for x in (drive, *state) if x is not None]
+    before = {name: value.clone() for name, value in unit.state_dict().items()}
+    scan(unit, drive, weights, state)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(kept, (x for x in (drive, *state) if x is not None), strict=True)
+    )
+    assert all(torch.equal(value, before[name]) for name, value in unit.state_dict().items())
+
+
+@laws
+def test_outputs_are_spikes_or_lie_between(kind: str, g: str, reset: str) -> None:
+    unit = made(kind, g, reset)
+    y = scan(unit, drive_of(40))[0]
+    if unit.spiking:
+        assert set(y.unique().tolist()) == {0.0, 1.0}
+    else:
+        assert bool(((y > 0) & (y < 1)).all())
+
+
+@laws
+def test_without_input_the_membrane_decays_in_closed_form(kind: str, g: str, reset: str) -> None:
+    unit = made(kind, g, "none" if kind == "softsnu" else reset, decay=0.9, threshold=5.0)
+    start = unit.initial_state(2, torch.float64)._replace(
+        s=torch.rand(2, N, dtype=torch.float64)
+    )  # positive and below threshold
+    trace = loop(unit, torch.zeros(6, 2, N, dtype=torch.float64), None, start)
+    expected = torch.stack([start.s * 0.9**k for k in range(1, 7)])
+    torch.testing.assert_close(trace.s, expected)
+
+
+@laws
+@recurrence
+def test_gradients_agree_with_finite_differences(
+    kind: str, g: str, reset: str, recurrent: bool
+) -> None:
+    """With the step replaced by its smooth function, the gradients are exact: so is the wiring."""
+    unit = made(
+        kind,
+        g,
+        reset,
+        surrogate=Surrogate("arctan", 0.7, 0.9).relax(),
+        train_decay=True,
+        per_unit=True,
+    )
+    start = unit.initial_state(2, torch.float64)
+    names = [name for name, _ in unit.named_parameters()]
+
+    def run(drive: Tensor, s: Tensor, y: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        weights, rest = (rest[0], rest[1:]) if recurrent else (None, rest)
+        state = start._replace(s=s, y=y)
+        call = lambda *a: loop(unit, *a)  # noqa: E731
+        parameters = dict(zip(names, rest, strict=True))
+        trace = torch.func.functional_call(
+            _Call(unit, call),
+            {f"unit.{k}": v for k, v in parameters.items()},
+            (drive, weights, state),
+        )
+        return trace.y, trace.state.s
+
+    # Away from the kinks of g at 0 and from ties of the maximum.
+    leaves = [drive_of(3, 2), *(torch.rand(2, N, dtype=torch.float64) for _ in range(2))]
+    leaves += [matrix(True)] if recurrent else []
+    leaves += [p.detach().clone() for p in unit.parameters()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    assert torch.autograd.gradcheck(run, leaves, atol=1e-6)
+
+
+class _Call(torch.nn.Module):
+    def __init__(self, unit: Unit, call) -> None:
+        super().__init__()
+        self.unit, self.call = unit, call
+
+    def forward(self, *args):
+        return self.call(*args)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_dtype_goes_in_and_comes_out(kind: str, dtype: torch.dtype) -> None:
+    unit = make_unit(kind, N, train_decay=True).to(dtype)
+    drive = (torch.randn(5, 2, N) * 2).to(dtype).requires_grad_()
+    y, state = scan(unit, drive)
+    y2, _ = scan(unit, drive, None, state)
+    (y.sum() + y2.sum()).backward()
+    assert y.dtype == drive.grad.dtype == dtype
+    assert state.s.dtype == torch.promote_types(dtype, torch.float32)
+    assert all(bool(p.grad.isfinite().all()) for p in unit.parameters())
+
+
+@pytest.mark.parametrize("per_unit", [False, True])
+def test_a_trained_decay_stays_inside_its_bounds_whatever_the_optimiser_does(
+    per_unit: bool,
+) -> None:
+    unit = make_unit("snu", N, train_decay=True, per_unit=per_unit)
+    assert unit.decay.shape == ((N,) if per_unit else ())
+    torch.testing.assert_close(unit.decay, torch.full_like(unit.decay, 0.8))
+    for value in (-1e4, -200.0, 0.0, 200.0, 1e4):
+        with torch.no_grad():
+            unit.decay_logit.fill_(value)
+        assert bool(((unit.decay > 0) & (unit.decay <= 1)).all())
+
+
+def test_decays_may_be_spread_over_the_units() -> None:
+    spread = torch.linspace(0.3, 0.95, N)
+    torch.testing.assert_close(make_unit("snu", N, decay=spread, train_decay=True).decay, spread)
+    assert make_unit("snu", N, decay=1.0).decay.item() == 1.0
+
+
+def test_a_threshold_that_is_not_trained_gets_no_gradient() -> None:
+    unit = make_unit("snu", N, bias=False, threshold=0.3)
+    assert not unit.bias.requires_grad
+    assert torch.equal(unit.bias.detach(), torch.full((N,), -0.3))
+
+
+def test_lateral_inhibition_lets_one_spike_reset_its_sample_and_no_other() -> None:
+    unit = make_unit("li-snu", 3, decay=1.0)
+    s = torch.full((2, 3), 0.5)
+    y = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    state = unit.step(State(s, y), torch.zeros(2, 3), unit.params(torch.float32))
+    assert state.s.tolist() == [[0.0] * 3, [0.5] * 3]
+
+
+def test_activity_raises_an_adaptive_threshold() -> None:
+    drive = torch.full((60, 1, 1), 1.5)
+    plain = scan(make_unit("snu", 1), drive)[0].mean()
+    adaptive = scan(make_unit("adaptive-snu", 1), drive)[0].mean()
+    assert 0 < adaptive < plain
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_the_surrogate_decides_the_gradient_and_not_the_spikes(formula: str) -> None:
+    drive = drive_of(6).requires_grad_()
+    plain = scan(made("snu", "identity", "gate"), drive)[0]
+    other = scan(made("snu", "identity", "gate", surrogate=Surrogate(formula, 0.4)), drive)[0]
+    assert torch.equal(plain, other)
+    grad_a = torch.autograd.grad(plain.sum(), drive)[0]
+    grad_b = torch.autograd.grad(other.sum(), drive)[0]
+    assert not torch.equal(grad_a, grad_b)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kind": "lif"}, ValueError, "not known; choose one of"),
+        ({"size": 0}, ValueError, "at least one unit"),
+        ({"decay": 0.0}, ValueError, r"decay must be in \(0, 1\]"),
+        ({"decay": 1.1}, ValueError, r"decay must be in \(0, 1\]"),
+        ({"decay": float("nan")}, ValueError, r"decay must be in \(0, 1\]"),
+        ({"decay": 1.0, "train_decay": True}, ValueError, "use 0.999"),
+        ({"decay": torch.ones(3)}, ValueError, r"one per unit \(7,\)"),
+        ({"threshold": float("inf")}, ValueError, "threshold must be finite"),
+        ({"g": "tanh"}, ValueError, "not known; choose one of"),
+        ({"reset": "hard"}, ValueError, "not known; choose one of"),
+        ({"slope": -0.1}, ValueError, "slope must be finite and not negative"),
+        ({"kind": "adaptive-snu", "rho": 1.0}, ValueError, r"rho must be in \[0, 1\)"),
+        ({"kind": "adaptive-snu", "beta": -1.0}, ValueError, "beta must be finite"),
+    ],
+)
+def test_bad_units_are_refused(options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_unit(**{"kind": "snu", "size": N, **options})
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop", "native"])
+@pytest.mark.parametrize(
+    ("drive", "state", "error", "message"),
+    [
+        (torch.zeros(4, N), None, ValueError, r"drive must be \(T, B, 7\)"),
+        (torch.zeros(4, 2, N + 1), None, ValueError, r"drive must be \(T, B, 7\)"),
+        (torch.zeros(4, 2, N, dtype=torch.int64), None, TypeError, "must be floating point"),
+        (
+            torch.zeros(4, 2, N),
+            State(torch.zeros(3, N), torch.zeros(3, N)),
+            ValueError,
+            r"state.s must be \(2, 7\)",
+        ),
+        (
+            torch.zeros(4, 2, N),
+            State(torch.zeros(2, N), torch.zeros(2, N).double()),
+            ValueError,
+            "state.y must be",
+        ),
+    ],
+)
+def test_bad_operands_are_refused(
+    backend: str, drive: Tensor, state: State | None, error: type, message: str
+) -> None:
+    if backend == "native" and drive.dtype == torch.int64:
+        error, message = RuntimeError, "cannot serve"
+    with pytest.raises(error, match=message):
+        scan(make_unit("snu", N), drive, None, state, backend=backend)
+
+
+def test_rules_are_frozen_and_backends_known() -> None:
+    with pytest.raises(AttributeError):
+        Rule().g = "relu"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="backend='cuda' is not known"):
+        scan(make_unit("snu", N), torch.zeros(1, 1, N), backend="cuda")
