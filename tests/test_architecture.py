@@ -1,0 +1,96 @@
+"""The plan of docs/architecture.md, kept true."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import spikebridge
+
+ROOT = Path(spikebridge.__file__).parent
+# A module may import from those in earlier groups, and from its own group where it is a package.
+ORDER = [
+    ["records"],
+    ["config"],
+    ["gradients", "published", "rundir", "tasks"],
+    ["units"],
+    ["kernels"],
+    ["environment", "scan"],
+    ["synapses"],
+    ["layers"],
+    ["network", "rnn"],
+    ["checkpoint", "evaluation"],
+    ["experiment"],
+    ["report"],
+    ["comparison", "progress"],
+    ["commands"],
+    ["cli"],
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+FORBIDDEN = {
+    "tasks": {"units", "scan", "network", "rnn"},
+    "report": {"network", "experiment"},
+}
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Parts of spikebridge that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {n.split(".")[1] for n in names if n.startswith("spikebridge.")}
+    return found - {"_native", "__version__"}
+
+
+FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    part = part_of(path)
+    if part == "__main__":
+        return
+    assert part in LEVEL, f"{part} has no place in the plan yet"
+    for other in imports(path) - {part}:
+        assert LEVEL[other] < LEVEL[part], f"{part} imports {other}"
+        assert other not in FORBIDDEN.get(part, set()), f"{part} must not know {other}"
+
+
+def test_the_public_names_are_exactly_these() -> None:
+    assert spikebridge.__all__ == sorted(
+        spikebridge.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n)
+    )
+    assert set(spikebridge.__all__) == set(spikebridge._HOME)
+    for name in spikebridge.__all__:
+        assert getattr(spikebridge, name).__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'LIF'"):
+        _ = spikebridge.LIF
+
+
+def test_the_package_and_its_settings_load_without_torch() -> None:
+    code = "import sys, spikebridge, spikebridge.config; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = [n for n in node.body if not isinstance(n, ast.Expr | ast.FunctionDef)]
+            if body:
+                assert node.end_lineno - body[0].lineno < 45, node.name

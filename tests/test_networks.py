@@ -1,0 +1,211 @@
+"""Arrays, layers, deep networks, readouts and their files."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from spikebridge.config import BASELINES, UNITS, ModelConfig
+from spikebridge.layers import Baseline, Dropout, Layer, Readout
+from spikebridge.network import Network, build, load_network, save_network
+from spikebridge.synapses import Array, Conv2d, Dense, Embedding
+from spikebridge.units import KINDS, make_unit
+
+ARRAYS = {
+    "dense": (lambda: Dense(6, 4), lambda *s: torch.randn(*s, 6)),
+    "conv": (lambda: Conv2d((2, 5, 4), 3, 3, padding=1), lambda *s: torch.randn(*s, 40)),
+    "strided conv": (lambda: Conv2d((1, 5, 5), 2, 3, stride=2), lambda *s: torch.randn(*s, 25)),
+}
+arrays = pytest.mark.parametrize("name", ARRAYS)
+
+
+@arrays
+def test_arrays_are_linear_and_act_on_the_last_dimension(name: str) -> None:
+    make, inputs = ARRAYS[name]
+    array = make().double()
+    assert isinstance(array, Array)
+    x, y = inputs(3, 2).double(), inputs(3, 2).double()
+    assert array(x).shape == (3, 2, array.out_features)
+    assert x.shape[-1] == array.in_features
+    torch.testing.assert_close(array(2 * x + y), 2 * array(x) + array(y))
+    torch.testing.assert_close(array(x)[1, 1], array(x[1, 1]))
+
+
+@arrays
+def test_gradients_of_arrays(name: str) -> None:
+    make, inputs = ARRAYS[name]
+    array = make().double()
+    x = inputs(2, 1).double().requires_grad_()
+    weight = array.weight.detach().clone().requires_grad_()
+    call = lambda x, w: torch.func.functional_call(array, {"weight": w}, (x,))  # noqa: E731
+    assert torch.autograd.gradcheck(call, (x, weight))
+
+
+def test_a_convolution_is_the_dense_array_that_it_stands_for() -> None:
+    conv = Conv2d((2, 4, 4), 3, 3, padding=1)
+    dense = Dense(conv.in_features, conv.out_features)
+    with torch.no_grad():
+        dense.weight.copy_(conv(torch.eye(conv.in_features)).T)
+    x = torch.randn(5, conv.in_features)
+    torch.testing.assert_close(conv(x), dense(x))
+
+
+def test_an_embedding_is_a_dense_array_on_one_hot_symbols() -> None:
+    embedding = Embedding(7, 3)
+    symbols = torch.randint(7, (4, 2))
+    one_hot = torch.nn.functional.one_hot(symbols, 7).float()
+    torch.testing.assert_close(embedding(symbols), one_hot @ embedding.weight)
+    with pytest.raises(TypeError, match="symbols as integers"):
+        embedding(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"must be in \[0, 7\), got 0 to 7"):
+        embedding(torch.tensor([0, 7]))
+
+
+@pytest.mark.parametrize("unit", ["snu", "li-snu", "adaptive-snu"])
+@pytest.mark.parametrize("g", ["identity", "relu", "leaky_relu", "elu"])
+@pytest.mark.parametrize("decay", [0.3, 0.8, 0.9])
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_fresh_spiking_networks_are_alive_in_their_eighth_layer(
+    unit: str, g: str, decay: float, rate: float
+) -> None:
+    network = build(ModelConfig(unit=unit, hidden=(256,) * 8, g=g, decay=decay), 256, 10, "mean")
+    brightness = torch.rand(1, 32, 256) ** 2
+    x = (torch.rand(20, 32, 256) < brightness / brightness.mean() * rate).float()
+    layers = network.observe(x).layers
+    for layer in layers:
+        assert 0.01 < layer.y.mean() < 0.5, layer.name
+    # Samples can be told apart by the rates of the last layer, and gradients reach the first.
+    assert layers[-1].y.mean(0).std(0).mean() > 0.005
+    network(x)[0].pow(2).sum().backward()
+    assert network.layers[0].array.weight.grad.norm() > 1e-3
+
+
+@pytest.mark.parametrize("g", ["identity", "leaky_relu"])
+@pytest.mark.parametrize("decay", [0.3, 0.8, 0.9])
+def test_fresh_soft_networks_neither_saturate_nor_forget_their_input(g: str, decay: float) -> None:
+    network = build(
+        ModelConfig(unit="softsnu", hidden=(256,) * 8, g=g, decay=decay), 256, 10, "mean"
+    )
+    brightness = torch.rand(1, 32, 256) ** 2
+    x = (torch.rand(20, 32, 256) < brightness / brightness.mean() * 0.15).float()
+    layers = network.observe(x).layers
+    for layer in layers:
+        assert 0.1 < layer.y.mean() < 0.7, layer.name
+    assert layers[-1].y.mean(0).std(0).mean() > 2e-3
+    network(x)[0].pow(2).sum().backward()
+    assert network.layers[0].array.weight.grad.norm() > 1e-6
+
+
+MODELS = [
+    ModelConfig(unit=unit, hidden=hidden, recurrent=recurrent)
+    for unit, hidden, recurrent in itertools.product(UNITS, [(6,), (6, 4, 5)], [False, True])
+    if not (recurrent and unit in BASELINES)
+]
+models = pytest.mark.parametrize(
+    "model", MODELS, ids=lambda m: f"{m.unit}-{m.hidden}-{m.recurrent}"
+)
+
+
+@models
+@pytest.mark.parametrize("readout", ["last", "mean", "each"])
+def test_any_unit_and_depth_behind_one_interface(model: ModelConfig, readout: str) -> None:
+    network = build(model, 7, 3, readout)
+    x = torch.randn(5, 2, 7)
+    output, state = network(x)
+    assert output.shape == ((5, 2, 3) if readout == "each" else (2, 3))
+    output.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    if readout == "each":
+        first, middle = network(x[:2])
+        second, _ = network(x[2:], middle)
+        torch.testing.assert_close(torch.cat([first, second]), output)
+        assert len(state) == len(model.hidden)
+
+
+@models
+def test_a_network_shows_what_its_layers_did(model: ModelConfig) -> None:
+    network = build(model, 7, 3, "mean").eval()
+    x = torch.randn(5, 2, 7)
+    plain, full = network.observe(x), network.observe(x, membranes=True)
+    torch.testing.assert_close(full.output, plain.output)
+    assert [layer.name for layer in full.layers] == [
+        f"layer{k + 1}" for k in range(len(model.hidden))
+    ]
+    for layer, size in zip(full.layers, model.hidden, strict=True):
+        assert layer.y.shape == (5, 2, size)
+        assert (layer.s is None) == (model.unit in BASELINES)
+        assert layer.spiking == (model.unit in KINDS and model.unit != "softsnu")
+
+
+@models
+def test_networks_survive_a_file(model: ModelConfig, tmp_path: Path) -> None:
+    network = build(model, 7, 3, "each").eval()
+    path = tmp_path / "model.safetensors"
+    save_network(network, model, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    again = load_network(path).eval()
+    x = torch.randn(5, 2, 7)
+    assert torch.equal(again(x)[0], network(x)[0])
+
+
+def test_damaged_network_files_are_refused(tmp_path: Path) -> None:
+    model, path = ModelConfig(hidden=(4,)), tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="no network file"):
+        load_network(path)
+    save_network(build(model, 7, 3, "each"), model, path)
+    whole = path.read_bytes()
+    for cut in (0, 4, 100, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match="not a whole safetensors file"):
+            load_network(path)
+    path.write_bytes(whole.replace(b"spikebridge-network-1", b"spikebridge-network-9"))
+    with pytest.raises(ValueError, match="this version reads 'spikebridge-network-1'"):
+        load_network(path)
+
+
+def test_readouts_reduce_over_time() -> None:
+    y = torch.randn(5, 2, 7)
+    each = Readout(7, 3, "each")
+    for reduce, expected in (("last", each(y)[-1]), ("mean", each(y).mean(0))):
+        readout = Readout(7, 3, reduce)
+        readout.load_state_dict(each.state_dict())
+        torch.testing.assert_close(readout(y), expected)
+        with pytest.raises(ValueError, match="at least one time step"):
+            readout(y[:0])
+    with pytest.raises(ValueError, match="is not known"):
+        Readout(7, 3, "max")
+
+
+@pytest.mark.parametrize("same_mask", [False, True])
+def test_dropout_keeps_the_mean_and_may_keep_its_mask(same_mask: bool) -> None:
+    dropout = Dropout(0.3, same_mask=same_mask)
+    x = torch.ones(50, 40, 30)
+    y = dropout(x)
+    assert y.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert y.mean().item() == pytest.approx(1.0, abs=0.06 if same_mask else 0.01)
+    assert bool((y == y[:1]).all()) == same_mask
+    assert dropout.eval()(x) is x
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+        Dropout(-0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Layer(Dense(3, 4), make_unit("snu", 5)), "drives 4 neurons, the unit has 5"),
+        (lambda: Network([], Readout(1, 1, "last")), "at least one layer"),
+        (lambda: Baseline("lif", 3, 4), "is not known; choose one of"),
+        (lambda: Dense(0, 3), "in_features must be at least 1"),
+        (lambda: Dense(3, 3)(torch.zeros(2, 4)), r"x must be \(..., 3\)"),
+        (lambda: Conv2d((1, 2, 2), 1, 5), "does not fit into an image of 2 x 2"),
+        (
+            lambda: build(ModelConfig(hidden=(3,)), 2, 2, "each")(torch.zeros(1, 1, 2), [None] * 2),
+            "one entry for each of 1 layers, got 2",
+        ),
+    ],
+)
+def test_bad_parts_are_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

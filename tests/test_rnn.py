@@ -1,0 +1,177 @@
+"""SNU and SoftSNU keep the contract of torch.nn.LSTM."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from spikebridge import SNU, SoftSNU, State
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+
+T, B, I, H = 6, 3, 5, 4
+kinds = pytest.mark.parametrize("kind", [SNU, SoftSNU], ids=lambda k: k.__name__)
+VARIANTS = list(itertools.product([1, 3], [False, True], [False, True]))
+variants = pytest.mark.parametrize(("num_layers", "bidirectional", "recurrent"), VARIANTS)
+
+
+@kinds
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("single", [False, True])
+def test_shapes_are_those_of_an_lstm(
+    kind, num_layers: int, batch_first: bool, bidirectional: bool, single: bool
+) -> None:
+    arguments = (I, H, num_layers, True, batch_first, 0.0, bidirectional)
+    shape = (T, I) if single else (B, T, I) if batch_first else (T, B, I)
+    x = torch.randn(shape)
+    expected, (h, _) = nn.LSTM(*arguments)(x)
+    y, state = kind(*arguments)(x)
+    assert y.shape == expected.shape
+    assert state.s.shape == state.y.shape == h.shape
+
+
+@kinds
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_state_carries_on_where_the_sequence_was_cut(
+    kind, num_layers: int, recurrent: bool
+) -> None:
+    layer = kind(I, H, num_layers, recurrent=recurrent)
+    x = torch.randn(T, B, I) * 3
+    whole, after = layer(x)
+    first, state = layer(x[:2])
+    second, last = layer(x[2:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    torch.testing.assert_close(last.s, after.s)
+
+
+@kinds
+@variants
+@pytest.mark.parametrize("given", [False, True], ids=["silence", "state"])
+def test_packed_sequences_equal_each_sequence_alone(
+    kind, num_layers: int, bidirectional: bool, recurrent: bool, given: bool
+) -> None:
+    layer = kind(I, H, num_layers, bidirectional=bidirectional, recurrent=recurrent)
+    sequences = [torch.randn(t, I) * 3 for t in (3, 7, 1, 7, 5)]
+    rows = num_layers * (1 + bidirectional)
+    state = State(torch.randn(rows, 5, H), torch.randint(2, (rows, 5, H)).float())
+    packed = pack_sequence(sequences, enforce_sorted=False)
+    y, last = layer(packed, state if given else None)
+    padded, lengths = pad_packed_sequence(y)
+    assert lengths.tolist() == [3, 7, 1, 7, 5]
+    for b, x in enumerate(sequences):
+        start = State(state.s[:, b], state.y[:, b]) if given else None
+        alone, end = layer(x, start)
+        torch.testing.assert_close(padded[: len(x), b], alone)
+        torch.testing.assert_close(last.s[:, b], end.s)
+        torch.testing.assert_close(last.y[:, b], end.y)
+
+
+@kinds
+def test_gradients_reach_packed_inputs_and_no_padding(kind) -> None:
+    x = (torch.randn(7, 2, I) * 3).requires_grad_()
+    packed = pack_padded_sequence(x, torch.tensor([7, 4]))
+    y, _ = kind(I, H)(packed)
+    y.data.sum().backward()
+    assert x.grad[:4].abs().sum() > 0
+    assert torch.equal(x.grad[4:, 1], torch.zeros(3, I))
+
+
+@kinds
+def test_two_training_steps_a_copy_and_a_state_dict(kind) -> None:
+    layer = kind(I, H, 2, dropout=0.5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for batch in (B, B + 2):  # nothing of the first batch is remembered
+        optimizer.zero_grad()
+        layer(torch.randn(T, batch, I) * 3)[0].sum().backward()
+        optimizer.step()
+    other = kind(I, H, 2, dropout=0.5)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(T, 1, I)
+    for twin in (other, copy.deepcopy(layer)):
+        assert torch.equal(twin.eval()(x)[0], layer.eval()(x)[0])
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(kind, dtype: torch.dtype) -> None:
+    layer = kind(I, H, 2, dtype=dtype, train_decay=True)
+    y, state = layer(torch.randn(T, B, I, dtype=dtype) * 3)
+    y.sum().backward()
+    y, _ = layer(torch.randn(T, B, I, dtype=dtype), state)
+    assert y.dtype == dtype
+    assert all(p.grad is not None and p.dtype == dtype for p in layer.parameters())
+
+
+@kinds
+def test_functional_gradients(kind) -> None:
+    layer = kind(I, H)
+    x = torch.randn(T, B, I) * 3
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(p):
+        return torch.func.functional_call(layer, p, (x,))[0].sum()
+
+    found = torch.func.grad(loss)(parameters)
+    layer(x)[0].sum().backward()
+    for name, p in layer.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-5, atol=1e-6)
+
+
+@kinds
+def test_it_compiles_into_one_graph(kind) -> None:
+    torch._dynamo.reset()
+    layer = kind(I, H, 2)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = (torch.randn(T, B, I) * 3).requires_grad_()
+    y, _ = compiled(x)
+    expected, _ = layer(x)
+    torch.testing.assert_close(y, expected)
+    grads = [torch.autograd.grad(out.sum(), x)[0] for out in (y, expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_dropout_acts_between_layers_in_training_only() -> None:
+    layer = SNU(I, 50, 2, dropout=0.5)
+    x = torch.randn(T, B, I) * 3
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    layer.eval()
+    assert torch.equal(layer(x)[0], layer(x)[0])
+    one = SNU(I, 50, 1, dropout=0.5)
+    assert torch.equal(one(x)[0], one(x)[0])
+
+
+def test_parameter_counts_are_those_of_the_paper() -> None:
+    """n (m + 1) feed-forward, n (m + n + 1) recurrent, against 4 n (m + n + 1) of an LSTM."""
+    for recurrent, expected in ((False, 13_350), (True, 35_850)):
+        layer = SNU(88, 150, recurrent=recurrent)
+        assert sum(p.numel() for p in layer.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SNU(I, H, 0), "num_layers must be at least 1"),
+        (lambda: SNU(I, 0), "at least one unit"),
+        (lambda: SNU(0, H), "in_features must be at least 1"),
+        (lambda: SNU(I, H, dropout=1.0), r"must be in \[0, 1\)"),
+        (lambda: SNU(I, H)(torch.zeros(T, B, I + 1)), r"x must be \(..., 5\)"),
+        (lambda: SNU(I, H)(torch.zeros(I)), r"x must be \(T, B, 5\)"),
+        (
+            lambda: SNU(I, H)(torch.zeros(T, B, I), State(torch.zeros(B, H), torch.zeros(B, H))),
+            r"state must be \(s, y\), each \(1, 3, 4\)",
+        ),
+    ],
+)
+def test_bad_calls_are_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError, match="nonlinearity"):
+        SNU(I, H, nonlinearity="tanh")
