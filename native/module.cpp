@@ -4,6 +4,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -78,6 +82,23 @@ Strided<Real> strided(const Operand& o) {
   return {at<const Real>(std::get<0>(o)), std::get<1>(o), std::get<2>(o)};
 }
 
+// Fresh memory of this size comes from the system page by page; asking for large pages takes most of
+// the faults away, which cost more than the scan itself.
+void expect_large(const void* begin, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = 2 * 1024 * 1024;
+  uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+  uintptr_t end = (reinterpret_cast<uintptr_t>(begin) + bytes) / page * page;
+  if (begin && end > first && end - first >= 4 * page)
+    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
+template <typename Real>
+int64_t bytes_of(const Shape& shape) {
+  return shape.t * shape.b * shape.n * static_cast<int64_t>(sizeof(Real));
+}
+
 template <typename Arguments>
 void run_forward(const Arguments& arguments) {
 #ifdef SPIKEBRIDGE_X86
@@ -100,6 +121,9 @@ template <typename Real>
 void forward(const Sizes& sizes, const Operand& drive, Address s0, Address y0, Address decay,
              Address bias, const RuleTuple& rule, Address y, Address s_all, Address s_last,
              int threads) {
+  const int64_t bytes = bytes_of<Real>(shape_of(sizes));
+  expect_large(at<Real>(y), bytes);
+  expect_large(at<Real>(s_all), bytes);
   run_forward(Forward<Real>{shape_of(sizes), rule_of(rule), strided<Real>(drive), at<Real>(s0),
                             at<Real>(y0), at<Real>(decay), at<Real>(bias), at<Real>(y),
                             at<Real>(s_all), at<Real>(s_last), threads});
@@ -109,6 +133,7 @@ template <typename Real>
 void backward(const Sizes& sizes, const Operand& grad_y, Address grad_s_last, Address s_all,
               Address s0, Address y0, Address decay, Address bias, const RuleTuple& rule,
               Address grad_drive, const std::vector<Address>& small, int threads) {
+  expect_large(at<Real>(grad_drive), bytes_of<Real>(shape_of(sizes)));
   run_backward(Backward<Real>{shape_of(sizes), rule_of(rule), strided<Real>(grad_y),
                               at<Real>(grad_s_last), at<Real>(s_all), at<Real>(s0), at<Real>(y0),
                               at<Real>(decay), at<Real>(bias), at<Real>(grad_drive),

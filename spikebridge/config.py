@@ -89,6 +89,9 @@ class MusicConfig:
     dataset: Literal["jsb"] = "jsb"
     """Which pieces: jsb (Bach chorales, 229 to train, 76 to validate, 77 to test)."""
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -258,11 +261,12 @@ def preset(task: str, unit: str = "snu", data: str | None = None) -> Config:
     data = DEFAULT_DATA[task] if data is None else data
     name, recurrent = split_variant(unit)
     key = "dataset" if task == "music" else "data"
-    settings: dict[str, Any] = {key: data}
+    chosen = Config(task=TASKS[task](**{key: data}))
+    settings: dict[str, Any] = {}
     for row in ((data, ""), (data, name), (data, unit)):
         settings |= PRESETS.get(row, {})
     settings |= {"unit": name, "recurrent": recurrent}
-    return override(Config(task=TASKS[task]()), **settings)
+    return override(chosen, **settings)
 
 
 def split_variant(variant: str) -> tuple[str, bool]:

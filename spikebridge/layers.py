@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Layer(nn.Module):
                 "make them equal"
             )
         self.array, self.unit, self.backend = array, unit, backend
+        self.in_features: Any = array.in_features
+        self.spiking = unit.spiking
         if recurrent:
             self.recurrent = nn.Parameter(torch.empty(unit.size, unit.size))
             nn.init.orthogonal_(self.recurrent, gain=0.5)
@@ -49,22 +51,18 @@ class Layer(nn.Module):
         """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
         return loop(self.unit, self.array(x), self.recurrent, state)
 
-    @property
-    def spiking(self) -> bool:
-        """Whether the outputs are spikes."""
-        return self.unit.spiking
-
 
 class Baseline(nn.Module):
     """One layer of torch's RNN (tanh), GRU or LSTM behind the interface of `Layer`."""
 
-    KINDS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+    KINDS: ClassVar[dict[str, Any]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
     spiking = False
 
     def __init__(self, kind: str, in_features: int, size: int) -> None:
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f"baseline {kind!r} is not known; choose one of {list(self.KINDS)}")
+        self.in_features = in_features
         self.core = self.KINDS[kind](in_features, size)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -77,7 +75,7 @@ class Dropout(nn.Module):
 
     Args:
         p: probability of dropping, in [0, 1).
-        same_mask: drop the same neurons at all steps (variational dropout, Gal and Ghahramani 2016).
+        same_mask: drop the same neurons at all steps (Gal and Ghahramani 2016).
     """
 
     def __init__(self, p: float, *, same_mask: bool = False) -> None:

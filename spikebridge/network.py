@@ -73,8 +73,8 @@ class Network(nn.Module):
         super().__init__()
         if not layers:
             raise ValueError("a network needs at least one layer, got none")
-        self.layers = nn.ModuleList(layers)
-        self.readout = readout
+        self.layers: Any = nn.ModuleList(layers)
+        self.readout: Any = readout
         self.dropout = Dropout(dropout, same_mask=same_mask)
 
     def forward(
@@ -159,13 +159,11 @@ def _unit(model: ModelConfig, size: int) -> Unit:
 def save_network(network: Network, model: ModelConfig, path: str | Path) -> None:
     """Weights and the description that `load_network` needs, as safetensors, written atomically."""
     path = Path(path)
-    first = network.layers[0]
+    first, readout = network.layers[0], network.readout
     sizes = {
-        "input_size": first.core.input_size
-        if isinstance(first, Baseline)
-        else first.array.in_features,
-        "output_size": network.readout.linear.out_features,
-        "readout": network.readout.reduce,
+        "input_size": first.in_features,
+        "output_size": readout.linear.out_features,
+        "readout": readout.reduce,
     }
     metadata = {"format": FORMAT, "model": json.dumps(asdict(model)), "sizes": json.dumps(sizes)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

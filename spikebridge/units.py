@@ -53,7 +53,7 @@ class State(NamedTuple):
 
     def detach(self) -> State:
         """The same values, cut off from the graph: truncated backpropagation through time."""
-        return State(*(None if x is None else x.detach() for x in self))
+        return State(self.s.detach(), self.y.detach(), None if self.a is None else self.a.detach())
 
 
 class Params(NamedTuple):
@@ -162,6 +162,7 @@ class Unit(nn.Module):
         self.size, self.rule = size, rule
         value = _checked_decay(decay, size, per_unit, train_decay)
         self.train_decay = train_decay
+        self.fixed_decay: Tensor
         if train_decay:
             self.decay_logit = nn.Parameter(torch.logit(value.double()).to(value.dtype))
         else:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import spikebridge
 
 ROOT = Path(spikebridge.__file__).parent

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from spikebridge.kernels import native
 from spikebridge.scan import scan, unsupported
 from spikebridge.units import make_unit

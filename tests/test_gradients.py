@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from spikebridge.gradients import FORMULAS, Surrogate, forward_as, modulate
 
 finite = st.floats(-1e6, 1e6)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from spikebridge.gradients import FORMULAS, Surrogate
 from spikebridge.kernels import native
 from spikebridge.scan import scan, unsupported
 from spikebridge.units import State, Unit, make_unit
-from torch import Tensor
 
 pytestmark = pytest.mark.skipif(
     native.missing is not None, reason=f"no kernel to compare: {native.missing}"

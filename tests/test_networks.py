@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from spikebridge.config import BASELINES, UNITS, ModelConfig
 from spikebridge.layers import Baseline, Dropout, Layer, Readout
 from spikebridge.network import Network, build, load_network, save_network

@@ -7,11 +7,12 @@ import itertools
 
 import pytest
 import torch
-from spikebridge import SNU, SoftSNU, State
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
-T, B, I, H = 6, 3, 5, 4
+from spikebridge import SNU, SoftSNU, State
+
+T, B, F, H = 6, 3, 5, 4
 kinds = pytest.mark.parametrize("kind", [SNU, SoftSNU], ids=lambda k: k.__name__)
 VARIANTS = list(itertools.product([1, 3], [False, True], [False, True]))
 variants = pytest.mark.parametrize(("num_layers", "bidirectional", "recurrent"), VARIANTS)
@@ -25,8 +26,8 @@ variants = pytest.mark.parametrize(("num_layers", "bidirectional", "recurrent"),
 def test_shapes_are_those_of_an_lstm(
     kind, num_layers: int, batch_first: bool, bidirectional: bool, single: bool
 ) -> None:
-    arguments = (I, H, num_layers, True, batch_first, 0.0, bidirectional)
-    shape = (T, I) if single else (B, T, I) if batch_first else (T, B, I)
+    arguments = (F, H, num_layers, True, batch_first, 0.0, bidirectional)
+    shape = (T, F) if single else (B, T, F) if batch_first else (T, B, F)
     x = torch.randn(shape)
     expected, (h, _) = nn.LSTM(*arguments)(x)
     y, state = kind(*arguments)(x)
@@ -40,8 +41,8 @@ def test_shapes_are_those_of_an_lstm(
 def test_the_state_carries_on_where_the_sequence_was_cut(
     kind, num_layers: int, recurrent: bool
 ) -> None:
-    layer = kind(I, H, num_layers, recurrent=recurrent)
-    x = torch.randn(T, B, I) * 3
+    layer = kind(F, H, num_layers, recurrent=recurrent)
+    x = torch.randn(T, B, F) * 3
     whole, after = layer(x)
     first, state = layer(x[:2])
     second, last = layer(x[2:], state)
@@ -55,8 +56,8 @@ def test_the_state_carries_on_where_the_sequence_was_cut(
 def test_packed_sequences_equal_each_sequence_alone(
     kind, num_layers: int, bidirectional: bool, recurrent: bool, given: bool
 ) -> None:
-    layer = kind(I, H, num_layers, bidirectional=bidirectional, recurrent=recurrent)
-    sequences = [torch.randn(t, I) * 3 for t in (3, 7, 1, 7, 5)]
+    layer = kind(F, H, num_layers, bidirectional=bidirectional, recurrent=recurrent)
+    sequences = [torch.randn(t, F) * 3 for t in (3, 7, 1, 7, 5)]
     rows = num_layers * (1 + bidirectional)
     state = State(torch.randn(rows, 5, H), torch.randint(2, (rows, 5, H)).float())
     packed = pack_sequence(sequences, enforce_sorted=False)
@@ -73,25 +74,25 @@ def test_packed_sequences_equal_each_sequence_alone(
 
 @kinds
 def test_gradients_reach_packed_inputs_and_no_padding(kind) -> None:
-    x = (torch.randn(7, 2, I) * 3).requires_grad_()
+    x = (torch.randn(7, 2, F) * 3).requires_grad_()
     packed = pack_padded_sequence(x, torch.tensor([7, 4]))
-    y, _ = kind(I, H)(packed)
+    y, _ = kind(F, H)(packed)
     y.data.sum().backward()
     assert x.grad[:4].abs().sum() > 0
-    assert torch.equal(x.grad[4:, 1], torch.zeros(3, I))
+    assert torch.equal(x.grad[4:, 1], torch.zeros(3, F))
 
 
 @kinds
 def test_two_training_steps_a_copy_and_a_state_dict(kind) -> None:
-    layer = kind(I, H, 2, dropout=0.5)
+    layer = kind(F, H, 2, dropout=0.5)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for batch in (B, B + 2):  # nothing of the first batch is remembered
         optimizer.zero_grad()
-        layer(torch.randn(T, batch, I) * 3)[0].sum().backward()
+        layer(torch.randn(T, batch, F) * 3)[0].sum().backward()
         optimizer.step()
-    other = kind(I, H, 2, dropout=0.5)
+    other = kind(F, H, 2, dropout=0.5)
     other.load_state_dict(layer.state_dict())
-    x = torch.randn(T, 1, I)
+    x = torch.randn(T, 1, F)
     for twin in (other, copy.deepcopy(layer)):
         assert torch.equal(twin.eval()(x)[0], layer.eval()(x)[0])
 
@@ -99,18 +100,18 @@ def test_two_training_steps_a_copy_and_a_state_dict(kind) -> None:
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes(kind, dtype: torch.dtype) -> None:
-    layer = kind(I, H, 2, dtype=dtype, train_decay=True)
-    y, state = layer(torch.randn(T, B, I, dtype=dtype) * 3)
+    layer = kind(F, H, 2, dtype=dtype, train_decay=True)
+    y, state = layer(torch.randn(T, B, F, dtype=dtype) * 3)
     y.sum().backward()
-    y, _ = layer(torch.randn(T, B, I, dtype=dtype), state)
+    y, _ = layer(torch.randn(T, B, F, dtype=dtype), state)
     assert y.dtype == dtype
     assert all(p.grad is not None and p.dtype == dtype for p in layer.parameters())
 
 
 @kinds
 def test_functional_gradients(kind) -> None:
-    layer = kind(I, H)
-    x = torch.randn(T, B, I) * 3
+    layer = kind(F, H)
+    x = torch.randn(T, B, F) * 3
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
 
     def loss(p):
@@ -125,9 +126,9 @@ def test_functional_gradients(kind) -> None:
 @kinds
 def test_it_compiles_into_one_graph(kind) -> None:
     torch._dynamo.reset()
-    layer = kind(I, H, 2)
+    layer = kind(F, H, 2)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    x = (torch.randn(T, B, I) * 3).requires_grad_()
+    x = (torch.randn(T, B, F) * 3).requires_grad_()
     y, _ = compiled(x)
     expected, _ = layer(x)
     torch.testing.assert_close(y, expected)
@@ -136,12 +137,12 @@ def test_it_compiles_into_one_graph(kind) -> None:
 
 
 def test_dropout_acts_between_layers_in_training_only() -> None:
-    layer = SNU(I, 50, 2, dropout=0.5)
-    x = torch.randn(T, B, I) * 3
+    layer = SNU(F, 50, 2, dropout=0.5)
+    x = torch.randn(T, B, F) * 3
     assert not torch.equal(layer(x)[0], layer(x)[0])
     layer.eval()
     assert torch.equal(layer(x)[0], layer(x)[0])
-    one = SNU(I, 50, 1, dropout=0.5)
+    one = SNU(F, 50, 1, dropout=0.5)
     assert torch.equal(one(x)[0], one(x)[0])
 
 
@@ -155,14 +156,14 @@ def test_parameter_counts_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SNU(I, H, 0), "num_layers must be at least 1"),
-        (lambda: SNU(I, 0), "at least one unit"),
+        (lambda: SNU(F, H, 0), "num_layers must be at least 1"),
+        (lambda: SNU(F, 0), "at least one unit"),
         (lambda: SNU(0, H), "in_features must be at least 1"),
-        (lambda: SNU(I, H, dropout=1.0), r"must be in \[0, 1\)"),
-        (lambda: SNU(I, H)(torch.zeros(T, B, I + 1)), r"x must be \(..., 5\)"),
-        (lambda: SNU(I, H)(torch.zeros(I)), r"x must be \(T, B, 5\)"),
+        (lambda: SNU(F, H, dropout=1.0), r"must be in \[0, 1\)"),
+        (lambda: SNU(F, H)(torch.zeros(T, B, F + 1)), r"x must be \(..., 5\)"),
+        (lambda: SNU(F, H)(torch.zeros(F)), r"x must be \(T, B, 5\)"),
         (
-            lambda: SNU(I, H)(torch.zeros(T, B, I), State(torch.zeros(B, H), torch.zeros(B, H))),
+            lambda: SNU(F, H)(torch.zeros(T, B, F), State(torch.zeros(B, H), torch.zeros(B, H))),
             r"state must be \(s, y\), each \(1, 3, 4\)",
         ),
     ],
@@ -174,4 +175,4 @@ def test_bad_calls_are_refused(call, message: str) -> None:
 
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(TypeError, match="nonlinearity"):
-        SNU(I, H, nonlinearity="tanh")
+        SNU(F, H, nonlinearity="tanh")

@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor
+
 from spikebridge.gradients import FORMULAS, Surrogate
 from spikebridge.scan import loop, scan
 from spikebridge.units import KINDS, Rule, State, Unit, make_unit
-from torch import Tensor
 
 N = 7
 CASES = [

@@ -82,7 +82,7 @@ def _scan(
     height: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (T, B, N), the last membrane (B, N), and all of them (T, B, N) if `keep`, else (0, B, N)."""
+    """y (T, B, N), the last membrane (B, N), and with `keep` all of them (T, B, N), else none."""
     t, b, n = drive.shape
     drive = _rows(drive)
     y = torch.empty((t, b, n), dtype=drive.dtype)
@@ -136,7 +136,9 @@ def _scan_backward(
     """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
     t, b, n = s_all.shape
     grad_drive = torch.empty((t, b, n), dtype=y0.dtype)
-    small = [torch.empty((b, n), dtype=s_all.dtype) for _ in range(4)]
+    grad_s0, grad_y0, share_decay, share_bias = small = [
+        torch.empty((b, n), dtype=s_all.dtype) for _ in range(4)
+    ]
     grad_y = None if grad_y is None else _rows(grad_y)
     grad_s_last = None if grad_s_last is None else grad_s_last.contiguous()
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
@@ -154,7 +156,7 @@ def _scan_backward(
         [x.data_ptr() for x in small],
         torch.get_num_threads(),
     )
-    return grad_drive, *small
+    return grad_drive, grad_s0, grad_y0, share_decay, share_bias
 
 
 @_scan_backward.register_fake
