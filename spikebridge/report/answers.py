@@ -1,0 +1,157 @@
+"""What the network was shown and what it answered: images, class probabilities, piano rolls."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+
+import numpy as np
+
+from spikebridge.report.load import Examples
+from spikebridge.report.theme import (
+    GRID,
+    NEUTRAL,
+    Chart,
+    Ramp,
+    colour_of,
+    colour_scale,
+    shades,
+)
+
+LOWEST_PITCH = 21
+NOTES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
+FAINT = 0.1
+
+
+def digit_image(examples: Examples, index: int) -> np.ndarray | None:
+    """The image (H, W) in [0, 1] that an example's inputs show, or None where they are no image."""
+    x = np.nan_to_num(examples.x[: examples.length[index], index].astype(np.float32))
+    side = round(x.shape[1] ** 0.5)
+    if x.shape[0] == x.shape[1] and side * side != x.shape[1]:
+        image = x
+    elif side in (8, 28) and side * side == x.shape[1] and x.shape[0]:
+        image = x.mean(axis=0).reshape(side, side)
+    else:
+        return None
+    return np.clip(image / max(float(image.max()), 1e-9), 0, 1)
+
+
+def png(image: np.ndarray) -> str:
+    """A grey image (H, W) in [0, 1], dark ink on white, as a PNG data address."""
+    grey = np.round(255 * (1 - image)).astype(np.uint8)
+    height, width = grey.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in grey)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 9)),
+        (b"IEND", b""),
+    )
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def class_bars(output: np.ndarray, truth: int, unit: str) -> Chart:
+    """The probability (O,) that the network gives to each class; the true one is coloured."""
+    values = np.nan_to_num(output.astype(np.float64))
+    colours = [colour_of(unit) if k == truth else NEUTRAL for k in range(len(values))]
+    chart = Chart(250)
+    chart.add(
+        "bar",
+        x=list(range(len(values))),
+        y=[float(f"{100 * value:.3g}") for value in values],
+        marker={"color": colours},
+        hovertemplate="digit %{x}: %{y:.3g} %<extra></extra>",
+    )
+    chart.x(title="digit", dtick=1, showgrid=False)
+    chart.y(title="probability (%)", range=[0, 104], dtick=25)
+    return chart
+
+
+def pitch_name(pitch: int) -> str:
+    """The name of a MIDI pitch; 60 is the middle C, C4."""
+    return f"{NOTES[pitch % 12]}{pitch // 12 - 1}"
+
+
+def frame_nll(output: np.ndarray, target: np.ndarray) -> float:
+    """Mean over frames of the summed binary cross-entropy, in nats; both arguments are (T, O)."""
+    p = np.clip(output.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.where(target > 0.5, np.log(p), np.log1p(-p)).sum(axis=1).mean())
+
+
+def piano_roll(output: np.ndarray, target: np.ndarray, unit: str, x_title: str) -> Chart | None:
+    """Predicted probability of each note (T, O) as shades, and the notes that came as outlines."""
+    if not output.size:
+        return None
+    output = np.nan_to_num(output.astype(np.float32))
+    low, high = _used(output, target)
+    pitches = np.arange(low, high + 1)
+    frames = np.arange(2, len(output) + 2)
+    keys = slice(low - LOWEST_PITCH, high - LOWEST_PITCH + 1)
+    percent = np.round(100 * np.clip(output[:, keys], 0, 1)).astype(np.uint8).T
+    chart = Chart(max(220, 66 + 9 * len(pitches)), {"showlegend": False})
+    chart.add(
+        "heatmap",
+        x=frames.astype(np.uint16),
+        y=pitches.astype(np.uint8),
+        z=percent,
+        zmin=0,
+        zmax=100,
+        colorscale=colour_scale(shades(unit)),
+        showscale=False,
+        text=[[pitch_name(pitch)] * len(frames) for pitch in pitches.tolist()],
+        hovertemplate="frame %{x}, %{text}: %{z} %<extra></extra>",
+    )
+    x, y = _outlines(target[:, keys] > 0.5, low)
+    chart.add(
+        "scatter", x=x, y=y, mode="lines", line={"color": "#30343B", "width": 1.3}, hoverinfo="skip"
+    )
+    _pitch_axis(chart, low, high)
+    ticks = {"dtick": 1} if len(output) <= 12 else {}
+    chart.x(x_title, range=[1.5, len(output) + 1.5], tickformat="d", showgrid=False, **ticks)
+    return chart
+
+
+def roll_ramp(unit: str) -> Ramp:
+    return Ramp("predicted probability of the note", "0 %", "100 %", shades(unit))
+
+
+def _used(output: np.ndarray, target: np.ndarray) -> tuple[int, int]:
+    """Lowest and highest MIDI pitch that came or was often expected, with a little margin."""
+    keys = np.flatnonzero((target > 0.5).any(axis=0) | (output.mean(axis=0) > FAINT))
+    if not len(keys):
+        return LOWEST_PITCH, LOWEST_PITCH + output.shape[1] - 1
+    low, high = int(keys[0]) - 2, int(keys[-1]) + 2
+    spare = max(0, 12 - (high - low))
+    low, high = max(0, low - spare // 2), min(output.shape[1] - 1, high + (spare + 1) // 2)
+    return LOWEST_PITCH + low, LOWEST_PITCH + high
+
+
+def _pitch_axis(chart: Chart, low: int, high: int) -> None:
+    wanted = range(12) if high - low < 16 else (0, 4, 7)
+    ticks = [pitch for pitch in range(low, high + 1) if pitch % 12 in wanted]
+    chart.y(
+        title="pitch",
+        tickvals=ticks,
+        ticktext=[pitch_name(pitch) for pitch in ticks],
+        range=[low - 0.5, high + 0.5],
+        gridcolor=GRID,
+    )
+
+
+def _outlines(notes: np.ndarray, low: int) -> tuple[list[float | None], list[float | None]]:
+    """A closed rectangle around each held note of (T, keys), separated by None."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    edges = np.diff(np.pad(notes.astype(np.int8), ((1, 1), (0, 0))), axis=0)
+    for key in range(notes.shape[1]):
+        starts, ends = np.flatnonzero(edges[:, key] > 0), np.flatnonzero(edges[:, key] < 0)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            left, right = start + 1.56, end + 1.44
+            bottom, top = low + key - 0.42, low + key + 0.42
+            x += [left, right, right, left, left, None]
+            y += [bottom, bottom, top, top, bottom, None]
+    return x, y

@@ -1,0 +1,179 @@
+"""What stands on the page of a comparison."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from spikebridge.report import overview
+from spikebridge.report.curves import loss_axis
+from spikebridge.report.load import Comparison, Row, Run
+from spikebridge.report.panels import Panel, panels
+from spikebridge.report.run_page import about, label_of, source_of, started
+from spikebridge.report.text import (
+    DATA,
+    DATA_NAMES,
+    NOTHING,
+    Metric,
+    count_text,
+    flatten,
+    metric_of,
+    metric_text,
+    number,
+    plural,
+    seconds_text,
+    spread_text,
+)
+from spikebridge.report.theme import Drawer, Plot, colour_of
+
+SEEDS = "A seed fixes all random choices of a run, so several seeds show what is luck."
+
+
+def context(comparison: Comparison, page: Path) -> dict[str, Any]:
+    """The values that compare.html needs; page is where the page will be, for its links."""
+    drawer = Drawer()
+    facts, rows = comparison.facts, comparison.rows
+    runs = [run for row in rows for run in row.runs]
+    metric = metric_of(str(facts.get("metric") or (runs[0].metric if runs else "accuracy")))
+    task, data = str(facts.get("task") or "unknown task"), str(facts.get("data") or "unknown data")
+    best = best_row(rows, bool(facts.get("higher_is_better", metric.name == "accuracy")))
+    return {
+        "title": f"{plural(len(rows), 'unit')} on {DATA_NAMES.get(data, data)}",
+        "task": task,
+        "about": about_all(rows, data),
+        "metric": metric,
+        "rows": [table_row(row, metric, row is best) for row in rows],
+        "results": [plot for plot in result_plots(rows, metric, drawer) if plot],
+        "learning": [plot for plot in learning_plots(rows, metric, task, drawer) if plot],
+        "examples": example_panels(rows, drawer),
+        "runs": [run_link(row, run, metric, page) for row in rows for run in row.runs],
+        "settings": settings(rows),
+        "started": started(runs[0]) if runs else "",
+        "environment": list(flatten(runs[0].environment)) if runs else [],
+        "seeds_meaning": SEEDS,
+    }
+
+
+def about_all(rows: list[Row], data: str) -> str:
+    """The data, and the network where all units have the same."""
+    lines = {about(row.runs[0]) for row in rows if row.runs}
+    return lines.pop() if len(lines) == 1 else DATA.get(data, data)
+
+
+def best_row(rows: list[Row], higher_is_better: bool) -> Row | None:
+    known = [(number(row.facts.get("test_mean")), row) for row in rows]
+    means = [(mean, row) for mean, row in known if mean is not None]
+    if len(means) < 2:
+        return None
+    return (max if higher_is_better else min)(means, key=lambda pair: pair[0])[1]
+
+
+def table_row(row: Row, metric: Metric, best: bool) -> dict[str, Any]:
+    """One line of the result table, as text."""
+    published = row.facts.get("published")
+    value = published.get("value") if isinstance(published, dict) else None
+    known = metric_text(metric, value, unit=False)
+    complete = [run for run in row.runs if run.result is not None]
+    spikes = number(row.facts.get("spikes_mean"))
+    return {
+        "label": row.label,
+        "colour": colour_of(row.unit),
+        "best": best,
+        "parameters": count_text(row.facts.get("parameters")),
+        "test": spread_text(metric, row.facts.get("test_mean"), row.facts.get("test_std")),
+        "n": count_text(row.facts.get("n")),
+        "spikes": count_text(spikes) if spikes is not None else "none" if complete else NOTHING,
+        "seconds": seconds_text(row.facts.get("seconds_mean")),
+        "published": known if known != NOTHING else "unknown",
+        "source": source_of(published),
+    }
+
+
+def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot | None]:
+    """What came out, and what it cost."""
+    spread = "Whiskers reach one standard deviation over the seeds."
+    against_spikes = overview.cost(rows, metric, "spikes_mean", "spikes per inference")
+    return [
+        drawer.plot(
+            overview.dots(rows, metric),
+            f"Test {metric.name} of every seed",
+            f"{SEEDS} {metric.advice} A published figure may stem from a different set-up.",
+            wide=True,
+        ),
+        drawer.plot(
+            overview.cost(rows, metric, "parameters", "trained parameters"),
+            f"Test {metric.name} against size",
+            f"How good a unit is for its number of trained parameters. {spread}",
+        ),
+        drawer.plot(
+            against_spikes,
+            f"Test {metric.name} against spikes",
+            "How good a unit is for the spikes that it sends; units without spikes are absent. "
+            f"{spread}",
+        ),
+        drawer.plot(
+            overview.activity(rows),
+            "Firing rate by layer",
+            "Mean number of spikes per neuron and time step over the test set. Hatched bars are "
+            "units that send graded values instead of spikes; they show the mean absolute value.",
+            wide=against_spikes is not None,
+        ),
+    ]
+
+
+def learning_plots(rows: list[Row], metric: Metric, task: str, drawer: Drawer) -> list[Plot | None]:
+    band = "Line: mean over the seeds. Band: from the lowest to the highest seed."
+    return [
+        drawer.plot(
+            overview.learning(rows, "valid", metric, f"validation {metric.axis}"),
+            f"Validation {metric.name}",
+            f"Measured after each epoch on data not used for training. {metric.advice} {band}",
+        ),
+        drawer.plot(
+            overview.learning(rows, "train_loss", metric, f"training {loss_axis(task)}"),
+            "Training loss",
+            f"What training makes small, on the training data: lower is better. {band}",
+        ),
+    ]
+
+
+def example_panels(rows: list[Row], drawer: Drawer) -> list[dict[str, Any]]:
+    """The first example of the first run of every unit, so that all units answer the same one."""
+    found: list[tuple[Row, list[Panel]]] = [
+        (row, panels(row.runs[0], drawer, 1)) for row in rows if row.runs
+    ]
+    return [
+        {"label": row.label, "colour": colour_of(row.unit), "panel": shown[0]}
+        for row, shown in found
+        if shown
+    ]
+
+
+def run_link(row: Row, run: Run, metric: Metric, page: Path) -> dict[str, str]:
+    """A run of the comparison; the link is empty where its own page has not been written."""
+    own = run.directory / "report.html"
+    link = ""
+    if own.exists():
+        link = Path(os.path.relpath(own.resolve(), page.resolve().parent)).as_posix()
+    return {
+        "name": run.directory.name,
+        "label": row.label or label_of(run),
+        "seed": str(run.fact("seed", run.part("train").get("seed", NOTHING))),
+        "test": metric_text(metric, run.fact("test")) if run.result else "not complete",
+        "seconds": seconds_text(run.fact("seconds")),
+        "link": link,
+    }
+
+
+def settings(rows: list[Row]) -> dict[str, Any]:
+    """All settings by unit; those in which units differ come first and are marked."""
+    columns = [(row.label, dict(flatten(row.runs[0].config))) for row in rows if row.runs]
+    names = list(dict.fromkeys(name for _, config in columns for name in config))
+    names = [name for name in names if name != "train.seed"]
+    lines = []
+    for name in names:
+        values = [config.get(name, NOTHING) for _, config in columns]
+        lines.append({"name": name, "values": values, "differs": len(set(values)) > 1})
+    lines.sort(key=lambda line: not line["differs"])
+    return {"labels": [label for label, _ in columns], "lines": lines}

@@ -1,0 +1,171 @@
+"""What stands on the page of one run."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from spikebridge import config
+from spikebridge.report import curves
+from spikebridge.report.load import Run
+from spikebridge.report.panels import more_text, panels
+from spikebridge.report.text import (
+    DATA,
+    DATA_NAMES,
+    NOTHING,
+    Metric,
+    command,
+    count_text,
+    flatten,
+    metric_of,
+    metric_text,
+    number,
+    plural,
+    seconds_text,
+)
+from spikebridge.report.theme import Drawer, Plot, colour_of
+
+
+def context(run: Run) -> dict[str, Any]:
+    """The values that run.html needs."""
+    drawer = Drawer()
+    metric = metric_of(run.metric)
+    return {
+        "title": f"{label_of(run)} on {DATA_NAMES.get(run.data, run.data)}",
+        "label": label_of(run),
+        "colour": colour_of(run.unit),
+        "task": run.task,
+        "about": about(run),
+        "complete": run.result is not None,
+        "epochs_done": plural(len(run.epochs), "epoch"),
+        "cards": cards(run, metric),
+        "source": source_of(run.fact("published")),
+        "started": started(run),
+        "learning": [plot for plot in learning_plots(run, metric, drawer) if plot],
+        "activity": activity_plot(run, drawer),
+        "panels": panels(run, drawer),
+        "more": more_text(run.examples),
+        "epochs": epoch_table(run),
+        "config": list(flatten(run.config)),
+        "environment": list(flatten(run.environment)),
+        "result": list(flatten(run.result or {})),
+        "command": command(run.task, run.config),
+        "metric_meaning": metric.meaning,
+    }
+
+
+def label_of(run: Run) -> str:
+    unit = run.unit
+    return str(run.fact("label") or (config.label_of(unit) if unit in config.VARIANTS else unit))
+
+
+def about(run: Run) -> str:
+    """The network and the data in one line."""
+    known = DATA.get(run.data, run.data)
+    hidden = run.part("model").get("hidden")
+    if not isinstance(hidden, list):
+        return known
+    if run.examples is None:
+        return f"{known} · hidden layers of {' and '.join(map(str, hidden))} neurons"
+    sizes = [run.examples.x.shape[-1], *hidden, run.examples.output.shape[-1]]
+    return f"{known} · network {' → '.join(map(str, sizes))}"
+
+
+def source_of(published: Any) -> str:
+    """Where a published figure stands, or nothing."""
+    return str(published.get("source") or "") if isinstance(published, dict) else ""
+
+
+def started(run: Run) -> str:
+    """The command line that the run was started with, where its environment tells."""
+    words = run.environment.get("command")
+    return shlex.join(map(str, words)) if isinstance(words, list) else ""
+
+
+def cards(run: Run, metric: Metric) -> list[dict[str, str]]:
+    """The headline figures: name, value and a line below."""
+    published = run.fact("published")
+    published = published if isinstance(published, dict) else {}
+    spikes = run.fact("spikes_per_inference")
+    best, epochs = curves.best_epoch(run), number(run.fact("epochs", len(run.epochs)))
+    per = "per piece" if run.task == "music" else "per image"
+    short = metric.unit == "%"
+    value = metric_text(metric, run.fact("test"), unit=short)
+    known = metric_text(metric, published.get("value"), unit=short)
+    graded = run.result is not None and number(spikes) is None
+    rows = [
+        (f"test {metric.name}", value, metric.below if value != NOTHING else "not known"),
+        (
+            f"published {metric.name}",
+            known if known != NOTHING else "unknown",
+            "source below" if known != NOTHING else "no published figure for this set-up",
+        ),
+        ("parameters", count_text(run.fact("parameters")), "trained numbers"),
+        (
+            "spikes per inference",
+            "none" if graded else count_text(spikes),
+            "this unit sends graded values" if graded else f"all hidden layers, {per}",
+        ),
+        (
+            "training time",
+            seconds_text(run.fact("seconds")),
+            plural(int(epochs or 0), "epoch") + (f", best: {best}" if best is not None else ""),
+        ),
+        (
+            "seed",
+            str(run.fact("seed", run.part("train").get("seed", NOTHING))),
+            "fixes all random choices",
+        ),
+    ]
+    return [{"name": name, "value": value, "below": below} for name, value, below in rows]
+
+
+def learning_plots(run: Run, metric: Metric, drawer: Drawer) -> list[Plot | None]:
+    """Learning curves; two figures, or one where loss and metric are the same quantity."""
+    same = curves.metric_is_loss(run)
+    star = " The star marks the epoch whose network was kept and tested."
+    loss = (
+        "The loss is what training makes small; a validation line that rises while the training "
+        "line falls would mean learning by heart."
+    )
+    meaning = f"{metric.meaning} Measured after each epoch on data not used for training.{star}"
+    return [
+        drawer.plot(
+            curves.loss_curves(run),
+            f"Loss ({metric.name})" if same else "Loss",
+            f"{loss} {metric.meaning}{star}" if same else loss,
+            wide=same,
+        ),
+        drawer.plot(curves.metric_curve(run), f"Validation {metric.name}", meaning.strip()),
+    ]
+
+
+def activity_plot(run: Run, drawer: Drawer) -> Plot | None:
+    rates, spiking = curves.layer_activity(run)
+    if spiking:
+        caption = (
+            "Mean number of spikes that a neuron sends per time step, over the test set: 0.1 means "
+            "one spike in ten steps. Fewer spikes cost less energy on event-driven hardware."
+        )
+        silent = all(rate == 0 for rate in rates.values())
+        caption += " No neuron spiked at all: the network is silent." if silent else ""
+    else:
+        caption = (
+            "Mean size (absolute value) of what a neuron sends on per time step, over the test set."
+        )
+    title = "Firing rate by layer" if spiking else "Mean output by layer"
+    return drawer.plot(curves.activity_bars(run), title, caption, wide=True)
+
+
+def epoch_table(run: Run) -> dict[str, list[Any]]:
+    """metrics.jsonl as a table: names of its columns and its rows."""
+    names = list(dict.fromkeys(name for epoch in run.epochs for name in epoch))
+    rows = [[_cell(epoch.get(name)) for name in names] for epoch in run.epochs]
+    return {"names": [name.replace("_", " ") for name in names], "rows": rows}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "★" if value else ""
+    plain = number(value)
+    return NOTHING if plain is None else f"{plain:.5g}"

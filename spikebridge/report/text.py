@@ -1,0 +1,170 @@
+"""Numbers, settings and commands as a person reads them; nothing here knows HTML."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: its values are multiplied by `scale` and given `decimals`."""
+
+    name: str
+    axis: str
+    unit: str
+    better: str
+    below: str
+    scale: float
+    decimals: int
+    meaning: str
+
+    @property
+    def advice(self) -> str:
+        """Which values are good, as a sentence; empty where that is not known."""
+        return f"{self.better.capitalize()}." if self.better else ""
+
+
+METRICS = {
+    "accuracy": Metric(
+        "accuracy",
+        "accuracy (%)",
+        "%",
+        "higher is better",
+        "of the test images are read correctly",
+        100.0,
+        2,
+        "Accuracy is the share of images that the network reads correctly: higher is better.",
+    ),
+    "nll": Metric(
+        "NLL",
+        "NLL (nats per frame)",
+        "nats per frame",
+        "lower is better",
+        "nats per frame, lower is better",
+        1.0,
+        3,
+        "NLL (negative log-likelihood, in nats per frame) says how much the notes that really come "
+        "next surprise the network, summed over the 88 keys: lower is better, 0 would be perfect "
+        "foresight.",
+    ),
+}
+
+DATA_NAMES = {"digits8x8": "8 × 8 digits", "mnist": "MNIST", "jsb": "JSB chorales"}
+DATA = {
+    "digits8x8": "1,797 handwritten digits of 8 × 8 pixels",
+    "mnist": "MNIST, 70,000 handwritten digits of 28 × 28 pixels",
+    "jsb": "382 chorales by J. S. Bach, predicting the notes of the next frame",
+}
+
+
+def metric_of(name: str) -> Metric:
+    """How to show a metric; an unknown one is shown as it is."""
+    return METRICS.get(name) or Metric(name, name, "", "", "", 1.0, 4, "")
+
+
+def number(value: Any) -> float | None:
+    """A finite number as float; None for anything else, such as null, NaN or text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def scaled(metric: Metric, value: Any) -> float | None:
+    """A metric's value in the unit it is shown in; accuracies above 1 are taken as percent."""
+    plain = number(value)
+    if plain is None:
+        return None
+    percent = metric.scale == 100 and plain > 1
+    return plain if percent else plain * metric.scale
+
+
+def metric_text(metric: Metric, value: Any, *, unit: bool = True) -> str:
+    shown = scaled(metric, value)
+    if shown is None:
+        return NOTHING
+    # A no-break space keeps a number and its unit on one line.
+    return f"{shown:.{metric.decimals}f}" + (f"\u00a0{metric.unit}" if unit and metric.unit else "")
+
+
+def spread_text(metric: Metric, mean: Any, std: Any) -> str:
+    """Mean and standard deviation, without the metric's unit: "97.22 ± 0.41"."""
+    deviation = number(std)
+    shown = metric_text(metric, mean, unit=False)
+    if shown == NOTHING or deviation is None:
+        return shown
+    return f"{shown} ± {deviation * metric.scale:.{metric.decimals}f}"
+
+
+def count_text(value: Any) -> str:
+    """A count with thousands separators; one decimal below 1,000 where it is not whole."""
+    plain = number(value)
+    if plain is None:
+        return NOTHING
+    whole = plain == round(plain) or abs(plain) >= 1000
+    return f"{plain:,.0f}" if whole else f"{plain:,.1f}" if abs(plain) >= 10 else f"{plain:,.2f}"
+
+
+def seconds_text(value: Any) -> str:
+    plain = number(value)
+    if plain is None:
+        return NOTHING
+    if plain < 120:
+        return f"{plain:.1f} s"
+    if plain < 3600:
+        return f"{plain / 60:.1f} min"
+    hours, minutes = divmod(round(plain / 60), 60)
+    return f"{hours} h {minutes:02} min"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def value_text(value: Any) -> str:
+    """A setting in one line."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}" if math.isfinite(value) else NOTHING
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value)) or NOTHING
+    return str(value)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as ("model.unit", "snu") pairs, in their order."""
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if key == "command" and isinstance(item, list):
+            yield name, shlex.join(map(str, item))
+        elif isinstance(item, Mapping):
+            yield from flatten(item, f"{name}.")
+        else:
+            yield name, value_text(item)
+
+
+def command(task: str, config: Mapping[str, Any]) -> list[str]:
+    """The command line that repeats a run, in pieces that a line break should not part.
+
+    Every setting is spelled out, so that the line still means the same when a default changes.
+    """
+    pieces = [shlex.join(["spikebridge", "train", task])]
+    for part, settings in config.items():
+        for name, value in settings.items() if isinstance(settings, Mapping) else ():
+            if part == "task" and name == "name":
+                continue
+            flag = str(name).replace("_", "-")
+            if isinstance(value, bool):
+                pieces.append(f"--{flag}" if value else f"--no-{flag}")
+            elif value is not None:
+                items = value if isinstance(value, list) else [value]
+                pieces.append(shlex.join([f"--{flag}", *map(str, items)]))
+    return pieces

@@ -1,0 +1,189 @@
+"""The look that all figures share: one colour per unit, one layout, one way into HTML."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+# Okabe and Ito's palette, which stays distinguishable with colour-blind vision; its yellow and
+# black are left out because one vanishes on a light page and the other on a dark one.
+COLOURS = {
+    "snu": "#0072B2",
+    "softsnu": "#D55E00",
+    "li-snu": "#56B4E9",
+    "adaptive-snu": "#009E73",
+    "rnn": "#808080",
+    "gru": "#E69F00",
+    "lstm": "#CC79A7",
+}
+UNKNOWN = "#5B6BB5"
+NEUTRAL = "#808080"
+GRID = "rgba(128,128,128,0.2)"
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon", "star", "cross")
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+INK = "#30343B"
+AXIS = {
+    "gridcolor": GRID,
+    "linecolor": GRID,
+    "zeroline": False,
+    "automargin": True,
+    "title": {"standoff": 10, "font": {"size": 13}},
+    "ticks": "outside",
+    "tickcolor": "rgba(0,0,0,0)",
+    "ticklen": 4,
+}
+LOOK: dict[str, Any] = {
+    "xaxis": AXIS,
+    "yaxis": AXIS,
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"family": FONT, "size": 13, "color": INK},
+    "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
+    "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+    "dragmode": False,
+    "hovermode": "closest",
+    "hoverlabel": {"font": {"family": FONT, "size": 13}},
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": INK},
+}
+CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+}
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The key of a colour scale: what it shows, its two ends, and its colours from low to high."""
+
+    title: str
+    low: str
+    high: str
+    colours: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of a page: title, the plotly HTML, and a caption in plain English."""
+
+    title: str
+    body: str
+    caption: str
+    wide: bool = False
+    ramp: Ramp | None = None
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def fade(colour: str, alpha: float) -> str:
+    red, green, blue = rgb(colour)
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def colour_of(unit: str) -> str:
+    """The colour that a unit has in every figure; its recurrent variant is a darker shade."""
+    base = COLOURS.get(unit.removeprefix("recurrent-"), UNKNOWN)
+    if not unit.startswith("recurrent-"):
+        return base
+    return "#" + "".join(f"{round(part * 0.7):02X}" for part in rgb(base))
+
+
+def dash_of(unit: str) -> str:
+    return "dash" if unit.startswith("recurrent-") else "solid"
+
+
+def shades(unit: str, negative: bool = False) -> tuple[str, ...]:
+    """Colours from transparent to the unit's, so that they suit light and dark pages.
+
+    With negative, values below the middle go to blue.
+    """
+    colour, blue = colour_of(unit), COLOURS["snu"]
+    below = (fade(blue, 1), fade(blue, 0)) if negative else ()
+    return *below, fade(colour, 0), fade(colour, 1)
+
+
+def colour_scale(colours: tuple[str, ...]) -> list[tuple[float, str]]:
+    """Colours as a plotly colour scale; four of them meet in the middle."""
+    places = (0, 1) if len(colours) == 2 else (0, 0.5, 0.5, 1)
+    return list(zip(places, colours, strict=True))
+
+
+def label(text: str, width: int = 18) -> str:
+    """Text for a figure: wrapped, cut to three lines, and safe from plotly's own mark-up."""
+    lines = textwrap.wrap(text, width) or [""]
+    if len(lines) > 3:
+        lines = [*lines[:2], lines[2][: width - 1] + "…"]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+@dataclass
+class Chart:
+    """A figure as plain data, in plotly's words: checked once, when it is drawn.
+
+    Axes are numbered from 1, as plotly numbers them; most charts have one pair.
+    """
+
+    height: int
+    layout: dict[str, Any] = field(default_factory=dict)
+    traces: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, kind: str, **trace: Any) -> None:
+        self.traces.append({"type": kind, **trace})
+
+    def x(self, title: str | None = None, **axis: Any) -> None:
+        """Settings of the x axis, on top of earlier ones."""
+        self._axis("xaxis", title, axis)
+
+    def y(self, title: str | None = None, number: int = 1, **axis: Any) -> None:
+        """Settings of a y axis, on top of earlier ones."""
+        self._axis(f"yaxis{suffix(number)}", title, axis)
+
+    def _axis(self, name: str, title: str | None, axis: dict[str, Any]) -> None:
+        if title is not None:
+            axis["title"] = {"text": title}
+        self.layout.setdefault(name, {}).update(axis)
+
+    def write(self, text: str, **place: Any) -> None:
+        """Text in the figure, where plotly's annotation settings say."""
+        note = {"text": text, "showarrow": False, **place}
+        self.layout.setdefault("annotations", []).append(note)
+
+
+def suffix(number: int) -> str:
+    """How plotly tells its axes apart: "" for the first, then "2", "3", …"""
+    return "" if number == 1 else str(number)
+
+
+class Drawer:
+    """Turns figures into HTML, with ids that count up so that equal input gives equal bytes."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def plot(
+        self,
+        chart: Chart | None,
+        title: str,
+        caption: str,
+        *,
+        wide: bool = False,
+        ramp: Ramp | None = None,
+    ) -> Plot | None:
+        """A figure with its title and caption; None stays None."""
+        if chart is None:
+            return None
+        from plotly.graph_objects import Figure
+
+        self.drawn += 1
+        layout = {"template": {"layout": LOOK}, "height": chart.height, **chart.layout}
+        body = Figure(chart.traces, layout).to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"figure-{self.drawn}",
+            config=CONFIG,
+        )
+        return Plot(title, body, caption, wide, ramp)
