@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -77,9 +78,9 @@ Rule rule_of(const RuleTuple& r) {
           static_cast<H>(std::get<4>(r)), std::get<5>(r), std::get<6>(r)};
 }
 
-template <typename Real>
-Strided<Real> strided(const Operand& o) {
-  return {at<const Real>(std::get<0>(o)), std::get<1>(o), std::get<2>(o)};
+template <typename Io>
+Strided<Io> strided(const Operand& o) {
+  return {at<const Io>(std::get<0>(o)), std::get<1>(o), std::get<2>(o)};
 }
 
 // Fresh memory of this size comes from the system page by page; asking for large pages takes most of
@@ -94,51 +95,55 @@ void expect_large(const void* begin, int64_t bytes) {
 #endif
 }
 
-template <typename Real>
-int64_t bytes_of(const Shape& shape) {
-  return shape.t * shape.b * shape.n * static_cast<int64_t>(sizeof(Real));
+#define SPIKEBRIDGE_RUN(isa, name) \
+  (arguments.recurrent ? isa::recurrent_##name(arguments) : (isa::name(arguments), true))
+
+template <typename Arguments>
+bool run_forward(const Arguments& arguments) {
+#ifdef SPIKEBRIDGE_X86
+  if (chosen == Isa::avx512) return SPIKEBRIDGE_RUN(avx512, forward);
+  if (chosen == Isa::avx2) return SPIKEBRIDGE_RUN(avx2, forward);
+#endif
+  return SPIKEBRIDGE_RUN(baseline, forward);
 }
 
 template <typename Arguments>
-void run_forward(const Arguments& arguments) {
+bool run_backward(const Arguments& arguments) {
 #ifdef SPIKEBRIDGE_X86
-  if (chosen == Isa::avx512) return avx512::forward(arguments);
-  if (chosen == Isa::avx2) return avx2::forward(arguments);
+  if (chosen == Isa::avx512) return SPIKEBRIDGE_RUN(avx512, backward);
+  if (chosen == Isa::avx2) return SPIKEBRIDGE_RUN(avx2, backward);
 #endif
-  baseline::forward(arguments);
+  return SPIKEBRIDGE_RUN(baseline, backward);
 }
 
-template <typename Arguments>
-void run_backward(const Arguments& arguments) {
-#ifdef SPIKEBRIDGE_X86
-  if (chosen == Isa::avx512) return avx512::backward(arguments);
-  if (chosen == Isa::avx2) return avx2::backward(arguments);
-#endif
-  baseline::backward(arguments);
+template <typename Io, typename Real>
+void forward(const Sizes& sizes, const Operand& drive, Address recurrent, Address s0, Address y0,
+             Address decay, Address bias, const RuleTuple& rule, Address y, Address s_all,
+             Address s_last, Address y_last, int threads) {
+  const Shape shape = shape_of(sizes);
+  const int64_t count = shape.t * shape.b * shape.n;
+  expect_large(at<Io>(y), count * sizeof(Io));
+  expect_large(at<Real>(s_all), count * sizeof(Real));
+  if (!run_forward(Forward<Io, Real>{shape, rule_of(rule), strided<Io>(drive), at<Real>(recurrent),
+                                     at<Real>(s0), at<Real>(y0), at<Real>(decay), at<Real>(bias),
+                                     at<Io>(y), at<Real>(s_all), at<Real>(s_last),
+                                     at<Real>(y_last), threads}))
+    throw std::bad_alloc();
 }
 
-template <typename Real>
-void forward(const Sizes& sizes, const Operand& drive, Address s0, Address y0, Address decay,
-             Address bias, const RuleTuple& rule, Address y, Address s_all, Address s_last,
-             int threads) {
-  const int64_t bytes = bytes_of<Real>(shape_of(sizes));
-  expect_large(at<Real>(y), bytes);
-  expect_large(at<Real>(s_all), bytes);
-  run_forward(Forward<Real>{shape_of(sizes), rule_of(rule), strided<Real>(drive), at<Real>(s0),
-                            at<Real>(y0), at<Real>(decay), at<Real>(bias), at<Real>(y),
-                            at<Real>(s_all), at<Real>(s_last), threads});
-}
-
-template <typename Real>
-void backward(const Sizes& sizes, const Operand& grad_y, Address grad_s_last, Address s_all,
-              Address s0, Address y0, Address decay, Address bias, const RuleTuple& rule,
-              Address grad_drive, const std::vector<Address>& small, int threads) {
-  expect_large(at<Real>(grad_drive), bytes_of<Real>(shape_of(sizes)));
-  run_backward(Backward<Real>{shape_of(sizes), rule_of(rule), strided<Real>(grad_y),
-                              at<Real>(grad_s_last), at<Real>(s_all), at<Real>(s0), at<Real>(y0),
-                              at<Real>(decay), at<Real>(bias), at<Real>(grad_drive),
-                              at<Real>(small.at(0)), at<Real>(small.at(1)), at<Real>(small.at(2)),
-                              at<Real>(small.at(3)), threads});
+template <typename Io, typename Real>
+void backward(const Sizes& sizes, const Operand& grad_y, Address recurrent, Address grad_s_last,
+              Address grad_y_last, Address s_all, Address s0, Address y0, Address decay, Address bias,
+              const RuleTuple& rule, Address grad_drive, const std::vector<Address>& small,
+              int threads) {
+  const Shape shape = shape_of(sizes);
+  expect_large(at<Io>(grad_drive), shape.t * shape.b * shape.n * sizeof(Io));
+  if (!run_backward(Backward<Io, Real>{
+          shape, rule_of(rule), strided<Io>(grad_y), at<Real>(recurrent), at<Real>(grad_s_last),
+          at<Real>(grad_y_last), at<Real>(s_all), at<Real>(s0), at<Real>(y0), at<Real>(decay), at<Real>(bias),
+          at<Io>(grad_drive), at<Real>(small.at(0)), at<Real>(small.at(1)), at<Real>(small.at(2)),
+          at<Real>(small.at(3)), threads}))
+    throw std::bad_alloc();
 }
 
 }  // namespace
@@ -153,8 +158,11 @@ NB_MODULE(_native, m) {
 #else
   m.attr("openmp") = false;
 #endif
-  m.def("forward_float32", &forward<float>, nb::call_guard<nb::gil_scoped_release>());
-  m.def("forward_float64", &forward<double>, nb::call_guard<nb::gil_scoped_release>());
-  m.def("backward_float32", &backward<float>, nb::call_guard<nb::gil_scoped_release>());
-  m.def("backward_float64", &backward<double>, nb::call_guard<nb::gil_scoped_release>());
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+  m.def("forward_float32", &forward<float, float>, Release());
+  m.def("forward_float64", &forward<double, double>, Release());
+  m.def("forward_bfloat16", &forward<Bf16, float>, Release());
+  m.def("backward_float32", &backward<float, float>, Release());
+  m.def("backward_float64", &backward<double, double>, Release());
+  m.def("backward_bfloat16", &backward<Bf16, float>, Release());
 }

@@ -1,9 +1,10 @@
 // One recurrence for all units of the family, forward and backward, on raw pointers.
 //
-//     u  = drive + decay * s * (1 - gate * y_prev) - amount * y_prev
+//     u  = drive + recurrent y_prev + decay * s * (1 - gate * y_prev) - amount * y_prev
 //     s' = g(u),   y' = h(s' + bias)
 //
 // Layout: (T, B, N) with unit stride along N.  Everything but `drive` and `grad_y` is dense.
+// `Io` is the type of drives and outputs, `Real` that of states, parameters and sums.
 #pragma once
 #include <cstdint>
 
@@ -11,6 +12,10 @@ namespace spikebridge {
 
 enum class G : int { piecewise = 0, relu = 1, elu = 2 };  // identity is piecewise with slope 1
 enum class H : int { sigmoid, tanh_prime, window, triangle, fast_sigmoid, arctan, sigmoid_prime };
+
+struct Bf16 {
+  uint16_t bits;
+};
 
 struct Rule {
   G g;
@@ -26,39 +31,55 @@ struct Shape {
 };
 
 // A (T, B, N) operand with any strides over time and batch.
-template <typename Real>
+template <typename Io>
 struct Strided {
-  const Real* data;
+  const Io* data;
   int64_t t, b;
 };
 
-template <typename Real>
+template <typename Io, typename Real>
 struct Forward {
   Shape shape;
   Rule rule;
-  Strided<Real> drive;
-  const Real *s0, *y0, *decay, *bias;  // (B, N), (B, N), (N), (N)
-  Real *y, *s_all, *s_last;            // (T, B, N), the same or null, (B, N)
+  Strided<Io> drive;
+  const Real* recurrent;  // (N, N), out by in, or null
+  const Real *s0, *y0;    // (B, N)
+  const Real *decay, *bias;  // (N)
+  Io* y;                  // (T, B, N)
+  Real* s_all;            // (T, B, N) or null
+  Real *s_last, *y_last;  // (B, N)
   int threads;
 };
 
-template <typename Real>
+template <typename Io, typename Real>
 struct Backward {
   Shape shape;
   Rule rule;
-  Strided<Real> grad_y;                                    // data may be null
-  const Real *grad_s_last, *s_all, *s0, *y0, *decay, *bias;  // grad_s_last may be null
-  Real *grad_drive, *grad_s0, *grad_y0, *grad_decay, *grad_bias;  // the last four (B, N)
+  Strided<Io> grad_y;       // data may be null
+  const Real* recurrent;    // as in Forward
+  const Real *grad_s_last, *grad_y_last;  // (B, N) or null
+  const Real *s_all, *s0, *y0;
+  const Real *decay, *bias;
+  Io* grad_drive;                                 // (T, B, N)
+  Real *grad_s0, *grad_y0, *grad_decay, *grad_bias;  // (B, N)
   int threads;
 };
 
-// One copy of scan.cpp per instruction set.
-#define SPIKEBRIDGE_DECLARE(isa)             \
-  namespace isa {                            \
-  void forward(const Forward<float>&);       \
-  void forward(const Forward<double>&);      \
-  void backward(const Backward<float>&);     \
-  void backward(const Backward<double>&);    \
+// One copy of scan.cpp and recurrent.cpp per instruction set.  A null `recurrent` means scan.cpp.
+#define SPIKEBRIDGE_DECLARE(isa)                     \
+  namespace isa {                                    \
+  void forward(const Forward<float, float>&);        \
+  void forward(const Forward<double, double>&);      \
+  void forward(const Forward<Bf16, float>&);         \
+  void backward(const Backward<float, float>&);      \
+  void backward(const Backward<double, double>&);    \
+  void backward(const Backward<Bf16, float>&);       \
+  bool recurrent_forward(const Forward<float, float>&);      \
+  bool recurrent_forward(const Forward<double, double>&);    \
+  bool recurrent_forward(const Forward<Bf16, float>&);       \
+  bool recurrent_backward(const Backward<float, float>&);    \
+  bool recurrent_backward(const Backward<double, double>&);  \
+  bool recurrent_backward(const Backward<Bf16, float>&);     \
   }
 SPIKEBRIDGE_DECLARE(baseline)
 #ifdef SPIKEBRIDGE_X86

@@ -46,12 +46,13 @@ def loop(
     """
     state = _checked(unit, drive, recurrent, state)
     params = unit.params(state.s.dtype)
+    matrix = None if recurrent is None else recurrent.to(state.s.dtype)
     ys, ss = [], []
     for current in drive.unbind(0):  # not drive[t]: its backward would cost O(T^2)
-        if recurrent is not None:
-            current = current + torch.nn.functional.linear(state.y, recurrent)
+        if matrix is not None:
+            current = current + torch.nn.functional.linear(state.y, matrix)
         state = unit.step(state, current, params)
-        ys.append(state.y)
+        ys.append(state.y.to(drive.dtype))
         ss.append(state.s)
     if not ys:
         return Trace(drive, drive.to(state.s.dtype), state)
@@ -79,10 +80,10 @@ def scan(
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
     if backend != "loop":
-        reason = unsupported(unit, drive, recurrent)
+        reason = unsupported(unit, drive)
         if reason is None:
             state = _checked(unit, drive, recurrent, state)
-            return native.scan(unit, drive, state)
+            return native.scan(unit, drive, recurrent, state)
         if backend == "native":
             raise RuntimeError(f'backend="native" cannot serve: {reason}; use backend="auto"')
         _say_once(reason)
@@ -90,16 +91,14 @@ def scan(
     return trace.y, trace.state
 
 
-def unsupported(unit: Unit, drive: Tensor, recurrent: Tensor | None) -> str | None:
+def unsupported(unit: Unit, drive: Tensor) -> str | None:
     """Why the native kernel cannot run this; None when it can."""
     if native.missing is not None:
         return native.missing
     if drive.device.type != "cpu":
         return f"the native kernel runs on the CPU, the drive is on {drive.device}"
     if drive.dtype not in native.DTYPES:
-        return f"the native kernel takes float32 and float64, the drive is {drive.dtype}"
-    if recurrent is not None:
-        return "the native kernel is feed-forward: a recurrent matrix runs in the loop"
+        return f"the native kernel takes {native.TAKES}, the drive is {drive.dtype}"
     if not isinstance(unit, SNUnit):
         return f"{type(unit).__name__} has no native kernel"
     if unit.rule.reset == "lateral":
@@ -134,10 +133,8 @@ def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State |
     if state is None:
         return unit.initial_state(drive.shape[1], drive.dtype, drive.device)
     shape = (drive.shape[1], n)
-    for name, value, dtype in (
-        ("s", state.s, state_dtype(drive.dtype)),
-        ("y", state.y, drive.dtype),
-    ):
+    dtype = state_dtype(drive.dtype)
+    for name, value in (("s", state.s), ("y", state.y)):
         if value.shape != shape or value.dtype != dtype or value.device != drive.device:
             raise ValueError(
                 f"state.{name} must be {shape} {dtype} on {drive.device} for this drive, got "

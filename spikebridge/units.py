@@ -45,11 +45,14 @@ RESETS = ("gate", "subtract", "none", "lateral")
 
 
 class State(NamedTuple):
-    """What a unit remembers between two steps; `a` only exists in adaptive units."""
+    """What a unit remembers between two steps; `a` only exists in adaptive units.
 
-    s: Tensor  # (B, N) membrane state, float32 or wider
-    y: Tensor  # (B, N) last output, in the dtype of the drive
-    a: Tensor | None = None  # (B, N) adaptation of the threshold, in the dtype of s
+    All of it in float32, or in float64 where the drive is.
+    """
+
+    s: Tensor  # (B, N) membrane state
+    y: Tensor  # (B, N) last output
+    a: Tensor | None = None  # (B, N) adaptation of the threshold
 
     def detach(self) -> State:
         """The same values, cut off from the graph: truncated backpropagation through time."""
@@ -121,8 +124,8 @@ def step(rule: Rule, state: State, drive: Tensor, params: Params) -> State:
 
     Source: Woźniak et al. 2020; the order of operations is that of the authors' toolkit.
     """
-    s = membrane(rule, state.s, state.y.to(state.s.dtype), drive, params.decay)
-    return State(s, rule.fire(s + params.bias).to(state.y.dtype))
+    s = membrane(rule, state.s, state.y, drive, params.decay)
+    return State(s, rule.fire(s + params.bias))
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -186,7 +189,7 @@ class Unit(nn.Module):
         """Silence: all zero, for a drive of the given dtype."""
         device = self.bias.device if device is None else device
         s = torch.zeros(batch, self.size, dtype=state_dtype(dtype), device=device)
-        return State(s, torch.zeros(batch, self.size, dtype=dtype, device=device))
+        return State(s, torch.zeros_like(s))
 
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         """One time step; see the function `step`."""
@@ -238,10 +241,9 @@ class AdaptiveUnit(Unit):
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         if state.a is None:
             raise ValueError("an adaptive unit needs a state with its adaptation `a`; got None")
-        y = state.y.to(state.s.dtype)
-        a = self.rho * state.a + (1 - self.rho) * y
-        s = membrane(self.rule, state.s, y, drive, params.decay)
-        return State(s, self.rule.fire(s + params.bias - self.beta * a).to(state.y.dtype), a)
+        a = self.rho * state.a + (1 - self.rho) * state.y
+        s = membrane(self.rule, state.s, state.y, drive, params.decay)
+        return State(s, self.rule.fire(s + params.bias - self.beta * a), a)
 
 
 def _checked_decay(decay: float | Tensor, size: int, per_unit: bool, train_decay: bool) -> Tensor:

@@ -21,9 +21,10 @@ except ImportError as error:  # built without a compiler
 else:
     missing = None
 
-__all__ = ["DTYPES", "instruction_set", "missing", "scan"]
+__all__ = ["DTYPES", "TAKES", "instruction_set", "missing", "scan"]
 
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+TAKES = "float32, float64 and bfloat16"
 G_CODES = {"identity": 0, "leaky_relu": 0, "relu": 1, "elu": 2}
 H_CODES = {
     "sigmoid": 0,
@@ -41,15 +42,17 @@ def instruction_set() -> str | None:
     return None if _native is None else _native.instruction_set()
 
 
-def scan(unit: Unit, drive: Tensor, state: State) -> tuple[Tensor, State]:
+def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> tuple[Tensor, State]:
     """`spikebridge.scan.scan` through the kernel; the caller has checked that it can serve."""
     rule, params = unit.rule, unit.params(state.s.dtype)
     formula = rule.surrogate
-    keep = torch.is_grad_enabled() and any(
-        t.requires_grad for t in (drive, state.s, state.y, params.decay, params.bias)
-    )
-    y, s_last, _ = torch.ops.spikebridge.scan(
+    if recurrent is not None:
+        recurrent = recurrent.to(state.s.dtype)
+    operands = (drive, recurrent, state.s, state.y, params.decay, params.bias)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    y, s_last, y_last, _ = torch.ops.spikebridge.scan(
         drive,
+        recurrent,
         state.s,
         state.y,
         params.decay,
@@ -63,12 +66,13 @@ def scan(unit: Unit, drive: Tensor, state: State) -> tuple[Tensor, State]:
         1.0 if formula is None else formula.height,
         keep,
     )
-    return y, State(s_last, y[-1] if drive.shape[0] else state.y)
+    return y, State(s_last, y_last)
 
 
 @torch.library.custom_op("spikebridge::scan", mutates_args=(), device_types="cpu")
 def _scan(
     drive: Tensor,
+    recurrent: Tensor | None,
     s0: Tensor,
     y0: Tensor,
     decay: Tensor,
@@ -81,18 +85,20 @@ def _scan(
     width: float,
     height: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y (T, B, N), the last membrane (B, N), and with `keep` all of them (T, B, N), else none."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y (T, B, N), the last s and y (B, N), and with `keep` all membranes (T, B, N), else none."""
     t, b, n = drive.shape
     drive = _rows(drive)
     y = torch.empty((t, b, n), dtype=drive.dtype)
     s_all = torch.empty((t if keep else 0, b, n), dtype=s0.dtype)
-    s_last = torch.empty((b, n), dtype=s0.dtype)
+    s_last, y_last = (torch.empty((b, n), dtype=s0.dtype) for _ in range(2))
     # The contiguous copies must outlive the call.
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    recurrent = None if recurrent is None else recurrent.contiguous()
     getattr(_native, "forward_" + DTYPES[drive.dtype])(
         (t, b, n),
         _strided(drive),
+        _address(recurrent),
         s0.data_ptr(),
         y0.data_ptr(),
         decay.data_ptr(),
@@ -101,16 +107,18 @@ def _scan(
         y.data_ptr(),
         s_all.data_ptr() if keep else 0,
         s_last.data_ptr(),
+        y_last.data_ptr(),
         torch.get_num_threads(),
     )
-    return y, s_last, s_all
+    return y, s_last, y_last, s_all
 
 
 @_scan.register_fake
-def _(drive, s0, y0, decay, bias, g, slope, gate, amount, h, width, height, keep):  # type: ignore[no-untyped-def]
+def _(drive, recurrent, s0, y0, decay, bias, g, slope, gate, amount, h, width, height, keep):  # type: ignore[no-untyped-def]
     t, b, n = drive.shape
     return (
         drive.new_empty((t, b, n)),
+        s0.new_empty((b, n)),
         s0.new_empty((b, n)),
         s0.new_empty((t if keep else 0, b, n)),
     )
@@ -120,6 +128,8 @@ def _(drive, s0, y0, decay, bias, g, slope, gate, amount, h, width, height, keep
 def _scan_backward(
     grad_y: Tensor | None,
     grad_s_last: Tensor | None,
+    grad_y_last: Tensor | None,
+    recurrent: Tensor | None,
     s_all: Tensor,
     s0: Tensor,
     y0: Tensor,
@@ -135,17 +145,23 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
     t, b, n = s_all.shape
-    grad_drive = torch.empty((t, b, n), dtype=y0.dtype)
+    io = s_all.dtype if grad_y is None else grad_y.dtype
+    grad_drive = torch.empty((t, b, n), dtype=io)
     grad_s0, grad_y0, share_decay, share_bias = small = [
         torch.empty((b, n), dtype=s_all.dtype) for _ in range(4)
     ]
     grad_y = None if grad_y is None else _rows(grad_y)
-    grad_s_last = None if grad_s_last is None else grad_s_last.contiguous()
+    # The contiguous copies must outlive the call.
+    grad_s_last, grad_y_last, recurrent = (
+        None if x is None else x.contiguous() for x in (grad_s_last, grad_y_last, recurrent)
+    )
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
-    getattr(_native, "backward_" + DTYPES[y0.dtype])(
+    getattr(_native, "backward_" + DTYPES[io])(
         (t, b, n),
         (0, 0, 0) if grad_y is None else _strided(grad_y),
-        0 if grad_s_last is None else grad_s_last.data_ptr(),
+        _address(recurrent),
+        _address(grad_s_last),
+        _address(grad_y_last),
         s_all.data_ptr(),
         s0.data_ptr(),
         y0.data_ptr(),
@@ -160,34 +176,43 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(grad_y, grad_s_last, s_all, s0, y0, decay, bias, g, slope, gate, amount, h, width, height):  # type: ignore[no-untyped-def]
-    return y0.new_empty(s_all.shape), *(s_all.new_empty(s0.shape) for _ in range(4))
+def _(grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, *rest):  # type: ignore[no-untyped-def]
+    like = s_all if grad_y is None else grad_y
+    return like.new_empty(s_all.shape), *(s_all.new_empty(s0.shape) for _ in range(4))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, s0, y0, decay, bias, *rule, keep = inputs
+    _, recurrent, s0, y0, decay, bias, *rule, keep = inputs
+    y, _, _, s_all = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(output[2], s0, y0, decay, bias)
+    ctx.mark_non_differentiable(s_all)
+    ctx.save_for_backward(None if recurrent is None else y, s_all, recurrent, s0, y0, decay, bias)
     ctx.rule, ctx.keep = rule, keep
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, grad_s_last: Tensor | None, _: Any) -> tuple:
+def _backward(ctx: Any, grad_y: Any, grad_s_last: Any, grad_y_last: Any, _: Any) -> tuple:
     if not ctx.keep:
         raise RuntimeError("scan was called with keep=False and kept no states for a backward pass")
-    s_all, s0, y0, decay, bias = ctx.saved_tensors
-    drive, s, y, share_decay, share_bias = torch.ops.spikebridge.scan_backward(
-        grad_y, grad_s_last, s_all, s0, y0, decay, bias, *ctx.rule
+    y, s_all, recurrent, s0, y0, decay, bias = ctx.saved_tensors
+    drive, s, first_y, share_decay, share_bias = torch.ops.spikebridge.scan_backward(
+        grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, y0, decay, bias, *ctx.rule
     )
     needs = ctx.needs_input_grad
     return (
         drive if needs[0] else None,
-        s if needs[1] else None,
-        y.to(y0.dtype) if needs[2] else None,
-        _reduced(share_decay, decay) if needs[3] else None,
-        _reduced(share_bias, bias) if needs[4] else None,
+        _recurrent_gradient(drive, y, y0) if needs[1] else None,
+        s if needs[2] else None,
+        first_y if needs[3] else None,
+        _reduced(share_decay, decay) if needs[4] else None,
+        _reduced(share_bias, bias) if needs[5] else None,
         *[None] * 8,
     )
+
+
+def _recurrent_gradient(drive: Tensor, y: Tensor, y0: Tensor) -> Tensor:
+    """Sum over time of the outer products of dL/ddrive_t and y_{t-1}: one matrix product."""
+    later = (drive[1:].flatten(0, 1).mT @ y[:-1].flatten(0, 1)).to(y0.dtype)
+    return torch.addmm(later, drive[0].mT.to(y0.dtype), y0) if drive.shape[0] else later
 
 
 _scan.register_autograd(_backward, setup_context=_setup)
@@ -204,6 +229,10 @@ def _rows(x: Tensor) -> Tensor:
     if x.shape[0] and x.stride(0) == 0:  # the gradient of a sum or mean over time: one row serves
         return x[:1].contiguous().expand(x.shape)
     return x.contiguous()
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def _strided(x: Tensor) -> tuple[int, int, int]:

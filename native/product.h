@@ -1,0 +1,34 @@
+// Small dense and sparse products on rows padded to whole blocks of columns.
+#pragma once
+#include <cstdint>
+
+namespace spikebridge {
+namespace SPIKEBRIDGE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// The width that a row of n numbers is padded to.
+template <typename Real>
+int64_t padded(int64_t n) {
+  constexpr int64_t block = 2 * kVectorBytes / sizeof(Real);
+  return (n + block - 1) / block * block;
+}
+
+// to (rows, width) += from (rows, n; in rows of width) times matrix (n, width).
+void multiply(float* to, const float* from, const float* matrix, int64_t rows, int64_t n,
+              int64_t width);
+void multiply(double* to, const double* from, const double* matrix, int64_t rows, int64_t n,
+              int64_t width);
+
+// to (width) += the rows of matrix (n, width) that are listed, in their order.
+void add_rows(float* to, const int32_t* list, int64_t count, const float* matrix, int64_t width);
+void add_rows(double* to, const int32_t* list, int64_t count, const double* matrix, int64_t width);
+
+}  // namespace SPIKEBRIDGE_ISA
+}  // namespace spikebridge
