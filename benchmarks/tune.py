@@ -39,8 +39,12 @@ def trials(variant: str, count: int) -> list[dict[str, Any]]:
     """The settings to try, the same on every machine."""
     draw = random.Random(f"{variant}/0")
     space = SHARED if split_variant(variant)[0] in BASELINES else SHARED | SPIKING
-    drawn = [{name: draw.choice(values) for name, values in space.items()} for _ in range(count)]
-    return [COMMON, *drawn[: count - 1]]
+    found = [COMMON]
+    while len(found) < count:
+        settings = {name: draw.choice(values) for name, values in space.items()}
+        if settings not in found:
+            found.append(settings)
+    return found
 
 
 def run_trial(task: str, variant: str, settings: dict[str, Any], patience: int) -> dict[str, Any]:

@@ -236,8 +236,25 @@ DEFAULT_DATA = {"digits": "digits8x8", "music": "jsb"}
 
 # (data, variant) -> settings; variant "" holds for every unit of that data set.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits8x8", ""): {"hidden": (128, 128), "steps": 20, "epochs": 30, "lr": 3e-3},
-    ("mnist", ""): {"hidden": (256, 256), "steps": 20, "epochs": 10, "batch_size": 128},
+    ("digits8x8", ""): {
+        "hidden": (128, 128),
+        "steps": 20,
+        "epochs": 25,
+        "lr": 1e-2,
+        "schedule": "onecycle",
+        "dropout": 0.2,
+    },
+    ("digits8x8", "snu"): {"lr": 2e-2},
+    ("digits8x8", "softsnu"): {"lr": 3e-2},
+    ("mnist", ""): {
+        "hidden": (256, 256),
+        "steps": 20,
+        "epochs": 10,
+        "batch_size": 128,
+        "lr": 5e-3,
+        "schedule": "onecycle",
+        "dropout": 0.2,
+    },
     ("jsb", ""): {
         "hidden": (150,),
         "epochs": 150,
@@ -260,8 +277,8 @@ def preset(task: str, unit: str = "snu", data: str | None = None) -> Config:
         raise ConfigError(f"task={task!r}: there is no such task; choose one of {listed(TASKS)}")
     data = DEFAULT_DATA[task] if data is None else data
     name, recurrent = split_variant(unit)
-    key = "dataset" if task == "music" else "data"
-    chosen = Config(task=TASKS[task](**{key: data}))
+    chosen_data: dict[str, Any] = {"dataset" if task == "music" else "data": data}
+    chosen = Config(task=TASKS[task](**chosen_data))
     settings: dict[str, Any] = {}
     for row in ((data, ""), (data, name), (data, unit)):
         settings |= PRESETS.get(row, {})

@@ -1,0 +1,153 @@
+"""Checkpoints: everything that a run needs to go on bit for bit, in one safetensors file.
+
+Tensors: model/*, best/* (the weights that were best on validation), optimizer/<parameter>/<name>,
+rng/torch, rng/data.  Metadata: format version, steps taken, the epochs' metrics, and a digest of
+it all, since a flipped bit in a weight would otherwise pass for a weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spikebridge.records import RunError
+from spikebridge.rundir import replace
+
+FORMAT = "spikebridge-checkpoint"
+VERSION = 1
+REMEDY = "start the run anew with --overwrite, or put back a copy of the file"
+
+
+class CheckpointError(RunError):
+    """A checkpoint cannot be used; the message names the file, the fault and the remedy."""
+
+
+@dataclass
+class Position:
+    """How far a run has come."""
+
+    step: int
+    """Optimiser steps taken."""
+    history: list[dict[str, Any]]
+    """The metrics of each finished epoch, first to last."""
+    best: dict[str, Tensor]
+    """The weights that were best on the validation set."""
+
+
+def save(
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: torch.Generator,
+    position: Position,
+) -> None:
+    """Write a checkpoint, whole or not at all; torch's global generator belongs to it."""
+    tensors = {f"model/{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in position.best.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        kept = {name: value for name, value in values.items() if value is not None}
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in kept.items()}
+    tensors |= {"rng/torch": torch.get_rng_state(), "rng/data": data.get_state()}
+    tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
+    text = json.dumps({"step": position.step, "history": position.history})
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "progress": text,
+        "sha256": _digest(tensors, text),
+    }
+    replace(path, lambda part: save_file(tensors, part, metadata))
+
+
+def restore(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, data: torch.Generator
+) -> Position:
+    """Put a checkpoint's state into all of them and into torch's global generator.
+
+    Raises CheckpointError, before anything is changed, where the file is damaged, of another
+    version, or of another network.
+    """
+    metadata, tensors = _read(path)
+    plain = json.loads(metadata["progress"])
+    model, best = _part(tensors, "model/"), _part(tensors, "best/")
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    _same_shapes(path, model, shapes)
+    _same_shapes(path, best, shapes)
+    state = _optimizer_state(path, _part(tensors, "optimizer/"), list(network.parameters()))
+    network.load_state_dict(model)
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    torch.set_rng_state(tensors["rng/torch"])
+    data.set_state(tensors["rng/data"])
+    return Position(plain["step"], plain["history"], best)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({error}); {REMEDY}") from error
+    found = f"{metadata.get('format', 'no format')} version {metadata.get('version', 'none')}"
+    if found != f"{FORMAT} version {VERSION}":
+        raise CheckpointError(
+            f"{path}: expected {FORMAT} version {VERSION}, found {found}; {REMEDY}"
+        )
+    if metadata.get("sha256") != _digest(tensors, metadata.get("progress", "")):
+        raise CheckpointError(f"{path}: the content does not match its checksum; {REMEDY}")
+    return metadata, tensors
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _same_shapes(
+    path: Path, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]
+) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        there = tuple(found[name].shape) if name in found else "nothing"
+        here = tuple(expected[name]) if name in expected else "nothing"
+        if there != here:
+            raise CheckpointError(
+                f"{path}: {name} has shape {there}, this network needs {here}; {REMEDY}"
+            )
+
+
+def _optimizer_state(
+    path: Path, tensors: Mapping[str, Tensor], parameters: list[nn.Parameter]
+) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split("/")
+        # What an optimiser keeps is either a counter or has the shape of its parameter.
+        if int(index) >= len(parameters) or value.shape not in ((), parameters[int(index)].shape):
+            raise CheckpointError(
+                f"{path}: optimizer/{key} of shape {tuple(value.shape)} fits no parameter; {REMEDY}"
+            )
+        state.setdefault(int(index), {})[name] = value
+    return state

@@ -1,0 +1,355 @@
+"""The command line, built by tyro from the config records: their docstrings are the help.
+
+Exit codes: 0 fine; 1 a run failed; 2 wrong usage (flag, setting, folder or data); 130 Ctrl-C.
+Results go to stdout, everything else to stderr.  torch and all that needs it are imported only
+once there is something to compute, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+try:
+    import tyro
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"spikebridge: the command line needs {error.name}; pip install 'spikebridge[app]'"
+    ) from error
+
+from spikebridge import rundir
+from spikebridge.config import (
+    VARIANTS,
+    Config,
+    DigitsConfig,
+    ModelConfig,
+    MusicConfig,
+    TrainConfig,
+    UnitName,
+    VariantName,
+    preset,
+    task_name,
+)
+from spikebridge.records import SpikebridgeError, UsageError
+
+DESCRIPTION = (
+    "Spiking neural units, trained beside RNN, GRU and LSTM.  --version tells the version."
+)
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the run is written, and what is printed."""
+
+    out: Path | None = None
+    """Folder of the run; by default runs/DATA-UNIT-SEED."""
+    config: Path | None = None
+    """A config.json whose settings stand in for the presets; flags win over it."""
+    resume: Flag = False
+    """Go on with the incomplete run in the folder; its settings hold where no flag is given."""
+    overwrite: Flag = False
+    """Start anew, even if the folder holds a run."""
+    json: Flag = False
+    """Print the result as one JSON object on stdout."""
+    report: Flag = True
+    """Write the folder's report.html at the end."""
+
+
+@dataclass(frozen=True)
+class TrainDigits:
+    """Train one unit on handwritten digits."""
+
+    task: DigitsConfig
+    model: ModelConfig
+    train: TrainConfig
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class TrainMusic:
+    """Train one unit on polyphonic music."""
+
+    task: MusicConfig
+    model: ModelConfig
+    train: TrainConfig
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, where it is written, and what is printed.
+
+    All other flags apply to every unit; a flag that is not given takes each unit's own preset.
+    """
+
+    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
+    """Units to compare; use this, not --unit."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds, one run of each unit per seed; use this, not --seed."""
+    jobs: int = 1
+    """Runs that train at the same time, each with its share of the cores."""
+    out: Path | None = None
+    """Folder of the comparison; by default runs/compare-DATA.  Complete runs in it are kept."""
+    overwrite: Flag = False
+    """Do all runs anew, even if the folder holds them."""
+    json: Flag = False
+    """Print compare.json on stdout."""
+    report: Flag = True
+    """Write the folder's report.html at the end."""
+
+
+@dataclass(frozen=True)
+class CompareDigits:
+    """Compare units over seeds on handwritten digits."""
+
+    task: DigitsConfig
+    model: ModelConfig
+    train: TrainConfig
+    compare: CompareOptions = field(default_factory=CompareOptions)
+
+
+@dataclass(frozen=True)
+class CompareMusic:
+    """Compare units over seeds on polyphonic music."""
+
+    task: MusicConfig
+    model: ModelConfig
+    train: TrainConfig
+    compare: CompareOptions = field(default_factory=CompareOptions)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the HTML page of runs or comparisons."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that train, compare or demo have written."""
+    json: Flag = False
+    """Print the pages' paths as one JSON object."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train SNU, soft SNU and LSTM, three seeds each, on 8 x 8 digits; needs no network."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the comparison."""
+    jobs: int = 2
+    """Runs that train at the same time, each with its share of the cores."""
+    overwrite: Flag = False
+    """Start anew, even if the demo is complete."""
+    json: Flag = False
+    """Print compare.json on stdout."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show versions, processor, kernels in use or why not, and where data lie."""
+
+    json: Flag = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class _First:
+    """What decides the defaults of all other flags, read before them."""
+
+    unit: UnitName | None = None
+    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
+    recurrent: bool = False
+    data: Literal["digits8x8", "mnist"] | None = None
+    config: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The command that argv asks for; a comparison comes as a pair with its configs.
+
+    Raises SystemExit for wrong flags and for --help, UsageError for wrong settings.
+    """
+    first, _ = tyro.cli(
+        _First, prog="spikebridge", args=argv, return_unknown_args=True, add_help=False
+    )
+    commands = (
+        _nested("train", "Train one unit.", {"digits": TrainDigits, "music": TrainMusic}, first),
+        _nested(
+            "compare",
+            "Compare units over seeds.",
+            {"digits": CompareDigits, "music": CompareMusic},
+            first,
+        ),
+        *(
+            Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
+            for kind in (Report, Demo, Info)
+        ),
+    )
+    parsed = _cli(reduce(or_, commands), argv, "spikebridge", DESCRIPTION)
+    parsed = getattr(parsed, "chosen", parsed)
+    if isinstance(parsed, CompareDigits | CompareMusic):
+        return parsed.compare, _each_unit(type(parsed), argv, parsed.compare.units, first)
+    return parsed
+
+
+def _cli(kind: Any, argv: Sequence[str], prog: str, text: str | None = None, **more: Any) -> Any:
+    return tyro.cli(
+        kind,
+        prog=prog,
+        description=text,
+        args=argv,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        **more,
+    )
+
+
+def _nested(name: str, text: str, kinds: dict[str, type], first: _First) -> Any:
+    """The command `name` with one sub-command per task, its flags set to the right presets."""
+    unit = first.units[0] if name == "compare" and first.units else first.unit or "snu"
+    options = []
+    for task, kind in kinds.items():
+        config = _base(task, unit, first)
+        default = kind(config.task, config.model, config.train)
+        options.append(Annotated[kind, tyro.conf.subcommand(task, default=default)])
+    group = dataclasses.make_dataclass(
+        name.capitalize(), [("chosen", reduce(or_, options))], namespace={"__doc__": text}
+    )
+    return Annotated[group, tyro.conf.subcommand(name)]
+
+
+def _base(task: str, unit: str, first: _First) -> Config:
+    """What holds where no flag is given: a file, the settings of the run to resume, or a preset."""
+    file = first.config
+    if file is None and first.resume and first.out is not None:
+        begun = first.out / rundir.CONFIG
+        file = begun if begun.exists() else None
+    if file is not None:
+        config = rundir.load_config(file)
+        if task_name(config) == task:
+            return config
+    if first.recurrent and f"recurrent-{unit}" in VARIANTS:
+        unit = f"recurrent-{unit}"
+    return preset(task, unit, first.data if task == "digits" else None)
+
+
+def _each_unit(
+    kind: type, argv: Sequence[str], units: Sequence[str], first: _First
+) -> list[Config]:
+    """The config of each unit: its own preset under the flags that were given."""
+    if not units:
+        raise UsageError("a comparison needs at least one unit; pass --units snu lstm")
+    task = "digits" if kind is CompareDigits else "music"
+    configs = []
+    for unit in units:
+        base = _base(task, unit, first)
+        default = kind(base.task, base.model, base.train)
+        # The first two words of argv are the command's name; the rest are its flags.
+        mine = _cli(kind, argv[2:], f"spikebridge compare {task}", default=default)
+        if mine.model.unit != base.model.unit or mine.train.seed != base.train.seed:
+            raise UsageError(
+                "--unit and --seed are not for compare; pass --units snu lstm and --seeds 0 1 2"
+            )
+        if base.model.recurrent and not mine.model.recurrent:
+            raise UsageError(f"--no-recurrent contradicts {unit}; leave out one of them")
+        configs.append(Config(mine.task, mine.model, mine.train))
+    return configs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _main(argv)
+    except SystemExit as stop:  # tyro has said what is wrong, or has shown the help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print(f"\nspikebridge: interrupted; {_how_to_go_on(argv)}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"spikebridge: {error}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for what the user can set right before starting, 1 for a failed run, None for a defect."""
+    if isinstance(error, SpikebridgeError):
+        return 2 if isinstance(error, UsageError) else 1
+    # Looked up among what is loaded: importing them here would cost torch.
+    for module, name in (("tasks.files", "DataError"), ("report.load", "ReportError")):
+        kind = getattr(sys.modules.get(f"spikebridge.{module}"), name, None)
+        if kind is not None and isinstance(error, kind):
+            return 2
+    return None
+
+
+def _how_to_go_on(argv: Sequence[str]) -> str:
+    if not argv or argv[0] not in ("train", "compare", "demo"):
+        return "nothing was begun"
+    again = [word for word in argv if word not in ("--overwrite", "--resume")]
+    if argv[0] == "train":
+        again.append("--resume")
+    return f"go on with: spikebridge {shlex.join(again)}"
+
+
+def _main(argv: Sequence[str]) -> int:
+    if list(argv) == ["--version"]:
+        from spikebridge import environment
+
+        print(f"spikebridge {environment.own_version()}")
+        return 0
+    command = parse(argv)
+    from spikebridge import commands
+
+    if isinstance(command, Info):
+        commands.info(as_json=command.json)
+    elif isinstance(command, Report):
+        commands.report(command.runs, as_json=command.json)
+    elif isinstance(command, Demo):
+        commands.demo(
+            command.out, jobs=command.jobs, overwrite=command.overwrite, as_json=command.json
+        )
+    elif isinstance(command, tuple):
+        options, configs = command
+        commands.compare(
+            configs,
+            options.seeds,
+            options.out,
+            jobs=options.jobs,
+            overwrite=options.overwrite,
+            page=options.report,
+            as_json=options.json,
+        )
+    else:
+        config, run = Config(command.task, command.model, command.train), command.run
+        _check_task(run.config, config)
+        commands.train(
+            config,
+            run.out,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            page=run.report,
+            as_json=run.json,
+        )
+    return 0
+
+
+def _check_task(file: Path | None, config: Config) -> None:
+    """Raise UsageError where the settings in a file are for another task than the command."""
+    if file is not None and task_name(rundir.load_config(file)) != task_name(config):
+        raise UsageError(
+            f"{file}: its task is not {task_name(config)}; give the file of such a run"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What the commands do: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spikebridge import comparison, environment, progress, rundir
+from spikebridge.config import Config, data_name, flatten, variant_of
+from spikebridge.records import UsageError
+from spikebridge.rundir import Result
+
+FOLDER = Path("runs")
+
+
+def train(
+    config: Config,
+    out: Path | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    page: bool,
+    as_json: bool,
+) -> None:
+    """Train one unit and tell what came out."""
+    name = f"{variant_of(config.model)}-{config.train.seed}"
+    out = out or FOLDER / f"{data_name(config)}-{name}"
+    _tell(f"{out}:\n{_settings(flatten(config))}")
+    result = None
+    if rundir.has_run(out) and not overwrite:  # answered before torch is loaded
+        result = rundir.earlier(out, config, resume)
+    if result is None:
+        from spikebridge import experiment
+
+        with progress.display() as display:
+            result = experiment.run(
+                config, out, resume=resume, overwrite=overwrite, progress=display(name)
+            )
+    written = _page(out) if page else None
+    if as_json:
+        print(json.dumps({**result.to_dict(), "directory": str(out), "report": written}))
+        return
+    for line in _told(result):
+        print(line)
+    if written:
+        print(f"page: {written}")
+
+
+def compare(
+    configs: Sequence[Config],
+    seeds: Sequence[int],
+    out: Path | None,
+    *,
+    jobs: int,
+    overwrite: bool,
+    page: bool,
+    as_json: bool,
+) -> None:
+    """Train units over seeds and show them side by side."""
+    out = out or FOLDER / f"compare-{data_name(configs[0])}"
+    planned = comparison.plan(configs, seeds, out, jobs=jobs)
+    _tell(_shared_settings([run.config for run in planned]))
+    kept = 0 if overwrite else sum(run.complete for run in planned)
+    _tell(f"{len(planned)} runs in {out}" + (f", {kept} of them complete" if kept else ""))
+    with progress.display() as display:
+        content = comparison.compare(
+            planned, out, jobs=jobs, overwrite=overwrite, page=page, progress=display
+        )
+    _show(content, out, page, as_json)
+
+
+def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
+    """Compare SNU, soft SNU and LSTM on the digits that come with scikit-learn."""
+    configs = comparison.demo_configs()
+    planned = comparison.plan(configs, comparison.DEMO_SEEDS, out, jobs=jobs)
+    if comparison.is_complete(planned) and not overwrite:
+        _tell(f"The demo in {out} is complete already; --overwrite starts it anew.")
+    else:
+        _tell(f"{len(planned)} runs on 1,797 handwritten digits, in {out}; about two minutes.")
+    with progress.display() as display:
+        content = comparison.compare(planned, out, jobs=jobs, overwrite=overwrite, progress=display)
+    _show(content, out, True, as_json)
+
+
+def report(runs: Sequence[Path], *, as_json: bool) -> None:
+    """Write the page of each folder."""
+    if not runs:
+        raise UsageError("no folder is given; name one that train, compare or demo has written")
+    pages = [_page(run) for run in runs]
+    if as_json:
+        print(json.dumps({"pages": pages}))
+    else:
+        print("\n".join(pages))
+
+
+def info(*, as_json: bool) -> None:
+    """Show the environment and where data are looked for."""
+    facts = environment.collect()
+    del facts["command"]
+    facts["data"] = environment.data_folders()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        shown = value if isinstance(value, dict) else {"": value}
+        for key, detail in shown.items():
+            print(f"{f'{name} {key}'.strip():18} {'unknown' if detail is None else detail}")
+
+
+def _page(directory: Path) -> str:
+    from spikebridge.report.page import write
+
+    return str(write(directory))
+
+
+def _shared_settings(configs: Sequence[Config]) -> str:
+    """What all runs share, then what is each unit's own."""
+    first = flatten(configs[0])
+    shared = {k: v for k, v in first.items() if all(flatten(c).get(k) == v for c in configs)}
+    lines = [f"all:\n{_settings(shared)}"]
+    for variant, config in {variant_of(config.model): config for config in configs}.items():
+        own = {k: v for k, v in flatten(config).items() if k not in shared and k != "seed"}
+        lines.append(f"{variant}:\n{_settings(own)}")
+    return "\n".join(lines)
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    words = " ".join(f"{name}={_plain(value)}" for name, value in settings.items())
+    return textwrap.fill(words, 96, initial_indent="  ", subsequent_indent="  ")
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _told(result: Result) -> list[str]:
+    unit = "%" if result.metric == "accuracy" else "nats/frame"
+    lines = [
+        f"{result.label} on {result.data}: {result.parameters:,} parameters, "
+        f"{result.epochs} epochs in {result.seconds:.1f} s",
+        f"test {result.metric}: {comparison.figure(result.test, result.metric)} {unit} "
+        f"(weights of epoch {result.best_epoch}, "
+        f"validation {comparison.figure(result.valid, result.metric)})",
+    ]
+    if result.spikes_per_inference is not None:
+        lines.append(f"spikes per inference: {result.spikes_per_inference:,.1f}")
+    if result.published is not None:
+        value = comparison.figure(result.published["value"], result.metric)
+        lines.append(f"published: {value} {unit} ({result.published['source']})")
+    return [*lines, f"run: {result.directory}"]
+
+
+def _show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(content))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # a file has no width; never fold the table there
+        console = Console(width=160)
+    console.print(comparison.table(content))
+    if page:
+        print(f"page: {out / rundir.REPORT}")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,144 @@
+"""Where a run took place: versions, processor, threads, commit; nothing that names a person."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def collect() -> dict[str, Any]:
+    """The content of environment.json."""
+    return {
+        **versions(),
+        "cpu": cpu_name(),
+        "instruction_set": instruction_set(),
+        "cores": cores(),
+        "threads": threads(),
+        "kernels": kernels(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "commit": commit(),
+        "command": command(sys.argv),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what computes."""
+    import numpy
+    import torch
+
+    return {
+        "spikebridge": own_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def own_version() -> str:
+    """The version of this package; "unknown" where it runs from a folder that was not installed."""
+    try:
+        return metadata.version("spikebridge")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads() -> int:
+    """Threads that torch uses for one operation."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def instruction_set() -> str:
+    """The instruction set that torch chose on this processor."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def kernels() -> str:
+    """What the native kernels use, or why they are not there."""
+    from spikebridge.kernels import native
+
+    return native.missing or f"native ({native.instruction_set()})"
+
+
+def data_folders() -> dict[str, str]:
+    """Where data are looked for, and what is there; nothing is downloaded or checked."""
+    from spikebridge.tasks import files
+
+    try:
+        root = files.data_folder()
+        folders = {f"${files.VARIABLE}": str(root) if root else "not set"}
+    except files.DataError as error:
+        root, folders = None, {f"${files.VARIABLE}": str(error)}
+    places = [files.cache_folder()] if root is None else [root, files.cache_folder()]
+    folders |= {"cache": str(places[-1]), "digits8x8": "comes with scikit-learn"}
+    for data, folder in (("mnist", "mnist"), ("jsb", "polymusic")):
+        names = [name for name in files.SOURCES if name.startswith(f"{folder}/")]
+        found = [place for place in places if all(_lies(place, name) for name in names)]
+        folders[data] = f"in {found[0]}" if found else "not there; downloaded when it is needed"
+    return folders
+
+
+def _lies(place: Path, name: str) -> bool:
+    """Whether a data file is there, with or without its folder, packed or not."""
+    plain = [place / name, place / Path(name).name]
+    return any(path.exists() or path.with_suffix("").exists() for path in plain)
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the source tree that this runs from; "-dirty" where files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{head}-dirty" if changed else head
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
+
+
+def command(argv: list[str]) -> list[str]:
+    """The command line without folders that say where somebody keeps things."""
+    return [Path(argv[0]).name, *map(_without_folders, argv[1:])] if argv else []
+
+
+def _without_folders(argument: str) -> str:
+    """Absolute paths, paths from home and paths upwards keep only their last part."""
+    flag, equals, value = argument.rpartition("=")
+    if Path(value).is_absolute() or value.startswith("~") or ".." in Path(value).parts:
+        return f"{flag}{equals}{Path(value).name}"
+    return argument

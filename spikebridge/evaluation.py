@@ -1,0 +1,152 @@
+"""A trained network on a data set: loss, metric, activity, and a few examples to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikebridge.rundir import replace
+
+if TYPE_CHECKING:
+    from spikebridge.network import Network
+    from spikebridge.tasks.base import Batch, Task
+
+EXAMPLES = 6
+
+
+class Score(NamedTuple):
+    """Loss and metric over a whole split."""
+
+    loss: float
+    metric: float
+
+
+class Activity(NamedTuple):
+    """How much a network's hidden layers do, over real time steps only."""
+
+    spikes_per_inference: float | None
+    firing_rates: dict[str, float]
+    mean_activity: dict[str, float]
+
+
+def count_of(batch: Batch) -> int:
+    """What a task's loss is a mean over: samples, or real frames where there is a mask."""
+    return batch.x.shape[1] if batch.mask is None else int(batch.mask.sum())
+
+
+@contextmanager
+def evaluating(network: Network) -> Iterator[None]:
+    """No gradients, no dropout."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)
+
+
+def evaluate(
+    network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
+) -> Score:
+    """Loss and metric on a split."""
+    tally = _Tally()
+    with evaluating(network):
+        for batch in task.batches(split, batch_size, generator):
+            output, _ = network(batch.x)
+            tally.add(task, output, batch)
+    return tally.score()
+
+
+def observe(
+    network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
+) -> tuple[Score, Activity]:
+    """Loss, metric and activity on a split, in one pass."""
+    tally, samples, cells = _Tally(), 0, 0
+    sums: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    spiking: dict[str, bool] = {}
+    with evaluating(network):
+        for batch in task.batches(split, batch_size, generator):
+            seen = network.observe(batch.x)
+            tally.add(task, seen.output, batch)
+            samples += batch.x.shape[1]
+            cells += batch.x[..., 0].numel() if batch.mask is None else int(batch.mask.sum())
+            for number, layer in enumerate(seen.layers, start=1):
+                name = f"layer{number}"
+                real = layer.y if batch.mask is None else layer.y * batch.mask[..., None]
+                sums[name] = sums.get(name, 0.0) + float(real.abs().sum(dtype=torch.float64))
+                sizes[name], spiking[name] = layer.y.shape[-1], layer.spiking
+    means = {name: total / (cells * sizes[name]) for name, total in sums.items()}
+    spikes = [total for name, total in sums.items() if spiking[name]]
+    return tally.score(), Activity(
+        spikes_per_inference=sum(spikes) / samples if spikes else None,
+        firing_rates={name: mean for name, mean in means.items() if spiking[name]},
+        mean_activity={name: mean for name, mean in means.items() if not spiking[name]},
+    )
+
+
+class _Tally:
+    """Running sums of the loss and of the metric."""
+
+    def __init__(self) -> None:
+        self.loss = self.total = 0.0
+        self.losses = self.count = 0
+
+    def add(self, task: Task, output: Tensor, batch: Batch) -> None:
+        weight = count_of(batch)
+        self.loss += float(task.loss(output, batch)) * weight
+        self.losses += weight
+        total, count = task.score(output, batch)
+        self.total += total
+        self.count += count
+
+    def score(self) -> Score:
+        return Score(self.loss / self.losses, self.total / self.count)
+
+
+def write_examples(
+    path: Path, network: Network, task: Task, batch_size: int, generator: torch.Generator
+) -> None:
+    """A few test samples with what every layer did, as plain arrays (T, E, ...) in an .npz file."""
+    batch = next(iter(task.batches("test", batch_size, generator)))
+    chosen = _chosen(batch)
+    x = batch.x[:, chosen].contiguous()
+    with evaluating(network):
+        seen = network.observe(x, membranes=True)
+    each = batch.target.dim() == 3
+    probabilities = seen.output.sigmoid() if each else seen.output.softmax(-1)
+    steps, count = x.shape[:2]
+    full = torch.full((count,), steps)
+    arrays = {
+        "x": x,
+        "output": probabilities,
+        "target": batch.target[:, chosen] if each else batch.target[chosen],
+        "length": full if batch.mask is None else batch.mask[:, chosen].sum(0),
+    }
+    for number, layer in enumerate(seen.layers, start=1):
+        arrays[f"layer{number}_y"] = layer.y
+        if layer.s is not None:
+            arrays[f"layer{number}_s"] = layer.s
+    plain = {name: np.ascontiguousarray(value.numpy()) for name, value in arrays.items()}
+    replace(path, lambda part: _save(part, plain))
+
+
+def _chosen(batch: Batch) -> list[int]:
+    """The first samples; of digits, the first of each class as far as that goes."""
+    numbers = list(range(batch.x.shape[1]))
+    if batch.target.dim() == 1:
+        classes = batch.target.tolist()
+        numbers.sort(key=lambda i: (classes[:i].count(classes[i]), i))
+    return sorted(numbers[:EXAMPLES])
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # given a name, numpy would add .npz to it
+        np.savez_compressed(file, allow_pickle=False, **arrays)

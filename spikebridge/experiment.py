@@ -1,0 +1,360 @@
+"""An experiment: a Config in, a directory with a complete, resumable run out.
+
+Everything random comes from `Config.train.seed` through one generator per purpose, and a checkpoint
+after each epoch holds them all, so that a run that was stopped at any moment and resumed ends with
+the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikebridge import checkpoint, environment, evaluation, network, published, rundir, tasks
+from spikebridge.config import Config, TrainConfig, data_name, label_of, to_dict, variant_of
+from spikebridge.records import RunError, UsageError
+from spikebridge.rundir import Result
+
+__all__ = ["Progress", "Result", "Silent", "run"]
+
+WARM_UP = 0.1
+MOMENTUM = 0.9
+# Numbers, so that a purpose added later leaves the streams of the others as they are.
+PURPOSES = {"init": 0, "data": 1, "dropout": 2, "valid": 3, "test": 4, "examples": 5}
+
+
+class Progress(Protocol):
+    """What a run tells while it goes on."""
+
+    def begin(self, config: Config, done: int) -> None:
+        """The run starts, with some epochs done before it was stopped."""
+
+    def batch(self, epoch: int, share: float) -> None:
+        """A share, 0 to 1, of an epoch's training batches is done."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch is done and saved; the record is its line of metrics.jsonl."""
+
+    def end(self) -> None:
+        """The run stops, for whatever reason."""
+
+
+class Silent:
+    """Tells nothing."""
+
+    def begin(self, config: Config, done: int) -> None:
+        pass
+
+    def batch(self, epoch: int, share: float) -> None:
+        pass
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def run(
+    config: Config,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Train, test once with the weights that were best on validation, and write it all down.
+
+    Args:
+        config: all settings.
+        directory: where the run is written; made if need be.
+        resume: go on with an incomplete run there, or give the result of a complete one.
+        overwrite: remove a run that lies there and start anew.
+        progress: is told of every batch and epoch.
+
+    Returns:
+        The result, as in result.json.
+
+    Raises:
+        UsageError: a run lies there and neither resume nor overwrite was given, or it has other
+            settings; the data are missing (tasks.files.DataError).
+        RunError: a loss or gradient is not finite, or the checkpoint is damaged.
+    """
+    directory = Path(directory)
+    if resume and overwrite:
+        raise UsageError("resume and overwrite exclude each other; give one of them")
+    if rundir.has_run(directory) and not overwrite:
+        done = rundir.earlier(directory, config, resume)
+        if done is not None:
+            return done
+    with _threads(config.train.threads):
+        begun = _Run(config, directory, progress or Silent())
+        if overwrite:  # only now: what would stop the new run must not cost the old one
+            rundir.clear(directory)
+        return begun.complete()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A generator of its own for each purpose, so that one's draws never shift another's."""
+    return torch.Generator().manual_seed(_seed(seed, purpose))
+
+
+def _seed(seed: int, purpose: str) -> int:
+    state = np.random.SeedSequence([seed, PURPOSES[purpose]]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
+    """The learning rate of an optimiser step, counted from 0, of a run of that many steps."""
+    share = min(step / steps, 1.0)
+    if train.schedule == "constant":
+        return train.lr
+    if train.schedule == "onecycle":
+        if share < WARM_UP:
+            return train.lr * (step + 1) / math.ceil(WARM_UP * steps)
+        share = (share - WARM_UP) / (1 - WARM_UP)
+    return train.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def make_optimizer(train: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a config; its learning rate is set anew before every step."""
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, train.lr, momentum=MOMENTUM, weight_decay=train.weight_decay
+        )
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, train.lr, weight_decay=train.weight_decay)
+
+
+def finished(train: TrainConfig, history: list[dict[str, Any]]) -> bool:
+    """Whether all epochs are done, or the patience is at its end."""
+    if len(history) >= train.epochs:
+        return True
+    return 0 < train.patience <= len(history) - best_epoch(history)
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """The last epoch that was the best so far, counted from 1; 0 before the first."""
+    return max((record["epoch"] for record in history if record["best"]), default=0)
+
+
+class _Run:
+    """One run while it goes on."""
+
+    def __init__(self, config: Config, directory: Path, progress: Progress) -> None:
+        self.config, self.directory, self.progress = config, directory, progress
+        self.train = config.train
+        # Data that are missing must not leave a begun run behind.
+        self.task = tasks.load(config.task)
+        torch.manual_seed(_seed(self.train.seed, "init"))
+        self.network = network.build(
+            config.model,
+            self.task.input_size,
+            self.task.output_size,
+            self.task.readout,
+            backend=self.train.backend,
+        )
+        self._try_backend()
+        torch.manual_seed(_seed(self.train.seed, "dropout"))
+        self.data = generator(self.train.seed, "data")
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.train, self.parameters)
+        self.batches = math.ceil(self.task.size("train") / self.train.batch_size)
+        self.state = checkpoint.Position(step=0, history=[], best={})
+
+    def _try_backend(self) -> None:
+        """Find out before the run begins that a backend which was asked for cannot serve."""
+        if self.train.backend == "auto":
+            return
+        try:
+            with evaluation.evaluating(self.network):
+                self.network(torch.zeros(1, 1, self.task.input_size))
+        except (RuntimeError, NotImplementedError) as error:
+            raise UsageError(f"backend={self.train.backend}: {error}") from error
+
+    def complete(self) -> Result:
+        """Go on from the checkpoint, if there is one, to the end."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        rundir.write_json(self.directory / rundir.CONFIG, to_dict(self.config))
+        rundir.write_json(self.directory / rundir.ENVIRONMENT, environment.collect())
+        if (self.directory / rundir.CHECKPOINT).exists():
+            self.state = checkpoint.restore(
+                self.directory / rundir.CHECKPOINT, self.network, self.optimizer, self.data
+            )
+        self._write_metrics()
+        board = _board(self.directory, len(self.state.history))
+        self.progress.begin(self.config, len(self.state.history))
+        try:
+            while not finished(self.train, self.state.history):
+                record = self._epoch(len(self.state.history) + 1)
+                self.progress.epoch(record)
+                _tell_board(board, record)
+        finally:
+            self.progress.end()
+            if board is not None:
+                board.close()
+        return self._finish()
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        """Train for an epoch, validate, save; returns its line of metrics.jsonl."""
+        started = time.perf_counter()
+        train_loss, grad_norm, rate = self._train(epoch)
+        judge = generator(self.train.eval_seed, "valid")
+        valid = evaluation.evaluate(self.network, self.task, "valid", self.train.batch_size, judge)
+        self._check_finite("validation loss", valid.loss, epoch)
+        best = self._is_best(valid)
+        if best:
+            weights = self.network.state_dict()
+            self.state.best = {name: value.detach().clone() for name, value in weights.items()}
+        record = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "valid_loss": valid.loss,
+            "valid": valid.metric,
+            "lr": rate,
+            "grad_norm": grad_norm,
+            "seconds": time.perf_counter() - started,
+            "best": best,
+        }
+        self.state.history.append(record)
+        checkpoint.save(
+            self.directory / rundir.CHECKPOINT,
+            self.network,
+            self.optimizer,
+            self.data,
+            self.state,
+        )
+        self._write_metrics()
+        return record
+
+    def _train(self, epoch: int) -> tuple[float, float, float]:
+        """One pass over the training set: mean loss, mean gradient norm, last learning rate."""
+        self.network.train()
+        total, norms, count, rate = 0.0, 0.0, 0, self.train.lr
+        batches = self.task.batches("train", self.train.batch_size, self.data)
+        number = 0
+        for number, batch in enumerate(batches, start=1):
+            rate = learning_rate(self.train, self.state.step, self.train.epochs * self.batches)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
+            output, _ = self.network(batch.x)
+            loss = self.task.loss(output, batch)
+            value = self._check_finite("loss", loss.item(), epoch)
+            loss.backward()
+            norms += self._check_finite("gradient norm", self._clip().item(), epoch)
+            self.optimizer.step()
+            self.state.step += 1
+            weight = evaluation.count_of(batch)
+            total, count = total + value * weight, count + weight
+            self.progress.batch(epoch, number / self.batches)
+        return total / count, norms / number, rate
+
+    def _clip(self) -> Tensor:
+        limit = self.train.clip_norm or math.inf
+        return nn.utils.clip_grad_norm_(self.parameters, limit)
+
+    def _check_finite(self, what: str, value: float, epoch: int) -> float:
+        if math.isfinite(value):
+            return value
+        done = len(self.state.history)
+        kept = f"the checkpoint after epoch {done} is kept" if done else "no epoch was finished"
+        raise RunError(
+            f"{self.directory}: the {what} became {value} in epoch {epoch}; {kept}; "
+            f"start anew with a lower --lr (now {self.train.lr:g}) or a lower --clip-norm "
+            f"(now {self.train.clip_norm:g}; 0 = none) and --overwrite"
+        )
+
+    def _is_best(self, valid: evaluation.Score) -> bool:
+        """By the metric; where that is equal (accuracy on few samples), by the loss."""
+        epoch = best_epoch(self.state.history)
+        if not epoch:
+            return True
+        before = self.state.history[epoch - 1]
+        sign = 1 if self.task.higher_is_better else -1
+        return (sign * valid.metric, -valid.loss) > (
+            sign * before["valid"],
+            -before["valid_loss"],
+        )
+
+    def _write_metrics(self) -> None:
+        lines = [rundir.to_line(record) for record in self.state.history]
+        rundir.write_text(self.directory / rundir.METRICS, "".join(lines))
+
+    def _finish(self) -> Result:
+        """Test with the best weights, write model, examples and, last, the result."""
+        self.network.load_state_dict(self.state.best)
+        size, seed = self.train.batch_size, self.train.eval_seed
+        test, activity = evaluation.observe(
+            self.network, self.task, "test", size, generator(seed, "test")
+        )
+        network.save_network(self.network, self.config.model, self.directory / rundir.MODEL)
+        evaluation.write_examples(
+            self.directory / rundir.EXAMPLES,
+            self.network,
+            self.task,
+            size,
+            generator(seed, "examples"),
+        )
+        result = self._result(test, activity)
+        rundir.write_json(self.directory / rundir.RESULT, result.to_dict())
+        return result
+
+    def _result(self, test: evaluation.Score, activity: evaluation.Activity) -> Result:
+        history = self.state.history
+        epoch = best_epoch(history)
+        return Result(
+            task=self.task.name,
+            data=data_name(self.config),
+            unit=self.config.model.unit,
+            label=label_of(variant_of(self.config.model)),
+            metric=self.task.metric,
+            higher_is_better=self.task.higher_is_better,
+            test=test.metric,
+            test_loss=test.loss,
+            valid=history[epoch - 1]["valid"],
+            best_epoch=epoch,
+            epochs=len(history),
+            parameters=sum(p.numel() for p in self.parameters),
+            seconds=sum(record["seconds"] for record in history),
+            seed=self.train.seed,
+            published=published.headline(self.config),
+            directory=self.directory,
+            **activity._asdict(),
+        )
+
+
+def _board(directory: Path, done: int) -> Any:
+    """A TensorBoard writer where that is installed, else None."""
+    if find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(directory / rundir.TENSORBOARD), purge_step=done + 1)
+
+
+def _tell_board(board: Any, record: dict[str, Any]) -> None:
+    if board is None:
+        return
+    for name in ("train_loss", "valid_loss", "valid", "lr", "grad_norm"):
+        board.add_scalar(name, record[name], record["epoch"])

@@ -1,0 +1,73 @@
+"""Published figures to stand beside ours: data with their sources, and nothing from memory.
+
+Every figure here was read in the source that it names.  Accuracy is a share of 1, NLL is nats per
+frame (sum over 88 notes, mean over frames).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spikebridge.config import Config, DigitsConfig, data_name, variant_of
+
+_WOZNIAK = (
+    "Woźniak, Pantazi, Bohnstingl, Eleftheriou 2020, Nature Machine Intelligence 2:325, "
+    "result chart as shown in IBM/neuroaikit"
+)
+_BAI = "Bai, Kolter, Koltun 2018, result table; about 300,000 parameters"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published number."""
+
+    value: float
+    source: str
+    headline: bool = True
+    """Whether this is the one to show where there is room for only one."""
+
+
+# (data, unit) -> figures.  MNIST: rate-coded, feed-forward; L = layers.
+PUBLISHED: dict[tuple[str, str], tuple[Figure, ...]] = {
+    ("jsb", "snu"): (Figure(8.72, f"{_WOZNIAK}: SNU"),),
+    ("jsb", "softsnu"): (Figure(8.39, f"{_WOZNIAK}: sSNU"),),
+    ("jsb", "lstm"): (
+        Figure(8.55, f"{_WOZNIAK}: LSTM (its reference 71)"),
+        Figure(8.67, f"{_WOZNIAK}: LSTM (its reference 72)", headline=False),
+        Figure(8.45, f"{_BAI}: LSTM", headline=False),
+    ),
+    ("jsb", "gru"): (
+        Figure(8.54, f"{_WOZNIAK}: GRU (its reference 72)"),
+        Figure(8.43, f"{_BAI}: GRU", headline=False),
+    ),
+    ("jsb", "rnn"): (
+        Figure(9.10, f"{_WOZNIAK}: RNN (its reference 72)"),
+        Figure(8.91, f"{_BAI}: RNN", headline=False),
+    ),
+    ("mnist", "snu"): (Figure(0.9847, f"{_WOZNIAK}: SNU, 7 L"),),
+    ("mnist", "softsnu"): (Figure(0.9850, f"{_WOZNIAK}: sSNU, 4 L"),),
+    ("mnist", "rnn"): (Figure(0.9772, f"{_WOZNIAK}: RNN, 4 L"),),
+    ("mnist", "lstm"): (Figure(0.9748, f"{_WOZNIAK}: LSTM, 4 L"),),
+    ("mnist", "gru"): (Figure(0.9645, f"{_WOZNIAK}: GRU, 4 L"),),
+}
+
+
+def figures(config: Config) -> tuple[Figure, ...]:
+    """What has been published for a config's data and unit, the headline first.
+
+    The chart for JSB does not say whether its SNU and sSNU are recurrent, so those figures stand
+    beside both; the ones for MNIST are feed-forward with rate coding and stand beside nothing else.
+    """
+    rate = isinstance(config.task, DigitsConfig) and config.task.coding == "rate"
+    variant = variant_of(config.model)
+    if data_name(config) == "mnist" and (not rate or variant.startswith("recurrent-")):
+        return ()
+    return PUBLISHED.get((data_name(config), config.model.unit), ())
+
+
+def headline(config: Config) -> dict[str, object] | None:
+    """The one figure to show beside a config's result: {"value": .., "source": ..}, or None."""
+    for figure in figures(config):
+        if figure.headline:
+            return {"value": figure.value, "source": figure.source}
+    return None

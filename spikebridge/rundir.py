@@ -1,0 +1,200 @@
+"""Run directories: the names of their files, atomic writes, and the result of a complete run.
+
+`result.json` is written last, so its presence means that the run is complete.  No torch here: a
+complete run is read back at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikebridge.config import Config, flatten, from_dict
+from spikebridge.records import RunError, UsageError
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+MODEL = "model.safetensors"
+EXAMPLES = "examples.npz"
+RESULT = "result.json"
+TENSORBOARD = "tensorboard"
+REPORT = "report.html"
+# Removed in this order when a run is overwritten: first what says that it is complete.
+FILES = (RESULT, CHECKPOINT, METRICS, MODEL, EXAMPLES, REPORT, ENVIRONMENT, CONFIG)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run; `result.json` holds the same fields."""
+
+    task: str
+    data: str
+    unit: str
+    label: str
+    metric: str
+    """accuracy (share of samples) or nll (nats per frame), on the test set in `test`."""
+    higher_is_better: bool
+    test: float
+    """The metric on the test set, of the weights that were best on the validation set."""
+    test_loss: float
+    valid: float
+    """The metric on the validation set in the best epoch."""
+    best_epoch: int
+    epochs: int
+    """Epochs that were run."""
+    parameters: int
+    seconds: float
+    """Wall-clock time of all epochs, validation included."""
+    spikes_per_inference: float | None
+    """Spikes of all hidden layers per sample over its real time steps; None without spikes."""
+    firing_rates: dict[str, float]
+    """Spikes per neuron and real time step of each spiking layer."""
+    mean_activity: dict[str, float]
+    """Mean of abs(y) over neurons and real time steps of each layer that does not spike."""
+    seed: int
+    published: dict[str, Any] | None
+    """A published figure to compare with: {"value": .., "source": ..}."""
+    directory: Path
+    """Where the run lies; not in result.json."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of result.json."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "directory"]
+        return {name: getattr(self, name) for name in names}
+
+
+def has_run(directory: Path) -> bool:
+    """Whether any file of a run lies there."""
+    return any((directory / name).exists() for name in FILES if name != REPORT)
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the run there has come to its end."""
+    return (directory / RESULT).exists()
+
+
+def read_result(directory: Path) -> Result:
+    """The result of a complete run.  Raises RunError where it is damaged."""
+    plain = read_json(directory / RESULT, "run it again with --overwrite")
+    try:
+        return Result(**plain, directory=directory)
+    except TypeError as error:
+        raise RunError(
+            f"{directory / RESULT}: not the fields of a result ({error}); "
+            "run it again with --overwrite"
+        ) from error
+
+
+def read_config(directory: Path) -> Config:
+    """The config of a run."""
+    return load_config(directory / CONFIG)
+
+
+def load_config(path: Path) -> Config:
+    """The config in a JSON file.  Raises UsageError where it is missing or wrong."""
+    try:
+        return from_dict(read_json(path, "give the config.json of a run"))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except RunError as error:
+        raise UsageError(str(error)) from error
+
+
+def same_settings(directory: Path, config: Config) -> None:
+    """Raise UsageError, naming the fields, unless the run there has this config."""
+    theirs, ours = flatten(read_config(directory)), flatten(config)
+    names = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
+    if names:
+        pairs = ", ".join(
+            f"{name} ({_shown(theirs.get(name))} there, {_shown(ours.get(name))} asked for)"
+            for name in names
+        )
+        raise UsageError(
+            f"{directory}: the run there has other settings: {pairs}; give the same settings, "
+            "another folder, or --overwrite to start anew"
+        )
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
+    """What a run that lies there means for one that is to start: its result, if it is complete.
+
+    None where there is a run to go on with.  Raises UsageError where it may not be touched: resume
+    was not given, or it has other settings.
+    """
+    complete = is_complete(directory)
+    if not resume:
+        state = "a complete" if complete else "an incomplete"
+        remedy = "--resume to see its result" if complete else "--resume to go on with it"
+        raise UsageError(
+            f"{directory}: {state} run lies there; pass {remedy}, --overwrite to start anew, "
+            "or another folder"
+        )
+    if (directory / CONFIG).exists():
+        same_settings(directory, config)
+    return read_result(directory) if complete else None
+
+
+def clear(directory: Path) -> None:
+    """Remove the files of a run, and nothing else."""
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
+        for left_behind in directory.glob(f".{name}.*"):
+            left_behind.unlink()
+    for path in sorted((directory / TENSORBOARD).glob("events.out.tfevents.*")):
+        path.unlink()
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """One line of metrics.jsonl."""
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain data, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text, whole or not at all."""
+    replace(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in its place in one step."""
+    part = temporary(path)
+    try:
+        write(part)
+        with part.open("rb+") as file:  # the content must reach the disk before the name does
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def temporary(path: Path) -> Path:
+    # One fixed name, so that what a killed process leaves behind is overwritten and never piles up.
+    return path.with_name(f".{path.name}.part")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.  Raises RunError, with the remedy, where it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path}: it cannot be read ({why}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: expected a JSON object, found {type(value).__name__}; {remedy}")
+    return value

@@ -1,0 +1,237 @@
+"""Configs: rules, round trips, unknown names, presets."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import spikebridge.config as module
+from spikebridge.config import (
+    DEFAULT_DATA,
+    PRESETS,
+    TASKS,
+    VARIANTS,
+    Config,
+    DigitsConfig,
+    ModelConfig,
+    MusicConfig,
+    TrainConfig,
+    data_name,
+    flatten,
+    from_dict,
+    label_of,
+    override,
+    preset,
+    split_variant,
+    task_name,
+    to_dict,
+    variant_of,
+)
+from spikebridge.records import ConfigError
+
+RECORDS = (DigitsConfig, MusicConfig, ModelConfig, TrainConfig)
+
+
+def one_of(record: type, name: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(get_args(get_type_hints(record)[name]))
+
+
+digits = st.builds(
+    DigitsConfig,
+    data=one_of(DigitsConfig, "data"),
+    coding=one_of(DigitsConfig, "coding"),
+    steps=st.integers(1, 500),
+    gain=st.floats(1e-3, 1),
+)
+models = st.builds(
+    ModelConfig,
+    unit=one_of(ModelConfig, "unit"),
+    hidden=st.lists(st.integers(1, 4096), min_size=1, max_size=4).map(tuple),
+    recurrent=st.booleans(),
+    g=one_of(ModelConfig, "g"),
+    g_slope=st.floats(0, 1),
+    decay=st.floats(0.01, 0.99),
+    train_decay=st.booleans(),
+    reset=one_of(ModelConfig, "reset"),
+    surrogate=one_of(ModelConfig, "surrogate"),
+    surrogate_width=st.floats(1e-3, 1e3),
+    threshold=st.floats(-10, 10),
+    dropout=st.floats(0, 0.99),
+    same_mask=st.booleans(),
+)
+trains = st.builds(
+    TrainConfig,
+    epochs=st.integers(1, 10_000),
+    batch_size=st.integers(1, 10_000),
+    optimizer=one_of(TrainConfig, "optimizer"),
+    lr=st.floats(1e-9, 10),
+    weight_decay=st.floats(0, 1),
+    schedule=one_of(TrainConfig, "schedule"),
+    clip_norm=st.floats(0, 100),
+    patience=st.integers(0, 100),
+    seed=st.integers(0, 2**63 - 1),
+    eval_seed=st.integers(0, 2**63 - 1),
+    backend=one_of(TrainConfig, "backend"),
+    threads=st.integers(0, 64),
+)
+configs = st.builds(Config, task=digits | st.just(MusicConfig()), model=models, train=trains)
+
+
+@given(configs)
+def test_a_config_survives_json(config: Config) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@given(
+    configs,
+    st.sampled_from(["", "task", "model", "train"]),
+    st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1),
+)
+def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
+    config: Config, where: str, key: str
+) -> None:
+    plain = to_dict(config)
+    place = plain[where] if where else plain
+    if key in place:
+        return
+    place[key] = 1
+    known = "lr" if where == "train" else "unit" if where == "model" else ""
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'; the known ones are .*{known}"):
+        from_dict(plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps=0: .* at least 1; pass --steps"),
+        ({"gain": 0}, "gain=0.0: .* above 0"),
+        ({"gain": 1.5}, "gain=1.5: .* at most 1"),
+        ({"hidden": []}, "hidden=.*at least one hidden layer"),
+        ({"hidden": [128, 0]}, "hidden=.*at least 1 neuron"),
+        ({"decay": 0}, "decay=0.0: .*pass --decay"),
+        ({"decay": 1.1}, "decay=1.1"),
+        ({"decay": 1, "train_decay": True}, "decay=1.0: a learned decay"),
+        ({"dropout": 1}, "dropout=1.0"),
+        ({"g_slope": -1}, "g_slope=-1.0"),
+        ({"surrogate_width": 0}, "surrogate_width=0.0"),
+        ({"lr": 0}, "lr=0.0"),
+        ({"lr": float("nan")}, "lr=nan: expected a finite number"),
+        ({"lr": "0.1"}, "lr='0.1': expected a finite number"),
+        ({"epochs": 0}, "epochs=0: .* at least 1; pass --epochs"),
+        ({"epochs": 1.5}, "epochs=1.5: expected a whole number"),
+        ({"epochs": True}, "epochs=True: expected a whole number"),
+        ({"batch_size": 0}, "pass --batch-size"),
+        ({"clip_norm": -1}, "clip_norm=-1.0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**63}, "seed must be below"),
+        ({"recurrent": 1}, "recurrent=1: expected true or false"),
+        ({"hidden": ["8"]}, "hidden=.*whole numbers"),
+        ({"hidden": 8}, "hidden=8: expected a list"),
+        ({"unit": "ssnu"}, "unit='ssnu': expected one of adaptive-snu, gru"),
+        ({"data": "cifar"}, "data='cifar': expected one of digits8x8, mnist"),
+        ({"learning_rate": 1}, "unknown key 'learning_rate'; the known ones are .*lr"),
+    ],
+)
+def test_a_broken_rule_names_value_and_remedy(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(preset("digits"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ([], "expected a mapping, found list"),
+        ({"task": 1}, "task: expected a mapping, found int"),
+        ({"task": {"name": "speech"}}, "task.name='speech': .* digits, music"),
+        ({"task": {"name": []}}, "task.name="),
+        ({"task": {"name": "music", "steps": 3}}, "task: unknown key 'steps'; .* dataset"),
+        ({"train": {"lr": None}}, "lr=None"),
+    ],
+)
+def test_plain_data_of_the_wrong_form(plain: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(plain)  # type: ignore[arg-type]
+
+
+def test_missing_keys_take_their_defaults() -> None:
+    assert from_dict({}) == Config()
+    assert from_dict({"task": {"name": "music"}}) == Config(task=MusicConfig())
+
+
+def test_a_config_wants_records() -> None:
+    with pytest.raises(ConfigError, match="expected DigitsConfig or MusicConfig"):
+        Config(task=ModelConfig())  # type: ignore[arg-type]
+
+
+def test_whole_numbers_stand_for_floats() -> None:
+    assert override(preset("digits"), lr=1).train.lr == 1.0
+    assert isinstance(override(preset("digits"), lr=1).train.lr, float)
+
+
+def test_field_names_are_unique_within_a_config() -> None:
+    for task in TASKS.values():
+        names = Counter(
+            f.name for r in (task, ModelConfig, TrainConfig) for f in dataclasses.fields(r)
+        )
+        assert set(names.values()) == {1}
+
+
+def test_every_field_has_a_docstring() -> None:
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for record in (*RECORDS, Config):
+        body = classes[record.__name__].body
+        for at, node in enumerate(body):
+            if isinstance(node, ast.AnnAssign):
+                after = body[at + 1]
+                assert isinstance(after, ast.Expr), node.target
+                assert isinstance(after.value, ast.Constant), node.target
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("task", "data"), [("digits", "digits8x8"), ("digits", "mnist"), ("music", "jsb")]
+)
+def test_presets(task: str, data: str, variant: str) -> None:
+    config = preset(task, variant, data)
+    assert task_name(config) == task
+    assert data_name(config) == data
+    assert variant_of(config.model) == variant
+    assert config.model.unit == split_variant(variant)[0]
+    assert preset(task, variant, DEFAULT_DATA[task]) == preset(task, variant)
+    for name, value in PRESETS.get((data, variant), {}).items():
+        assert flatten(config)[name] == value
+
+
+def test_the_rows_of_the_preset_table_name_what_exists() -> None:
+    for data, variant in PRESETS:
+        assert data in {"digits8x8", "mnist", "jsb"}
+        assert variant in ("", *VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("speech",), "task='speech'"),
+        (("digits", "ssnu"), "unit='ssnu'"),
+        (("digits", "recurrent-lstm"), "unit='recurrent-lstm'"),
+        (("music", "snu", "mnist"), "dataset='mnist'"),
+    ],
+)
+def test_a_preset_that_does_not_exist(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        preset(*arguments)
+
+
+def test_labels() -> None:
+    assert label_of("recurrent-softsnu") == "recurrent soft SNU"
+    assert label_of("lstm") == "LSTM"
+    assert variant_of(ModelConfig(unit="lstm", recurrent=True)) == "lstm"
