@@ -16,7 +16,7 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(wildcard spikebridge/*/__init__.py)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "spikebridge needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Setting up .venv (once; the torch download is the long part) ..."

@@ -198,17 +198,20 @@ def _side_by_side(
     # spawn: a fork of a process whose torch already has threads may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_quiet)
-    followed = [_Followed(run, progress(run.name)) for run in todo]
-    futures = {
-        pool.submit(_work, to_dict(run.config), str(run.directory), overwrite): run.name
+    followed = {
+        pool.submit(_work, to_dict(run.config), str(run.directory), overwrite): _Followed(
+            run, progress(run.name)
+        )
         for run in todo
     }
+    waiting = set(followed)
     try:
-        waiting = set(futures)
         while waiting:
-            _, waiting = wait(waiting, LOOK_EVERY_SECONDS, FIRST_COMPLETED)
-            for run in followed:
-                run.look()
+            done, waiting = wait(waiting, LOOK_EVERY_SECONDS, FIRST_COMPLETED)
+            for future in waiting:
+                followed[future].look()
+            for future in done:
+                followed[future].end()
     except BaseException:
         # What the runs have reached lies on the disk; nothing is lost by ending them now.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -216,10 +219,11 @@ def _side_by_side(
             process.terminate()
         raise
     finally:
-        for run in followed:
-            run.end()
+        for future in waiting:
+            followed[future].end()
     pool.shutdown()
-    return {name: text for future, name in futures.items() if (text := _error_of(future))}
+    errors = {one.run.name: _error_of(future) for future, one in followed.items()}
+    return {name: text for name, text in errors.items() if text}
 
 
 def _error_of(future: Future[str | None]) -> str | None:
@@ -328,16 +332,18 @@ def _row(variant: str, group: list[tuple[Planned, Result]]) -> dict[str, Any]:
 
 def table(content: dict[str, Any]) -> Table:
     """The comparison as a table for a terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     accuracy = content["metric"] == "accuracy"
     better = "higher" if content["higher_is_better"] else "lower"
     what = "accuracy, %" if accuracy else "NLL, nats/frame"
-    built = Table(title=f"{content['task']} ({content['data']}): {what}, {better} is better")
+    title = f"{content['task']} ({content['data']}): {what}, {better} is better"
+    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     built.add_column("unit")
-    for name in (f"test {what}", "validation", "seeds", "parameters", "spikes", "s/run"):
+    # Short enough for 80 columns.
+    for name in ("test", "valid", "seeds", "params", "spikes", "s/run", "paper"):
         built.add_column(name, justify="right")
-    built.add_column("published", justify="right")
     for row in content["rows"]:
         spread = row["test_std"]
         test = figure(row["test_mean"], content["metric"])

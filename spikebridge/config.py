@@ -262,8 +262,21 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "dropout": 0.2,
         "batch_size": 32,
         "clip_norm": 1.0,
+        "patience": 25,
+        "g": "leaky_relu",
         "decay": 0.8,
     },
+    # The best on validation of five trials each: docs/results/tuning-music.json.
+    ("jsb", "snu"): {"lr": 5e-3, "g": "identity", "decay": 0.6, "train_decay": True},
+    ("jsb", "softsnu"): {"dropout": 0.1, "g": "identity", "decay": 0.4},
+    ("jsb", "recurrent-snu"): {
+        "lr": 5e-3,
+        "dropout": 0.4,
+        "weight_decay": 1e-4,
+        "decay": 0.4,
+    },
+    ("jsb", "lstm"): {"lr": 5e-3, "dropout": 0.3},
+    ("jsb", "gru"): {"lr": 2e-2, "dropout": 0.1, "weight_decay": 1e-4},
 }
 
 
@@ -280,7 +293,7 @@ def preset(task: str, unit: str = "snu", data: str | None = None) -> Config:
     chosen_data: dict[str, Any] = {"dataset" if task == "music" else "data": data}
     chosen = Config(task=TASKS[task](**chosen_data))
     settings: dict[str, Any] = {}
-    for row in ((data, ""), (data, name), (data, unit)):
+    for row in ((data, ""), (data, unit)):
         settings |= PRESETS.get(row, {})
     settings |= {"unit": name, "recurrent": recurrent}
     return override(chosen, **settings)

@@ -1,14 +1,10 @@
-"""Experiments: the same bits after any interruption, and rules for what lies in a folder."""
+"""Experiments: repeatability, what stops a run, the test, activity, examples, learning rates."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import random
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import left, tiny
 from torch import Tensor
 
-from spikebridge import checkpoint, environment, evaluation, experiment, published, rundir, tasks
-from spikebridge.config import Config, override, preset, to_dict
+from spikebridge import environment, evaluation, experiment, published, rundir, tasks
+from spikebridge.config import override, preset
 from spikebridge.kernels import native
 from spikebridge.network import LayerTrace, Observation, load_network
 from spikebridge.records import RunError, UsageError
 from spikebridge.tasks.base import Batch
 from spikebridge.tasks.digits import Digits
-
-TINY = {"hidden": (8,), "steps": 4, "epochs": 3, "batch_size": 256, "threads": 1, "dropout": 0.2}
-
-
-def tiny(unit: str = "snu", **settings: Any) -> Config:
-    return override(preset("digits", unit), **(TINY | settings))
-
-
-def left(directory: Path) -> dict[str, Any]:
-    """All that a run has left which must repeat bit for bit."""
-    epochs = [json.loads(line) for line in (directory / rundir.METRICS).read_text().splitlines()]
-    for record in epochs:
-        del record["seconds"]
-    result = json.loads((directory / rundir.RESULT).read_text())
-    del result["seconds"]
-    tensors = {
-        f"{name}/{key}": value.numpy().tobytes()
-        for name in (rundir.MODEL, rundir.CHECKPOINT)
-        for key, value in load_file(directory / name).items()
-    }
-    with np.load(directory / rundir.EXAMPLES, allow_pickle=False) as archive:
-        arrays = {name: archive[name].tobytes() for name in archive.files}
-    return {"epochs": epochs, "result": result, "tensors": tensors, "examples": arrays}
-
-
-class Interrupting(experiment.Silent):
-    """Raises KeyboardInterrupt at a moment."""
-
-    def __init__(self, epoch: int, share: float | None = None) -> None:
-        self.at, self.share = epoch, share
-
-    def batch(self, epoch: int, share: float) -> None:
-        if self.share is not None and epoch == self.at and share >= self.share:
-            raise KeyboardInterrupt
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        if self.share is None and record["epoch"] == self.at:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +29,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing has disturbed."""
     directory = tmp_path_factory.mktemp("whole") / "run"
     experiment.run(tiny(), directory)
-    return directory
-
-
-@pytest.fixture
-def complete(tmp_path: Path, whole: Path) -> Path:
-    """A copy of it that a test may damage."""
-    directory = tmp_path / "run"
-    directory.mkdir()
-    for path in whole.iterdir():
-        (directory / path.name).write_bytes(path.read_bytes())
     return directory
 
 
@@ -99,178 +48,6 @@ def test_two_threads_give_the_same_bits_too(tmp_path: Path) -> None:
     assert left(tmp_path / "one") == left(tmp_path / "two")
 
 
-@pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_resume_equals_uninterrupted(
-    tmp_path: Path, whole: Path, epoch: int, share: float | None
-) -> None:
-    directory = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(tiny(), directory, progress=Interrupting(epoch, share))
-    assert not rundir.is_complete(directory)
-    experiment.run(tiny(), directory, resume=True)
-    assert left(directory) == left(whole)
-
-
-SETTINGS = [
-    {"unit": "softsnu", "optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.01},
-    {"unit": "recurrent-snu", "schedule": "onecycle", "same_mask": True},
-    {"unit": "snu", "optimizer": "sgd", "clip_norm": 0, "train_decay": True, "coding": "rows"},
-    {"unit": "lstm", "coding": "current", "patience": 2},
-]
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s["unit"])
-def test_resume_equals_uninterrupted_for_all_that_has_state(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    config = tiny(**settings)
-    experiment.run(config, tmp_path / "whole")
-    for epoch, share in ((1, None), (3, 0.5)):
-        with pytest.raises(KeyboardInterrupt):
-            experiment.run(
-                config, tmp_path / "run", resume=True, progress=Interrupting(epoch, share)
-            )
-    experiment.run(config, tmp_path / "run", resume=True)
-    assert left(tmp_path / "run") == left(tmp_path / "whole")
-
-
-def stopping(call: int, real: Callable, before: Callable[..., None] = lambda *_: None) -> Callable:
-    """`real`, but the call of that number is interrupted after `before`."""
-    calls = []
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            before(*args)
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    return wrapped
-
-
-def write_half(tensors: dict[str, Tensor], path: Path, *_: object) -> None:
-    path.write_bytes(b"\x10\0\0\0\0\0\0\0{half of a file")
-
-
-PLACES = [
-    (checkpoint, "save_file", 1, write_half),
-    (checkpoint, "save_file", 2, write_half),
-    (rundir.os, "replace", 5, lambda *_: None),  # the first checkpoint, written but not in place
-    (rundir.os, "replace", 6, lambda *_: None),  # in place, but the metrics are not
-    (evaluation, "observe", 1, lambda *_: None),
-    (evaluation, "write_examples", 1, lambda *_: None),
-    (rundir, "write_json", 3, lambda *_: None),  # the result
-]
-
-
-@pytest.mark.parametrize(("module", "name", "call", "before"), PLACES)
-def test_resume_after_an_interruption_while_something_is_written(
-    tmp_path: Path,
-    whole: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    module: Any,
-    name: str,
-    call: int,
-    before: Callable,
-) -> None:
-    directory = tmp_path / "run"
-    monkeypatch.setattr(module, name, stopping(call, getattr(module, name), before))
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(tiny(), directory)
-    monkeypatch.undo()
-    assert not rundir.is_complete(directory)
-    assert not list(directory.glob(".*"))
-    experiment.run(tiny(), directory, resume=True)
-    assert left(directory) == left(whole)
-
-
-KILLER = """
-import json, os, signal, sys, time
-import torch
-torch.set_num_threads(1)  # before a fork, so that no pool of threads is lost in it
-from spikebridge import experiment
-from spikebridge.config import from_dict
-
-config, directory, delays = from_dict(json.loads(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
-killed = 0
-for delay in delays:
-    pid = os.fork()
-    if not pid:
-        experiment.run(config, directory, resume=True)
-        os._exit(0)
-    time.sleep(delay)
-    os.kill(pid, signal.SIGKILL)
-    killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-print(killed)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_resume_after_kill_at_any_moment(tmp_path: Path) -> None:
-    config, chance = tiny(epochs=40), random.Random(1)
-    delays = [chance.uniform(0.02, 0.4) for _ in range(8)]
-    arguments = [json.dumps(to_dict(config)), str(tmp_path / "run"), json.dumps(delays)]
-    killed = subprocess.check_output([sys.executable, "-c", KILLER, *arguments], text=True)
-    assert int(killed) >= 2
-    experiment.run(config, tmp_path / "run", resume=True)
-    experiment.run(config, tmp_path / "whole")
-    assert left(tmp_path / "run") == left(tmp_path / "whole")
-
-
-def test_a_complete_run_is_kept(complete: Path) -> None:
-    before = left(complete)
-    with pytest.raises(UsageError, match=r"a complete run.*--resume.*--overwrite"):
-        experiment.run(tiny(), complete)
-    result = experiment.run(tiny(), complete, resume=True)
-    assert result == rundir.read_result(complete)
-    assert result.to_dict() == json.loads((complete / rundir.RESULT).read_text())
-    assert left(complete) == before
-
-
-def test_overwrite_starts_anew_and_touches_nothing_else(complete: Path) -> None:
-    (complete / "notes.txt").write_text("mine")
-    (complete / ".result.json.part").write_text("left behind by a killed process")
-    (complete / rundir.REPORT).write_text("old")
-    experiment.run(tiny(seed=5), complete, overwrite=True)
-    assert rundir.read_result(complete).seed == 5
-    assert (complete / "notes.txt").read_text() == "mine"
-    assert not (complete / rundir.REPORT).exists()
-    assert not list(complete.glob(".*"))
-    with pytest.raises(UsageError, match="exclude each other"):
-        experiment.run(tiny(), complete, overwrite=True, resume=True)
-
-
-def test_an_incomplete_run_wants_a_decision(complete: Path) -> None:
-    (complete / rundir.RESULT).unlink()
-    with pytest.raises(UsageError, match=r"an incomplete run.*--resume.*--overwrite"):
-        experiment.run(tiny(), complete)
-
-
-@pytest.mark.parametrize("is_complete", [True, False])
-def test_resume_with_other_settings_names_them(complete: Path, is_complete: bool) -> None:
-    if not is_complete:
-        (complete / rundir.RESULT).unlink()
-    expected = r"lr \(0\.02 there, 0\.5 asked for\), seed \(0 there, 7 asked for\)"
-    with pytest.raises(UsageError, match=expected):
-        experiment.run(tiny(lr=0.5, seed=7), complete, resume=True)
-
-
-def test_missing_data_cost_nothing(
-    complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(_: object) -> None:
-        raise UsageError("no data")
-
-    monkeypatch.setattr(tasks, "load", missing)
-    with pytest.raises(UsageError, match="no data"):
-        experiment.run(tiny(seed=1), complete, overwrite=True)
-    assert rundir.read_result(complete).seed == 0
-    with pytest.raises(UsageError, match="no data"):
-        experiment.run(tiny(), tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
 def test_a_backend_that_cannot_serve_is_found_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,72 +55,6 @@ def test_a_backend_that_cannot_serve_is_found_before_the_run(
     with pytest.raises(UsageError, match=r"backend=native.*there was no compiler"):
         experiment.run(tiny(backend="native"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def damage_truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def damage_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-50] ^= 1
-    path.write_bytes(data)
-
-
-def damage_version(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"version":"1"', b'"version":"9"'))
-
-
-def damage_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def damage_shapes(path: Path) -> None:
-    """A checkpoint of a wider network in its place."""
-    other = path.parent.parent / "wider"
-    experiment.run(tiny(hidden=(9,), epochs=1), other)
-    (other / rundir.CHECKPOINT).replace(path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_truncated, "damaged"),
-        (damage_empty, "damaged"),
-        (damage_bit, "checksum"),
-        (damage_version, "expected spikebridge-checkpoint version 1, found .* version 9"),
-        (damage_shapes, r"has shape \(9.*needs \(8"),
-    ],
-)
-def test_a_damaged_checkpoint(complete: Path, damage: Callable[[Path], None], message: str) -> None:
-    (complete / rundir.RESULT).unlink()
-    path = complete / rundir.CHECKPOINT
-    damage(path)
-    with pytest.raises(checkpoint.CheckpointError, match=message) as caught:
-        experiment.run(tiny(), complete, resume=True)
-    assert str(path) in str(caught.value)
-    assert "--overwrite" in str(caught.value)
-
-
-def test_a_network_file_is_no_checkpoint(complete: Path) -> None:
-    (complete / rundir.RESULT).unlink()
-    (complete / rundir.MODEL).replace(complete / rundir.CHECKPOINT)
-    with pytest.raises(checkpoint.CheckpointError, match="expected spikebridge-checkpoint"):
-        experiment.run(tiny(), complete, resume=True)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"task": "digits"}', '{"x": 1}'])
-def test_a_damaged_result(complete: Path, text: str) -> None:
-    (complete / rundir.RESULT).write_text(text)
-    with pytest.raises(RunError, match=r"result\.json: .*--overwrite"):
-        experiment.run(tiny(), complete, resume=True)
-
-
-@pytest.mark.parametrize("text", ["{", '{"model": {"units": "snu"}}'])
-def test_a_damaged_config(complete: Path, text: str) -> None:
-    (complete / rundir.CONFIG).write_text(text)
-    with pytest.raises(UsageError, match=r"config\.json"):
-        experiment.run(tiny(), complete, resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
