@@ -275,6 +275,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "weight_decay": 1e-4,
         "decay": 0.4,
     },
+    ("jsb", "rnn"): {"lr": 5e-3, "dropout": 0.1},
     ("jsb", "lstm"): {"lr": 5e-3, "dropout": 0.3},
     ("jsb", "gru"): {"lr": 2e-2, "dropout": 0.1, "weight_decay": 1e-4},
 }

@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from spikebridge import SNU, SoftSNU, State
@@ -109,6 +110,21 @@ def test_other_dtypes(kind, dtype: torch.dtype) -> None:
 
 
 @kinds
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_under_autocast_spikes_are_bfloat16_and_the_state_is_not(kind, recurrent: bool) -> None:
+    layer = kind(F, H, 2, recurrent=recurrent)
+    x = (torch.randn(T, B, F) * 3).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = layer(x)
+        later, _ = layer(x, state)
+    assert y.dtype == later.dtype == torch.bfloat16
+    assert state.s.dtype == state.y.dtype == torch.float32
+    (y.float().sum() + later.float().sum()).backward()
+    assert x.grad.dtype == torch.float32
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
+
+
+@kinds
 def test_functional_gradients(kind) -> None:
     layer = kind(F, H)
     x = torch.randn(T, B, F) * 3
@@ -124,16 +140,35 @@ def test_functional_gradients(kind) -> None:
 
 
 @kinds
-def test_it_compiles_into_one_graph(kind) -> None:
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_it_compiles_into_one_graph_for_every_length_and_batch(kind, recurrent: bool) -> None:
     torch._dynamo.reset()
-    layer = kind(F, H, 2)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    x = (torch.randn(T, B, F) * 3).requires_grad_()
-    y, _ = compiled(x)
-    expected, _ = layer(x)
-    torch.testing.assert_close(y, expected)
-    grads = [torch.autograd.grad(out.sum(), x)[0] for out in (y, expected)]
-    torch.testing.assert_close(*grads)
+    layer = kind(F, H, 2, recurrent=recurrent)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    after_first = None
+    for t, b in ((6, 3), (7, 3), (100, 8), (13, 2)):
+        x = (torch.randn(t, b, F) * 3).requires_grad_()
+        y, _ = compiled(x)
+        expected, _ = layer(x)
+        torch.testing.assert_close(y, expected)
+        grads = [torch.autograd.grad(out.sum(), x)[0] for out in (y, expected)]
+        torch.testing.assert_close(*grads)
+        after_first = after_first or counter.frame_count
+        assert counter.frame_count == after_first
+
+
+@kinds
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_it_exports_with_any_length_and_batch(kind, recurrent: bool) -> None:
+    layer = kind(F, H, 2, recurrent=recurrent).eval()
+    free = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
+    exported = torch.export.export(layer, (torch.randn(T, B, F),), dynamic_shapes={"x": free})
+    nodes = len(exported.graph.nodes)
+    assert nodes < 60  # one node a layer, not one a time step
+    for t, b in ((9, 4), (50, 2)):
+        x = torch.randn(t, b, F) * 3
+        torch.testing.assert_close(exported.module()(x)[0], layer(x)[0])
 
 
 def test_dropout_acts_between_layers_in_training_only() -> None:
