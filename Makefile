@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(w
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "spikebridge needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Setting up .venv (once; the torch download is the long part) ..."
-	@$(PIP) scikit-build-core nanobind
-	@$(PIP) --no-build-isolation -e '.[app,dev]'
+	@$(PIP) scikit-build-core nanobind cmake ninja
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[app,dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -43,4 +43,4 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/layer.py
 
 clean:
-	rm -rf .venv build runs
+	rm -rf .venv build

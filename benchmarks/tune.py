@@ -21,25 +21,35 @@ from typing import Any
 
 from spikebridge.config import BASELINES, override, preset, split_variant
 
-SHARED: dict[str, list[Any]] = {
-    "lr": [3e-3, 5e-3, 1e-2, 2e-2],
-    "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
-    "schedule": ["constant", "cosine"],
-    "weight_decay": [0.0, 1e-5, 1e-4],
+SHARED: dict[str, dict[str, list[Any]]] = {
+    "music": {
+        "lr": [3e-3, 5e-3, 1e-2, 2e-2],
+        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "schedule": ["constant", "cosine"],
+        "weight_decay": [0.0, 1e-5, 1e-4],
+    },
+    "digits": {
+        "lr": [3e-3, 1e-2, 2e-2, 3e-2],
+        "dropout": [0.0, 0.1, 0.2, 0.3],
+        "schedule": ["onecycle", "cosine"],
+    },
 }
 SPIKING: dict[str, list[Any]] = {
     "decay": [0.4, 0.6, 0.8, 0.9],
     "train_decay": [False, True],
     "g": ["identity", "leaky_relu"],
 }
-COMMON = {"lr": 1e-2, "dropout": 0.2, "schedule": "constant", "weight_decay": 0.0}
+COMMON: dict[str, dict[str, Any]] = {
+    "music": {"lr": 1e-2, "dropout": 0.2, "schedule": "constant", "weight_decay": 0.0},
+    "digits": {"lr": 1e-2, "dropout": 0.2, "schedule": "onecycle"},
+}
 
 
-def trials(variant: str, count: int) -> list[dict[str, Any]]:
+def trials(task: str, variant: str, count: int) -> list[dict[str, Any]]:
     """The settings to try, the same on every machine."""
     draw = random.Random(f"{variant}/0")
-    space = SHARED if split_variant(variant)[0] in BASELINES else SHARED | SPIKING
-    found = [COMMON]
+    space = SHARED[task] | ({} if split_variant(variant)[0] in BASELINES else SPIKING)
+    found = [COMMON[task]]
     while len(found) < count:
         settings = {name: draw.choice(values) for name, values in space.items()}
         if settings not in found:
@@ -50,7 +60,8 @@ def trials(variant: str, count: int) -> list[dict[str, Any]]:
 def run_trial(task: str, variant: str, settings: dict[str, Any], patience: int) -> dict[str, Any]:
     from spikebridge import experiment
 
-    config = override(preset(task, variant), patience=patience, threads=1, **settings)
+    plain = {"decay": 0.8, "train_decay": False, "g": "leaky_relu"}
+    config = override(preset(task, variant), patience=patience, threads=1, **(plain | settings))
     directory = Path(tempfile.mkdtemp(prefix="spikebridge-tune-"))
     try:
         result = experiment.run(config, directory / "run")
@@ -81,7 +92,7 @@ def main() -> None:
         waiting = [
             pool.submit(run_trial, options.task, variant, settings, options.patience)
             for variant in options.units
-            for settings in trials(variant, options.trials)
+            for settings in trials(options.task, variant, options.trials)
             if json.dumps([variant, settings], sort_keys=True) not in done
         ]
         for future in as_completed(waiting):

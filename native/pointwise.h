@@ -29,7 +29,7 @@ inline Real apply_g(Real u, Real slope) {
   if constexpr (g == G::piecewise) return u > Real(0) ? u : slope * u;
   if constexpr (g == G::relu) return u <= Real(0) ? Real(0) : u;
   if constexpr (g == G::elu) {
-    Real negative = expm1_nonpositive(u < Real(0) ? u : Real(0));
+    Real negative = expm1_nonpositive(u > Real(0) ? Real(0) : u);  // NaN passes
     return u > Real(0) ? u : negative;
   }
 }
@@ -50,8 +50,8 @@ inline Real output(Real x) {
 
 // dh/dx at x = s + bias; y = h(x).
 template <H h, typename Real>
-inline Real slope_h(Real x, Real y, Real inverse_width, Real height) {
-  Real z = x * inverse_width;
+inline Real slope_h(Real x, Real y, Real width, Real height) {
+  Real z = x / width;
   if constexpr (h == H::sigmoid) return y * (Real(1) - y);
   if constexpr (h == H::tanh_prime) return height * sech_squared(z);
   if constexpr (h == H::window) return absolute(z) < Real(1) ? height : Real(0);
@@ -73,13 +73,13 @@ inline Real slope_h(Real x, Real y, Real inverse_width, Real height) {
 // The numbers of a rule in the type of the state.
 template <typename Real>
 struct Constants {
-  Real slope, gate, amount, height, inverse_width;
+  Real slope, gate, amount, height, width;
   explicit Constants(const Rule& rule)
       : slope(Real(rule.slope)),
         gate(rule.gate ? Real(1) : Real(0)),
         amount(Real(rule.amount)),
         height(Real(rule.height)),
-        inverse_width(Real(1.0 / rule.width)) {}
+        width(Real(rule.width)) {}
 };
 
 // s and y go from one step to the next; the order of operations is that of the loop.
@@ -98,7 +98,7 @@ template <H h, G g, typename Real>
 inline Real step_backward(const Constants<Real>& c, Real grad_y, Real s, Real s_prev, Real y_prev,
                           Real decay, Real bias, Real& ds, Real& dy, Real& out, Real& d_decay,
                           Real& d_bias) {
-  Real dx = (grad_y + dy) * slope_h<h>(s + bias, out, c.inverse_width, c.height);
+  Real dx = (grad_y + dy) * slope_h<h>(s + bias, out, c.width, c.height);
   Real du = (ds + dx) * slope_g<g>(s, c.slope);
   Real keep = Real(1) - c.gate * y_prev;
   Real through = du * decay;

@@ -65,6 +65,7 @@ def compare(
     planned = comparison.plan(configs, seeds, out, jobs=jobs)
     _tell(_shared_settings([run.config for run in planned]))
     kept = 0 if overwrite else sum(run.complete for run in planned)
+    _tell_of_kernels(jobs)
     _tell(f"{len(planned)} runs in {out}" + (f", {kept} of them complete" if kept else ""))
     with progress.display() as display:
         content = comparison.compare(
@@ -80,10 +81,19 @@ def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
     if comparison.is_complete(planned) and not overwrite:
         _tell(f"The demo in {out} is complete already; --overwrite starts it anew.")
     else:
+        _tell_of_kernels(jobs)
         _tell(f"{len(planned)} runs on 1,797 handwritten digits, in {out}; about two minutes.")
     with progress.display() as display:
         content = comparison.compare(planned, out, jobs=jobs, overwrite=overwrite, progress=display)
     _show(content, out, True, as_json)
+
+
+def _tell_of_kernels(jobs: int) -> None:
+    """Working processes keep quiet about missing kernels: their parent says it once."""
+    from spikebridge.kernels import native
+
+    if jobs > 1 and native.missing is not None:
+        _tell(f"units run in the Python loop, which is slower: {native.missing}")
 
 
 def report(runs: Sequence[Path], *, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 A `Config` holds everything that decides a run's numbers.  Field names are unique over the nested
 records, so that each is one command-line flag without a prefix and `override(config, lr=1e-3)`
-needs no path.  This module imports nothing but the standard library.
+needs no path.  This module loads no torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
+from spikebridge.presets import PRESETS
 from spikebridge.records import (
     ConfigError,
     at_least,
@@ -151,6 +152,7 @@ class ModelConfig:
             not (self.train_decay and self.decay == 1),
             "decay=1.0: a learned decay must start below 1; pass --decay 0.95 or --no-train-decay",
         )
+        self._check_unit()
         require(
             self.surrogate_width > 0,
             f"surrogate_width={self.surrogate_width}: the width must be above 0; "
@@ -164,6 +166,17 @@ class ModelConfig:
         require(
             0 <= self.dropout < 1,
             f"dropout={self.dropout}: the probability must lie in [0, 1); pass --dropout 0.2",
+        )
+
+    def _check_unit(self) -> None:
+        require(
+            self.unit != "li-snu" or self.reset == "gate",
+            f"reset={self.reset}: li-snu resets by lateral inhibition; leave --reset out",
+        )
+        require(
+            self.reset != "subtract" or self.threshold >= 0,
+            f"threshold={self.threshold}: what reset subtract takes off must not be negative; "
+            "pass --threshold 1",
         )
 
 
@@ -233,52 +246,6 @@ TASKS: dict[str, type[DigitsConfig] | type[MusicConfig]] = {
 }
 
 DEFAULT_DATA = {"digits": "digits8x8", "music": "jsb"}
-
-# (data, variant) -> settings; variant "" holds for every unit of that data set.
-PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("digits8x8", ""): {
-        "hidden": (128, 128),
-        "steps": 20,
-        "epochs": 25,
-        "lr": 1e-2,
-        "schedule": "onecycle",
-        "dropout": 0.2,
-    },
-    ("digits8x8", "snu"): {"lr": 2e-2},
-    ("digits8x8", "softsnu"): {"lr": 3e-2},
-    ("mnist", ""): {
-        "hidden": (256, 256),
-        "steps": 20,
-        "epochs": 10,
-        "batch_size": 128,
-        "lr": 5e-3,
-        "schedule": "onecycle",
-        "dropout": 0.2,
-    },
-    ("jsb", ""): {
-        "hidden": (150,),
-        "epochs": 150,
-        "lr": 1e-2,
-        "dropout": 0.2,
-        "batch_size": 32,
-        "clip_norm": 1.0,
-        "patience": 25,
-        "g": "leaky_relu",
-        "decay": 0.8,
-    },
-    # The best on validation of five trials each: docs/results/tuning-music.json.
-    ("jsb", "snu"): {"lr": 5e-3, "g": "identity", "decay": 0.6, "train_decay": True},
-    ("jsb", "softsnu"): {"dropout": 0.1, "g": "identity", "decay": 0.4},
-    ("jsb", "recurrent-snu"): {
-        "lr": 5e-3,
-        "dropout": 0.4,
-        "weight_decay": 1e-4,
-        "decay": 0.4,
-    },
-    ("jsb", "rnn"): {"lr": 5e-3, "dropout": 0.1},
-    ("jsb", "lstm"): {"lr": 5e-3, "dropout": 0.3},
-    ("jsb", "gru"): {"lr": 2e-2, "dropout": 0.1, "weight_decay": 1e-4},
-}
 
 
 def preset(task: str, unit: str = "snu", data: str | None = None) -> Config:

@@ -74,7 +74,10 @@ def kernels() -> str:
     """What the native kernels use, or why they are not there."""
     from spikebridge.kernels import native
 
-    return native.missing or f"native ({native.instruction_set()})"
+    if native.missing is not None:
+        return native.missing
+    threads = "OpenMP" if native.openmp() else "one thread: built without OpenMP"
+    return f"native ({native.instruction_set()}, {threads})"
 
 
 def data_folders() -> dict[str, str]:

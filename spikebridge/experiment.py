@@ -96,7 +96,7 @@ def run(
         done = rundir.earlier(directory, config, resume)
         if done is not None:
             return done
-    with _threads(config.train.threads):
+    with _threads(config.train.threads), torch.random.fork_rng(devices=[]):
         begun = _Run(config, directory, progress or Silent())
         if overwrite:  # only now: what would stop the new run must not cost the old one
             rundir.clear(directory)
@@ -194,7 +194,12 @@ class _Run:
 
     def complete(self) -> Result:
         """Go on from the checkpoint, if there is one, to the end."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{self.directory}: the folder cannot be made ({error.strerror}); change --out"
+            ) from error
         rundir.write_json(self.directory / rundir.CONFIG, to_dict(self.config))
         rundir.write_json(self.directory / rundir.ENVIRONMENT, environment.collect())
         if (self.directory / rundir.CHECKPOINT).exists():
@@ -218,7 +223,7 @@ class _Run:
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """Train for an epoch, validate, save; returns its line of metrics.jsonl."""
         started = time.perf_counter()
-        train_loss, grad_norm, rate = self._train(epoch)
+        trained = self._train(epoch)
         judge = generator(self.train.eval_seed, "valid")
         valid = evaluation.evaluate(self.network, self.task, "valid", self.train.batch_size, judge)
         self._check_finite("validation loss", valid.loss, epoch)
@@ -228,11 +233,9 @@ class _Run:
             self.state.best = {name: value.detach().clone() for name, value in weights.items()}
         record = {
             "epoch": epoch,
-            "train_loss": train_loss,
+            **trained,
             "valid_loss": valid.loss,
             "valid": valid.metric,
-            "lr": rate,
-            "grad_norm": grad_norm,
             "seconds": time.perf_counter() - started,
             "best": best,
         }
@@ -247,12 +250,12 @@ class _Run:
         self._write_metrics()
         return record
 
-    def _train(self, epoch: int) -> tuple[float, float, float]:
-        """One pass over the training set: mean loss, mean gradient norm, last learning rate."""
+    def _train(self, epoch: int) -> dict[str, float]:
+        """One pass over the training set: mean loss and norm, last rate, updates left out."""
         self.network.train()
         total, norms, count, rate = 0.0, 0.0, 0, self.train.lr
         batches = self.task.batches("train", self.train.batch_size, self.data)
-        number = 0
+        number = skipped = 0
         for number, batch in enumerate(batches, start=1):
             rate = learning_rate(self.train, self.state.step, self.train.epochs * self.batches)
             for group in self.optimizer.param_groups:
@@ -262,13 +265,22 @@ class _Run:
             loss = self.task.loss(output, batch)
             value = self._check_finite("loss", loss.item(), epoch)
             loss.backward()
-            norms += self._check_finite("gradient norm", self._clip().item(), epoch)
-            self.optimizer.step()
+            norm = self._clip().item()
+            # Through many recurrent steps a gradient may overflow where the loss does not: such an
+            # update is left out, and counted.
+            if math.isfinite(norm):
+                norms += norm
+                self.optimizer.step()
+            else:
+                skipped += 1
             self.state.step += 1
             weight = evaluation.count_of(batch)
             total, count = total + value * weight, count + weight
             self.progress.batch(epoch, number / self.batches)
-        return total / count, norms / number, rate
+        if skipped == number:
+            self._check_finite("gradient norm of every update", math.inf, epoch)
+        means = {"train_loss": total / count, "grad_norm": norms / (number - skipped)}
+        return means | {"lr": rate, "skipped": skipped}
 
     def _clip(self) -> Tensor:
         limit = self.train.clip_norm or math.inf
@@ -308,7 +320,7 @@ class _Run:
         test, activity = evaluation.observe(
             self.network, self.task, "test", size, generator(seed, "test")
         )
-        network.save_network(self.network, self.config.model, self.directory / rundir.MODEL)
+        network.save_network(self.network, self.directory / rundir.MODEL)
         evaluation.write_examples(
             self.directory / rundir.EXAMPLES,
             self.network,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from spikebridge.scan import Backend, Trace, loop, scan
+from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan
 from spikebridge.units import State, Unit
 
 __all__ = ["Baseline", "Dropout", "Layer", "Readout", "Reduction"]
@@ -35,7 +35,8 @@ class Layer(nn.Module):
                 "make them equal"
             )
         self.array, self.unit, self.backend = array, unit, backend
-        self.in_features: Any = array.in_features
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
         self.spiking = unit.spiking
         if recurrent:
             self.recurrent = nn.Parameter(torch.empty(unit.size, unit.size))
@@ -62,7 +63,6 @@ class Baseline(nn.Module):
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f"baseline {kind!r} is not known; choose one of {list(self.KINDS)}")
-        self.in_features = in_features
         self.core = self.KINDS[kind](in_features, size)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:

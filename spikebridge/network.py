@@ -76,6 +76,7 @@ class Network(nn.Module):
         self.layers: Any = nn.ModuleList(layers)
         self.readout: Any = readout
         self.dropout = Dropout(dropout, same_mask=same_mask)
+        self.description: dict[str, str] | None = None  # what `build` made it from
 
     def forward(
         self, x: Tensor, state: Sequence[Any] | None = None
@@ -132,23 +133,27 @@ def build(
             array = Dense(features, size, unit)
             layers.append(Layer(array, unit, recurrent=model.recurrent, backend=backend))
         features = size
-    return Network(
+    network = Network(
         layers,
         Readout(features, output_size, readout),
         dropout=model.dropout,
         same_mask=model.same_mask,
     )
+    sizes = {"input_size": input_size, "output_size": output_size, "readout": readout}
+    network.description = {"model": json.dumps(asdict(model)), "sizes": json.dumps(sizes)}
+    return network
 
 
 def _unit(model: ModelConfig, size: int) -> Unit:
+    surrogate = Surrogate(model.surrogate, model.surrogate_width, model.surrogate_height)
     return make_unit(
         model.unit,
         size,
-        surrogate=Surrogate(model.surrogate, model.surrogate_width, model.surrogate_height),
+        surrogate=None if model.unit == "softsnu" else surrogate,
         g=model.g,
         slope=model.g_slope,
         reset=model.reset,
-        amount=model.threshold,
+        amount=max(model.threshold, 0.0),
         decay=model.decay,
         train_decay=model.train_decay,
         per_unit=model.train_decay,
@@ -156,16 +161,18 @@ def _unit(model: ModelConfig, size: int) -> Unit:
     )
 
 
-def save_network(network: Network, model: ModelConfig, path: str | Path) -> None:
-    """Weights and the description that `load_network` needs, as safetensors, written atomically."""
+def save_network(network: Network, path: str | Path) -> None:
+    """Weights and the description that `load_network` needs, as safetensors, written atomically.
+
+    Raises ValueError for a network that `build` has not made: nothing would say how to load it.
+    """
     path = Path(path)
-    first, readout = network.layers[0], network.readout
-    sizes = {
-        "input_size": first.in_features,
-        "output_size": readout.linear.out_features,
-        "readout": readout.reduce,
-    }
-    metadata = {"format": FORMAT, "model": json.dumps(asdict(model)), "sizes": json.dumps(sizes)}
+    if network.description is None:
+        raise ValueError(
+            "this network was put together by hand, so a file could not say how to build it again; "
+            "make it with spikebridge.build, or save its state_dict yourself"
+        )
+    metadata = {"format": FORMAT, **network.description}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     try:

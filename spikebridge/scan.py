@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spikebridge.kernels import native
-from spikebridge.units import SNUnit, State, Unit, state_dtype
+from spikebridge.units import AdaptiveUnit, SNUnit, State, Unit, state_dtype
 
 __all__ = ["Backend", "Trace", "loop", "scan", "unsupported"]
 
@@ -50,13 +50,19 @@ def loop(
     ys, ss = [], []
     for current in drive.unbind(0):  # not drive[t]: its backward would cost O(T^2)
         if matrix is not None:
-            current = current + torch.nn.functional.linear(state.y, matrix)
+            current = current + _product(state.y, matrix)
         state = unit.step(state, current, params)
         ys.append(state.y.to(drive.dtype))
         ss.append(state.s)
     if not ys:
         return Trace(drive, drive.to(state.s.dtype), state)
     return Trace(torch.stack(ys), torch.stack(ss), state)
+
+
+def _product(y: Tensor, matrix: Tensor) -> Tensor:
+    """H y in the dtype of the state, under autocast too."""
+    with torch.autocast(y.device.type, enabled=False):
+        return torch.nn.functional.linear(y, matrix)
 
 
 def scan(
@@ -71,8 +77,9 @@ def scan(
 
     Args:
         unit, drive, recurrent, state: as in `loop`.
-        backend: "loop", "native", or "auto": the kernel where it can serve, else the loop, saying
-            the reason once.  "native" raises with the reason instead.
+        backend: "loop", "native", or "auto": the kernel where it can serve, else the loop.
+            "native" raises with the reason instead, and `unsupported` tells it.  Only a kernel
+            that is not built at all is said aloud, once.
 
     Returns:
         y (T, B, N) and the state after the last step, ready to be passed in again.
@@ -128,13 +135,26 @@ def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State |
         raise ValueError(
             f"drive is on {drive.device}, the unit on {unit.bias.device}; move one of them"
         )
-    if recurrent is not None and recurrent.shape != (n, n):
-        raise ValueError(f"recurrent must be ({n}, {n}), got {tuple(recurrent.shape)}")
+    if recurrent is not None:
+        if recurrent.shape != (n, n) or recurrent.device != drive.device:
+            raise ValueError(
+                f"recurrent must be ({n}, {n}) on {drive.device}, got {tuple(recurrent.shape)} on "
+                f"{recurrent.device}"
+            )
+        if not recurrent.is_floating_point():
+            raise TypeError(f"recurrent must be floating point, got {recurrent.dtype}")
     if state is None:
         return unit.initial_state(drive.shape[1], drive.dtype, drive.device)
     shape = (drive.shape[1], n)
     dtype = state_dtype(drive.dtype)
-    for name, value in (("s", state.s), ("y", state.y)):
+    parts = {"s": state.s, "y": state.y}
+    if isinstance(unit, AdaptiveUnit):
+        if state.a is None:
+            raise ValueError("an adaptive unit needs a state with its adaptation `a`; got None")
+        parts["a"] = state.a
+    elif state.a is not None:
+        raise ValueError(f"state.a is for adaptive units, this one is {type(unit).__name__}")
+    for name, value in parts.items():
         if value.shape != shape or value.dtype != dtype or value.device != drive.device:
             raise ValueError(
                 f"state.{name} must be {shape} {dtype} on {drive.device} for this drive, got "

@@ -172,6 +172,14 @@ class Unit(nn.Module):
             self.register_buffer("fixed_decay", value)
         self.bias = nn.Parameter(torch.full((size,), -float(threshold)), requires_grad=bias)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Unit:
+        """A fixed decay stays in float32 at least: bfloat16 would round 0.999 to 1."""
+        before = self.fixed_decay if not self.train_decay else None
+        super()._apply(fn, recurse)
+        if before is not None and self.fixed_decay.dtype != state_dtype(self.fixed_decay.dtype):
+            self.fixed_decay = before.to(self.fixed_decay.device)
+        return self
+
     @property
     def decay(self) -> Tensor:
         """The decay in force, () or (N,), always inside (0, 1]."""
@@ -279,8 +287,7 @@ def make_unit(
     """A unit by name: "snu", "softsnu", "li-snu" (lateral inhibition) or "adaptive-snu".
 
     Args:
-        kind: one of `KINDS`; it overrides what contradicts it (softsnu: no surrogate;
-            li-snu: reset="lateral").
+        kind: one of `KINDS`.
         size: N.
         surrogate: spike function; None is the SNU paper's tanh'.
         g, slope, reset, amount: see `Rule`.
@@ -288,6 +295,10 @@ def make_unit(
     """
     if kind not in KINDS:
         raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
+    if kind == "softsnu" and surrogate is not None:
+        raise ValueError("a soft unit has no surrogate: its output is smooth; leave it out")
+    if kind == "li-snu" and reset not in ("gate", "lateral"):
+        raise ValueError(f"li-snu resets by lateral inhibition, got reset={reset!r}; leave it out")
     fire = None if kind == "softsnu" else surrogate or Surrogate()
     rule = Rule(fire, g, slope, "lateral" if kind == "li-snu" else reset, amount)
     unit = AdaptiveUnit if kind == "adaptive-snu" else SNUnit

@@ -18,6 +18,7 @@ from spikebridge.config import (
     DEFAULT_DATA,
     PRESETS,
     TASKS,
+    UNITS,
     VARIANTS,
     Config,
     DigitsConfig,
@@ -53,7 +54,7 @@ digits = st.builds(
 )
 models = st.builds(
     ModelConfig,
-    unit=one_of(ModelConfig, "unit"),
+    unit=st.sampled_from([unit for unit in UNITS if unit != "li-snu"]),
     hidden=st.lists(st.integers(1, 4096), min_size=1, max_size=4).map(tuple),
     recurrent=st.booleans(),
     g=one_of(ModelConfig, "g"),
@@ -63,7 +64,7 @@ models = st.builds(
     reset=one_of(ModelConfig, "reset"),
     surrogate=one_of(ModelConfig, "surrogate"),
     surrogate_width=st.floats(1e-3, 1e3),
-    threshold=st.floats(-10, 10),
+    threshold=st.floats(0, 10),
     dropout=st.floats(0, 0.99),
     same_mask=st.booleans(),
 )

@@ -34,6 +34,9 @@ SIZES = [
     (2, 5, 1030),
     (63, 1, 500),
     (9, 2, 1),
+    (6, 8, 37),
+    (6, 13, 130),
+    (4, 33, 150),
 ]
 INSTRUCTION_SETS = [] if native.missing else native._native.instruction_sets()
 
@@ -155,7 +158,11 @@ def test_every_surrogate(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 def test_awkward_sizes(
-    size: tuple[int, int, int], kind: str, dtype: torch.dtype, recurrent: bool
+    size: tuple[int, int, int],
+    kind: str,
+    dtype: torch.dtype,
+    recurrent: bool,
+    instruction_set: str,
 ) -> None:
     t, b, n = size
     unit = unit_of(kind, n, dtype, g="leaky_relu")
@@ -216,7 +223,8 @@ def test_anything_drawn_at_random(
     t, b, n, seed, kind, g, reset, threads, formula, dtype, recurrent
 ) -> None:
     torch.manual_seed(seed)
-    unit = unit_of(kind, n, dtype, g=g, reset=reset, surrogate=Surrogate(formula))
+    surrogate = Surrogate(formula) if kind == "snu" else None
+    unit = unit_of(kind, n, dtype, g=g, reset=reset, surrogate=surrogate)
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -265,12 +273,40 @@ def state_of_fixed(b: int, n: int) -> State:
     return State(torch.zeros(b, n), torch.zeros(b, n))
 
 
-def test_extreme_and_missing_numbers_go_the_way_of_the_loop() -> None:
+@pytest.mark.parametrize("g", ["identity", "relu", "leaky_relu", "elu"])
+@pytest.mark.parametrize("kind", ["snu", "softsnu"])
+def test_extreme_and_missing_numbers_go_the_way_of_the_loop(kind: str, g: str) -> None:
     drive = torch.tensor([1e30, -1e30, float("nan"), 0.0, -0.0, 1e-30]).repeat(4, 2, 1)
-    for kind, g in itertools.product(("snu", "softsnu"), ("identity", "relu", "leaky_relu")):
-        unit = make_unit(kind, 6, g=g)
-        loop, kernel = (scan(unit, drive, backend=b)[0] for b in ("loop", "native"))
+    unit, found = make_unit(kind, 6, g=g), []
+    for backend in ("loop", "native"):
+        leaf = drive.clone().requires_grad_()
+        y, state = scan(unit, leaf, backend=backend)
+        (y.sum() + state.s.sum()).backward()
+        found.append((y, state.s, leaf.grad.isnan().float()))
+    for loop, kernel in zip(*found, strict=True):
         torch.testing.assert_close(kernel, loop, equal_nan=True, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["y", "s", "last y"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
+@pytest.mark.parametrize("kind", ["snu", "softsnu"])
+def test_each_result_may_be_all_that_a_loss_depends_on(
+    kind: str, recurrent: bool, dtype: torch.dtype, part: str
+) -> None:
+    unit, matrix, found = unit_of(kind, 9, dtype), matrix_of(9, dtype), []
+    for backend in ("loop", "native"):
+        drive = (torch.randn(5, 4, 9, generator=torch.Generator().manual_seed(3)) * 2).to(dtype)
+        leaves = [drive.requires_grad_(), *unit.parameters()]
+        if recurrent:
+            leaves.append(matrix.detach().requires_grad_())
+        y, state = scan(unit, drive, leaves[-1] if recurrent else None, backend=backend)
+        loss = {"y": y.float(), "s": state.s, "last y": state.y}[part].pow(2).sum()
+        found.append(torch.autograd.grad(loss, leaves, allow_unused=True))
+    for loop, kernel in zip(*found, strict=True):
+        expected = torch.zeros_like(kernel) if loop is None else loop
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(kernel, expected, rtol=0, atol=2 * BOUND[dtype] * scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -144,7 +144,7 @@ def test_a_network_shows_what_its_layers_did(model: ModelConfig) -> None:
 def test_networks_survive_a_file(model: ModelConfig, tmp_path: Path) -> None:
     network = build(model, 7, 3, "each").eval()
     path = tmp_path / "model.safetensors"
-    save_network(network, model, path)
+    save_network(network, path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     again = load_network(path).eval()
     x = torch.randn(5, 2, 7)
@@ -155,7 +155,7 @@ def test_damaged_network_files_are_refused(tmp_path: Path) -> None:
     model, path = ModelConfig(hidden=(4,)), tmp_path / "model.safetensors"
     with pytest.raises(FileNotFoundError, match="no network file"):
         load_network(path)
-    save_network(build(model, 7, 3, "each"), model, path)
+    save_network(build(model, 7, 3, "each"), path)
     whole = path.read_bytes()
     for cut in (0, 4, 100, len(whole) - 1):
         path.write_bytes(whole[:cut])
@@ -164,6 +164,14 @@ def test_damaged_network_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"spikebridge-network-1", b"spikebridge-network-9"))
     with pytest.raises(ValueError, match="this version reads 'spikebridge-network-1'"):
         load_network(path)
+
+
+def test_a_network_put_together_by_hand_says_that_it_cannot_be_saved(tmp_path: Path) -> None:
+    unit = make_unit("snu", 4)
+    network = Network([Layer(Dense(3, 4, unit), unit)], Readout(4, 2, "mean"))
+    with pytest.raises(ValueError, match="put together by hand"):
+        save_network(network, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_readouts_reduce_over_time() -> None:
@@ -198,6 +206,10 @@ def test_dropout_keeps_the_mean_and_may_keep_its_mask(same_mask: bool) -> None:
         (lambda: Layer(Dense(3, 4), make_unit("snu", 5)), "drives 4 neurons, the unit has 5"),
         (lambda: Network([], Readout(1, 1, "last")), "at least one layer"),
         (lambda: Baseline("lif", 3, 4), "is not known; choose one of"),
+        (
+            lambda: Layer(Dense(3, 4), make_unit("snu", 4), backend="cuda"),
+            "backend='cuda' is not known",
+        ),
         (lambda: Dense(0, 3), "in_features must be at least 1"),
         (lambda: Dense(3, 3)(torch.zeros(2, 4)), r"x must be \(..., 3\)"),
         (lambda: Conv2d((1, 2, 2), 1, 5), "does not fit into an image of 2 x 2"),

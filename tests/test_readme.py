@@ -20,7 +20,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     model, run = ModelConfig(hidden=(6, 5)), tmp_path / "runs/digits-snu-0"
     run.mkdir(parents=True)
-    save_network(build(model, 64, 10, "mean"), model, run / "model.safetensors")
+    save_network(build(model, 64, 10, "mean"), run / "model.safetensors")
     names: dict = {}
     for block in blocks[:2]:
         exec(block, names)

@@ -114,9 +114,14 @@ def test_other_dtypes(kind, dtype: torch.dtype) -> None:
 def test_under_autocast_spikes_are_bfloat16_and_the_state_is_not(kind, recurrent: bool) -> None:
     layer = kind(F, H, 2, recurrent=recurrent)
     x = (torch.randn(T, B, F) * 3).requires_grad_()
+    loop = kind(F, H, 2, recurrent=recurrent, backend="loop")
+    loop.load_state_dict(layer.state_dict())
     with torch.autocast("cpu", torch.bfloat16):
         y, state = layer(x)
         later, _ = layer(x, state)
+        expected, expected_state = loop(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(state.s, expected_state.s, rtol=0, atol=1e-2)
     assert y.dtype == later.dtype == torch.bfloat16
     assert state.s.dtype == state.y.dtype == torch.float32
     (y.float().sum() + later.float().sum()).backward()

@@ -25,6 +25,8 @@ recurrence = pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec
 
 
 def made(kind: str, g: str, reset: str, **options) -> Unit:
+    if kind == "softsnu":
+        options.pop("surrogate", None)
     return make_unit(kind, N, g=g, reset=reset, **options).double()
 
 
@@ -231,6 +233,8 @@ def test_the_surrogate_decides_the_gradient_and_not_the_spikes(formula: str) -> 
         ({"threshold": float("inf")}, ValueError, "threshold must be finite"),
         ({"g": "tanh"}, ValueError, "not known; choose one of"),
         ({"reset": "hard"}, ValueError, "not known; choose one of"),
+        ({"kind": "softsnu", "surrogate": Surrogate()}, ValueError, "has no surrogate"),
+        ({"kind": "li-snu", "reset": "subtract"}, ValueError, "by lateral inhibition"),
         ({"slope": -0.1}, ValueError, "slope must be finite and not negative"),
         ({"kind": "adaptive-snu", "rho": 1.0}, ValueError, r"rho must be in \[0, 1\)"),
         ({"kind": "adaptive-snu", "beta": -1.0}, ValueError, "beta must be finite"),
@@ -269,6 +273,32 @@ def test_bad_operands_are_refused(
         error, message = RuntimeError, "cannot serve"
     with pytest.raises(error, match=message):
         scan(make_unit("snu", N), drive, None, state, backend=backend)
+
+
+def test_bad_matrices_and_adaptations_are_refused() -> None:
+    unit, drive = make_unit("snu", N), torch.zeros(4, 2, N)
+    with pytest.raises(ValueError, match=r"recurrent must be \(7, 7\)"):
+        scan(unit, drive, torch.zeros(N, N + 1))
+    with pytest.raises(ValueError, match="on meta"):
+        scan(unit, drive, torch.zeros(N, N, device="meta"))
+    with pytest.raises(TypeError, match="must be floating point"):
+        scan(unit, drive, torch.zeros(N, N, dtype=torch.int64))
+    adaptive = make_unit("adaptive-snu", N)
+    state = adaptive.initial_state(2, torch.float32)
+    with pytest.raises(ValueError, match=r"state.a must be \(2, 7\) torch.float32"):
+        scan(adaptive, drive, None, state._replace(a=torch.zeros(1, N)))
+    with pytest.raises(ValueError, match="needs a state with its adaptation"):
+        scan(adaptive, drive, None, state._replace(a=None))
+    with pytest.raises(ValueError, match="is for adaptive units"):
+        scan(unit, drive, None, state)
+
+
+def test_a_slow_leak_survives_low_precision() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        unit = make_unit("snu", N, decay=0.999).to(dtype)
+        assert unit.bias.dtype == dtype
+        assert unit.decay.item() == pytest.approx(0.999)
+    assert make_unit("snu", N).double().decay.dtype == torch.float64
 
 
 def test_rules_are_frozen_and_backends_known() -> None:

@@ -21,7 +21,7 @@ except ImportError as error:  # built without a compiler
 else:
     missing = None
 
-__all__ = ["DTYPES", "TAKES", "instruction_set", "missing", "scan"]
+__all__ = ["DTYPES", "TAKES", "instruction_set", "missing", "openmp", "scan"]
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 TAKES = "float32, float64 and bfloat16"
@@ -40,6 +40,11 @@ H_CODES = {
 def instruction_set() -> str | None:
     """The instruction set chosen for this processor; None without the kernels."""
     return None if _native is None else _native.instruction_set()
+
+
+def openmp() -> bool:
+    """Whether the kernels use more than one thread."""
+    return _native is not None and _native.openmp
 
 
 def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> tuple[Tensor, State]:
@@ -211,7 +216,8 @@ def _backward(ctx: Any, grad_y: Any, grad_s_last: Any, grad_y_last: Any, _: Any)
 
 def _recurrent_gradient(drive: Tensor, y: Tensor, y0: Tensor) -> Tensor:
     """Sum over time of the outer products of dL/ddrive_t and y_{t-1}: one matrix product."""
-    later = (drive[1:].flatten(0, 1).mT @ y[:-1].flatten(0, 1)).to(y0.dtype)
+    drive_rows, y_rows = drive[1:].flatten(0, 1), y[:-1].flatten(0, 1).to(drive.dtype)
+    later = (drive_rows.mT @ y_rows).to(y0.dtype)
     return torch.addmm(later, drive[0].mT.to(y0.dtype), y0) if drive.shape[0] else later
 
 

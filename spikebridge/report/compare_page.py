@@ -123,7 +123,7 @@ def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot |
 
 
 def learning_plots(rows: list[Row], metric: Metric, task: str, drawer: Drawer) -> list[Plot | None]:
-    band = "Line: mean over the seeds. Band: from the lowest to the highest seed."
+    band = "Line: mean over the seeds still running. Band: from the lowest to the highest."
     return [
         drawer.plot(
             overview.learning(rows, "valid", metric, f"validation {metric.axis}"),
