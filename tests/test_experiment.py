@@ -57,6 +57,35 @@ def test_a_backend_that_cannot_serve_is_found_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_update_whose_gradient_overflows_is_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, calls = experiment._Run._clip, []
+
+    def overflowing(self: Any) -> Tensor:
+        calls.append(None)
+        if len(calls) > 1:
+            return clip(self)
+        for parameter in self.parameters:
+            parameter.grad.fill_(math.inf)
+        return torch.tensor(math.inf)
+
+    monkeypatch.setattr(experiment._Run, "_clip", overflowing)
+    experiment.run(tiny(), tmp_path / "run")
+    lines = (tmp_path / "run" / rundir.METRICS).read_text().splitlines()
+    assert [json.loads(line)["skipped"] for line in lines] == [1] + [0] * (len(lines) - 1)
+    weights = load_file(tmp_path / "run" / rundir.MODEL)
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+def test_gradients_that_always_overflow_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment._Run, "_clip", lambda self: torch.tensor(math.nan))
+    with pytest.raises(RunError, match="gradient norm of every update"):
+        experiment.run(tiny(), tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -387,6 +387,15 @@ def test_jsb_as_published(jsb: Music) -> None:
 
 
 @pytest.mark.data
+def test_no_chorale_stands_in_two_splits() -> None:
+    real("polymusic/JSB_Chorales.mat")
+    songs = read_songs(files.fetch("polymusic/JSB_Chorales.mat"))
+    keys = {split: {song.tobytes() for song in songs[split]} for split in SPLITS}
+    assert not keys["train"] & keys["valid"]
+    assert not (keys["train"] | keys["valid"]) & keys["test"]
+
+
+@pytest.mark.data
 def test_note_marginals_reach_their_known_score(jsb: Music) -> None:
     (train,) = jsb.batches("train", 229, seeded())
     assert train.mask is not None
