@@ -45,13 +45,9 @@ LOOK: dict[str, Any] = {
     "dragmode": False,
     "hovermode": "closest",
     "hoverlabel": {"font": {"family": FONT, "size": 13}},
-    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": INK},
 }
-CONFIG = {
-    "displaylogo": False,
-    "responsive": True,
-    "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
-}
+# No button bar: on touch screens it stands always, and over the legend.
+CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 @dataclass(frozen=True)
