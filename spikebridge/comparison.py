@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -197,7 +198,11 @@ def _side_by_side(
     """Do the runs in `jobs` processes; the errors of those that failed, by name."""
     # spawn: a fork of a process whose torch already has threads may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_quiet)
+    jobs = min(jobs, len(todo))
+    pool = ProcessPoolExecutor(jobs, context, initializer=_quiet)
+    # The pool watches those processes that it had when it last heard of one: let each speak once,
+    # or the death of a later one would go unnoticed until another has finished its run.
+    wait([pool.submit(time.sleep, 0) for _ in range(jobs)])
     followed = {
         pool.submit(_work, to_dict(run.config), str(run.directory), overwrite): _Followed(
             run, progress(run.name)

@@ -28,7 +28,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "batch_size": 128,
         "lr": 5e-3,
         "schedule": "onecycle",
-        "dropout": 0.2,
+        "dropout": 0.4,
     },
     ("jsb", ""): {
         "hidden": (150,),
