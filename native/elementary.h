@@ -9,6 +9,17 @@
 namespace spikebridge {
 namespace SPIKEBRIDGE_ISA {
 
+// a * b + c in one instruction where there is one: exp is never bit-equal to the loop's anyway.
+#if defined(__FMA__)
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+template <typename Real>
+inline Real fused(Real a, Real b, Real c) {
+  return a * b + c;
+}
+#endif
+
 template <typename Real>
 struct Exp;
 
@@ -21,12 +32,12 @@ struct Exp<float> {
   static constexpr int bias = 127, mantissa = 23;
   static inline float polynomial(float r) {  // (exp(r) - 1) / r, |r| <= ln 2 / 2
     float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    return p * r + 1.0f;
+    p = fused(p, r, 1.0f / 720);
+    p = fused(p, r, 1.0f / 120);
+    p = fused(p, r, 1.0f / 24);
+    p = fused(p, r, 1.0f / 6);
+    p = fused(p, r, 0.5f);
+    return fused(p, r, 1.0f);
   }
 };
 
@@ -38,18 +49,18 @@ struct Exp<double> {
   static constexpr int bias = 1023, mantissa = 52;
   static inline double polynomial(double r) {
     double p = 1.0 / 6227020800.0;
-    p = p * r + 1.0 / 479001600;
-    p = p * r + 1.0 / 39916800;
-    p = p * r + 1.0 / 3628800;
-    p = p * r + 1.0 / 362880;
-    p = p * r + 1.0 / 40320;
-    p = p * r + 1.0 / 5040;
-    p = p * r + 1.0 / 720;
-    p = p * r + 1.0 / 120;
-    p = p * r + 1.0 / 24;
-    p = p * r + 1.0 / 6;
-    p = p * r + 0.5;
-    return p * r + 1.0;
+    p = fused(p, r, 1.0 / 479001600);
+    p = fused(p, r, 1.0 / 39916800);
+    p = fused(p, r, 1.0 / 3628800);
+    p = fused(p, r, 1.0 / 362880);
+    p = fused(p, r, 1.0 / 40320);
+    p = fused(p, r, 1.0 / 5040);
+    p = fused(p, r, 1.0 / 720);
+    p = fused(p, r, 1.0 / 120);
+    p = fused(p, r, 1.0 / 24);
+    p = fused(p, r, 1.0 / 6);
+    p = fused(p, r, 0.5);
+    return fused(p, r, 1.0);
   }
 };
 
@@ -64,9 +75,9 @@ static inline ScaledExp<Real> split_exp(Real x) {  // x <= 0
   using E = Exp<Real>;
   x = x < E::lowest ? E::lowest : x;
   // Adding and taking off 1.5 * 2^mantissa rounds to the nearest integer and leaves it in the bits.
-  Real shifted = x * E::log2_e + E::round;
+  Real shifted = fused(x, E::log2_e, E::round);
   Real k = shifted - E::round;
-  Real r = (x - k * E::high) - k * E::low;
+  Real r = fused(-k, E::low, fused(-k, E::high, x));
   typename E::Bits bits, zero;
   std::memcpy(&bits, &shifted, sizeof bits);
   const Real origin = E::round;

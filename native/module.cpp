@@ -4,16 +4,13 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "memory.h"
 #include "scan.h"
 
 namespace nb = nanobind;
@@ -83,16 +80,54 @@ Strided<Io> strided(const Operand& o) {
   return {at<const Io>(std::get<0>(o)), std::get<1>(o), std::get<2>(o)};
 }
 
-// Fresh memory of this size comes from the system page by page; asking for large pages takes most of
-// the faults away, which cost more than the scan itself.
-void expect_large(const void* begin, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 2 * 1024 * 1024;
-  uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
-  uintptr_t end = (reinterpret_cast<uintptr_t>(begin) + bytes) / page * page;
-  if (begin && end > first && end - first >= 4 * page)
-    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-#endif
+// The exchange format of DLPack 0.8, which torch.utils.dlpack.from_dlpack takes.
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* context;
+  void (*deleter)(DLManagedTensor*);
+};
+
+struct Exchange {
+  DLManagedTensor managed;
+  std::vector<int64_t> shape;
+};
+
+// A dense CPU tensor of reused memory; `code` and `bits` as in DLPack (2: float, 4: bfloat16).
+nb::object pooled(const std::vector<int64_t>& shape, int code, int bits) {
+  int64_t count = 1;
+  for (int64_t size : shape) count *= size;
+  void* memory = acquire(count * bits / 8);
+  if (!memory) throw std::bad_alloc();
+  auto* made = new Exchange{{}, shape};
+  made->managed.tensor = {memory, 1, 0, static_cast<int32_t>(shape.size()), static_cast<uint8_t>(code),
+                          static_cast<uint8_t>(bits), 1, made->shape.data(), nullptr, 0};
+  made->managed.context = made;
+  // Called from any thread, with or without Python's lock, even after Python has ended.
+  made->managed.deleter = [](DLManagedTensor* self) {
+    release(self->tensor.data);
+    delete static_cast<Exchange*>(self->context);
+  };
+  PyObject* capsule = PyCapsule_New(&made->managed, "dltensor", [](PyObject* self) {
+    // Renamed by whoever took it over.
+    if (!PyCapsule_IsValid(self, "dltensor")) return;
+    auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(self, "dltensor"));
+    managed->deleter(managed);
+  });
+  if (!capsule) {
+    made->managed.deleter(&made->managed);
+    throw nb::python_error();
+  }
+  return nb::steal(capsule);
 }
 
 #define SPIKEBRIDGE_RUN(isa, name) \
@@ -121,9 +156,6 @@ void forward(const Sizes& sizes, const Operand& drive, Address recurrent, Addres
              Address decay, Address bias, const RuleTuple& rule, Address y, Address s_all,
              Address s_last, Address y_last, int threads) {
   const Shape shape = shape_of(sizes);
-  const int64_t count = shape.t * shape.b * shape.n;
-  expect_large(at<Io>(y), count * sizeof(Io));
-  expect_large(at<Real>(s_all), count * sizeof(Real));
   if (!run_forward(Forward<Io, Real>{shape, rule_of(rule), strided<Io>(drive), at<Real>(recurrent),
                                      at<Real>(s0), at<Real>(y0), at<Real>(decay), at<Real>(bias),
                                      at<Io>(y), at<Real>(s_all), at<Real>(s_last),
@@ -137,7 +169,6 @@ void backward(const Sizes& sizes, const Operand& grad_y, Address recurrent, Addr
               const RuleTuple& rule, Address grad_drive, const std::vector<Address>& small,
               int threads) {
   const Shape shape = shape_of(sizes);
-  expect_large(at<Io>(grad_drive), shape.t * shape.b * shape.n * sizeof(Io));
   if (!run_backward(Backward<Io, Real>{
           shape, rule_of(rule), strided<Io>(grad_y), at<Real>(recurrent), at<Real>(grad_s_last),
           at<Real>(grad_y_last), at<Real>(s_all), at<Real>(s0), at<Real>(y0), at<Real>(decay), at<Real>(bias),
@@ -158,6 +189,14 @@ NB_MODULE(_native, m) {
 #else
   m.attr("openmp") = false;
 #endif
+  m.def("pooled", &pooled, "A DLPack capsule of a tensor whose memory is used again when it dies.");
+  m.def("pool_use", [] {
+    const PoolUse use = pool_use();
+    return std::make_tuple(use.live, use.idle);
+  });
+  m.def("trim_pool", &trim_pool);
+  m.def("set_pool_limit", &set_pool_limit);
+  m.def("pool_limit", &pool_limit);
   using Release = nb::call_guard<nb::gil_scoped_release>;
   m.def("forward_float32", &forward<float, float>, Release());
   m.def("forward_float64", &forward<double, double>, Release());

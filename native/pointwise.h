@@ -48,13 +48,14 @@ inline Real output(Real x) {
   return x > Real(0) ? Real(1) : Real(0);
 }
 
-// dh/dx at x = s + bias; y = h(x).
+// dh/dx at x = s + bias; y = h(x).  `inverse` is 1 / width; the window's edge must not move by its
+// rounding, and |x / width| < 1 exactly where |x| < width.
 template <H h, typename Real>
-inline Real slope_h(Real x, Real y, Real width, Real height) {
-  Real z = x / width;
+inline Real slope_h(Real x, Real y, Real width, Real inverse, Real height) {
   if constexpr (h == H::sigmoid) return y * (Real(1) - y);
+  if constexpr (h == H::window) return absolute(x) < width ? height : Real(0);
+  Real z = x * inverse;
   if constexpr (h == H::tanh_prime) return height * sech_squared(z);
-  if constexpr (h == H::window) return absolute(z) < Real(1) ? height : Real(0);
   if constexpr (h == H::triangle) {
     Real below = Real(1) - absolute(z);
     return below > Real(0) ? height * below : Real(0);
@@ -73,13 +74,14 @@ inline Real slope_h(Real x, Real y, Real width, Real height) {
 // The numbers of a rule in the type of the state.
 template <typename Real>
 struct Constants {
-  Real slope, gate, amount, height, width;
+  Real slope, gate, amount, height, width, inverse;
   explicit Constants(const Rule& rule)
       : slope(Real(rule.slope)),
         gate(rule.gate ? Real(1) : Real(0)),
         amount(Real(rule.amount)),
         height(Real(rule.height)),
-        width(Real(rule.width)) {}
+        width(Real(rule.width)),
+        inverse(Real(1) / Real(rule.width)) {}
 };
 
 // s and y go from one step to the next; the order of operations is that of the loop.
@@ -98,7 +100,7 @@ template <H h, G g, typename Real>
 inline Real step_backward(const Constants<Real>& c, Real grad_y, Real s, Real s_prev, Real y_prev,
                           Real decay, Real bias, Real& ds, Real& dy, Real& out, Real& d_decay,
                           Real& d_bias) {
-  Real dx = (grad_y + dy) * slope_h<h>(s + bias, out, c.width, c.height);
+  Real dx = (grad_y + dy) * slope_h<h>(s + bias, out, c.width, c.inverse, c.height);
   Real du = (ds + dx) * slope_g<g>(s, c.slope);
   Real keep = Real(1) - c.gate * y_prev;
   Real through = du * decay;

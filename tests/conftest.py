@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spikebridge.kernels import native
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
@@ -22,5 +24,6 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return wrapped
 
+    monkeypatch.setattr(native, "POISON", True)
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))

@@ -6,13 +6,16 @@ the units is copied; strides of time and batch are handed on as they are.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 from torch import Tensor
 
 from spikebridge.units import State, Unit
 
+_native: Any
 try:
     from spikebridge import _native
 except ImportError as error:  # built without a compiler
@@ -21,8 +24,20 @@ except ImportError as error:  # built without a compiler
 else:
     missing = None
 
-__all__ = ["DTYPES", "TAKES", "instruction_set", "missing", "openmp", "scan"]
+__all__ = [
+    "DTYPES",
+    "TAKES",
+    "instruction_set",
+    "missing",
+    "openmp",
+    "pool_use",
+    "release_memory",
+    "scan",
+]
 
+POOLED_BYTES = 1 << 20
+POISON = False  # set by tests: fresh memory is NaN
+DLPACK = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16)}
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 TAKES = "float32, float64 and bfloat16"
 G_CODES = {"identity": 0, "leaky_relu": 0, "relu": 1, "elu": 2}
@@ -94,8 +109,8 @@ def _scan(
     """y (T, B, N), the last s and y (B, N), and with `keep` all membranes (T, B, N), else none."""
     t, b, n = drive.shape
     drive = _rows(drive)
-    y = torch.empty((t, b, n), dtype=drive.dtype)
-    s_all = torch.empty((t if keep else 0, b, n), dtype=s0.dtype)
+    y = _empty((t, b, n), drive.dtype)
+    s_all = _empty((t if keep else 0, b, n), s0.dtype)
     s_last, y_last = (torch.empty((b, n), dtype=s0.dtype) for _ in range(2))
     # The contiguous copies must outlive the call.
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
@@ -151,7 +166,7 @@ def _scan_backward(
     """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
     t, b, n = s_all.shape
     io = s_all.dtype if grad_y is None else grad_y.dtype
-    grad_drive = torch.empty((t, b, n), dtype=io)
+    grad_drive = _empty((t, b, n), io)
     grad_s0, grad_y0, share_decay, share_bias = small = [
         torch.empty((b, n), dtype=s_all.dtype) for _ in range(4)
     ]
@@ -222,6 +237,25 @@ def _recurrent_gradient(drive: Tensor, y: Tensor, y0: Tensor) -> Tensor:
 
 
 _scan.register_autograd(_backward, setup_context=_setup)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised; a large one takes over the memory of one that has died: no page faults."""
+    if math.prod(shape) * dtype.itemsize < POOLED_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    made = torch.utils.dlpack.from_dlpack(_native.pooled(list(shape), *DLPACK[dtype]))
+    return made.fill_(float("nan")) if POISON else made
+
+
+def pool_use() -> tuple[int, int]:
+    """Bytes of pooled memory that live tensors hold, and bytes that lie ready for the next."""
+    return (0, 0) if _native is None else _native.pool_use()
+
+
+def release_memory() -> None:
+    """Hands the memory that lies ready for the next call back to the system."""
+    if _native is not None:
+        _native.trim_pool()
 
 
 def _reduced(share: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,179 @@
+#include "memory.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <deque>
+#include <new>
+#include <unordered_map>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace spikebridge {
+namespace {
+
+constexpr int64_t kPage = 2 * 1024 * 1024;  // a large page
+
+struct Block {
+  void* memory;
+  int64_t bytes;
+};
+
+void* from_system(int64_t bytes) {
+#ifdef __linux__
+  // Room for one large page more, so that the block can start on one.
+  void* raw = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(raw), first = (begin + kPage - 1) / kPage * kPage;
+  if (first > begin) munmap(raw, first - begin);
+  const int64_t rest = static_cast<int64_t>(begin + kPage - first);
+  if (rest > 0) munmap(reinterpret_cast<void*>(first + bytes), rest);
+  madvise(reinterpret_cast<void*>(first), bytes, MADV_HUGEPAGE);
+  return reinterpret_cast<void*>(first);
+#else
+  return std::malloc(bytes);
+#endif
+}
+
+void to_system(const Block& block) {
+#ifdef __linux__
+  munmap(block.memory, block.bytes);
+#else
+  std::free(block.memory);
+#endif
+}
+
+int64_t default_limit() {
+#ifdef __linux__
+  const int64_t physical = int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  return physical / 8;
+#else
+  return int64_t(1) << 30;
+#endif
+}
+
+// A lock held for a few instructions only.  Blocks may be released by any thread, and a child process
+// forked while the lock is held must not wait for ever: after many tries the caller goes without.
+class Lock {
+ public:
+  bool try_long() {
+    for (int i = 0; i < 1'000'000; ++i)
+      if (!held_.test_and_set(std::memory_order_acquire)) return true;
+    return false;
+  }
+  void unlock() { held_.clear(std::memory_order_release); }
+
+ private:
+  std::atomic_flag held_ = ATOMIC_FLAG_INIT;
+};
+
+struct Pool {
+  Lock lock;
+  std::deque<Block> idle;  // the oldest first
+  std::unordered_map<void*, int64_t> live;
+  int64_t idle_bytes = 0, live_bytes = 0, limit = default_limit();
+
+  void shrink(int64_t to) {
+    while (idle_bytes > to && !idle.empty()) {
+      idle_bytes -= idle.front().bytes;
+      to_system(idle.front());
+      idle.pop_front();
+    }
+  }
+};
+
+// Never destroyed: tensors may outlive the module at exit.
+Pool& pool() {
+  static Pool* only = new Pool;
+  return *only;
+}
+
+}  // namespace
+
+void* acquire(int64_t bytes) {
+  Pool& p = pool();
+  bytes = (bytes + kPage - 1) / kPage * kPage;
+  if (bytes == 0) bytes = kPage;
+  if (!p.lock.try_long()) return nullptr;
+  // The smallest that is large enough, unless most of it would lie waste.
+  auto best = p.idle.end();
+  for (auto it = p.idle.begin(); it != p.idle.end(); ++it)
+    if (it->bytes >= bytes && it->bytes <= bytes + bytes / 2 &&
+        (best == p.idle.end() || it->bytes <= best->bytes))
+      best = it;
+  Block block{nullptr, bytes};
+  if (best != p.idle.end()) {
+    block = *best;
+    p.idle_bytes -= block.bytes;
+    p.idle.erase(best);
+  } else {
+    block.memory = from_system(bytes);
+    if (!block.memory) {  // idle memory may be what is missing
+      p.shrink(0);
+      block.memory = from_system(bytes);
+    }
+  }
+  if (block.memory) {
+    try {
+      p.live.emplace(block.memory, block.bytes);
+      p.live_bytes += block.bytes;
+    } catch (const std::bad_alloc&) {
+      to_system(block);
+      block.memory = nullptr;
+    }
+  }
+  p.lock.unlock();
+  return block.memory;
+}
+
+void release(void* memory) {
+  Pool& p = pool();
+  if (!p.lock.try_long()) return;
+  const auto it = p.live.find(memory);
+  if (it != p.live.end()) {
+    const Block block{memory, it->second};
+    p.live.erase(it);
+    p.live_bytes -= block.bytes;
+    try {
+      p.idle.push_back(block);
+      p.idle_bytes += block.bytes;
+    } catch (const std::bad_alloc&) {
+      to_system(block);
+    }
+    p.shrink(p.limit);
+  }
+  p.lock.unlock();
+}
+
+PoolUse pool_use() {
+  Pool& p = pool();
+  PoolUse use{0, 0};
+  if (p.lock.try_long()) {
+    use = {p.live_bytes, p.idle_bytes};
+    p.lock.unlock();
+  }
+  return use;
+}
+
+void set_pool_limit(int64_t bytes) {
+  Pool& p = pool();
+  if (p.lock.try_long()) {
+    p.limit = bytes < 0 ? 0 : bytes;
+    p.shrink(p.limit);
+    p.lock.unlock();
+  }
+}
+
+int64_t pool_limit() { return pool().limit; }
+
+void trim_pool() {
+  Pool& p = pool();
+  if (p.lock.try_long()) {
+    p.shrink(0);
+    p.lock.unlock();
+  }
+}
+
+}  // namespace spikebridge

@@ -1,0 +1,26 @@
+// Memory for the large tensors of the kernels, kept for the next call when a tensor dies.
+//
+// Memory fresh from the system costs a page fault for every page at its first touch, more time than
+// the scan itself takes.  torch's allocator for the CPU hands large blocks back at once, so a
+// training step would pay that again and again.
+#pragma once
+#include <cstdint>
+
+namespace spikebridge {
+
+// At least `bytes`, aligned to a page, contents undefined; null when the system has none left.
+void* acquire(int64_t bytes);
+// The block that starts at `memory`, from `acquire`.
+void release(void* memory);
+
+struct PoolUse {
+  int64_t live, idle;  // bytes
+};
+PoolUse pool_use();
+// Hands all idle blocks back to the system.
+void trim_pool();
+// Idle bytes beyond this go back to the system, the oldest first.
+void set_pool_limit(int64_t bytes);
+int64_t pool_limit();
+
+}  // namespace spikebridge
