@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spikebridge.gradients import Surrogate, forward_as, modulate
     from spikebridge.layers import Layer
     from spikebridge.network import Network, build, load_network, save_network
+    from spikebridge.recompute import spikes_as_bits
     from spikebridge.rnn import SNU, SoftSNU
     from spikebridge.synapses import Conv2d, Dense, Embedding
     from spikebridge.units import AdaptiveUnit, Rule, SNUnit, State, make_unit
@@ -40,6 +41,7 @@ _HOME = {
     "preset": "config",
     "run": "experiment",
     "save_network": "network",
+    "spikes_as_bits": "recompute",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "preset",
     "run",
     "save_network",
+    "spikes_as_bits",
 ]
 
 

@@ -208,6 +208,8 @@ class TrainConfig:
     runs are judged on the same inputs."""
     backend: Literal["auto", "loop", "native"] = "auto"
     """What runs units over time: the native kernel, the Python loop, or whichever fits (auto)."""
+    recompute: int = 0
+    """Keep every k-th state for the backward pass and compute the rest twice; 0 = keep all."""
     threads: int = 0
     """CPU threads, at least 0; 0 = as many as torch takes.  Equal threads give equal bits."""
 
@@ -217,7 +219,7 @@ class TrainConfig:
         at_least(self, 1, "32", "batch_size")
         require(self.lr > 0, f"lr={self.lr}: the learning rate must be above 0; pass --lr 1e-3")
         at_least(self, 0, "0", "weight_decay", "clip_norm", "patience")
-        at_least(self, 0, "0", "seed", "eval_seed", "threads")
+        at_least(self, 0, "0", "seed", "eval_seed", "recompute", "threads")
         for name in ("seed", "eval_seed"):
             value = getattr(self, name)
             require(

@@ -173,6 +173,7 @@ class _Run:
             self.task.output_size,
             self.task.readout,
             backend=self.train.backend,
+            recompute=self.train.recompute,
         )
         self._try_backend()
         torch.manual_seed(_seed(self.train.seed, "dropout"))

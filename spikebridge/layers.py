@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan
+from spikebridge.recompute import recomputed
+from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan, traced
 from spikebridge.units import State, Unit
 
 __all__ = ["Baseline", "Dropout", "Layer", "Readout", "Reduction"]
@@ -23,10 +24,19 @@ class Layer(nn.Module):
         unit: N neurons.
         recurrent: add a trained (N, N) matrix from the layer's last outputs to its drive.
         backend: "auto", "loop" or "native"; see `spikebridge.scan.scan`.
+        recompute: k > 0 keeps every k-th state for the backward pass and computes the others
+            twice; see `spikebridge.recompute.recomputed`.  Not under torch.compile or torch.func,
+            where everything is kept.
     """
 
     def __init__(
-        self, array: nn.Module, unit: Unit, *, recurrent: bool = False, backend: Backend = "auto"
+        self,
+        array: nn.Module,
+        unit: Unit,
+        *,
+        recurrent: bool = False,
+        backend: Backend = "auto",
+        recompute: int = 0,
     ) -> None:
         super().__init__()
         if array.out_features != unit.size:
@@ -37,6 +47,9 @@ class Layer(nn.Module):
         self.array, self.unit, self.backend = array, unit, backend
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
+        if recompute < 0:
+            raise ValueError(f"recompute must be a number of steps, or 0 for off, got {recompute}")
+        self.recompute = recompute
         self.spiking = unit.spiking
         if recurrent:
             self.recurrent = nn.Parameter(torch.empty(unit.size, unit.size))
@@ -46,6 +59,14 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x (T, B, I) to y (T, B, N), and the state after the last step."""
+        if not (self.recompute and torch.is_grad_enabled()) or traced():
+            return self._run(x, state)
+        if state is None:
+            state = self.unit.initial_state(x.shape[1], self.unit.bias.dtype, x.device)
+        parameters = tuple(p for p in self.parameters() if p.requires_grad)
+        return recomputed(self._run, x, state, parameters, self.recompute)
+
+    def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         return scan(self.unit, self.array(x), self.recurrent, state, backend=self.backend)
 
     def trace(self, x: Tensor, state: State | None = None) -> Trace:

@@ -121,6 +121,7 @@ def build(
     readout: Reduction,
     *,
     backend: Backend = "auto",
+    recompute: int = 0,
 ) -> Network:
     """The network that a `ModelConfig` describes, with freshly drawn weights."""
     layers: list[Layer | Baseline] = []
@@ -131,7 +132,10 @@ def build(
         else:
             unit = _unit(model, size)
             array = Dense(features, size, unit)
-            layers.append(Layer(array, unit, recurrent=model.recurrent, backend=backend))
+            recurrent = model.recurrent
+            layers.append(
+                Layer(array, unit, recurrent=recurrent, backend=backend, recompute=recompute)
+            )
         features = size
     network = Network(
         layers,

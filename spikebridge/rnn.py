@@ -36,6 +36,7 @@ class _Recurrent(nn.Module):
         g, slope, reset, surrogate: see `spikebridge.units.Rule`.
         decay, train_decay, per_unit, threshold: see `spikebridge.units.Unit`.
         backend: see `spikebridge.scan.scan`.
+        recompute: k > 0 keeps every k-th state only; see `spikebridge.layers.Layer`.
         device, dtype: of the parameters.
 
     Call:
@@ -62,6 +63,7 @@ class _Recurrent(nn.Module):
         *,
         recurrent: bool = False,
         backend: Backend = "auto",
+        recompute: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **unit: Any,
@@ -79,7 +81,9 @@ class _Recurrent(nn.Module):
             for _ in range(self.directions):
                 made = make_unit(self.kind, hidden_size, bias=bias, **unit)
                 array = Dense(features, hidden_size, made)
-                self.layers.append(Layer(array, made, recurrent=recurrent, backend=backend))
+                self.layers.append(
+                    Layer(array, made, recurrent=recurrent, backend=backend, recompute=recompute)
+                )
         self.to(device=device, dtype=dtype)
 
     def forward(

@@ -112,9 +112,14 @@ def unsupported(unit: Unit, drive: Tensor) -> str | None:
         return "lateral inhibition couples the units of a layer: it runs in the loop"
     if unit.rule.surrogate is not None and unit.rule.surrogate.relaxed:
         return "a relaxed surrogate is for gradient checks and runs in the loop"
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+    if not torch.compiler.is_compiling() and traced():
         return "inside torch.func transforms the loop serves"
     return None
+
+
+def traced() -> bool:
+    """Whether torch.compile or a torch.func transform looks on."""
+    return torch.compiler.is_compiling() or bool(torch._C._functorch.peek_interpreter_stack())
 
 
 def _say_once(reason: str) -> None:

@@ -18,7 +18,7 @@ ORDER = [
     ["config"],
     ["gradients", "published", "rundir", "tasks"],
     ["units"],
-    ["kernels"],
+    ["kernels", "recompute"],
     ["environment", "scan"],
     ["synapses"],
     ["layers"],

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from spikebridge.units import State, Unit
 
-_native: Any
 try:
-    from spikebridge import _native
+    from spikebridge import _native as _built
+
+    _native: Any = _built
 except ImportError as error:  # built without a compiler
     _native = None
     missing: str | None = f"the native kernels are not built in this installation ({error})"
