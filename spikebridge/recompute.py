@@ -21,16 +21,23 @@ __all__ = ["pack", "recomputed", "spikes_as_bits", "unpack"]
 Run = Callable[[Tensor, State], tuple[Tensor, State]]
 _GATHER = 0x0102040810204080  # times eight bytes of 0 or 1, the topmost byte of the product
 _SMALL = 4096  # numbers; below, packing saves nothing worth having
+_PIECE = 1 << 18  # numbers packed at a time: what lies between stays in the cache
 
 
 def pack(x: Tensor) -> Tensor | None:
     """The numbers of x as bits, (ceil(numel / 8),) uint8; None where one is neither 0 nor 1."""
     flat = x.detach().reshape(-1)
-    if not (_binary(flat[:_SMALL]) and _binary(flat)):
+    if flat.numel() > _SMALL and not _binary(flat[:_SMALL]):  # most that is no spikes ends here
         return None
-    ones = flat != 0
-    ones = torch.nn.functional.pad(ones, (0, -ones.numel() % 8))
-    return _gathered(ones)
+    bits = torch.empty(-(-flat.numel() // 8), dtype=torch.uint8, device=x.device)
+    for begin in range(0, flat.numel(), _PIECE):
+        piece = flat[begin : begin + _PIECE]
+        ones = piece != 0
+        if not bool(((piece == 1) == ones).all()):
+            return None
+        ones = torch.nn.functional.pad(ones, (0, -ones.numel() % 8))
+        bits[begin // 8 : (begin + _PIECE) // 8] = _gathered(ones)
+    return bits
 
 
 def _binary(x: Tensor) -> bool:

@@ -1,0 +1,173 @@
+"""The same layer in other libraries: Linear, then one spiking unit over time, all at their best.
+
+Each peer is given hoisted products (one for all steps) and a loop over `unbind`, where its own
+documentation does neither, and is set to the dynamics of a member of our family.  `check` runs both
+on the same drive: a peer whose spikes differ from ours is not timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikebridge.scan import scan
+from spikebridge.units import Unit, make_unit
+
+DECAY = 0.9
+Neuron = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library's unit as a function of the drive, and the member of our family that equals it."""
+
+    neuron: Callable[[], Neuron]
+    ours: Callable[[int], Unit]
+    scale: float = 1.0  # of the drive, where a library scales it inside
+
+
+class Arctan(torch.autograd.Function):
+    """A spike with an arctangent surrogate, as short as it can be written."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return grad / (1 + x * x)
+
+
+def plain_torch() -> Neuron:
+    def run(drive: Tensor) -> Tensor:
+        s, y = torch.zeros_like(drive[0]), torch.zeros_like(drive[0])
+        out = []
+        for current in drive.unbind(0):
+            s = current + DECAY * (s * (1 - y))
+            y = Arctan.apply(s - 1)
+            out.append(y)
+        return torch.stack(out)
+
+    return run
+
+
+def snntorch() -> Neuron:
+    import snntorch as snn
+
+    cell = snn.Leaky(beta=DECAY, threshold=1.0, reset_mechanism="subtract")
+
+    def run(drive: Tensor) -> Tensor:
+        membrane, out = cell.init_leaky(), []
+        for current in drive.unbind(0):
+            spikes, membrane = cell(current, membrane)
+            out.append(spikes)
+        return torch.stack(out)
+
+    return run
+
+
+def spikingjelly() -> Neuron:
+    from spikingjelly.activation_based import functional, neuron, surrogate
+
+    node = neuron.LIFNode(
+        tau=1 / (1 - DECAY),
+        decay_input=False,
+        v_reset=0.0,
+        surrogate_function=surrogate.ATan(),
+        step_mode="m",
+    )
+
+    def run(drive: Tensor) -> Tensor:
+        functional.reset_net(node)
+        return node(drive)
+
+    return run
+
+
+def norse() -> Neuron:
+    import norse.torch as nt
+
+    cell = nt.LIFBoxCell(
+        nt.LIFBoxParameters(tau_mem_inv=torch.tensor(1.0), v_th=torch.tensor(1.0), method="super"),
+        dt=1 - DECAY,
+    )
+
+    def run(drive: Tensor) -> Tensor:
+        state, out = None, []
+        for current in drive.unbind(0):
+            spikes, state = cell(current, state)
+            out.append(spikes)
+        return torch.stack(out)
+
+    return run
+
+
+def gate(n: int) -> Unit:
+    return make_unit("snu", n, decay=DECAY, threshold=1.0)
+
+
+def subtract(n: int) -> Unit:
+    return make_unit("snu", n, decay=DECAY, threshold=1.0, reset="subtract")
+
+
+PEERS = {
+    "plain torch loop": Peer(plain_torch, gate),
+    "snnTorch Leaky": Peer(snntorch, subtract),
+    "SpikingJelly LIFNode": Peer(spikingjelly, gate),
+    "Norse LIFBoxCell": Peer(norse, gate, 1 - DECAY),
+}
+
+
+def available() -> tuple[dict[str, Peer], dict[str, str]]:
+    """The peers that work here and show our dynamics, and why each other one does not."""
+    found, reasons = {}, {}
+    for name, peer in PEERS.items():
+        try:
+            reason = differs(peer)
+        except Exception as error:  # whatever a library of this version does
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        if reason is None:
+            found[name] = peer
+        else:
+            reasons[name] = reason
+    return found, reasons
+
+
+def differs(peer: Peer, shape: tuple[int, int, int] = (60, 4, 128)) -> str | None:
+    """None where the spikes of peer and of ours are equal, else how far they are not."""
+    torch.manual_seed(1)
+    drive = torch.randn(shape)
+    theirs = peer.neuron()(drive / peer.scale)
+    ours, _ = scan(peer.ours(shape[-1]), drive)
+    apart = float((theirs != ours).float().mean())
+    # Sums in another order move a membrane that lies on the threshold to its other side.
+    if theirs.shape != ours.shape or apart > 1e-3 or not 0.01 < float(ours.mean()) < 0.5:
+        return f"its spikes differ from ours in {apart:.1%} of the places: not the same dynamics"
+    return None
+
+
+class PeerLayer(nn.Module):
+    """Linear, then the peer's unit."""
+
+    def __init__(self, peer: Peer, n: int) -> None:
+        super().__init__()
+        self.linear, self.neuron = nn.Linear(n, n), peer.neuron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.neuron(self.linear(x))
+
+
+class OurLayer(nn.Module):
+    """Linear, then our unit."""
+
+    def __init__(self, unit: Unit, n: int) -> None:
+        super().__init__()
+        self.linear, self.unit = nn.Linear(n, n), unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scan(self.unit, self.linear(x), backend="native")[0]

@@ -1,0 +1,253 @@
+"""What spiking costs: beside the matrix product alone, torch's own recurrent layers and the peers.
+
+    python benchmarks/speed.py [--json docs/results/speed-cpu.json] [--quick] [--only layer peers]
+
+Forward + backward with the gradient of the input, T=500, B=16.  The rows of a table are measured in
+turn, round after round, in one process; times are medians, ratios are medians of the ratios within a
+round, with their range.  Before anything is timed the kernel tests must be green and the kernel
+must equal the loop on the operands of the tables; peers must fire the same spikes.
+Peers that are installed take part: pip install 'spikebridge[bench]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import peers
+import torch
+from measure import Row
+from torch import nn
+
+from spikebridge.kernels import native
+from spikebridge.rnn import SNU, SoftSNU
+from spikebridge.scan import scan
+from spikebridge.units import make_unit
+
+T, B = 500, 16
+Table = dict[str, Any]
+
+
+def check(n: int, autocast: bool) -> None:
+    """The kernel equals the loop here and now, or there is nothing to time."""
+    torch.manual_seed(0)
+    layer = peers.OurLayer(make_unit("snu", n), n)
+    x, results = torch.randn(50, B, n, requires_grad=True), []
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        drive = layer.linear(x)
+    for backend in ("native", "loop"):
+        y, _ = scan(layer.unit, drive, backend=backend)
+        leaves = [x, *layer.parameters()]
+        noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, noise, retain_graph=True)])
+    if not torch.equal(results[0][0], results[1][0]):
+        raise SystemExit("the kernel's spikes differ from the loop's: nothing was timed")
+    for ours, loops in zip(*results, strict=True):
+        bound = (2e-2 if autocast else 1e-4) * float(loops.abs().max())
+        torch.testing.assert_close(ours, loops, rtol=0, atol=bound)
+
+
+def layer_tables(rounds: int) -> list[Table]:
+    """Linear + SNU against the Linear alone, and the scan against the copy bandwidth."""
+    tables = []
+    for autocast in (False, True):
+        for n in (512, 2048, 4096):
+            check(n, autocast)
+            linear, unit = nn.Linear(n, n), make_unit("snu", n)
+            io = torch.bfloat16 if autocast else torch.float32
+            both = peers.OurLayer(unit, n)
+            rows = {
+                "Linear": Row(linear, linear, autocast),
+                "Linear + SNU": Row(both, both, autocast),
+                "the scan alone": Row(_scan_of(unit), unit, dtype=io),
+            }
+            times = measure.in_turn(rows, (T, B, n), rounds)
+            table = measure.summary(times, "Linear")
+            copy = measure.copy_bandwidth(T * B * n, 2 * rounds)
+            # Forward: drive, outputs, membranes; backward: cotangent, membranes, gradient.
+            moved = T * B * n * (2 * io.itemsize + 4)
+            for part in ("forward", "backward"):
+                median = table["the scan alone"][f"{part}_s"]
+                table["the scan alone"][f"{part}_GB_per_s"] = moved / median / 1e9
+            whole = statistics.median(times["the scan alone"].total)
+            name = "bf16 autocast" if autocast else "fp32"
+            measure.show(f"Layer, N={n}, {name}", table, "Linear")
+            share = 2 * moved / whole / 1e9 / copy
+            print(f"copy {copy:.1f} GB/s; the scan reaches {share:.0%} of it")
+            size = {"t": T, "b": B, "n": n, "precision": name}
+            tables.append(
+                size | {"copy_GB_per_s": copy, "scan_share_of_copy": share, "rows": table}
+            )
+    return tables
+
+
+def _scan_of(unit: Any) -> Callable:
+    return lambda drive: scan(unit, drive, backend="native")[0]
+
+
+def peer_tables(rounds: int) -> Table:
+    """The same layer in other libraries; our row beside each has that library's dynamics."""
+    found, reasons = peers.available()
+    for name, reason in reasons.items():
+        print(f"{name} is left out: {reason}", flush=True)
+    tables = []
+    for n, low in ((512, False), (2048, False), (2048, True)):
+        rows: dict[str, Row] = {"Linear alone": _linear_row(n, low)}
+        for reset in ("gate", "subtract"):
+            ours = peers.OurLayer(getattr(peers, reset)(n), n)
+            rows[f"spikebridge, {reset} reset"] = Row(ours, ours, low)
+        for name, peer in found.items():
+            rows |= _peer_rows(name, peer, n, low)
+        times = measure.in_turn(rows, (T, B, n), rounds)
+        base = "spikebridge, gate reset"
+        table = measure.summary(times, base)
+        measure.show(f"Peers, N={n}, {'bf16' if low else 'fp32'}", table, "ours")
+        others = {k: v for k, v in table.items() if not k.startswith(("spikebridge", "Linear"))}
+        libraries = {k: v["ratio"] for k, v in others.items() if not k.startswith("plain")}
+        fastest = min(libraries, key=libraries.__getitem__) if libraries else None
+        if fastest:
+            print(f"fastest library: {fastest}, {libraries[fastest]:.2f} times ours")
+        size = {"t": T, "b": B, "n": n, "precision": "bf16" if low else "fp32"}
+        tables.append(size | {"rows": table, "fastest": fastest})
+    return {"left_out": reasons, "versions": _versions(), "tables": tables}
+
+
+def _linear_row(n: int, low: bool) -> Row:
+    linear = nn.Linear(n, n)
+    return Row(linear, linear, low)
+
+
+def _peer_rows(name: str, peer: peers.Peer, n: int, low: bool) -> dict[str, Row]:
+    """In bf16 each peer in every mode that it stands: autocast, and all of it cast."""
+    if not low:
+        layer = peers.PeerLayer(peer, n)
+        return {name: Row(layer, layer)}
+    rows = {}
+    for mode in ("autocast", "cast"):
+        layer = peers.PeerLayer(peer, n)
+        if mode == "cast":
+            layer = layer.to(torch.bfloat16)
+        row = Row(
+            layer, layer, mode == "autocast", torch.bfloat16 if mode == "cast" else torch.float32
+        )
+        x = torch.randn(4, 2, n).to(row.dtype).requires_grad_()
+        try:
+            measure.once(row, x, torch.randn(4, 2, n).to(torch.bfloat16))
+        except Exception as error:
+            print(f"{name} fails in bf16 ({mode}): {str(error).splitlines()[0]}")
+        else:
+            rows[f"{name}, {mode}"] = row
+    return rows
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    versions = {}
+    for name in ("snntorch", "spikingjelly", "norse"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def recurrent_table(rounds: int) -> Table:
+    """A recurrent layer of 512 against torch's own."""
+    n = 512
+    modules = {
+        "nn.RNN(relu)": nn.RNN(n, n, nonlinearity="relu"),
+        "nn.GRU": nn.GRU(n, n),
+        "nn.LSTM": nn.LSTM(n, n),
+        "SNU, recurrent": SNU(n, n, recurrent=True),
+        "SoftSNU, recurrent": SoftSNU(n, n, recurrent=True),
+    }
+    rows = {name: Row(_first(module), module) for name, module in modules.items()}
+    times = measure.in_turn(rows, (T, B, n), rounds)
+    table = measure.summary(times, "nn.RNN(relu)")
+    lstm = measure.summary(times, "nn.LSTM")
+    for name, row in table.items():
+        row["ratio_to_lstm"] = lstm[name]["ratio"]
+    measure.show(f"Recurrent, N={n}, fp32", table, "nn.RNN(relu)")
+    for name in ("SNU, recurrent", "SoftSNU, recurrent"):
+        print(f"{name}: {table[name]['ratio_to_lstm']:.3f} of nn.LSTM")
+    return {"t": T, "b": B, "n": n, "rows": table}
+
+
+def _first(module: nn.Module) -> Callable:
+    return lambda x: module(x)[0]
+
+
+def scaling(rounds: int) -> dict[str, list[Table]]:
+    """Microseconds per time step of the scan and of the recurrent layer, over T, B and N."""
+    sweeps = {
+        "T": [(t, 16, 512) for t in (100, 300, 1000, 3000, 10_000)],
+        "B": [(500, b, 512) for b in (1, 4, 16, 64, 256)],
+        "N": [(500, 16, n) for n in (128, 512, 2048, 8192)],
+    }
+    found: dict[str, list[Table]] = {}
+    for name, shapes in sweeps.items():
+        found[name] = []
+        for t, b, n in shapes:
+            unit, layer = make_unit("snu", n), None
+            rows = {"scan": Row(_scan_of(unit), unit)}
+            if n <= 512 and b <= 64:
+                layer = SNU(n, n, recurrent=True)
+                rows["recurrent layer"] = Row(_first(layer), layer)
+            times = measure.in_turn(rows, (t, b, n), rounds)
+            step = {k: statistics.median(v.total) / t * 1e6 for k, v in times.items()}
+            found[name].append({"t": t, "b": b, "n": n, "us_per_step": step})
+            print(
+                f"T={t} B={b} N={n}: " + ", ".join(f"{k} {v:.1f} us/step" for k, v in step.items())
+            )
+    return found
+
+
+def tests_are_green() -> str:
+    """The kernel tests, run now; nothing is timed when one fails."""
+    tests = ["tests/test_kernel.py", "tests/test_rnn.py"]
+    print("Running the kernel tests ...", flush=True)
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", *tests],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"tests are not green, nothing was timed:\n{done.stdout[-2000:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+SECTIONS: dict[str, Callable[[int], Any]] = {
+    "recurrent": recurrent_table,
+    "layer": layer_tables,
+    "peers": peer_tables,
+    "scaling": scaling,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="keep all figures there")
+    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    options = parser.parse_args()
+    if native.missing is not None:
+        raise SystemExit(native.missing)
+    rounds = 3 if options.quick else 9
+    content: dict[str, Any] = {"rounds": rounds, "tests": tests_are_green()}
+    for name in options.only:
+        content[name] = SECTIONS[name](rounds)
+        if options.json:
+            measure.save(options.json, content)
+
+
+if __name__ == "__main__":
+    main()
