@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spikebridge.scan import scan
+from spikebridge.synapses import Dense
 from spikebridge.units import Unit, make_unit
 
 DECAY = 0.9
@@ -142,8 +143,9 @@ def differs(peer: Peer, shape: tuple[int, int, int] = (60, 4, 128)) -> str | Non
     """None where the spikes of peer and of ours are equal, else how far they are not."""
     torch.manual_seed(1)
     drive = torch.randn(shape)
-    theirs = peer.neuron()(drive / peer.scale)
-    ours, _ = scan(peer.ours(shape[-1]), drive)
+    with torch.no_grad():
+        theirs = peer.neuron()(drive / peer.scale)
+        ours, _ = scan(peer.ours(shape[-1]), drive)
     apart = float((theirs != ours).float().mean())
     # Sums in another order move a membrane that lies on the threshold to its other side.
     if theirs.shape != ours.shape or apart > 1e-3 or not 0.01 < float(ours.mean()) < 0.5:
@@ -163,11 +165,11 @@ class PeerLayer(nn.Module):
 
 
 class OurLayer(nn.Module):
-    """Linear, then our unit."""
+    """Dense synapses, then our unit: what `spikebridge.Layer` runs."""
 
     def __init__(self, unit: Unit, n: int) -> None:
         super().__init__()
-        self.linear, self.unit = nn.Linear(n, n), unit
+        self.array, self.unit = Dense(n, n, unit), unit
 
     def forward(self, x: Tensor) -> Tensor:
-        return scan(self.unit, self.linear(x), backend="native")[0]
+        return scan(self.unit, self.array(x), backend="native")[0]

@@ -2,10 +2,10 @@
 
     python benchmarks/speed.py [--json docs/results/speed-cpu.json] [--quick] [--only layer peers]
 
-Forward + backward with the gradient of the input, T=500, B=16.  The rows of a table are measured in
-turn, round after round, in one process; times are medians, ratios are medians of the ratios within a
-round, with their range.  Before anything is timed the kernel tests must be green and the kernel
-must equal the loop on the operands of the tables; peers must fire the same spikes.
+Forward + backward with the gradient of the input, T=500, B=16.  The rows of a table are measured
+in turn, round after round, in one process; times are medians, ratios are medians of the ratios
+within a round, with their range.  Before anything is timed the kernel tests must be green and the
+kernel must equal the loop on the operands of the tables; peers must fire the same spikes.
 Peers that are installed take part: pip install 'spikebridge[bench]'.
 """
 
@@ -40,7 +40,7 @@ def check(n: int, autocast: bool) -> None:
     layer = peers.OurLayer(make_unit("snu", n), n)
     x, results = torch.randn(50, B, n, requires_grad=True), []
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        drive = layer.linear(x)
+        drive = layer.array(x)
     for backend in ("native", "loop"):
         y, _ = scan(layer.unit, drive, backend=backend)
         leaves = [x, *layer.parameters()]

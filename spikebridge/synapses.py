@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikebridge.kernels.product import linear
 from spikebridge.units import AdaptiveUnit, Unit
 
 __all__ = ["Array", "Conv2d", "Dense", "Embedding", "gain"]
@@ -73,7 +74,7 @@ class Dense(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
         _check_last(x, self.in_features)
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
