@@ -108,7 +108,7 @@ inline Real step_backward(const Constants<Real>& c, Real grad_y, Real s, Real s_
   d_decay += du * (s_prev * keep);
   ds = through * keep;
   dy = -c.gate * (through * s_prev) - c.amount * du;
-  out = y_prev;
+  if constexpr (h == H::sigmoid) out = y_prev;  // the slope of a spike does not read its output
   return du;
 }
 
