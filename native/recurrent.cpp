@@ -34,14 +34,6 @@ class Buffer {
   Real* data_;
 };
 
-// The matrix (N, N), out by in, in rows of `width`; transposed: row k holds what neuron k sends.
-template <typename Real>
-void pack(Real* to, const Real* matrix, int64_t n, int64_t width, bool transposed) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t k = 0; k < n; ++k)
-      to[i * width + k] = transposed ? matrix[k * n + i] : matrix[i * n + k];
-}
-
 template <bool spiking, typename Real>
 void add_recurrent(Real* to, const Real* y, const Real* matrix, int32_t* list, int64_t rows,
                    int64_t n, int64_t width, bool binary) {
@@ -55,7 +47,7 @@ void add_recurrent(Real* to, const Real* y, const Real* matrix, int32_t* list, i
           list[count] = static_cast<int32_t>(k);
           count += y[r * width + k] != Real(0);
         }
-        add_rows(to + r * width, list, count, matrix, width);
+        add_rows(to + r * width, list, count, matrix, n, width);
       }
       return;
     }
@@ -157,7 +149,7 @@ bool over_rows(const Shape& shape, const Real* recurrent, bool transposed, int t
   if (shape.b == 0 || n == 0) return true;
   Buffer<Real> matrix(n * width);
   if (!matrix) return false;
-  pack(matrix.get(), recurrent, n, width, transposed);
+  pack(matrix.get(), recurrent, n, transposed);  // (out, in): transposed, row k is what k sends
   if (shape.b * n * n < kSerialWork || threads < 1) threads = 1;
   if (threads > shape.b) threads = static_cast<int>(shape.b);
   const int64_t share = (shape.b + threads - 1) / threads;
