@@ -12,7 +12,7 @@ help:
 	@echo "make demo    train spiking units beside an LSTM on real digits, then show where the page is"
 	@echo "make test    the test suite (no GPU, no network)"
 	@echo "make check   formatting, lint, types"
-	@echo "make bench   speed, side by side"
+	@echo "make bench   speed, side by side with torch and, where installed, other libraries"
 
 install: $(STAMP)
 
@@ -40,7 +40,7 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	@$(BIN)/python benchmarks/layer.py
+	@$(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf .venv build

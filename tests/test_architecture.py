@@ -95,3 +95,19 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             body = [n for n in node.body if not isinstance(n, ast.Expr | ast.FunctionDef)]
             if body:
                 assert node.end_lineno - body[0].lineno < 45, node.name
+
+
+def test_start_up_costs_little_more_than_torch() -> None:
+    code = (
+        "import time, torch\n"
+        "start = time.perf_counter()\n"
+        "import spikebridge\n"
+        "[getattr(spikebridge, name) for name in spikebridge.__all__]\n"
+        "print(time.perf_counter() - start)"
+    )
+    times = []
+    for _ in range(3):  # the first may read the files from a disk
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        times.append(float(done.stdout))
+    assert min(times) < 0.3

@@ -1,0 +1,115 @@
+"""Draws docs/results/*.png from the figures that speed.py and memory.py have kept.
+
+python benchmarks/pictures.py            (needs matplotlib: pip install 'spikebridge[bench]')
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+OURS, OTHER, FLOOR = "#0072B2", "#B0B0B0", "#D55E00"
+
+
+def bars(axes: Any, table: dict[str, dict[str, float]], base: str, title: str, unit: str) -> None:
+    """Total time of each row, with the ratio to `base` at its end."""
+    names = list(table)[::-1]
+    total = [(table[n]["forward_s"] + table[n]["backward_s"]) * 1e3 for n in names]
+    forward = [table[n]["forward_s"] * 1e3 for n in names]
+    colours = [
+        OURS if "spikebridge" in n or "SNU" in n else FLOOR if "Linear" in n else OTHER
+        for n in names
+    ]
+    axes.barh(names, total, color=colours, alpha=0.55)
+    axes.barh(names, forward, color=colours)
+    one = table[base]["forward_s"] + table[base]["backward_s"]
+    for y, value in enumerate(total):
+        axes.text(value, y, f" {value / 1e3 / one:.2f} x", va="center", fontsize=9)
+    axes.set_xlim(0, max(total) * 1.18)
+    axes.set_xlabel(f"ms per training step (dark: forward), {unit}")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def speed(found: dict[str, Any]) -> None:
+    rec = found["recurrent"]
+    tables = found["peers"]["tables"]
+    figure, grid = plt.subplots(2, 2, figsize=(13, 7.2), layout="constrained")
+    bars(grid[0, 0], tables[0]["rows"], "spikebridge, gate reset", "Layer, N=512, fp32", "x ours")
+    bars(grid[0, 1], tables[1]["rows"], "spikebridge, gate reset", "Layer, N=2048, fp32", "x ours")
+    bars(grid[1, 0], tables[2]["rows"], "spikebridge, gate reset", "Layer, N=2048, bf16", "x ours")
+    bars(grid[1, 1], rec["rows"], "nn.RNN(relu)", "Recurrent, N=512, fp32", "x nn.RNN(relu)")
+    where = found["environment"]
+    figure.suptitle(
+        f"One layer, T=500, B=16, forward + backward; {where['cores']} cores, {where['cpu']}, "
+        f"torch {where['torch']}; medians of {found['rounds']} rounds in turn",
+        fontsize=11,
+    )
+    figure.savefig(RESULTS / "speed-cpu.png", dpi=110)
+    plt.close(figure)
+
+
+def scaling(found: dict[str, Any]) -> None:
+    labels = {"T": "time steps T", "B": "batch B", "N": "neurons N"}
+    figure, grid = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for axes, (name, points) in zip(grid, found["scaling"].items(), strict=True):
+        for row, colour, marker in (("scan", OURS, "o"), ("recurrent layer", FLOOR, "s")):
+            part = [p for p in points if row in p["us_per_step"]]
+            x = [p[name.lower()] for p in part]
+            y = [p["us_per_step"][row] for p in part]
+            axes.plot(x, y, marker=marker, color=colour, label=row)
+            if name != "T":  # linear through the largest
+                axes.plot(x, [y[-1] * v / x[-1] for v in x], ":", color=colour, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(labels[name] + ("" if name == "T" else "   (dotted: linear)"))
+        axes.set_ylabel("µs per time step, fwd + bwd")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+    low = min(v for p in found["scaling"]["T"] for v in p["us_per_step"].values())
+    high = max(v for p in found["scaling"]["T"] for v in p["us_per_step"].values())
+    grid[0].set_ylim(low / 3, high * 3)
+    grid[0].legend(frameon=False)
+    figure.savefig(RESULTS / "scaling-cpu.png", dpi=110)
+    plt.close(figure)
+
+
+def memory(found: dict[str, Any]) -> None:
+    figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    styles = zip(["#808080", OURS, "#56B4E9", FLOOR, "#009E73"], "vosd^", strict=True)
+    for mode, (colour, marker) in zip(
+        dict.fromkeys(r["mode"] for r in found["rows"]), styles, strict=True
+    ):
+        part = [r for r in found["rows"] if r["mode"] == mode]
+        x, y = [r["t"] for r in part], [r["peak_bytes"] / 1e6 for r in part]
+        axes.plot(x, y, marker=marker, color=colour, label=mode)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("time steps T")
+    axes.set_ylabel("peak memory of a training step, MB")
+    axes.set_title(
+        f"{found['layers']} layers of {found['n']} SNUs, B={found['b']}, fp32", loc="left"
+    )
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(RESULTS / "memory-cpu.png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    for name, draw in (("speed", speed), ("speed", scaling), ("memory", memory)):
+        path = RESULTS / f"{name}-cpu.json"
+        if path.exists():
+            draw(json.loads(path.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
