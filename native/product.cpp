@@ -36,6 +36,8 @@ inline void multiply_block(Real* to, const Real* from, const Real* matrix, int64
     for (int64_t k = 0; k < n; ++k) {
       const Vector a = *reinterpret_cast<const Vector*>(panel + k * block);
       const Vector b = *reinterpret_cast<const Vector*>(panel + k * block + lanes);
+      __builtin_prefetch(panel + (k + 16) * block);  // the matrix lies in the second-level cache
+      __builtin_prefetch(panel + (k + 16) * block + lanes);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const Real x = from[r * width + k];

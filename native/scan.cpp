@@ -14,7 +14,8 @@ namespace SPIKEBRIDGE_ISA {
 namespace {
 
 constexpr int64_t kTileBytes = 16384;
-constexpr int64_t kPiece = 256;                    // neurons computed between two stores
+constexpr int64_t kPiece = 256;  // neurons computed between two stores
+constexpr int kSteps = 4;        // time steps between which their state stays in registers
 constexpr int64_t kSerialWork = 16384;             // unit-steps below which one thread is faster
 constexpr int64_t kStreamBytes = 4 * 1024 * 1024;  // outputs larger than this bypass the cache
 
@@ -95,22 +96,31 @@ inline void stream_fence() {
 #endif
 }
 
-// The next row of an operand lies a stride away, on another page: fetch it before it is asked for.
-// Forward only: backward reads two operands, and asking for both keeps the processor's own fetching
-// from running ahead (measured: 10 instead of 14 GB/s).
-template <typename Any>
-inline void prefetch(const Any* from, int64_t count) {
-#if defined(__GNUC__)
-  constexpr int64_t line = 64 / sizeof(Any);
-  for (int64_t j = 0; j < count; j += line) __builtin_prefetch(from + j, 0, 2);
-#endif
+// `steps` time steps of one piece: what goes from one to the next stays in registers between them.
+template <int steps, H h, G g, typename Io, typename Real>
+inline void forward_piece(const Constants<Real>& c, int64_t length, const Io* drive, int64_t stride,
+                          const Real* decay, const Real* bias, Real* s, Real* y, Io* to_y,
+                          Real* to_s) {
+#pragma omp simd
+  for (int64_t j = 0; j < length; ++j) {
+    Real s_ = s[j], y_ = y[j];
+#pragma GCC unroll 4
+    for (int k = 0; k < steps; ++k) {
+      step_forward<h, g>(c, Real(load(drive[k * stride + j])), decay[j], bias[j], s_, y_);
+      store(to_y[k * kPiece + j], y_);
+      to_s[k * kPiece + j] = s_;
+    }
+    s[j] = s_;
+    y[j] = y_;
+  }
 }
 
 template <H h, G g, typename Io, typename Real>
 void forward_tile(const Forward<Io, Real>& p, const Tile& tile, bool streaming) {
   constexpr int64_t width = tile_width<Real>();
   alignas(64) Real s[width], y[width], decay[width], bias[width];
-  alignas(64) Io row[width];
+  alignas(64) Io y_rows[kSteps * kPiece];
+  alignas(64) Real s_rows[kSteps * kPiece];
   const int64_t m = p.shape.b * p.shape.n;
   const Constants<Real> c(p.rule);
   copy(s, p.s0 + tile.begin, tile.width);
@@ -119,21 +129,19 @@ void forward_tile(const Forward<Io, Real>& p, const Tile& tile, bool streaming) 
   fill_parameter(bias, p.bias, tile);
   auto put_y = streaming ? stream<Io> : copy<Io>;
   auto put_s = streaming ? stream<Real> : copy<Real>;
-  for (int64_t t = 0; t < p.shape.t; ++t) {
+  for (int64_t t = 0, steps = 0; t < p.shape.t; t += steps) {
+    steps = p.shape.t - t >= kSteps ? kSteps : 1;
+    auto run = steps == kSteps ? forward_piece<kSteps, h, g, Io, Real>
+                               : forward_piece<1, h, g, Io, Real>;
     tile.each([&](const Segment& part) {
       const Io* drive = p.drive.data + t * p.drive.t + part.row * p.drive.b + part.column;
-      if (t + 1 < p.shape.t) prefetch(drive + p.drive.t, part.length);
-      Real *s_ = s + part.at, *y_ = y + part.at;
-      const Real *decay_ = decay + part.at, *bias_ = bias + part.at;
-      Io* row_ = row + part.at;
-#pragma omp simd
-      for (int64_t j = 0; j < part.length; ++j) {
-        step_forward<h, g>(c, Real(load(drive[j])), decay_[j], bias_[j], s_[j], y_[j]);
-        store(row_[j], y_[j]);
+      run(c, part.length, drive, p.drive.t, decay + part.at, bias + part.at, s + part.at,
+          y + part.at, y_rows, s_rows);
+      for (int64_t k = 0; k < steps; ++k) {
+        const int64_t to = (t + k) * m + tile.begin + part.at;
+        put_y(p.y + to, y_rows + k * kPiece, part.length);
+        if (p.s_all) put_s(p.s_all + to, s_rows + k * kPiece, part.length);
       }
-      const int64_t to = t * m + tile.begin + part.at;
-      put_y(p.y + to, row_, part.length);
-      if (p.s_all) put_s(p.s_all + to, s_, part.length);
     });
   }
   copy(p.s_last + tile.begin, s, tile.width);
@@ -149,19 +157,31 @@ struct Adjoint {
   alignas(64) Real output[width];              // y_t, recomputed from s_t
 };
 
-template <H h, G g, bool first, typename Io, typename Real>
-inline void backward_row(const Constants<Real>& c, int64_t length, int64_t at,
-                         Adjoint<Real>& adjoint, const Real* decay, const Real* bias,
-                         const Io* grad_y, const Real* s, const Real* s_prev, const Real* y0,
-                         Io* grad_drive) {
+// `s` is that of the last of these steps, `s_prev` of the one before; both go back by m a step.
+template <int steps, bool first, H h, G g, typename Io, typename Real>
+inline void backward_piece(const Constants<Real>& c, int64_t length, int64_t at, int64_t m,
+                           Adjoint<Real>& adjoint, const Real* decay, const Real* bias,
+                           const Io* grad_y, int64_t stride, const Real* s, const Real* s_prev,
+                           const Real* y0, Io* grad_drive) {
   Real *ds = adjoint.s + at, *dy = adjoint.y + at, *out = adjoint.output + at;
   Real *d_decay = adjoint.decay + at, *d_bias = adjoint.bias + at;
 #pragma omp simd
   for (int64_t j = 0; j < length; ++j) {
-    Real y_prev = first ? y0[j] : output<h>(s_prev[j] + bias[j]);
-    Real du = step_backward<h, g>(c, Real(load(grad_y[j])), s[j], s_prev[j], y_prev, decay[j],
-                                  bias[j], ds[j], dy[j], out[j], d_decay[j], d_bias[j]);
-    store(grad_drive[j], du);
+    Real ds_ = ds[j], dy_ = dy[j], out_ = out[j], dd = d_decay[j], db = d_bias[j], now = s[j];
+#pragma GCC unroll 4
+    for (int k = 0; k < steps; ++k) {
+      const Real before = s_prev[j - k * m];
+      const Real y_prev = first ? y0[j] : output<h>(before + bias[j]);
+      Real du = step_backward<h, g>(c, Real(load(grad_y[j - k * stride])), now, before, y_prev,
+                                    decay[j], bias[j], ds_, dy_, out_, dd, db);
+      store(grad_drive[k * kPiece + j], du);
+      now = before;
+    }
+    ds[j] = ds_;
+    dy[j] = dy_;
+    if constexpr (h == H::sigmoid) out[j] = out_;
+    d_decay[j] = dd;
+    d_bias[j] = db;
   }
 }
 
@@ -170,7 +190,7 @@ void backward_tile(const Backward<Io, Real>& p, const Tile& tile, bool streaming
   constexpr int64_t width = tile_width<Real>();
   Adjoint<Real> adjoint;
   alignas(64) Real decay[width], bias[width];
-  alignas(64) Io row[width];
+  alignas(64) Io rows[kSteps * kPiece];
   alignas(64) static const Io zeros[kPiece] = {};
   const int64_t m = p.shape.b * p.shape.n, bytes = tile.width * sizeof(Real);
   const Constants<Real> c(p.rule);
@@ -188,17 +208,22 @@ void backward_tile(const Backward<Io, Real>& p, const Tile& tile, bool streaming
 #pragma omp simd
     for (int64_t j = 0; j < tile.width; ++j) adjoint.output[j] = output<h>(s[j] + bias[j]);
   }
-  for (int64_t t = p.shape.t - 1; t >= 0; --t) {
+  for (int64_t t = p.shape.t - 1, steps = 0; t >= 0; t -= steps) {
+    steps = t >= kSteps ? kSteps : 1;  // the first step of all begins at s0 and goes alone
+    auto run = t == 0            ? backward_piece<1, true, h, g, Io, Real>
+               : steps == kSteps ? backward_piece<kSteps, false, h, g, Io, Real>
+                                 : backward_piece<1, false, h, g, Io, Real>;
     const Real* s = p.s_all + t * m + tile.begin;
     const Real* s_prev = t ? s - m : p.s0 + tile.begin;
     tile.each([&](const Segment& part) {
       const Io* grad_y = zeros;
       if (p.grad_y.data)
         grad_y = p.grad_y.data + t * p.grad_y.t + part.row * p.grad_y.b + part.column;
-      auto run = t ? backward_row<h, g, false, Io, Real> : backward_row<h, g, true, Io, Real>;
-      run(c, part.length, part.at, adjoint, decay + part.at, bias + part.at, grad_y, s + part.at,
-          s_prev + part.at, p.y0 + tile.begin + part.at, row + part.at);
-      put(p.grad_drive + t * m + tile.begin + part.at, row + part.at, part.length);
+      run(c, part.length, part.at, m, adjoint, decay + part.at, bias + part.at, grad_y,
+          p.grad_y.data ? p.grad_y.t : 0, s + part.at, s_prev + part.at,
+          p.y0 + tile.begin + part.at, rows);
+      for (int64_t k = 0; k < steps; ++k)
+        put(p.grad_drive + (t - k) * m + tile.begin + part.at, rows + k * kPiece, part.length);
     });
   }
   copy(p.grad_s0 + tile.begin, adjoint.s, tile.width);
