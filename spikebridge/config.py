@@ -206,8 +206,9 @@ class TrainConfig:
     eval_seed: int = 1000
     """Seed of the input draws of validation and test, at least 0; apart from --seed, so that all
     runs are judged on the same inputs."""
-    backend: Literal["auto", "loop", "native"] = "auto"
-    """What runs units over time: the native kernel, the Python loop, or whichever fits (auto)."""
+    backend: Literal["auto", "loop", "native", "triton"] = "auto"
+    """What runs units over time: the Python loop, the kernel for CPUs (native), the one for CUDA
+    (triton), or whichever fits (auto)."""
     recompute: int = 0
     """Keep every k-th state for the backward pass and compute the rest twice; 0 = keep all."""
     threads: int = 0

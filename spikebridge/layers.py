@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from spikebridge.kernels.product import traced
 from spikebridge.recompute import recomputed
-from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan, traced
+from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan
 from spikebridge.units import State, Unit
 
 __all__ = ["Baseline", "Dropout", "Layer", "Readout", "Reduction"]

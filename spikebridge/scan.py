@@ -12,13 +12,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from spikebridge.kernels import native
+from spikebridge.kernels import ops
+from spikebridge.kernels.product import traced
 from spikebridge.units import AdaptiveUnit, SNUnit, State, Unit, state_dtype
 
 __all__ = ["Backend", "Trace", "loop", "scan", "unsupported"]
 
-Backend = Literal["auto", "loop", "native"]
-BACKENDS = ("auto", "loop", "native")
+Backend = Literal["auto", "loop", "native", "triton"]
+BACKENDS = ("auto", "loop", "native", "triton")
 _said: set[str] = set()
 
 
@@ -77,9 +78,10 @@ def scan(
 
     Args:
         unit, drive, recurrent, state: as in `loop`.
-        backend: "loop", "native", or "auto": the kernel where it can serve, else the loop.
-            "native" raises with the reason instead, and `unsupported` tells it.  Only a kernel
-            that is not built at all is said aloud, once.
+        backend: "loop"; "native", the kernel for CPUs; "triton", the one for CUDA; or "auto": the
+            kernel of the drive's device where it can serve, else the loop.  A kernel asked for by
+            name raises with the reason instead, and `unsupported` tells it.  Only a kernel that
+            is not there at all is said aloud, once.
 
     Returns:
         y (T, B, N) and the state after the last step, ready to be passed in again.
@@ -87,27 +89,35 @@ def scan(
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
     if backend != "loop":
-        reason = unsupported(unit, drive)
+        reason = unsupported(unit, drive, backend)
         if reason is None:
             state = _checked(unit, drive, recurrent, state)
-            return native.scan(unit, drive, recurrent, state)
-        if backend == "native":
-            raise RuntimeError(f'backend="native" cannot serve: {reason}; use backend="auto"')
+            return ops.scan(unit, drive, recurrent, state)
+        if backend != "auto":
+            raise RuntimeError(f'backend="{backend}" cannot serve: {reason}; use backend="auto"')
         _say_once(reason)
     trace = loop(unit, drive, recurrent, state)
     return trace.y, trace.state
 
 
-def unsupported(unit: Unit, drive: Tensor) -> str | None:
-    """Why the native kernel cannot run this; None when it can."""
-    if native.missing is not None:
-        return native.missing
-    if drive.device.type != "cpu":
-        return f"the native kernel runs on the CPU, the drive is on {drive.device}"
-    if drive.dtype not in native.DTYPES:
-        return f"the native kernel takes {native.TAKES}, the drive is {drive.dtype}"
+def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | None:
+    """Why a kernel cannot run this; None when it can.
+
+    Args:
+        unit, drive: as in `loop`.
+        backend: "native" or "triton"; otherwise the kernel of the drive's device.
+    """
+    if backend not in ops.KERNELS:
+        backend = "triton" if drive.device.type == ops.KERNELS["triton"].device else "native"
+    kernel, missing = ops.KERNELS[backend], ops.missing(backend)
+    if missing is not None:
+        return missing
+    if drive.device.type != kernel.device:
+        return f"the {backend} kernel runs on {kernel.place}, the drive is on {drive.device}"
+    if drive.dtype not in kernel.dtypes:
+        return f"the {backend} kernel takes {kernel.takes}, the drive is {drive.dtype}"
     if not isinstance(unit, SNUnit):
-        return f"{type(unit).__name__} has no native kernel"
+        return f"{type(unit).__name__} has no {backend} kernel"
     if unit.rule.reset == "lateral":
         return "lateral inhibition couples the units of a layer: it runs in the loop"
     if unit.rule.surrogate is not None and unit.rule.surrogate.relaxed:
@@ -117,14 +127,9 @@ def unsupported(unit: Unit, drive: Tensor) -> str | None:
     return None
 
 
-def traced() -> bool:
-    """Whether torch.compile or a torch.func transform looks on."""
-    return torch.compiler.is_compiling() or bool(torch._C._functorch.peek_interpreter_stack())
-
-
 def _say_once(reason: str) -> None:
     """A missing kernel is news to the user; what a kernel does not cover is documented."""
-    if reason == native.missing and reason not in _said:
+    if reason in [ops.missing(kernel) for kernel in ops.KERNELS] and reason not in _said:
         _said.add(reason)
         warnings.warn(f"spikebridge runs its time loop in Python: {reason}", stacklevel=3)
 

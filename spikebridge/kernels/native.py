@@ -1,4 +1,4 @@
-"""The native CPU kernel as a torch custom op, with its fake and its backward.
+"""The native CPU kernel: what the ops of `ops.py` do on a CPU.
 
 The kernel works on raw pointers: torch allocates, the kernel fills.  What is not contiguous along
 the units is copied; strides of time and batch are handed on as they are.
@@ -13,8 +13,6 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
-from spikebridge.units import State, Unit
-
 try:
     from spikebridge import _native as _built
 
@@ -28,12 +26,13 @@ else:
 __all__ = [
     "DTYPES",
     "TAKES",
+    "backward",
+    "forward",
     "instruction_set",
     "missing",
     "openmp",
     "pool_use",
     "release_memory",
-    "scan",
 ]
 
 POOLED_BYTES = 1 << 20
@@ -63,35 +62,7 @@ def openmp() -> bool:
     return _native is not None and _native.openmp
 
 
-def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> tuple[Tensor, State]:
-    """`spikebridge.scan.scan` through the kernel; the caller has checked that it can serve."""
-    rule, params = unit.rule, unit.params(state.s.dtype)
-    formula = rule.surrogate
-    if recurrent is not None:
-        recurrent = recurrent.to(state.s.dtype)
-    operands = (drive, recurrent, state.s, state.y, params.decay, params.bias)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
-    y, s_last, y_last, _ = torch.ops.spikebridge.scan(
-        drive,
-        recurrent,
-        state.s,
-        state.y,
-        params.decay,
-        params.bias,
-        rule.g,
-        1.0 if rule.g == "identity" else rule.slope,
-        rule.reset == "gate",
-        rule.amount if rule.reset == "subtract" else 0.0,
-        "sigmoid" if formula is None else formula.formula,
-        1.0 if formula is None else formula.width,
-        1.0 if formula is None else formula.height,
-        keep,
-    )
-    return y, State(s_last, y_last)
-
-
-@torch.library.custom_op("spikebridge::scan", mutates_args=(), device_types="cpu")
-def _scan(
+def forward(
     drive: Tensor,
     recurrent: Tensor | None,
     s0: Tensor,
@@ -134,19 +105,7 @@ def _scan(
     return y, s_last, y_last, s_all
 
 
-@_scan.register_fake
-def _(drive, recurrent, s0, y0, decay, bias, g, slope, gate, amount, h, width, height, keep):  # type: ignore[no-untyped-def]
-    t, b, n = drive.shape
-    return (
-        drive.new_empty((t, b, n)),
-        s0.new_empty((b, n)),
-        s0.new_empty((b, n)),
-        s0.new_empty((t if keep else 0, b, n)),
-    )
-
-
-@torch.library.custom_op("spikebridge::scan_backward", mutates_args=(), device_types="cpu")
-def _scan_backward(
+def backward(
     grad_y: Tensor | None,
     grad_s_last: Tensor | None,
     grad_y_last: Tensor | None,
@@ -196,50 +155,6 @@ def _scan_backward(
     return grad_drive, grad_s0, grad_y0, share_decay, share_bias
 
 
-@_scan_backward.register_fake
-def _(grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, *rest):  # type: ignore[no-untyped-def]
-    like = s_all if grad_y is None else grad_y
-    return like.new_empty(s_all.shape), *(s_all.new_empty(s0.shape) for _ in range(4))
-
-
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, recurrent, s0, y0, decay, bias, *rule, keep = inputs
-    y, _, _, s_all = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(s_all)
-    ctx.save_for_backward(None if recurrent is None else y, s_all, recurrent, s0, y0, decay, bias)
-    ctx.rule, ctx.keep = rule, keep
-
-
-def _backward(ctx: Any, grad_y: Any, grad_s_last: Any, grad_y_last: Any, _: Any) -> tuple:
-    if not ctx.keep:
-        raise RuntimeError("scan was called with keep=False and kept no states for a backward pass")
-    y, s_all, recurrent, s0, y0, decay, bias = ctx.saved_tensors
-    drive, s, first_y, share_decay, share_bias = torch.ops.spikebridge.scan_backward(
-        grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, y0, decay, bias, *ctx.rule
-    )
-    needs = ctx.needs_input_grad
-    return (
-        drive if needs[0] else None,
-        _recurrent_gradient(drive, y, y0) if needs[1] else None,
-        s if needs[2] else None,
-        first_y if needs[3] else None,
-        _reduced(share_decay, decay) if needs[4] else None,
-        _reduced(share_bias, bias) if needs[5] else None,
-        *[None] * 8,
-    )
-
-
-def _recurrent_gradient(drive: Tensor, y: Tensor, y0: Tensor) -> Tensor:
-    """Sum over time of the outer products of dL/ddrive_t and y_{t-1}: one matrix product."""
-    drive_rows, y_rows = drive[1:].flatten(0, 1), y[:-1].flatten(0, 1).to(drive.dtype)
-    later = (drive_rows.mT @ y_rows).to(y0.dtype)
-    return torch.addmm(later, drive[0].mT.to(y0.dtype), y0) if drive.shape[0] else later
-
-
-_scan.register_autograd(_backward, setup_context=_setup)
-
-
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Uninitialised; a large one takes over the memory of one that has died: no page faults."""
     if math.prod(shape) * dtype.itemsize < POOLED_BYTES:
@@ -257,10 +172,6 @@ def release_memory() -> None:
     """Hands the memory that lies ready for the next call back to the system."""
     if _native is not None:
         _native.trim_pool()
-
-
-def _reduced(share: Tensor, like: Tensor) -> Tensor:
-    return share.sum(0) if like.dim() else share.sum()
 
 
 def _rows(x: Tensor) -> Tensor:
