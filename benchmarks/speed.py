@@ -1,6 +1,6 @@
 """What spiking costs: beside the matrix product alone, torch's own recurrent layers and the peers.
 
-    python benchmarks/speed.py [--json docs/results/speed-cpu.json] [--quick] [--only layer peers]
+    python benchmarks/speed.py [--json docs/results/speed-cpu.json] [--rounds 7] [--only layer]
 
 Forward + backward with the gradient of the input, T=500, B=16.  The rows of a table are measured
 in turn, round after round, in one process; times are medians, ratios are medians of the ratios
@@ -236,12 +236,12 @@ SECTIONS: dict[str, Callable[[int], Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="keep all figures there")
-    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each table")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     options = parser.parse_args()
     if native.missing is not None:
         raise SystemExit(native.missing)
-    rounds = 3 if options.quick else 9
+    rounds = options.rounds
     content: dict[str, Any] = {"rounds": rounds, "tests": tests_are_green()}
     for name in options.only:
         content[name] = SECTIONS[name](rounds)
