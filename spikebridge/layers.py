@@ -24,7 +24,7 @@ class Layer(nn.Module):
         array: x (T, B, ...) to drive (T, B, N); see `spikebridge.synapses.Array`.
         unit: N neurons.
         recurrent: add a trained (N, N) matrix from the layer's last outputs to its drive.
-        backend: "auto", "loop" or "native"; see `spikebridge.scan.scan`.
+        backend: "auto", "loop", "native" or "triton"; see `spikebridge.scan.scan`.
         recompute: k > 0 keeps every k-th state for the backward pass and computes the others
             twice; see `spikebridge.recompute.recomputed`.  Not under torch.compile or torch.func,
             where everything is kept.
