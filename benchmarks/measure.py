@@ -66,10 +66,10 @@ def in_turn(rows: Mapping[str, Row], shape: tuple[int, int, int], rounds: int) -
         cotangents[dtype] = torch.randn(shape).to(dtype)
     found: dict[str, Times] = {name: Times([], []) for name in rows}
     for round_ in range(rounds + 1):
+        gc.collect()
         for name, row in rows.items():
             low = row.autocast or row.dtype == torch.bfloat16
             cotangent = cotangents[torch.bfloat16 if low else torch.float32]
-            gc.collect()
             forward, backward = once(row, inputs[row.dtype], cotangent)
             if round_:
                 found[name].forward.append(forward)

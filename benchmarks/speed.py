@@ -12,6 +12,7 @@ Peers that are installed take part: pip install 'spikebridge[bench]'.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -242,7 +243,10 @@ def main() -> None:
     if native.missing is not None:
         raise SystemExit(native.missing)
     rounds = options.rounds
-    content: dict[str, Any] = {"rounds": rounds, "tests": tests_are_green()}
+    content: dict[str, Any] = {}
+    if options.json and options.json.exists() and len(options.only) < len(SECTIONS):
+        content = json.loads(options.json.read_text(encoding="utf-8"))  # the other tables stay
+    content |= {"rounds": rounds, "tests": tests_are_green()}
     for name in options.only:
         content[name] = SECTIONS[name](rounds)
         if options.json:
