@@ -1,12 +1,13 @@
 #include "memory.h"
 
-#include <atomic>
 #include <cstdlib>
 #include <deque>
+#include <mutex>
 #include <new>
 #include <unordered_map>
 
 #ifdef __linux__
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -54,23 +55,8 @@ int64_t default_limit() {
 #endif
 }
 
-// A lock held for a few instructions only.  Blocks may be released by any thread, and a child process
-// forked while the lock is held must not wait for ever: after many tries the caller goes without.
-class Lock {
- public:
-  bool try_long() {
-    for (int i = 0; i < 1'000'000; ++i)
-      if (!held_.test_and_set(std::memory_order_acquire)) return true;
-    return false;
-  }
-  void unlock() { held_.clear(std::memory_order_release); }
-
- private:
-  std::atomic_flag held_ = ATOMIC_FLAG_INIT;
-};
-
 struct Pool {
-  Lock lock;
+  std::mutex lock;
   std::deque<Block> idle;  // the oldest first
   std::unordered_map<void*, int64_t> live;
   int64_t idle_bytes = 0, live_bytes = 0, limit = default_limit();
@@ -86,7 +72,14 @@ struct Pool {
 
 // Never destroyed: tensors may outlive the module at exit.
 Pool& pool() {
-  static Pool* only = new Pool;
+  static Pool* only = [] {
+#ifdef __linux__
+    // A child forked while another thread holds the lock would wait for ever.
+    pthread_atfork([] { pool().lock.lock(); }, [] { pool().lock.unlock(); },
+                   [] { pool().lock.unlock(); });
+#endif
+    return new Pool;
+  }();
   return *only;
 }
 
@@ -96,7 +89,7 @@ void* acquire(int64_t bytes) {
   Pool& p = pool();
   bytes = (bytes + kPage - 1) / kPage * kPage;
   if (bytes == 0) bytes = kPage;
-  if (!p.lock.try_long()) return nullptr;
+  const std::lock_guard<std::mutex> held(p.lock);
   // The smallest that is large enough, unless most of it would lie waste.
   auto best = p.idle.end();
   for (auto it = p.idle.begin(); it != p.idle.end(); ++it)
@@ -124,13 +117,12 @@ void* acquire(int64_t bytes) {
       block.memory = nullptr;
     }
   }
-  p.lock.unlock();
   return block.memory;
 }
 
 void release(void* memory) {
   Pool& p = pool();
-  if (!p.lock.try_long()) return;
+  const std::lock_guard<std::mutex> held(p.lock);
   const auto it = p.live.find(memory);
   if (it != p.live.end()) {
     const Block block{memory, it->second};
@@ -144,36 +136,31 @@ void release(void* memory) {
     }
     p.shrink(p.limit);
   }
-  p.lock.unlock();
 }
 
 PoolUse pool_use() {
   Pool& p = pool();
-  PoolUse use{0, 0};
-  if (p.lock.try_long()) {
-    use = {p.live_bytes, p.idle_bytes};
-    p.lock.unlock();
-  }
-  return use;
+  const std::lock_guard<std::mutex> held(p.lock);
+  return {p.live_bytes, p.idle_bytes};
 }
 
 void set_pool_limit(int64_t bytes) {
   Pool& p = pool();
-  if (p.lock.try_long()) {
-    p.limit = bytes < 0 ? 0 : bytes;
-    p.shrink(p.limit);
-    p.lock.unlock();
-  }
+  const std::lock_guard<std::mutex> held(p.lock);
+  p.limit = bytes < 0 ? 0 : bytes;
+  p.shrink(p.limit);
 }
 
-int64_t pool_limit() { return pool().limit; }
+int64_t pool_limit() {
+  Pool& p = pool();
+  const std::lock_guard<std::mutex> held(p.lock);
+  return p.limit;
+}
 
 void trim_pool() {
   Pool& p = pool();
-  if (p.lock.try_long()) {
-    p.shrink(0);
-    p.lock.unlock();
-  }
+  const std::lock_guard<std::mutex> held(p.lock);
+  p.shrink(0);
 }
 
 }  // namespace spikebridge

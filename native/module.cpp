@@ -189,15 +189,15 @@ NB_MODULE(_native, m) {
 #else
   m.attr("openmp") = false;
 #endif
+  using Release = nb::call_guard<nb::gil_scoped_release>;
   m.def("pooled", &pooled, "A DLPack capsule of a tensor whose memory is used again when it dies.");
   m.def("pool_use", [] {
     const PoolUse use = pool_use();
     return std::make_tuple(use.live, use.idle);
   });
-  m.def("trim_pool", &trim_pool);
-  m.def("set_pool_limit", &set_pool_limit);
+  m.def("trim_pool", &trim_pool, Release());
+  m.def("set_pool_limit", &set_pool_limit, Release());
   m.def("pool_limit", &pool_limit);
-  using Release = nb::call_guard<nb::gil_scoped_release>;
   m.def("forward_float32", &forward<float, float>, Release());
   m.def("forward_float64", &forward<double, double>, Release());
   m.def("forward_bfloat16", &forward<Bf16, float>, Release());

@@ -438,3 +438,33 @@ print("done")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+def test_pooled_memory_serves_a_child_forked_in_the_middle_of_its_use() -> None:
+    code = """
+import os, threading
+from spikebridge.kernels import native
+make, trim = native._native.pooled, native._native.trim_pool
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        make([1 << 20], 2, 32)
+        trim()
+threads = [threading.Thread(target=work) for _ in range(4)]
+[t.start() for t in threads]
+failed = 0
+for _ in range(300):
+    child = os.fork()
+    if child == 0:
+        try:
+            make([1 << 20], 2, 32)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    failed += os.waitpid(child, 0)[1] != 0
+stop.set(); [t.join() for t in threads]
+print(failed)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr

@@ -27,12 +27,14 @@ __all__ = [
     "DTYPES",
     "TAKES",
     "backward",
+    "empty",
     "forward",
     "instruction_set",
     "missing",
     "openmp",
     "pool_use",
     "release_memory",
+    "rows",
 ]
 
 POOLED_BYTES = 1 << 20
@@ -80,9 +82,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y (T, B, N), the last s and y (B, N), and with `keep` all membranes (T, B, N), else none."""
     t, b, n = drive.shape
-    drive = _rows(drive)
-    y = _empty((t, b, n), drive.dtype)
-    s_all = _empty((t if keep else 0, b, n), s0.dtype)
+    drive = rows(drive)
+    y = empty((t, b, n), drive.dtype)
+    s_all = empty((t if keep else 0, b, n), s0.dtype)
     s_last, y_last = (torch.empty((b, n), dtype=s0.dtype) for _ in range(2))
     # The contiguous copies must outlive the call.
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
@@ -126,11 +128,11 @@ def backward(
     """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
     t, b, n = s_all.shape
     io = s_all.dtype if grad_y is None else grad_y.dtype
-    grad_drive = _empty((t, b, n), io)
+    grad_drive = empty((t, b, n), io)
     grad_s0, grad_y0, share_decay, share_bias = small = [
         torch.empty((b, n), dtype=s_all.dtype) for _ in range(4)
     ]
-    grad_y = None if grad_y is None else _rows(grad_y)
+    grad_y = None if grad_y is None else rows(grad_y)
     # The contiguous copies must outlive the call.
     grad_s_last, grad_y_last, recurrent = (
         None if x is None else x.contiguous() for x in (grad_s_last, grad_y_last, recurrent)
@@ -155,7 +157,7 @@ def backward(
     return grad_drive, grad_s0, grad_y0, share_decay, share_bias
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Uninitialised; a large one takes over the memory of one that has died: no page faults."""
     if math.prod(shape) * dtype.itemsize < POOLED_BYTES:
         return torch.empty(shape, dtype=dtype)
@@ -174,7 +176,7 @@ def release_memory() -> None:
         _native.trim_pool()
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
     """x (T, B, N) with unit stride along N; a copy only where it has another one."""
     if x.stride(-1) == 1 or x.shape[-1] <= 1:
         return x

@@ -60,9 +60,9 @@ def _low(x: Tensor, weight: Tensor) -> bool:
 def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a b for two-dimensional operands, in reused memory; taken in float32 if dtype is bfloat16."""
     wide = torch.float32 if dtype == torch.bfloat16 else dtype
-    out = native._empty((a.shape[0], b.shape[1]), wide)
+    out = native.empty((a.shape[0], b.shape[1]), wide)
     torch.mm(a.to(wide), b.to(wide), out=out)
-    return out if wide == dtype else native._empty(tuple(out.shape), dtype).copy_(out)
+    return out if wide == dtype else native.empty(tuple(out.shape), dtype).copy_(out)
 
 
 class _Product(torch.autograd.Function):

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spikebridge.kernels.native import _rows
+from spikebridge.kernels.native import rows
 
 __all__ = ["backward", "forward"]
 
@@ -214,7 +214,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `native.forward`."""
     t, b, n = drive.shape
-    drive, recurrent = _rows(drive), None if recurrent is None else recurrent.contiguous()
+    drive, recurrent = rows(drive), None if recurrent is None else recurrent.contiguous()
     y = torch.empty((t, b, n), dtype=drive.dtype, device=drive.device)
     s_all = torch.empty((t if keep else 0, b, n), dtype=s0.dtype, device=drive.device)
     s, out = (x.clone(memory_format=torch.contiguous_format) for x in (s0, y0))
@@ -241,7 +241,7 @@ def backward(
     """As `native.backward`."""
     t, b, n = s_all.shape
     s0, y0 = s0.contiguous(), y0.contiguous()
-    grad_y = None if grad_y is None else _rows(grad_y)
+    grad_y = None if grad_y is None else rows(grad_y)
     io = s_all.dtype if grad_y is None else grad_y.dtype
     grad_drive = torch.empty((t, b, n), dtype=io, device=s_all.device)
     # The product with the matrix is taken before a gradient is rounded for its way out.
