@@ -1,8 +1,9 @@
 """Checkpoints: everything that a run needs to go on bit for bit, in one safetensors file.
 
-Tensors: model/*, best/* (the weights that were best on validation), optimizer/<parameter>/<name>,
-rng/torch, rng/data.  Metadata: format version, steps taken, the epochs' metrics, and a digest of
-it all, since a flipped bit in a weight would otherwise pass for a weight.
+Tensors: model/*, best/* (the weights that were best on validation), average/* (their moving
+average, where there is one), optimizer/<parameter>/<name>, rng/torch, rng/data.  Metadata: format
+version, steps taken, the epochs' metrics, and a digest of it all, since a
+flipped bit in a weight would otherwise pass for a weight.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class Position:
     """The metrics of each finished epoch, first to last."""
     best: dict[str, Tensor]
     """The weights that were best on the validation set."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """The moving average of the weights, where there is one."""
 
 
 def save(
@@ -53,6 +56,7 @@ def save(
     """Write a checkpoint, whole or not at all; torch's global generator belongs to it."""
     tensors = {f"model/{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in position.best.items()}
+    tensors |= {f"average/{name}": value for name, value in position.average.items()}
     for index, values in optimizer.state_dict()["state"].items():
         kept = {name: value for name, value in values.items() if value is not None}
         tensors |= {f"optimizer/{index}/{name}": value for name, value in kept.items()}
@@ -82,6 +86,9 @@ def restore(
     shapes = {name: value.shape for name, value in network.state_dict().items()}
     _same_shapes(path, model, shapes)
     _same_shapes(path, best, shapes)
+    average = _part(tensors, "average/")
+    if average:
+        _same_shapes(path, average, shapes)
     state = _optimizer_state(path, _part(tensors, "optimizer/"), list(network.parameters()))
     network.load_state_dict(model)
     optimizer.load_state_dict(
@@ -89,7 +96,7 @@ def restore(
     )
     torch.set_rng_state(tensors["rng/torch"])
     data.set_state(tensors["rng/data"])
-    return Position(plain["step"], plain["history"], best)
+    return Position(plain["step"], plain["history"], best, average)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 try:
     import tyro
@@ -25,19 +25,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from spikebridge import rundir
-from spikebridge.config import (
-    VARIANTS,
-    Config,
-    DigitsConfig,
-    ModelConfig,
-    MusicConfig,
-    TrainConfig,
-    UnitName,
-    VariantName,
-    preset,
-    task_name,
-)
+from spikebridge.config import Config, TrainConfig, preset, task_name
+from spikebridge.model_config import VARIANTS, ModelConfig, UnitName, VariantName
 from spikebridge.records import SpikebridgeError, UsageError
+from spikebridge.task_configs import COMMANDS, TASKS
 
 DESCRIPTION = (
     "Spiking neural units, trained beside RNN, GRU and LSTM.  --version tells the version."
@@ -64,26 +55,6 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class TrainDigits:
-    """Train one unit on handwritten digits."""
-
-    task: DigitsConfig
-    model: ModelConfig
-    train: TrainConfig
-    run: RunOptions = field(default_factory=RunOptions)
-
-
-@dataclass(frozen=True)
-class TrainMusic:
-    """Train one unit on polyphonic music."""
-
-    task: MusicConfig
-    model: ModelConfig
-    train: TrainConfig
-    run: RunOptions = field(default_factory=RunOptions)
-
-
-@dataclass(frozen=True)
 class CompareOptions:
     """What is compared, where it is written, and what is printed.
 
@@ -106,24 +77,28 @@ class CompareOptions:
     """Write the folder's report.html at the end."""
 
 
-@dataclass(frozen=True)
-class CompareDigits:
-    """Compare units over seeds on handwritten digits."""
+def _per_task(prefix: str, text: str, last: tuple[str, type]) -> dict[str, type]:
+    """A command's record for each task: its settings, the network's, the training's, options."""
+    kinds = {}
+    for name in COMMANDS:
+        words = (TASKS[name].__doc__ or "").split(".")[0]
+        about = text.format(words[0].lower() + words[1:])
+        kinds[name] = dataclasses.make_dataclass(
+            prefix + name.capitalize(),
+            [
+                ("task", TASKS[name]),
+                ("model", ModelConfig),
+                ("train", TrainConfig),
+                (last[0], last[1], field(default_factory=last[1])),
+            ],
+            frozen=True,
+            namespace={"__doc__": about},
+        )
+    return kinds
 
-    task: DigitsConfig
-    model: ModelConfig
-    train: TrainConfig
-    compare: CompareOptions = field(default_factory=CompareOptions)
 
-
-@dataclass(frozen=True)
-class CompareMusic:
-    """Compare units over seeds on polyphonic music."""
-
-    task: MusicConfig
-    model: ModelConfig
-    train: TrainConfig
-    compare: CompareOptions = field(default_factory=CompareOptions)
+TRAIN = _per_task("Train", "Train one unit: {}.", ("run", RunOptions))
+COMPARE = _per_task("Compare", "Compare units over seeds: {}.", ("compare", CompareOptions))
 
 
 @dataclass(frozen=True)
@@ -165,7 +140,9 @@ class _First:
     unit: UnitName | None = None
     units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
     recurrent: bool = False
-    data: Literal["digits8x8", "mnist"] | None = None
+    data: str | None = None
+    data_dir: str = ""
+    file: str = ""
     config: Path | None = None
     out: Path | None = None
     resume: bool = False
@@ -179,14 +156,10 @@ def parse(argv: Sequence[str]) -> Any:
     first, _ = tyro.cli(
         _First, prog="spikebridge", args=argv, return_unknown_args=True, add_help=False
     )
+    chosen = argv[1] if len(argv) > 1 else ""
     commands = (
-        _nested("train", "Train one unit.", {"digits": TrainDigits, "music": TrainMusic}, first),
-        _nested(
-            "compare",
-            "Compare units over seeds.",
-            {"digits": CompareDigits, "music": CompareMusic},
-            first,
-        ),
+        _nested("train", "Train one unit.", TRAIN, first, chosen),
+        _nested("compare", "Compare units over seeds.", COMPARE, first, chosen),
         *(
             Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
             for kind in (Report, Demo, Info)
@@ -194,7 +167,7 @@ def parse(argv: Sequence[str]) -> Any:
     )
     parsed = _cli(reduce(or_, commands), argv, "spikebridge", DESCRIPTION)
     parsed = getattr(parsed, "chosen", parsed)
-    if isinstance(parsed, CompareDigits | CompareMusic):
+    if type(parsed) in COMPARE.values():
         return parsed.compare, _each_unit(type(parsed), argv, parsed.compare.units, first)
     return parsed
 
@@ -210,12 +183,15 @@ def _cli(kind: Any, argv: Sequence[str], prog: str, text: str | None = None, **m
     )
 
 
-def _nested(name: str, text: str, kinds: dict[str, type], first: _First) -> Any:
-    """The command `name` with one sub-command per task, its flags set to the right presets."""
+def _nested(name: str, text: str, kinds: dict[str, type], first: _First, chosen: str) -> Any:
+    """The command `name` with one sub-command per task, its flags set to the right presets.
+
+    What the flags say of data is meant for the task that is chosen.
+    """
     unit = first.units[0] if name == "compare" and first.units else first.unit or "snu"
     options = []
     for task, kind in kinds.items():
-        config = _base(task, unit, first)
+        config = _base(task, unit, first) if task == chosen else preset(task, unit)
         default = kind(config.task, config.model, config.train)
         options.append(Annotated[kind, tyro.conf.subcommand(task, default=default)])
     group = dataclasses.make_dataclass(
@@ -236,7 +212,17 @@ def _base(task: str, unit: str, first: _First) -> Config:
             return config
     if first.recurrent and f"recurrent-{unit}" in VARIANTS:
         unit = f"recurrent-{unit}"
-    return preset(task, unit, first.data if task == "digits" else None)
+    data, own = _own_data(task, first)
+    return preset(task, unit, data, **own)
+
+
+def _own_data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:
+    """The data set that the flags name, and the folder or file of the user's own."""
+    kind = TASKS[task]
+    known = {f.name for f in dataclasses.fields(kind)}
+    given = {"data_dir": first.data_dir, "file": first.file}
+    own = {name: value for name, value in given.items() if value and name in known}
+    return first.data or (kind.OWN_DATA or None if own else None), own
 
 
 def _each_unit(
@@ -245,7 +231,7 @@ def _each_unit(
     """The config of each unit: its own preset under the flags that were given."""
     if not units:
         raise UsageError("a comparison needs at least one unit; pass --units snu lstm")
-    task = "digits" if kind is CompareDigits else "music"
+    task = next(name for name, found in COMPARE.items() if found is kind)
     configs = []
     for unit in units:
         base = _base(task, unit, first)

@@ -11,6 +11,7 @@ from typing import Any
 
 from spikebridge import comparison, environment, progress, rundir
 from spikebridge.config import Config, data_name, flatten, variant_of
+from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
 from spikebridge.rundir import Result
 
@@ -148,19 +149,18 @@ def _plain(value: Any) -> str:
 
 
 def _told(result: Result) -> list[str]:
-    unit = "%" if result.metric == "accuracy" else "nats/frame"
+    metric = METRICS[result.metric]
     lines = [
         f"{result.label} on {result.data}: {result.parameters:,} parameters, "
         f"{result.epochs} epochs in {result.seconds:.1f} s",
-        f"test {result.metric}: {comparison.figure(result.test, result.metric)} {unit} "
-        f"(weights of epoch {result.best_epoch}, "
-        f"validation {comparison.figure(result.valid, result.metric)})",
+        f"test {result.metric}: {metric.figure(result.test)} {metric.unit} "
+        f"(weights of epoch {result.best_epoch}, validation {metric.figure(result.valid)})",
     ]
     if result.spikes_per_inference is not None:
         lines.append(f"spikes per inference: {result.spikes_per_inference:,.1f}")
     if result.published is not None:
-        value = comparison.figure(result.published["value"], result.metric)
-        lines.append(f"published: {value} {unit} ({result.published['source']})")
+        value = metric.figure(result.published["value"])
+        lines.append(f"published: {value} {metric.unit} ({result.published['source']})")
     return [*lines, f"run: {result.directory}"]
 
 

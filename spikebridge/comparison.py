@@ -28,6 +28,7 @@ from spikebridge.config import (
     to_dict,
     variant_of,
 )
+from spikebridge.metrics import METRICS
 from spikebridge.records import RunError, SpikebridgeError, UsageError
 from spikebridge.rundir import Result
 
@@ -340,10 +341,8 @@ def table(content: dict[str, Any]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    accuracy = content["metric"] == "accuracy"
-    better = "higher" if content["higher_is_better"] else "lower"
-    what = "accuracy, %" if accuracy else "NLL, nats/frame"
-    title = f"{content['task']} ({content['data']}): {what}, {better} is better"
+    metric = METRICS[content["metric"]]
+    title = f"{content['task']} ({content['data']}): {metric.axis}, {metric.better}"
     built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     built.add_column("unit")
     # Short enough for 80 columns.
@@ -351,20 +350,15 @@ def table(content: dict[str, Any]) -> Table:
         built.add_column(name, justify="right")
     for row in content["rows"]:
         spread = row["test_std"]
-        test = figure(row["test_mean"], content["metric"])
+        test = metric.figure(row["test_mean"])
         built.add_row(
             row["label"],
-            test if spread is None else f"{test} ± {figure(spread, content['metric'])}",
-            figure(row["valid_mean"], content["metric"]),
+            test if spread is None else f"{test} ± {metric.figure(spread)}",
+            metric.figure(row["valid_mean"]),
             str(row["n"]),
             f"{row['parameters']:,}",
             "-" if row["spikes_mean"] is None else f"{row['spikes_mean']:,.0f}",
             f"{row['seconds_mean']:.1f}",
-            figure(row["published"]["value"], content["metric"]) if row["published"] else "-",
+            metric.figure(row["published"]["value"]) if row["published"] else "-",
         )
     return built
-
-
-def figure(value: float, metric: str) -> str:
-    """A metric's value as people read it: accuracy in per cent, NLL in nats."""
-    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.3f}"

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
+from spikebridge.model_config import BASELINES, LABELS, VARIANTS, ModelConfig
 from spikebridge.presets import PRESETS
 from spikebridge.records import (
     ConfigError,
@@ -22,162 +23,20 @@ from spikebridge.records import (
     require,
     type_name,
 )
+from spikebridge.task_configs import (
+    TASKS,
+    DigitsConfig,
+    EventsConfig,
+    ForecastConfig,
+    MusicConfig,
+    NpzConfig,
+    OwnConfig,
+    TaskConfig,
+    TextConfig,
+    name_of_data,
+)
 
-UnitName = Literal["snu", "softsnu", "li-snu", "adaptive-snu", "rnn", "gru", "lstm"]
-VariantName = Literal[
-    "snu",
-    "softsnu",
-    "li-snu",
-    "adaptive-snu",
-    "recurrent-snu",
-    "recurrent-softsnu",
-    "recurrent-li-snu",
-    "recurrent-adaptive-snu",
-    "rnn",
-    "gru",
-    "lstm",
-]
-TaskName = Literal["digits", "music"]
-DataName = Literal["digits8x8", "mnist", "jsb"]
 Record = TypeVar("Record")
-
-UNITS: tuple[str, ...] = get_args(UnitName)
-VARIANTS: tuple[str, ...] = get_args(VariantName)
-BASELINES = ("rnn", "gru", "lstm")
-LABELS = {
-    "snu": "SNU",
-    "softsnu": "soft SNU",
-    "li-snu": "LI-SNU",
-    "adaptive-snu": "adaptive SNU",
-    "rnn": "RNN",
-    "gru": "GRU",
-    "lstm": "LSTM",
-}
-
-
-@dataclass(frozen=True)
-class DigitsConfig:
-    """Handwritten digits, one image as a sequence of T time steps."""
-
-    data: Literal["digits8x8", "mnist"] = "digits8x8"
-    """Which images: digits8x8 (1,797 of 8 x 8 pixels, comes with scikit-learn) or mnist (70,000 of
-    28 x 28, from idx files)."""
-    coding: Literal["rate", "current", "rows"] = "rate"
-    """How a pixel p in [0, 1] becomes a sequence: rate (a spike with probability gain x p, drawn
-    afresh at each step), current (the value gain x p at every step) or rows (step t is image row t,
-    times the gain)."""
-    steps: int = 20
-    """Time steps per image, at least 1; coding rows has one step per row instead."""
-    gain: float = 1.0
-    """Factor on pixel values, above 0; with coding rate it is the spike probability of a pixel of
-    full brightness, so at most 1."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        at_least(self, 1, "20", "steps")
-        require(self.gain > 0, f"gain={self.gain}: the gain must be above 0; pass --gain 1")
-        require(
-            self.coding != "rate" or self.gain <= 1,
-            f"gain={self.gain}: with coding rate the gain is a probability, so at most 1; "
-            "pass --gain 1 or --coding current",
-        )
-
-
-@dataclass(frozen=True)
-class MusicConfig:
-    """Polyphonic music, next-frame prediction over 88 notes."""
-
-    dataset: Literal["jsb"] = "jsb"
-    """Which pieces: jsb (Bach chorales, 229 to train, 76 to validate, 77 to test)."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The network: a stack of layers of one unit, then a linear readout."""
-
-    unit: UnitName = "snu"
-    """The neuron model: snu (spiking), softsnu (the same with a sigmoid output), li-snu (lateral
-    inhibition), adaptive-snu (adaptive threshold), or a baseline: rnn, gru, lstm."""
-    hidden: tuple[int, ...] = (128, 128)
-    """Neurons of each hidden layer, first to last; each at least 1."""
-    recurrent: bool = False
-    """Whether each layer's outputs feed back to it at the next step; rnn, gru, lstm always do."""
-    g: Literal["identity", "relu", "leaky_relu", "elu"] = "leaky_relu"
-    """Nonlinearity inside the membrane loop, s = g(drive + decay * kept state); not used by rnn,
-    gru and lstm, like all settings of the membrane below."""
-    g_slope: float = 0.1
-    """Slope of leaky_relu for negative membrane states, 0 to 1."""
-    decay: float = 0.8
-    """Share of the membrane state that stays from one step to the next, above 0 and at most 1."""
-    train_decay: bool = False
-    """Whether the decay is learned (kept inside (0, 1]), starting at --decay, then below 1."""
-    reset: Literal["gate", "subtract", "none"] = "gate"
-    """What a spike does to the membrane: gate (the kept state is multiplied by 1 - y, as in the SNU
-    paper), subtract (the initial threshold is taken off) or none."""
-    surrogate: Literal[
-        "tanh_prime", "window", "triangle", "fast_sigmoid", "arctan", "sigmoid_prime"
-    ] = "tanh_prime"
-    """Formula in place of the derivative of the step in backward; tanh_prime is the SNU paper's."""
-    surrogate_width: float = 1.0
-    """Width of the surrogate, in units of membrane state, above 0."""
-    surrogate_height: float = 1.0
-    """Height of the surrogate: the pseudo-derivative at the threshold, above 0."""
-    threshold: float = 1.0
-    """Initial firing threshold (bias = -threshold), in units of membrane state; then trained."""
-    dropout: float = 0.0
-    """Probability of dropping an output of a hidden layer in training, 0 to below 1."""
-    same_mask: bool = False
-    """Whether dropout drops the same neurons at all steps of a sequence."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        shown = list(self.hidden)
-        require(
-            len(self.hidden) >= 1 and min(self.hidden, default=0) >= 1,
-            f"hidden={shown}: there must be at least one hidden layer, each of at least 1 neuron; "
-            "pass --hidden 128 128",
-        )
-        require(
-            0 <= self.g_slope <= 1,
-            f"g_slope={self.g_slope}: the slope must lie in [0, 1]; pass --g-slope 0.1",
-        )
-        require(
-            0 < self.decay <= 1,
-            f"decay={self.decay}: the decay must lie in (0, 1]; pass --decay 0.8",
-        )
-        require(
-            not (self.train_decay and self.decay == 1),
-            "decay=1.0: a learned decay must start below 1; pass --decay 0.95 or --no-train-decay",
-        )
-        self._check_unit()
-        require(
-            self.surrogate_width > 0,
-            f"surrogate_width={self.surrogate_width}: the width must be above 0; "
-            "pass --surrogate-width 1",
-        )
-        require(
-            self.surrogate_height > 0,
-            f"surrogate_height={self.surrogate_height}: the height must be above 0; "
-            "pass --surrogate-height 1",
-        )
-        require(
-            0 <= self.dropout < 1,
-            f"dropout={self.dropout}: the probability must lie in [0, 1); pass --dropout 0.2",
-        )
-
-    def _check_unit(self) -> None:
-        require(
-            self.unit != "li-snu" or self.reset == "gate",
-            f"reset={self.reset}: li-snu resets by lateral inhibition; leave --reset out",
-        )
-        require(
-            self.reset != "subtract" or self.threshold >= 0,
-            f"threshold={self.threshold}: what reset subtract takes off must not be negative; "
-            "pass --threshold 1",
-        )
 
 
 @dataclass(frozen=True)
@@ -197,6 +56,14 @@ class TrainConfig:
     schedule: Literal["constant", "cosine", "onecycle"] = "constant"
     """Learning rate over the run: constant, cosine (falls to 0) or onecycle (rises over the first
     tenth of the steps, then falls)."""
+    ema: float = 0.0
+    """Where above 0: validation, test and the file use a moving average of the weights that keeps
+    this share of itself per optimiser step, 0 to below 1 (Polyak averaging)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of products in training (autocast); membranes and weights stay in float32."""
+    sampled: int = 0
+    """For tasks with many symbols: train on this many drawn ones beside the right one (sampled
+    softmax, Jean et al. 2015); validation and test always count all; 0 = all in training too."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm over all parameters; 0 = no clipping."""
     patience: int = 0
@@ -219,7 +86,10 @@ class TrainConfig:
         at_least(self, 1, "20", "epochs")
         at_least(self, 1, "32", "batch_size")
         require(self.lr > 0, f"lr={self.lr}: the learning rate must be above 0; pass --lr 1e-3")
-        at_least(self, 0, "0", "weight_decay", "clip_norm", "patience")
+        at_least(self, 0, "0", "weight_decay", "clip_norm", "patience", "sampled")
+        require(
+            0 <= self.ema < 1, f"ema={self.ema}: the share must lie in [0, 1); pass --ema 0.999"
+        )
         at_least(self, 0, "0", "seed", "eval_seed", "recompute", "threads")
         for name in ("seed", "eval_seed"):
             value = getattr(self, name)
@@ -232,7 +102,15 @@ class TrainConfig:
 class Config:
     """Everything that decides the numbers of a run."""
 
-    task: DigitsConfig | MusicConfig = field(default_factory=DigitsConfig)
+    task: (
+        DigitsConfig
+        | MusicConfig
+        | TextConfig
+        | EventsConfig
+        | NpzConfig
+        | ForecastConfig
+        | OwnConfig
+    ) = field(default_factory=DigitsConfig)
     """The data and how they are presented."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
@@ -243,31 +121,30 @@ class Config:
         check_types(self)
 
 
-TASKS: dict[str, type[DigitsConfig] | type[MusicConfig]] = {
-    "digits": DigitsConfig,
-    "music": MusicConfig,
-}
-
-DEFAULT_DATA = {"digits": "digits8x8", "music": "jsb"}
-
-
-def preset(task: str, unit: str = "snu", data: str | None = None) -> Config:
+def preset(task: str, unit: str = "snu", data: str | None = None, **settings: Any) -> Config:
     """The tuned settings of a unit on a data set.
 
-    task is "digits" or "music"; unit a unit or a variant such as "recurrent-softsnu"; data one of
-    the task's data sets (None: its default).  Raises ConfigError for names that do not exist.
+    task is one of `task_configs.TASKS`; unit a unit or a variant such as "recurrent-softsnu"; data
+    one of the task's data sets (None: its default); settings replace those of the preset.
+    Raises ConfigError for names that do not exist.
     """
     if task not in TASKS:
         raise ConfigError(f"task={task!r}: there is no such task; choose one of {listed(TASKS)}")
-    data = DEFAULT_DATA[task] if data is None else data
+    kind = TASKS[task]
+    data = default_data(kind) if data is None else data
     name, recurrent = split_variant(unit)
-    chosen_data: dict[str, Any] = {"dataset" if task == "music" else "data": data}
-    chosen = Config(task=TASKS[task](**chosen_data))
-    settings: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for row in ((data, ""), (data, unit)):
-        settings |= PRESETS.get(row, {})
-    settings |= {"unit": name, "recurrent": recurrent}
-    return override(chosen, **settings)
+        found |= PRESETS.get(row, {})
+    found |= {"unit": name, "recurrent": recurrent} | settings
+    # Built at once, not overridden: a task's settings may only make sense together.
+    mine = {f.name: found.pop(f.name) for f in dataclasses.fields(kind) if f.name in found}
+    return override(Config(task=kind(**{"data": data, **mine})), **found)
+
+
+def default_data(kind: type[TaskConfig]) -> str:
+    """The data set of a task where none is named."""
+    return next(str(f.default) for f in dataclasses.fields(kind) if f.name == "data")
 
 
 def split_variant(variant: str) -> tuple[str, bool]:
@@ -296,13 +173,13 @@ def label_of(variant: str) -> str:
 
 
 def task_name(config: Config) -> str:
-    """The task a config is for: "digits" or "music"."""
-    return next(name for name, kind in TASKS.items() if isinstance(config.task, kind))
+    """The task a config is for, such as "digits"."""
+    return config.task.NAME
 
 
 def data_name(config: Config) -> str:
-    """The data set: "digits8x8", "mnist" or "jsb"."""
-    return config.task.dataset if isinstance(config.task, MusicConfig) else config.task.data
+    """The data set, such as "mnist", or the name of the user's folder."""
+    return name_of_data(config.task)
 
 
 def override(config: Config, **settings: Any) -> Config:

@@ -80,6 +80,16 @@ def kernels() -> str:
     return f"native ({native.instruction_set()}, {threads})"
 
 
+DATA_FILES = {
+    "mnist": "mnist/",
+    "jsb": "polymusic/JSB",
+    "nottingham": "polymusic/Nott",
+    "musedata": "polymusic/Muse",
+    "piano": "polymusic/Piano",
+    "ptb": "ptb/",
+}
+
+
 def data_folders() -> dict[str, str]:
     """Where data are looked for, and what is there; nothing is downloaded or checked."""
     from spikebridge.tasks import files
@@ -91,8 +101,8 @@ def data_folders() -> dict[str, str]:
         root, folders = None, {f"${files.VARIABLE}": str(error)}
     places = [files.cache_folder()] if root is None else [root, files.cache_folder()]
     folders |= {"cache": str(places[-1]), "digits8x8": "comes with scikit-learn"}
-    for data, folder in (("mnist", "mnist"), ("jsb", "polymusic")):
-        names = [name for name in files.SOURCES if name.startswith(f"{folder}/")]
+    for data, start in DATA_FILES.items():
+        names = [name for name in files.SOURCES if name.startswith(start)]
         found = [place for place in places if all(_lies(place, name) for name in names)]
         folders[data] = f"in {found[0]}" if found else "not there; downloaded when it is needed"
     return folders

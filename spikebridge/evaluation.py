@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikebridge.metrics import from_mean
 from spikebridge.rundir import replace
 
 if TYPE_CHECKING:
-    from spikebridge.network import Network
+    from spikebridge.network import Network, Observation
     from spikebridge.tasks.base import Batch, Task
 
 EXAMPLES = 6
@@ -35,11 +36,6 @@ class Activity(NamedTuple):
     mean_activity: dict[str, float]
 
 
-def count_of(batch: Batch) -> int:
-    """What a task's loss is a mean over: samples, or real frames where there is a mask."""
-    return batch.x.shape[1] if batch.mask is None else int(batch.mask.sum())
-
-
 @contextmanager
 def evaluating(network: Network) -> Iterator[None]:
     """No gradients, no dropout."""
@@ -56,11 +52,9 @@ def evaluate(
     network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
 ) -> Score:
     """Loss and metric on a split."""
-    tally = _Tally()
-    with evaluating(network):
-        for batch in task.batches(split, batch_size, generator):
-            output, _ = network(batch.x)
-            tally.add(task, output, batch)
+    tally = _Tally(task)
+    for batch, seen in _passes(network, task, split, batch_size, generator):
+        tally.add(seen.output, batch)
     return tally.score()
 
 
@@ -68,21 +62,21 @@ def observe(
     network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
 ) -> tuple[Score, Activity]:
     """Loss, metric and activity on a split, in one pass."""
-    tally, samples, cells = _Tally(), 0, 0
+    tally, samples, cells = _Tally(task), 0, 0
     sums: dict[str, float] = {}
     sizes: dict[str, int] = {}
     spiking: dict[str, bool] = {}
-    with evaluating(network):
-        for batch in task.batches(split, batch_size, generator):
-            seen = network.observe(batch.x)
-            tally.add(task, seen.output, batch)
-            samples += batch.x.shape[1]
-            cells += batch.x[..., 0].numel() if batch.mask is None else int(batch.mask.sum())
-            for number, layer in enumerate(seen.layers, start=1):
-                name = f"layer{number}"
-                real = layer.y if batch.mask is None else layer.y * batch.mask[..., None]
-                sums[name] = sums.get(name, 0.0) + float(real.abs().sum(dtype=torch.float64))
-                sizes[name], spiking[name] = layer.y.shape[-1], layer.spiking
+    for batch, seen in _passes(network, task, split, batch_size, generator):
+        tally.add(seen.output, batch)
+        steps, width = batch.x.shape[:2]
+        cells += steps * width if batch.mask is None else int(batch.mask.sum())
+        # In a stream that never ends each step is a sample.
+        samples += steps * width if task.carries_state else width
+        for number, layer in enumerate(seen.layers, start=1):
+            name = f"layer{number}"
+            real = layer.y if batch.mask is None else layer.y * batch.mask[..., None]
+            sums[name] = sums.get(name, 0.0) + float(real.abs().sum(dtype=torch.float64))
+            sizes[name], spiking[name] = layer.y.shape[-1], layer.spiking
     means = {name: total / (cells * sizes[name]) for name, total in sums.items()}
     spikes = [total for name, total in sums.items() if spiking[name]]
     return tally.score(), Activity(
@@ -92,23 +86,37 @@ def observe(
     )
 
 
+def _passes(
+    network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Batch, Observation]]:
+    """Each batch with what the network did; the state goes on where the task's text does."""
+    state = None
+    with evaluating(network):
+        for batch in task.batches(split, batch_size, generator):
+            seen = network.observe(batch.x, state)
+            if task.carries_state:
+                state = seen.state
+            yield batch, seen
+
+
 class _Tally:
     """Running sums of the loss and of the metric."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
+        self.task = task
         self.loss = self.total = 0.0
         self.losses = self.count = 0
 
-    def add(self, task: Task, output: Tensor, batch: Batch) -> None:
-        weight = count_of(batch)
-        self.loss += float(task.loss(output, batch)) * weight
-        self.losses += weight
-        total, count = task.score(output, batch)
+    def add(self, output: Tensor, batch: Batch) -> None:
+        self.loss += float(self.task.loss(output, batch)) * batch.counted
+        self.losses += batch.counted
+        total, count = self.task.score(output, batch)
         self.total += total
         self.count += count
 
     def score(self) -> Score:
-        return Score(self.loss / self.losses, self.total / self.count)
+        mean = self.total / self.count
+        return Score(self.loss / self.losses, from_mean(self.task.metric, mean))
 
 
 def write_examples(

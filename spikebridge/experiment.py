@@ -20,14 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from spikebridge import checkpoint, environment, evaluation, network, published, rundir, tasks
-from spikebridge.config import Config, TrainConfig, data_name, label_of, to_dict, variant_of
+from spikebridge.averaging import Average
+from spikebridge.config import Config, data_name, label_of, to_dict, variant_of
+from spikebridge.optimisation import best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import Result
+from spikebridge.sampling import Sampler
+from spikebridge.task_configs import OwnConfig
+from spikebridge.tasks.base import Batch, Task
 
 __all__ = ["Progress", "Result", "Silent", "run"]
 
-WARM_UP = 0.1
-MOMENTUM = 0.9
 # Numbers, so that a purpose added later leaves the streams of the others as they are.
 PURPOSES = {"init": 0, "data": 1, "dropout": 2, "valid": 3, "test": 4, "examples": 5}
 
@@ -71,6 +74,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    task: Task | None = None,
 ) -> Result:
     """Train, test once with the weights that were best on validation, and write it all down.
 
@@ -80,6 +84,7 @@ def run(
         resume: go on with an incomplete run there, or give the result of a complete one.
         overwrite: remove a run that lies there and start anew.
         progress: is told of every batch and epoch.
+        task: a task of your own, where config.task is an OwnConfig.
 
     Returns:
         The result, as in result.json.
@@ -90,6 +95,11 @@ def run(
         RunError: a loss or gradient is not finite, or the checkpoint is damaged.
     """
     directory = Path(directory)
+    if (task is not None) != isinstance(config.task, OwnConfig):
+        raise UsageError(
+            "a task of your own goes with Config(task=OwnConfig(...)), and such a config with a "
+            "task; give both or neither"
+        )
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other; give one of them")
     if rundir.has_run(directory) and not overwrite:
@@ -97,7 +107,7 @@ def run(
         if done is not None:
             return done
     with _threads(config.train.threads), torch.random.fork_rng(devices=[]):
-        begun = _Run(config, directory, progress or Silent())
+        begun = _Run(config, directory, progress or Silent(), task)
         if overwrite:  # only now: what would stop the new run must not cost the old one
             rundir.clear(directory)
         return begun.complete()
@@ -124,54 +134,32 @@ def _seed(seed: int, purpose: str) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
-    """The learning rate of an optimiser step, counted from 0, of a run of that many steps."""
-    share = min(step / steps, 1.0)
-    if train.schedule == "constant":
-        return train.lr
-    if train.schedule == "onecycle":
-        if share < WARM_UP:
-            return train.lr * (step + 1) / math.ceil(WARM_UP * steps)
-        share = (share - WARM_UP) / (1 - WARM_UP)
-    return train.lr * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def make_optimizer(train: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of a config; its learning rate is set anew before every step."""
-    if train.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, train.lr, momentum=MOMENTUM, weight_decay=train.weight_decay
-        )
-    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, train.lr, weight_decay=train.weight_decay)
-
-
-def finished(train: TrainConfig, history: list[dict[str, Any]]) -> bool:
-    """Whether all epochs are done, or the patience is at its end."""
-    if len(history) >= train.epochs:
-        return True
-    return 0 < train.patience <= len(history) - best_epoch(history)
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """The last epoch that was the best so far, counted from 1; 0 before the first."""
-    return max((record["epoch"] for record in history if record["best"]), default=0)
+def detached(state: Any) -> Any:
+    """A state, however nested, cut off from the graph."""
+    if hasattr(state, "detach"):
+        return state.detach()
+    return tuple(detached(part) for part in state)
 
 
 class _Run:
     """One run while it goes on."""
 
-    def __init__(self, config: Config, directory: Path, progress: Progress) -> None:
+    def __init__(
+        self, config: Config, directory: Path, progress: Progress, task: Task | None
+    ) -> None:
         self.config, self.directory, self.progress = config, directory, progress
         self.train = config.train
         # Data that are missing must not leave a begun run behind.
-        self.task = tasks.load(config.task)
+        self.task = tasks.load(config.task) if task is None else task
+        self._check_sampling()
         torch.manual_seed(_seed(self.train.seed, "init"))
         self.network = network.build(
             config.model,
             self.task.input_size,
             self.task.output_size,
             self.task.readout,
+            symbols=self.task.symbols,
+            image=self.task.image,
             backend=self.train.backend,
             recompute=self.train.recompute,
         )
@@ -180,16 +168,30 @@ class _Run:
         self.data = generator(self.train.seed, "data")
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.train, self.parameters)
-        self.batches = math.ceil(self.task.size("train") / self.train.batch_size)
+        self.batches = self.task.count_batches(self.train.batch_size)
         self.state = checkpoint.Position(step=0, history=[], best={})
+        self.average = Average(self.network, self.train.ema)
+
+    def _check_sampling(self) -> None:
+        if not self.train.sampled:
+            return
+        frequencies = getattr(self.task, "frequencies", None)
+        if frequencies is None:
+            raise UsageError(
+                f"sampled={self.train.sampled}: drawing among outputs is for texts; "
+                "leave --sampled out"
+            )
+        self.sampler = Sampler(frequencies, self.train.sampled)
 
     def _try_backend(self) -> None:
         """Find out before the run begins that a backend which was asked for cannot serve."""
         if self.train.backend == "auto":
             return
+        one = (1, 1) if self.task.symbols else (1, 1, self.task.input_size)
+        kind = torch.int64 if self.task.symbols else torch.float32
         try:
             with evaluation.evaluating(self.network):
-                self.network(torch.zeros(1, 1, self.task.input_size))
+                self.network(torch.zeros(one, dtype=kind))
         except (RuntimeError, NotImplementedError) as error:
             raise UsageError(f"backend={self.train.backend}: {error}") from error
 
@@ -207,6 +209,7 @@ class _Run:
             self.state = checkpoint.restore(
                 self.directory / rundir.CHECKPOINT, self.network, self.optimizer, self.data
             )
+            self.average.restore(self.state.average, self.state.step)
         self._write_metrics()
         board = _board(self.directory, len(self.state.history))
         self.progress.begin(self.config, len(self.state.history))
@@ -226,12 +229,14 @@ class _Run:
         started = time.perf_counter()
         trained = self._train(epoch)
         judge = generator(self.train.eval_seed, "valid")
-        valid = evaluation.evaluate(self.network, self.task, "valid", self.train.batch_size, judge)
-        self._check_finite("validation loss", valid.loss, epoch)
-        best = self._is_best(valid)
-        if best:
-            weights = self.network.state_dict()
-            self.state.best = {name: value.detach().clone() for name, value in weights.items()}
+        size = self.train.batch_size
+        with self.average.applied():
+            valid = evaluation.evaluate(self.network, self.task, "valid", size, judge)
+            self._check_finite("validation loss", valid.loss, epoch)
+            best = self._is_best(valid)
+            if best:
+                weights = self.network.state_dict()
+                self.state.best = {name: value.detach().clone() for name, value in weights.items()}
         record = {
             "epoch": epoch,
             **trained,
@@ -241,6 +246,7 @@ class _Run:
             "best": best,
         }
         self.state.history.append(record)
+        self.state.average = self.average.values
         checkpoint.save(
             self.directory / rundir.CHECKPOINT,
             self.network,
@@ -257,13 +263,14 @@ class _Run:
         total, norms, count, rate = 0.0, 0.0, 0, self.train.lr
         batches = self.task.batches("train", self.train.batch_size, self.data)
         number = skipped = 0
+        state = None
         for number, batch in enumerate(batches, start=1):
             rate = learning_rate(self.train, self.state.step, self.train.epochs * self.batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
-            output, _ = self.network(batch.x)
-            loss = self.task.loss(output, batch)
+            loss, after = self._loss(batch, state)
+            state = detached(after) if self.task.carries_state else None
             value = self._check_finite("loss", loss.item(), epoch)
             loss.backward()
             norm = self._clip().item()
@@ -272,16 +279,28 @@ class _Run:
             if math.isfinite(norm):
                 norms += norm
                 self.optimizer.step()
+                self.average.update()
             else:
                 skipped += 1
             self.state.step += 1
-            weight = evaluation.count_of(batch)
+            weight = batch.counted
             total, count = total + value * weight, count + weight
             self.progress.batch(epoch, number / self.batches)
         if skipped == number:
             self._check_finite("gradient norm of every update", math.inf, epoch)
         means = {"train_loss": total / count, "grad_norm": norms / (number - skipped)}
         return means | {"lr": rate, "skipped": skipped}
+
+    def _loss(self, batch: Batch, state: Any) -> tuple[Tensor, Any]:
+        """The loss on a batch, and the state after it."""
+        low = self.train.precision == "bfloat16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            if not self.train.sampled:
+                output, after = self.network(batch.x, state)
+                return self.task.loss(output, batch), after
+            drawn = self.sampler.draw(batch.target, self.data)
+            output, after = self.network(batch.x, state, among=drawn.among)
+            return drawn.loss(output), after
 
     def _clip(self) -> Tensor:
         limit = self.train.clip_norm or math.inf
@@ -349,6 +368,7 @@ class _Run:
             best_epoch=epoch,
             epochs=len(history),
             parameters=sum(p.numel() for p in self.parameters),
+            operations_per_step=network.operations(self.network),
             seconds=sum(record["seconds"] for record in history),
             seed=self.train.seed,
             published=published.headline(self.config),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikebridge.kernels.product import traced
@@ -124,21 +125,41 @@ class Readout(nn.Module):
     Args:
         in_features, out_features: N and O.
         reduce: "last" or "mean" give (B, O), "each" gives (T, B, O).
+        tied: E > 0 maps to E first and then by a matrix (O, E) that `forward` is given, that of the
+            embedding (Press and Wolf 2017); 0 has a matrix of its own.
     """
 
-    def __init__(self, in_features: int, out_features: int, reduce: Reduction) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, reduce: Reduction, *, tied: int = 0
+    ) -> None:
         super().__init__()
         if reduce not in ("last", "mean", "each"):
             raise ValueError(f'readout {reduce!r} is not known; choose "last", "mean" or "each"')
-        self.linear = nn.Linear(in_features, out_features)
+        self.linear = nn.Linear(in_features, tied or out_features)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if tied else None
         self.reduce = reduce
 
-    def forward(self, y: Tensor) -> Tensor:
-        """y (T, B, N); reduced over time first, which is the same and T times cheaper."""
+    def forward(
+        self, y: Tensor, matrix: Tensor | None = None, among: Tensor | None = None
+    ) -> Tensor:
+        """y (T, B, N); reduced over time first, which is the same and T times cheaper.
+
+        matrix is (O, E) where tied; among (K,) asks for those K outputs only.
+        """
         if self.reduce != "each":
             if y.shape[0] == 0:
                 raise ValueError(
                     'a readout of "last" or "mean" needs at least one time step, got 0'
                 )
             y = y[-1] if self.reduce == "last" else y.mean(0)
-        return self.linear(y)
+        if self.bias is None:
+            return F.linear(y, *_rows(self.linear.weight, self.linear.bias, among))
+        if matrix is None:
+            raise ValueError("a tied readout needs the embedding's matrix; pass it as matrix")
+        return F.linear(self.linear(y), *_rows(matrix, self.bias, among))
+
+
+def _rows(weight: Tensor, bias: Tensor, among: Tensor | None) -> tuple[Tensor, Tensor]:
+    if among is None:
+        return weight, bias
+    return F.embedding(among, weight), bias.index_select(0, among)

@@ -7,21 +7,25 @@ baselines RNN, GRU and LSTM stand behind the same interface, so that a compariso
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spikebridge.config import BASELINES, ModelConfig
 from spikebridge.gradients import Surrogate
 from spikebridge.layers import Baseline, Dropout, Layer, Readout, Reduction
+from spikebridge.model_config import BASELINES, ModelConfig
+from spikebridge.records import require
 from spikebridge.scan import Backend
-from spikebridge.synapses import Dense
+from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised, round_weights
 from spikebridge.units import Unit, make_unit
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     "Observation",
     "build",
     "load_network",
+    "operations",
     "save_network",
 ]
 
@@ -60,6 +65,9 @@ class Network(nn.Module):
         layers: each `(x, state) -> (y, state)`, with a `spiking` attribute.
         readout: (T, B, N) to the output.
         dropout: see `Dropout`; applied to the outputs of every hidden layer.
+        dropout_in: the same for inputs, or for the vectors of the embedding.
+        embedding: of symbols; None where the inputs are numbers or the first array takes symbols.
+        tied: the readout takes the embedding's matrix.
     """
 
     def __init__(
@@ -68,32 +76,44 @@ class Network(nn.Module):
         readout: nn.Module,
         *,
         dropout: float = 0.0,
+        dropout_in: float = 0.0,
         same_mask: bool = False,
+        embedding: nn.Embedding | None = None,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         if not layers:
             raise ValueError("a network needs at least one layer, got none")
         self.layers: Any = nn.ModuleList(layers)
         self.readout: Any = readout
+        self.embedding = embedding
+        self.tied = tied
         self.dropout = Dropout(dropout, same_mask=same_mask)
+        self.dropout_in = Dropout(dropout_in, same_mask=same_mask)
         self.description: dict[str, str] | None = None  # what `build` made it from
 
     def forward(
-        self, x: Tensor, state: Sequence[Any] | None = None
+        self, x: Tensor, state: Sequence[Any] | None = None, *, among: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """x (T, B, I) to the output and the states of all layers, to be passed in again."""
-        observation = self.observe(x, state)
+        observation = self.observe(x, state, among=among)
         return observation.output, observation.state
 
     def observe(
-        self, x: Tensor, state: Sequence[Any] | None = None, *, membranes: bool = False
+        self,
+        x: Tensor,
+        state: Sequence[Any] | None = None,
+        *,
+        membranes: bool = False,
+        among: Tensor | None = None,
     ) -> Observation:
         """A forward pass that also hands out every layer's outputs, before dropout.
 
         Args:
-            x: (T, B, I).
+            x: (T, B, I); for a network of symbols (T, B), whole numbers.
             state: one state per layer, or None for silence.
             membranes: membrane states too; those layers then run in the loop.
+            among: (K,) output numbers, for these K outputs only.
         """
         states = (None,) * len(self.layers) if state is None else tuple(state)
         if len(states) != len(self.layers):
@@ -101,6 +121,10 @@ class Network(nn.Module):
                 f"state must hold one entry for each of {len(self.layers)} layers, "
                 f"got {len(states)}"
             )
+        if self.embedding is not None:
+            x = self.embedding(x)
+        if x.is_floating_point():
+            x = self.dropout_in(x)
         traces, after = [], []
         for number, (layer, before) in enumerate(zip(self.layers, states, strict=True), start=1):
             s = None
@@ -111,7 +135,9 @@ class Network(nn.Module):
             traces.append(LayerTrace(f"layer{number}", y, s, layer.spiking))
             after.append(last)
             x = self.dropout(y)
-        return Observation(self.readout(x), tuple(after), tuple(traces))
+        matrix = self.embedding.weight if self.tied and self.embedding is not None else None
+        output = self.readout(x) if matrix is among is None else self.readout(x, matrix, among)
+        return Observation(output, tuple(after), tuple(traces))
 
 
 def build(
@@ -120,32 +146,139 @@ def build(
     output_size: int,
     readout: Reduction,
     *,
+    symbols: bool = False,
+    image: Sequence[int] | None = None,
     backend: Backend = "auto",
     recompute: int = 0,
 ) -> Network:
-    """The network that a `ModelConfig` describes, with freshly drawn weights."""
+    """The network that a `ModelConfig` describes, with freshly drawn weights.
+
+    Args:
+        model: the description.
+        input_size, output_size: I and O.
+        readout: "last", "mean" or "each"; see `Readout`.
+        symbols: inputs are whole numbers (T, B) in [0, I).
+        image: (C, H, W) where inputs are flattened images, which convolutions need.
+        backend, recompute: see `Layer`.
+
+    Raises ConfigError where the description does not fit such inputs.
+    """
+    _check_inputs(model, symbols, image)
     layers: list[Layer | Baseline] = []
-    features = input_size
-    for size in model.hidden:
+    arrays = _arrays(model, input_size, symbols, image)
+    for number, (make_array, features, size) in enumerate(arrays):
         if model.unit in BASELINES:
             layers.append(Baseline(model.unit, features, size))
-        else:
-            unit = _unit(model, size)
-            array = Dense(features, size, unit)
-            recurrent = model.recurrent
-            layers.append(
-                Layer(array, unit, recurrent=recurrent, backend=backend, recompute=recompute)
-            )
-        features = size
+            continue
+        unit = _unit(model, size)
+        array = make_array(unit)
+        recurrent = model.recurrent and number >= len(model.channels)
+        layers.append(Layer(array, unit, recurrent=recurrent, backend=backend, recompute=recompute))
+    width = model.embedding if symbols else 0
     network = Network(
         layers,
-        Readout(features, output_size, readout),
+        Readout(model.hidden[-1], output_size, readout, tied=width if model.tied else 0),
         dropout=model.dropout,
+        dropout_in=model.dropout_in,
         same_mask=model.same_mask,
+        embedding=_embedding(input_size, width) if width else None,
+        tied=model.tied,
     )
-    sizes = {"input_size": input_size, "output_size": output_size, "readout": readout}
+    if model.weight_bits:
+        round_weights(network, model.weight_bits)
+    sizes = {
+        "input_size": input_size,
+        "output_size": output_size,
+        "readout": readout,
+        "symbols": symbols,
+        "image": None if image is None else list(image),
+    }
     network.description = {"model": json.dumps(asdict(model)), "sizes": json.dumps(sizes)}
     return network
+
+
+def operations(network: Network) -> int:
+    """Multiplications with addition per sample and time step, where nothing is sparse.
+
+    Those of all weight matrices; the readout's where it answers at each step.  What a unit does
+    with its own state is left out: a few per neuron.
+    """
+    total = 0
+    for module in network.modules():
+        if isinstance(module, Dense):
+            total += module.in_features * module.out_features
+        elif isinstance(module, Conv2d):
+            total += module.operations
+        elif isinstance(module, Layer) and module.recurrent is not None:
+            total += module.unit.size**2
+        elif isinstance(module, Baseline):
+            total += sum(p.numel() for p in module.parameters() if p.dim() == 2)
+        elif isinstance(module, Readout) and module.reduce == "each":
+            total += module.linear.in_features * module.linear.out_features
+    if network.tied and network.embedding is not None:
+        total += network.embedding.num_embeddings * network.embedding.embedding_dim
+    return total
+
+
+def _check_inputs(model: ModelConfig, symbols: bool, image: Sequence[int] | None) -> None:
+    require(
+        not model.channels or image is not None,
+        f"channels={list(model.channels)}: the inputs of this task are no images; "
+        "leave --channels out",
+    )
+    require(
+        symbols or not model.embedding,
+        f"embedding={model.embedding}: the inputs of this task are no symbols; "
+        "leave --embedding out",
+    )
+    require(
+        not symbols or model.embedding > 0 or model.unit not in BASELINES,
+        f"unit={model.unit}: with symbols it needs an embedding; pass --embedding 256",
+    )
+
+
+Maker = Callable[[Unit | None], Any]
+
+
+def _arrays(
+    model: ModelConfig, input_size: int, symbols: bool, image: Sequence[int] | None
+) -> list[tuple[Maker, int, int]]:
+    """For each layer: what makes its array once there is a unit, its inputs, its neurons."""
+    found: list[tuple[Maker, int, int]] = []
+    features, sizes = input_size, list(model.hidden)
+    if model.channels and image is not None:
+        shape = (image[0], image[1], image[2])
+        for channels in model.channels:
+            make = partial(_convolution, model, shape, channels)
+            shape = make(None).out_shape
+            found.append((partial(_normalised, model, make), features, math.prod(shape)))
+            features = math.prod(shape)
+    if symbols and model.embedding:
+        features = model.embedding
+    elif symbols:  # each symbol drives the first layer by a row of its own
+        features = sizes.pop(0)
+        found.append((partial(Embedding, input_size, features), input_size, features))
+    for size in sizes:
+        found.append((partial(_normalised, model, partial(Dense, features, size)), features, size))
+        features = size
+    return found
+
+
+def _convolution(
+    model: ModelConfig, shape: tuple[int, int, int], channels: int, unit: Unit | None
+) -> Conv2d:
+    padding = model.kernel_size // 2
+    return Conv2d(shape, channels, model.kernel_size, padding=padding, pool=model.pool, unit=unit)
+
+
+def _normalised(model: ModelConfig, make: Maker, unit: Unit | None) -> Any:
+    return Normalised(make(unit), unit) if model.batch_norm else make(unit)
+
+
+def _embedding(symbols: int, width: int) -> nn.Embedding:
+    table = nn.Embedding(symbols, width)
+    nn.init.uniform_(table.weight, -0.1, 0.1)
+    return table
 
 
 def _unit(model: ModelConfig, size: int) -> Unit:
@@ -158,7 +291,7 @@ def _unit(model: ModelConfig, size: int) -> Unit:
         slope=model.g_slope,
         reset=model.reset,
         amount=max(model.threshold, 0.0),
-        decay=model.decay,
+        decay=torch.linspace(model.decay, model.decay_to, size) if model.decay_to else model.decay,
         train_decay=model.train_decay,
         per_unit=model.train_decay,
         threshold=model.threshold,
@@ -209,7 +342,8 @@ def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
             f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}"
         )
     description = json.loads(metadata["model"])
-    description["hidden"] = tuple(description["hidden"])
+    for name in ("hidden", "channels"):
+        description[name] = tuple(description.get(name, ()))
     network = build(ModelConfig(**description), **json.loads(metadata["sizes"]), backend=backend)
     try:
         network.load_state_dict(tensors)

@@ -80,7 +80,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     if origin is Literal:
         return type(value) is str and value in get_args(annotation)
     if origin is tuple:
-        return isinstance(value, tuple) and all(type(item) is int for item in value)
+        kind = get_args(annotation)[0]
+        return isinstance(value, tuple) and all(type(item) is kind for item in value)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(annotation))
     if annotation is float:
@@ -93,7 +94,7 @@ def _wanted(annotation: Any) -> str:
     if origin is Literal:
         return f"one of {listed(get_args(annotation))}"
     if origin is tuple:
-        return "a list of whole numbers"
+        return "a list of " + ("whole numbers" if get_args(annotation)[0] is int else "names")
     if origin in (Union, UnionType):
         return " or ".join(option.__name__ for option in get_args(annotation))
     names = {int: "a whole number", float: "a finite number", bool: "true or false"}

@@ -39,7 +39,7 @@ class Result:
     unit: str
     label: str
     metric: str
-    """accuracy (share of samples) or nll (nats per frame), on the test set in `test`."""
+    """One of metrics.METRICS, such as accuracy (share of samples); on the test set in `test`."""
     higher_is_better: bool
     test: float
     """The metric on the test set, of the weights that were best on the validation set."""
@@ -50,6 +50,9 @@ class Result:
     epochs: int
     """Epochs that were run."""
     parameters: int
+    operations_per_step: int
+    """Multiplications with addition per sample and time step, where nothing is sparse; the readout
+    counts where it answers at each step."""
     seconds: float
     """Wall-clock time of all epochs, validation included."""
     spikes_per_inference: float | None

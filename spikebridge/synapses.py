@@ -8,11 +8,13 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
+from spikebridge.gradients import forward_as
 from spikebridge.kernels.product import linear
 from spikebridge.units import AdaptiveUnit, Unit
 
-__all__ = ["Array", "Conv2d", "Dense", "Embedding", "gain"]
+__all__ = ["Array", "Conv2d", "Dense", "Embedding", "Normalised", "gain", "round_weights"]
 
 
 @runtime_checkable
@@ -87,6 +89,8 @@ class Conv2d(nn.Module):
         in_shape: (C, H, W) of the input image.
         channels: C' of the output.
         kernel_size, stride, padding: as in torch.nn.Conv2d, square.
+        pool: the drive is averaged over squares of this side; what does not fill one is left out.
+            Averaging the drive rather than the spikes keeps what layers exchange at 0 and 1.
         unit: as in `Dense`.
     """
 
@@ -98,21 +102,25 @@ class Conv2d(nn.Module):
         *,
         stride: int = 1,
         padding: int = 0,
+        pool: int = 1,
         unit: Unit | None = None,
     ) -> None:
         super().__init__()
         c, height, width = in_shape
-        _positive(C=c, H=height, W=width, channels=channels, kernel_size=kernel_size, stride=stride)
-        sides = [(side + 2 * padding - kernel_size) // stride + 1 for side in (height, width)]
+        _positive(C=c, H=height, W=width, channels=channels, kernel_size=kernel_size)
+        _positive(stride=stride, pool=pool)
+        rows, columns = ((n + 2 * padding - kernel_size) // stride + 1 for n in (height, width))
+        inner, sides = rows * columns, (rows // pool, columns // pool)
         if min(sides) < 1:
             raise ValueError(
                 f"a kernel of {kernel_size} does not fit into an image of {height} x {width} with "
-                f"padding {padding}; use a smaller kernel or more padding"
+                f"padding {padding} and pool {pool}; use a smaller kernel or pool, or more padding"
             )
         self.in_shape, self.out_shape = (c, height, width), (channels, *sides)
         self.in_features, self.out_features = math.prod(in_shape), math.prod(self.out_shape)
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding, self.pool = stride, padding, pool
         self.weight = nn.Parameter(torch.empty(channels, c, kernel_size, kernel_size))
+        self.operations = channels * inner * c * kernel_size**2
         _uniform(self.weight, gain(unit), c * kernel_size**2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,10 +128,12 @@ class Conv2d(nn.Module):
         _check_last(x, self.in_features)
         images = x.reshape(-1, *self.in_shape)
         drive = F.conv2d(images, self.weight, stride=self.stride, padding=self.padding)
+        if self.pool > 1:
+            drive = F.avg_pool2d(drive, self.pool)
         return drive.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"{self.in_shape} -> {self.out_shape}, stride={self.stride}, padding={self.padding}"
+        return f"{self.in_shape} -> {self.out_shape}, stride={self.stride}, pool={self.pool}"
 
 
 class Embedding(nn.Module):
@@ -148,6 +158,73 @@ class Embedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
+
+
+class Normalised(nn.Module):
+    """An array whose drive is brought to mean 0 and a trained spread, feature by feature.
+
+    In training over all of batch and time, in use by running means (Ioffe and Szegedy 2015), where
+    it is a factor on the weights and a shift of the threshold.  The drive starts with the spread
+    that `gain` gives it for inputs of mean square 1/4.
+
+    Args:
+        array: (..., I) to (..., N); a `Conv2d` is normalised channel by channel.
+        unit: as in `Dense`.
+    """
+
+    def __init__(self, array: Dense | Conv2d, unit: Unit | None = None) -> None:
+        super().__init__()
+        self.array = array
+        self.in_features, self.out_features = array.in_features, array.out_features
+        groups = array.out_shape[0] if isinstance(array, Conv2d) else array.out_features
+        self.norm = nn.BatchNorm1d(groups)
+        nn.init.constant_(self.norm.weight, gain(unit) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) to (..., N)."""
+        drive = self.array(x)
+        # (samples, features, pixels of a feature): one pixel where the array is not a convolution.
+        seen = drive.reshape(-1, self.norm.num_features, drive.shape[-1] // self.norm.num_features)
+        return self.norm(seen).reshape(drive.shape)
+
+
+class Rounded(nn.Module):
+    """A weight matrix as `bits` can hold it, with the gradient of the full one.
+
+    Each row (all weights of one neuron) has 2^bits - 1 levels, evenly spaced and symmetric about
+    0, the outermost at its largest weight, so that a row's scale can go into a threshold.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        if not 2 <= bits <= 16:
+            raise ValueError(f"weights have 2 to 16 bits, got {bits}")
+        self.bits = bits
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The rounded weights, of the same shape."""
+        levels = 2 ** (self.bits - 1) - 1
+        largest = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12)
+        scale = (largest / levels).view(-1, *[1] * (weight.dim() - 1))
+        return forward_as(weight, (weight.detach() / scale).round() * scale)
+
+    def extra_repr(self) -> str:
+        return f"{self.bits} bits"
+
+
+def round_weights(module: nn.Module, bits: int) -> None:
+    """Make every weight matrix inside a module a rounded one, in training and in use.
+
+    Biases, thresholds, decays and normalisations keep full precision.
+    """
+    found = [
+        (part, name)
+        for part in module.modules()
+        for name, value in part.named_parameters(recurse=False)
+        if value.dim() >= 2
+    ]
+    for part, name in found:
+        register_parametrization(part, name, Rounded(bits))
 
 
 def _uniform(weight: nn.Parameter, std: float, fan_in: int) -> None:

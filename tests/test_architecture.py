@@ -14,7 +14,8 @@ import spikebridge
 ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
-    ["presets", "records"],
+    ["metrics", "presets", "records"],
+    ["model_config", "task_configs"],
     ["config"],
     ["gradients", "published", "rundir", "tasks"],
     ["units"],
@@ -23,7 +24,7 @@ ORDER = [
     ["synapses"],
     ["layers"],
     ["network", "rnn"],
-    ["checkpoint", "evaluation"],
+    ["averaging", "checkpoint", "evaluation", "optimisation", "sampling"],
     ["experiment"],
     ["report"],
     ["comparison", "progress"],

@@ -89,7 +89,7 @@ def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("train digits --config nowhere.json", "nowhere.json: it cannot be read"),
         ("train digits --config bad.json", "bad.json: model: unknown key 'units'; the known ones"),
         ("train digits --config music.json", "its task is not digits"),
-        ("train music --data mnist", "--data"),
+        ("train music --data mnist", "data='mnist': expected one of jsb"),
         ("report nowhere", "nowhere: neither a run"),
         ("report", "no folder is given"),
         ("compare digits --unit lstm", "pass --units snu lstm"),
@@ -355,6 +355,7 @@ def test_what_is_told_of_a_result() -> None:
         best_epoch=12,
         epochs=20,
         parameters=26638,
+        operations_per_step=26400,
         seconds=31.2,
         spikes_per_inference=812.44,
         firing_rates={"layer1": 0.08},
@@ -365,8 +366,8 @@ def test_what_is_told_of_a_result() -> None:
     )
     assert commands._told(result) == [
         "SNU on jsb: 26,638 parameters, 20 epochs in 31.2 s",
-        "test nll: 8.771 nats/frame (weights of epoch 12, validation 8.800)",
+        "test nll: 8.771 nats per frame (weights of epoch 12, validation 8.800)",
         "spikes per inference: 812.4",
-        "published: 8.720 nats/frame (a paper)",
+        "published: 8.720 nats per frame (a paper)",
         "run: runs/x",
     ]

@@ -220,5 +220,12 @@ def test_the_table_reads_as_people_write() -> None:
     }
     file = io.StringIO()
     Console(width=140, file=file).print(comparison.table(content))
-    for word in ("NLL, nats/frame, lower is better", "8.721 ", "8.800", "26,638", "812", "8.720"):
+    for word in (
+        "nats per frame), lower is better",
+        "8.721 ",
+        "8.800",
+        "26,638",
+        "812",
+        "8.720",
+    ):
         assert word in file.getvalue()

@@ -13,19 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import spikebridge.config as module
+import spikebridge
 from spikebridge.config import (
-    DEFAULT_DATA,
     PRESETS,
-    TASKS,
-    UNITS,
-    VARIANTS,
     Config,
-    DigitsConfig,
-    ModelConfig,
-    MusicConfig,
     TrainConfig,
     data_name,
+    default_data,
     flatten,
     from_dict,
     label_of,
@@ -36,18 +30,41 @@ from spikebridge.config import (
     to_dict,
     variant_of,
 )
+from spikebridge.model_config import UNITS, VARIANTS, ModelConfig
 from spikebridge.records import ConfigError
+from spikebridge.task_configs import (
+    TASKS,
+    DigitsConfig,
+    EventsConfig,
+    ForecastConfig,
+    MusicConfig,
+    NpzConfig,
+    OwnConfig,
+    TextConfig,
+)
 
-RECORDS = (DigitsConfig, MusicConfig, ModelConfig, TrainConfig)
+RECORDS = (*TASKS.values(), ModelConfig, TrainConfig)
 
 
 def one_of(record: type, name: str) -> st.SearchStrategy[str]:
     return st.sampled_from(get_args(get_type_hints(record)[name]))
 
 
+OTHERS = (
+    MusicConfig(),
+    MusicConfig(data="nottingham", frames=200),
+    TextConfig(level="char", steps=70),
+    TextConfig(data="files", data_dir="texts", vocabulary=1000),
+    EventsConfig(coding="count", shrink=2),
+    NpzConfig(data_dir="mine", readout="last"),
+    ForecastConfig(file="weather.csv", targets=("wind", "rain"), horizon=24),
+    OwnConfig(data="adding"),
+)
+
+
 digits = st.builds(
     DigitsConfig,
-    data=one_of(DigitsConfig, "data"),
+    data=st.sampled_from(["digits8x8", "mnist"]),
     coding=one_of(DigitsConfig, "coding"),
     steps=st.integers(1, 500),
     gain=st.floats(1e-3, 1),
@@ -83,7 +100,7 @@ trains = st.builds(
     backend=one_of(TrainConfig, "backend"),
     threads=st.integers(0, 64),
 )
-configs = st.builds(Config, task=digits | st.just(MusicConfig()), model=models, train=trains)
+configs = st.builds(Config, task=digits | st.sampled_from(OTHERS), model=models, train=trains)
 
 
 @given(configs)
@@ -137,7 +154,7 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
         ({"hidden": ["8"]}, "hidden=.*whole numbers"),
         ({"hidden": 8}, "hidden=8: expected a list"),
         ({"unit": "ssnu"}, "unit='ssnu': expected one of adaptive-snu, gru"),
-        ({"data": "cifar"}, "data='cifar': expected one of digits8x8, mnist"),
+        ({"data": "cifar"}, "data='cifar': expected one of digits8x8, idx, mnist"),
         ({"learning_rate": 1}, "unknown key 'learning_rate'; the known ones are .*lr"),
     ],
 )
@@ -151,9 +168,23 @@ def test_a_broken_rule_names_value_and_remedy(settings: dict, message: str) -> N
     [
         ([], "expected a mapping, found list"),
         ({"task": 1}, "task: expected a mapping, found int"),
-        ({"task": {"name": "speech"}}, "task.name='speech': .* digits, music"),
+        ({"task": {"name": "speech"}}, "task.name='speech': .* digits, events"),
         ({"task": {"name": []}}, "task.name="),
-        ({"task": {"name": "music", "steps": 3}}, "task: unknown key 'steps'; .* dataset"),
+        ({"task": {"name": "music", "steps": 3}}, "task: unknown key 'steps'; .* frames"),
+        ({"task": {"name": "digits", "data_dir": "mine"}}, "data_dir='mine': .* --data-dir D"),
+        ({"task": {"name": "text", "data": "files"}}, "data='files', data_dir='': .* --data-dir D"),
+        ({"task": {"name": "music", "frames": 1}}, "frames=1: an excerpt needs 2"),
+        ({"task": {"name": "text", "vocabulary": 1}}, "vocabulary=1: it must hold 2"),
+        ({"task": {"name": "forecast", "test_share": 0.9}}, "test_share=0.9: .* below 0.9"),
+        ({"task": {"name": "forecast", "targets": [1]}}, "targets=.*: expected a list of names"),
+        ({"model": {"tied": True}}, "tied=True: there is no embedding"),
+        ({"model": {"weight_bits": 1}}, "weight_bits=1: weights have 2 to 16 bits"),
+        ({"model": {"kernel_size": 4}}, "kernel_size=4: the side must be odd"),
+        ({"model": {"channels": [0]}}, "each convolutional layer needs a channel"),
+        ({"model": {"unit": "lstm", "channels": [8]}}, "unit=lstm: .* leave --weight-bits and"),
+        ({"model": {"decay_to": 1.5}}, "decay_to=1.5: the decay must lie in"),
+        ({"model": {"decay_to": 1, "train_decay": True}}, "decay_to=1.0: a learned decay"),
+        ({"train": {"ema": 1}}, "ema=1.0: the share must lie in"),
         ({"train": {"lr": None}}, "lr=None"),
     ],
 )
@@ -168,7 +199,7 @@ def test_missing_keys_take_their_defaults() -> None:
 
 
 def test_a_config_wants_records() -> None:
-    with pytest.raises(ConfigError, match="expected DigitsConfig or MusicConfig"):
+    with pytest.raises(ConfigError, match="expected DigitsConfig or MusicConfig or TextConfig"):
         Config(task=ModelConfig())  # type: ignore[arg-type]
 
 
@@ -186,8 +217,11 @@ def test_field_names_are_unique_within_a_config() -> None:
 
 
 def test_every_field_has_a_docstring() -> None:
-    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    classes = {}
+    for name in ("config", "model_config", "task_configs"):
+        path = Path(spikebridge.__file__).with_name(f"{name}.py")
+        nodes = ast.parse(path.read_text(encoding="utf-8")).body
+        classes |= {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     for record in (*RECORDS, Config):
         body = classes[record.__name__].body
         for at, node in enumerate(body):
@@ -199,7 +233,17 @@ def test_every_field_has_a_docstring() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("task", "data"), [("digits", "digits8x8"), ("digits", "mnist"), ("music", "jsb")]
+    ("task", "data"),
+    [
+        ("digits", "digits8x8"),
+        ("digits", "mnist"),
+        ("music", "jsb"),
+        ("music", "nottingham"),
+        ("text", "ptb"),
+        ("events", "nmnist"),
+        ("npz", "npz"),
+        ("forecast", "csv"),
+    ],
 )
 def test_presets(task: str, data: str, variant: str) -> None:
     config = preset(task, variant, data)
@@ -207,14 +251,14 @@ def test_presets(task: str, data: str, variant: str) -> None:
     assert data_name(config) == data
     assert variant_of(config.model) == variant
     assert config.model.unit == split_variant(variant)[0]
-    assert preset(task, variant, DEFAULT_DATA[task]) == preset(task, variant)
+    assert preset(task, variant, default_data(TASKS[task])) == preset(task, variant)
     for name, value in PRESETS.get((data, variant), {}).items():
         assert flatten(config)[name] == value
 
 
 def test_the_rows_of_the_preset_table_name_what_exists() -> None:
     for data, variant in PRESETS:
-        assert data in {"digits8x8", "mnist", "jsb"}
+        assert any(data in get_args(get_type_hints(kind)["data"]) for kind in TASKS.values())
         assert variant in ("", *VARIANTS)
 
 
@@ -224,7 +268,7 @@ def test_the_rows_of_the_preset_table_name_what_exists() -> None:
         (("speech",), "task='speech'"),
         (("digits", "ssnu"), "unit='ssnu'"),
         (("digits", "recurrent-lstm"), "unit='recurrent-lstm'"),
-        (("music", "snu", "mnist"), "dataset='mnist'"),
+        (("music", "snu", "mnist"), "data='mnist'"),
     ],
 )
 def test_a_preset_that_does_not_exist(arguments: tuple[str, ...], message: str) -> None:

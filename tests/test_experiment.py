@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_runs import left, tiny
 from torch import Tensor
 
-from spikebridge import environment, evaluation, experiment, published, rundir, tasks
+from spikebridge import environment, evaluation, experiment, optimisation, published, rundir, tasks
 from spikebridge.config import override, preset
 from spikebridge.kernels import native
 from spikebridge.network import LayerTrace, Observation, load_network
@@ -166,13 +166,13 @@ def test_units_without_spikes_have_an_activity(tmp_path: Path) -> None:
 class Padded:
     """A task and a network in one: two songs of 3 and 1 real frames, spikes in every frame."""
 
-    training, metric = False, "nll"
+    training, metric, carries_state = False, "nll", False
 
     def batches(self, *_: object) -> list[Batch]:
         mask = torch.tensor([[1, 1], [1, 0], [1, 0]], dtype=torch.bool)
         return [Batch(torch.zeros(3, 2, 4), torch.zeros(3, 2, 5), mask)]
 
-    def observe(self, x: Tensor, membranes: bool = False) -> Observation:
+    def observe(self, x: Tensor, state: Any = None, membranes: bool = False) -> Observation:
         y = torch.ones(3, 2, 7)
         spiking = LayerTrace("a", y, None, True)
         dense = LayerTrace("b", -0.5 * y, None, False)
@@ -233,7 +233,7 @@ def test_environment_names_no_folders_of_the_user(whole: Path) -> None:
 def test_learning_rates() -> None:
     def rates(schedule: str) -> list[float]:
         train = tiny(lr=1.0, schedule=schedule).train
-        return [experiment.learning_rate(train, step, 20) for step in range(21)]
+        return [optimisation.learning_rate(train, step, 20) for step in range(21)]
 
     assert rates("constant") == [1.0] * 21
     cosine = rates("cosine")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikebridge.config import BASELINES, UNITS, ModelConfig
 from spikebridge.layers import Baseline, Dropout, Layer, Readout
+from spikebridge.model_config import BASELINES, UNITS, ModelConfig
 from spikebridge.network import Network, build, load_network, save_network
 from spikebridge.synapses import Array, Conv2d, Dense, Embedding
 from spikebridge.units import KINDS, make_unit

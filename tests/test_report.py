@@ -138,7 +138,7 @@ def curve(
 
 
 def config_of(task: str, unit: str, seed: int, epochs: int) -> dict[str, Any]:
-    data: dict[str, Any] = {"name": "music", "dataset": "jsb"}
+    data: dict[str, Any] = {"name": "music", "data": "jsb"}
     if task == "digits":
         data = {"name": "digits", "data": "digits8x8", "coding": "rate", "steps": 20, "gain": 1.0}
     hidden = [150] if task == "music" else [128, 128]

@@ -18,7 +18,7 @@ from scipy.io import savemat
 from torch import Tensor
 
 from spikebridge import tasks
-from spikebridge.config import DigitsConfig, MusicConfig
+from spikebridge.task_configs import DigitsConfig, MusicConfig
 from spikebridge.tasks import digits, files
 from spikebridge.tasks.base import SPLITS, Batch, Task
 from spikebridge.tasks.digits import Digits, bernoulli
@@ -193,7 +193,7 @@ def test_bad_input_is_refused_at_once(task: Task) -> None:
 
 
 def test_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TypeError, match=r"SimpleNamespace.*pass a DigitsConfig or a MusicConfig"):
+    with pytest.raises(TypeError, match=r"SimpleNamespace.*pass a record of"):
         tasks.load(SimpleNamespace())  # type: ignore[arg-type]
     monkeypatch.setattr(digits, "read_digits8x8", lambda: __import__("sklearn_is_missing"))
     with pytest.raises(ModuleNotFoundError, match=r"sklearn_is_missing.*spikebridge\[app\]"):

@@ -45,7 +45,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "metric": metric,
         "rows": [table_row(row, metric, row is best) for row in rows],
         "results": [plot for plot in result_plots(rows, metric, drawer) if plot],
-        "learning": [plot for plot in learning_plots(rows, metric, task, drawer) if plot],
+        "learning": [plot for plot in learning_plots(rows, metric, drawer) if plot],
         "examples": example_panels(rows, drawer),
         "runs": [run_link(row, run, metric, page) for row in rows for run in row.runs],
         "settings": settings(rows),
@@ -53,6 +53,10 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "environment": list(flatten(runs[0].environment)) if runs else [],
         "seeds_meaning": SEEDS,
     }
+
+
+def loss_of(rows: list[Row]) -> str:
+    return loss_axis(next((run for row in rows for run in row.runs), None))
 
 
 def about_all(rows: list[Row], data: str) -> str:
@@ -122,7 +126,7 @@ def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot |
     ]
 
 
-def learning_plots(rows: list[Row], metric: Metric, task: str, drawer: Drawer) -> list[Plot | None]:
+def learning_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot | None]:
     band = "Line: mean over the seeds still running. Band: from the lowest to the highest."
     return [
         drawer.plot(
@@ -131,7 +135,12 @@ def learning_plots(rows: list[Row], metric: Metric, task: str, drawer: Drawer) -
             f"Measured after each epoch on data not used for training. {metric.advice} {band}",
         ),
         drawer.plot(
-            overview.learning(rows, "train_loss", metric, f"training {loss_axis(task)}"),
+            overview.learning(
+                rows,
+                "train_loss",
+                metric,
+                f"training {loss_of(rows)}",
+            ),
             "Training loss",
             f"What training makes small, on the training data: lower is better. {band}",
         ),

@@ -23,8 +23,10 @@ def metric_column(epochs: Sequence[Mapping[str, Any]], metric: Metric) -> list[f
     return [None if value is None else float(f"{value:.5g}") for value in values]
 
 
-def loss_axis(task: str) -> str:
-    return LOSS.format("frame" if task == "music" else "image")
+def loss_axis(run: Run | None) -> str:
+    if run is None:
+        return "loss"
+    return "mean squared error" if run.metric == "rmse" else LOSS.format(run.counted)
 
 
 def metric_is_loss(run: Run) -> bool:
@@ -54,7 +56,7 @@ def loss_curves(run: Run) -> Chart | None:
         _line(chart, epochs, column(run.epochs, name), title, colour)
     if metric_is_loss(run):
         _mark_best(chart, run, epochs, column(run.epochs, "valid_loss"), metric_of(run.metric))
-    _axes(chart, loss_axis(run.task), len(epochs))
+    _axes(chart, loss_axis(run), len(epochs))
     values = [v for name, *_ in lines for v in column(run.epochs, name) if v is not None]
     steep(chart, values)
     return chart

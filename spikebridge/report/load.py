@@ -19,6 +19,7 @@ import numpy as np
 from spikebridge import rundir
 from spikebridge.records import RunError, UsageError
 from spikebridge.report.text import number
+from spikebridge.task_configs import TASKS
 
 REPEAT = "run it again with --overwrite"
 COMPARE = "compare.json"
@@ -81,8 +82,7 @@ class Run:
 
     @property
     def data(self) -> str:
-        task = self.part("task")
-        return str(self.fact("data") or task.get("data") or task.get("dataset") or "unknown data")
+        return str(self.fact("data") or self.part("task").get("data") or "unknown data")
 
     @property
     def unit(self) -> str:
@@ -94,7 +94,17 @@ class Run:
 
     @property
     def metric(self) -> str:
-        return str(self.fact("metric") or ("nll" if self.task == "music" else "accuracy"))
+        level = self.part("task").get("level")
+        guess = {"music": "nll", "forecast": "rmse"}.get(self.task, "accuracy")
+        guess = {"word": "perplexity", "char": "bpc"}.get(str(level), guess)
+        return str(self.fact("metric") or guess)
+
+    @property
+    def counted(self) -> str:
+        """What the loss is a mean over, such as "frame"."""
+        if self.part("task").get("level") == "char":
+            return "character"
+        return TASKS[self.task].COUNTED if self.task in TASKS else "sample"
 
 
 @dataclass(frozen=True)

@@ -5,61 +5,32 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from spikebridge.metrics import METRICS, Metric
 
 NOTHING = "–"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown: its values are multiplied by `scale` and given `decimals`."""
-
-    name: str
-    axis: str
-    unit: str
-    better: str
-    below: str
-    scale: float
-    decimals: int
-    meaning: str
-
-    @property
-    def advice(self) -> str:
-        """Which values are good, as a sentence; empty where that is not known."""
-        return f"{self.better.capitalize()}." if self.better else ""
-
-
-METRICS = {
-    "accuracy": Metric(
-        "accuracy",
-        "accuracy (%)",
-        "%",
-        "higher is better",
-        "of the test images are read correctly",
-        100.0,
-        2,
-        "Accuracy is the share of images that the network reads correctly: higher is better.",
-    ),
-    "nll": Metric(
-        "NLL",
-        "NLL (nats per frame)",
-        "nats per frame",
-        "lower is better",
-        "nats per frame, lower is better",
-        1.0,
-        3,
-        "NLL (negative log-likelihood, in nats per frame) says how much the notes that really come "
-        "next surprise the network, summed over the 88 keys: lower is better, 0 would be perfect "
-        "foresight.",
-    ),
+DATA_NAMES = {
+    "digits8x8": "8 × 8 digits",
+    "mnist": "MNIST",
+    "jsb": "JSB chorales",
+    "nottingham": "Nottingham",
+    "musedata": "MuseData",
+    "piano": "Piano-midi.de",
+    "ptb": "Penn Treebank",
+    "nmnist": "N-MNIST",
 }
-
-DATA_NAMES = {"digits8x8": "8 × 8 digits", "mnist": "MNIST", "jsb": "JSB chorales"}
 DATA = {
     "digits8x8": "1,797 handwritten digits of 8 × 8 pixels",
     "mnist": "MNIST, 70,000 handwritten digits of 28 × 28 pixels",
     "jsb": "382 chorales by J. S. Bach, predicting the notes of the next frame",
+    "nottingham": "1,037 folk tunes, predicting the notes of the next frame",
+    "musedata": "783 pieces of orchestral and piano music, predicting the notes of the next frame",
+    "piano": "124 pieces of Piano-midi.de, predicting the notes of the next frame",
+    "ptb": "the Penn Treebank, predicting the next word of newspaper text",
+    "nmnist": "digits before a moving event camera, 34 × 34 pixels of two polarities",
 }
 
 

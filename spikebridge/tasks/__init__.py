@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from spikebridge.config import DigitsConfig, MusicConfig
+from spikebridge.task_configs import TaskConfig
 
 if TYPE_CHECKING:
     from spikebridge.tasks.base import Task
 
 __all__ = ["load"]
 
+_CLASSES = {
+    "digits": "Digits",
+    "music": "Music",
+    "text": "Text",
+    "events": "Events",
+    "npz": "Npz",
+    "forecast": "Forecast",
+}
 
-def load(task_config: DigitsConfig | MusicConfig) -> Task:
+
+def load(task_config: TaskConfig) -> Task:
     """The task that a config describes, its data read and checked.
 
     Raises DataError (spikebridge.tasks.files) where the data are missing or damaged.
     """
+    name = getattr(task_config, "NAME", None)
+    if name not in _CLASSES:
+        raise TypeError(
+            f"task_config is a {type(task_config).__name__}: there is no task for it; pass a "
+            "record of spikebridge.task_configs, or give experiment.run your own task"
+        )
     try:
-        if isinstance(task_config, DigitsConfig):
-            from spikebridge.tasks.digits import Digits
-
-            return Digits(task_config)
-        if isinstance(task_config, MusicConfig):
-            from spikebridge.tasks.music import Music
-
-            return Music(task_config)
+        return getattr(import_module(f"spikebridge.tasks.{name}"), _CLASSES[name])(task_config)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error.name} is not installed, and the tasks need it; pip install 'spikebridge[app]'",
             name=error.name,
         ) from error
-    raise TypeError(
-        f"task_config is a {type(task_config).__name__}: "
-        "there is no task for it; pass a DigitsConfig or a MusicConfig"
-    )

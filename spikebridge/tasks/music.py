@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikebridge.config import MusicConfig
+from spikebridge.metrics import MetricName
+from spikebridge.task_configs import MusicConfig
 from spikebridge.tasks.base import (
     Batch,
-    Metric,
     Readout,
-    as_logits,
+    Task,
     check_split,
     sample_batches,
 )
@@ -35,7 +35,7 @@ class Padded(NamedTuple):
     lengths: Tensor  # (n,) int64 frames to predict: one less than the song has
 
 
-class Music:
+class Music(Task):
     """Predict frame t + 1 from frames up to t.
 
     Loss and score count, per frame, the sum over the 88 notes of the binary cross-entropy in nats;
@@ -47,8 +47,7 @@ class Music:
     input_size = NOTES
     output_size = NOTES
     readout: Readout = "each"
-    metric: Metric = "nll"
-    higher_is_better = False
+    metric: MetricName = "nll"
 
     def __init__(self, config: MusicConfig, path: Path | None = None) -> None:
         self.config = config
@@ -66,28 +65,15 @@ class Music:
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Nats per real frame; output (T, B, 88) logits."""
-        logits, target = self._real(output, batch)
+        logits, target = self._answers(output, batch)
         total = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
         return total / len(logits)
 
     def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
         """(nats, real frames)."""
-        logits, target = self._real(output, batch)
+        logits, target = self._answers(output, batch)
         nats = F.binary_cross_entropy_with_logits(logits.detach(), target, reduction="none")
         return float(nats.sum(dtype=torch.float64)), len(logits)
-
-    def _real(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits and targets (frames, 88) of the real frames alone.
-
-        Taking them out, rather than multiplying by the mask, keeps even an inf or nan at padding
-        from reaching the loss or the gradient.
-        """
-        logits = as_logits(output, tuple(batch.target.shape), self.readout).flatten(0, 1)
-        target = batch.target.flatten(0, 1).to(logits.dtype)
-        if batch.mask is None:
-            return logits, target
-        real = batch.mask.flatten().nonzero().squeeze(1)
-        return logits.index_select(0, real), target.index_select(0, real)
 
 
 def read_songs(path: Path) -> dict[str, list[np.ndarray]]:

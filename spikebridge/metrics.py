@@ -1,0 +1,101 @@
+"""What results are measured in: how a metric is computed from its mean, and how it is shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+MetricName = Literal["accuracy", "nll", "perplexity", "bpc", "rmse"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: its values are multiplied by `scale` and given `decimals`."""
+
+    name: str
+    axis: str
+    unit: str
+    better: str
+    below: str
+    scale: float
+    decimals: int
+    meaning: str
+
+    @property
+    def advice(self) -> str:
+        """Which values are good, as a sentence; empty where that is not known."""
+        return f"{self.better.capitalize()}." if self.better else ""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.better.startswith("higher")
+
+    def figure(self, value: float) -> str:
+        """A value as people read it, without its unit: an accuracy in per cent."""
+        return f"{self.scale * value:.{self.decimals}f}"
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(
+        "accuracy",
+        "accuracy (%)",
+        "%",
+        "higher is better",
+        "of the test samples are classified correctly",
+        100.0,
+        2,
+        "Accuracy is the share of samples that the network classifies correctly: higher is better.",
+    ),
+    "nll": Metric(
+        "NLL",
+        "NLL (nats per frame)",
+        "nats per frame",
+        "lower is better",
+        "nats per frame, lower is better",
+        1.0,
+        3,
+        "NLL (negative log-likelihood, in nats per frame) says how much the notes that really come "
+        "next surprise the network, summed over the 88 keys: lower is better, 0 would be perfect "
+        "foresight.",
+    ),
+    "perplexity": Metric(
+        "perplexity",
+        "perplexity",
+        "",
+        "lower is better",
+        "per word, lower is better",
+        1.0,
+        2,
+        "Perplexity is the exponential of the mean surprise per word (in nats): as if the network "
+        "had to guess among that many words of equal chance; lower is better.",
+    ),
+    "bpc": Metric(
+        "bits per character",
+        "bits per character",
+        "bits",
+        "lower is better",
+        "bits per character, lower is better",
+        1.0,
+        3,
+        "Bits per character is the mean surprise of the next character, in bits: lower is better.",
+    ),
+    "rmse": Metric(
+        "RMSE",
+        "RMSE (standard deviations)",
+        "sd",
+        "lower is better",
+        "standard deviations of the training data, lower is better",
+        1.0,
+        4,
+        "RMSE is the root of the mean squared error, in standard deviations of the training data: "
+        "lower is better, 1 is what the mean of the training data would reach.",
+    ),
+}
+
+
+def from_mean(metric: str, mean: float) -> float:
+    """The metric of a split from the mean of its scores: what is not linear is done here."""
+    if metric == "perplexity":
+        return math.exp(min(mean, 700.0))
+    return math.sqrt(max(mean, 0.0)) if metric == "rmse" else mean

@@ -1,0 +1,182 @@
+"""The network's part of a config, and what units are called.  Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from spikebridge.records import at_least, check_types, require
+
+UnitName = Literal["snu", "softsnu", "li-snu", "adaptive-snu", "rnn", "gru", "lstm"]
+VariantName = Literal[
+    "snu",
+    "softsnu",
+    "li-snu",
+    "adaptive-snu",
+    "recurrent-snu",
+    "recurrent-softsnu",
+    "recurrent-li-snu",
+    "recurrent-adaptive-snu",
+    "rnn",
+    "gru",
+    "lstm",
+]
+
+UNITS: tuple[str, ...] = get_args(UnitName)
+VARIANTS: tuple[str, ...] = get_args(VariantName)
+BASELINES = ("rnn", "gru", "lstm")
+LABELS = {
+    "snu": "SNU",
+    "softsnu": "soft SNU",
+    "li-snu": "LI-SNU",
+    "adaptive-snu": "adaptive SNU",
+    "rnn": "RNN",
+    "gru": "GRU",
+    "lstm": "LSTM",
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: a stack of layers of one unit, then a linear readout."""
+
+    unit: UnitName = "snu"
+    """The neuron model: snu (spiking), softsnu (the same with a sigmoid output), li-snu (lateral
+    inhibition), adaptive-snu (adaptive threshold), or a baseline: rnn, gru, lstm."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Neurons of each hidden layer, first to last; each at least 1."""
+    channels: tuple[int, ...] = ()
+    """Channels of convolutional layers ahead of the hidden ones, for tasks with images."""
+    kernel_size: int = 5
+    """Side of the convolutions' kernels, odd; images keep their size, being padded."""
+    pool: int = 2
+    """Side of the squares over which the output of each convolutional layer is averaged."""
+    batch_norm: bool = False
+    """Whether drives are normalised over batch and time in training (by running means in use)."""
+    embedding: int = 0
+    """For tasks with symbols: length of the vector of each, trained; 0 = each symbol drives the
+    first layer by a row of its own."""
+    tied: bool = False
+    """Whether the readout uses the embedding's matrix (Press and Wolf 2017), behind a linear map to
+    its length."""
+    weight_bits: int = 0
+    """Bits of each weight in training and use, at least 2; 0 = full precision.  The gradient passes
+    the rounding straight through."""
+    recurrent: bool = False
+    """Whether each layer's outputs feed back to it at the next step; rnn, gru, lstm always do."""
+    g: Literal["identity", "relu", "leaky_relu", "elu"] = "leaky_relu"
+    """Nonlinearity inside the membrane loop, s = g(drive + decay * kept state); not used by rnn,
+    gru and lstm, like all settings of the membrane below."""
+    g_slope: float = 0.1
+    """Slope of leaky_relu for negative membrane states, 0 to 1."""
+    decay: float = 0.8
+    """Share of the membrane state that stays from one step to the next, above 0 and at most 1."""
+    decay_to: float = 0.0
+    """Above 0: the neurons of a layer start with decays spread evenly from --decay to here."""
+    train_decay: bool = False
+    """Whether the decay is learned (kept inside (0, 1]), starting at --decay, then below 1."""
+    reset: Literal["gate", "subtract", "none"] = "gate"
+    """What a spike does to the membrane: gate (the kept state is multiplied by 1 - y, as in the SNU
+    paper), subtract (the initial threshold is taken off) or none."""
+    surrogate: Literal[
+        "tanh_prime", "window", "triangle", "fast_sigmoid", "arctan", "sigmoid_prime"
+    ] = "tanh_prime"
+    """Formula in place of the derivative of the step in backward; tanh_prime is the SNU paper's."""
+    surrogate_width: float = 1.0
+    """Width of the surrogate, in units of membrane state, above 0."""
+    surrogate_height: float = 1.0
+    """Height of the surrogate: the pseudo-derivative at the threshold, above 0."""
+    threshold: float = 1.0
+    """Initial firing threshold (bias = -threshold), in units of membrane state; then trained."""
+    dropout: float = 0.0
+    """Probability of dropping an output of a hidden layer in training, 0 to below 1."""
+    dropout_in: float = 0.0
+    """Probability of dropping an input (with an embedding: an element of its vectors) in training,
+    0 to below 1."""
+    same_mask: bool = False
+    """Whether dropout drops the same neurons at all steps of a sequence."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        shown = list(self.hidden)
+        require(
+            len(self.hidden) >= 1 and min(self.hidden, default=0) >= 1,
+            f"hidden={shown}: there must be at least one hidden layer, each of at least 1 neuron; "
+            "pass --hidden 128 128",
+        )
+        require(
+            0 <= self.g_slope <= 1,
+            f"g_slope={self.g_slope}: the slope must lie in [0, 1]; pass --g-slope 0.1",
+        )
+        require(
+            0 < self.decay <= 1,
+            f"decay={self.decay}: the decay must lie in (0, 1]; pass --decay 0.8",
+        )
+        require(
+            not (self.train_decay and self.decay == 1),
+            "decay=1.0: a learned decay must start below 1; pass --decay 0.95 or --no-train-decay",
+        )
+        self._check_unit()
+        require(
+            self.surrogate_width > 0,
+            f"surrogate_width={self.surrogate_width}: the width must be above 0; "
+            "pass --surrogate-width 1",
+        )
+        require(
+            self.surrogate_height > 0,
+            f"surrogate_height={self.surrogate_height}: the height must be above 0; "
+            "pass --surrogate-height 1",
+        )
+        for name in ("dropout", "dropout_in"):
+            value = getattr(self, name)
+            flag = name.replace("_", "-")
+            require(
+                0 <= value < 1,
+                f"{name}={value}: the probability must lie in [0, 1); pass --{flag} 0.2",
+            )
+        self._check_arrays()
+
+    def _check_arrays(self) -> None:
+        shown = list(self.channels)
+        require(
+            min(self.channels, default=1) >= 1,
+            f"channels={shown}: each convolutional layer needs a channel; pass --channels 16 32",
+        )
+        require(
+            self.kernel_size >= 1 and self.kernel_size % 2 == 1,
+            f"kernel_size={self.kernel_size}: the side must be odd; pass --kernel-size 5",
+        )
+        at_least(self, 1, "2", "pool")
+        at_least(self, 0, "0", "embedding")
+        require(
+            self.weight_bits == 0 or 2 <= self.weight_bits <= 16,
+            f"weight_bits={self.weight_bits}: weights have 2 to 16 bits; pass --weight-bits 4",
+        )
+        require(
+            not self.tied or self.embedding > 0,
+            "tied=True: there is no embedding to be tied to; pass --embedding 512 or --no-tied",
+        )
+        require(
+            self.unit not in BASELINES or not (self.weight_bits or self.channels),
+            f"unit={self.unit}: weight bits and convolutions are for spiking units and their soft "
+            "form; leave --weight-bits and --channels out",
+        )
+
+    def _check_unit(self) -> None:
+        require(
+            0 <= self.decay_to <= 1,
+            f"decay_to={self.decay_to}: the decay must lie in (0, 1]; pass --decay-to 0.95",
+        )
+        require(
+            not (self.train_decay and self.decay_to == 1),
+            "decay_to=1.0: a learned decay must start below 1; pass --decay-to 0.98",
+        )
+        require(
+            self.unit != "li-snu" or self.reset == "gate",
+            f"reset={self.reset}: li-snu resets by lateral inhibition; leave --reset out",
+        )
+        require(
+            self.reset != "subtract" or self.threshold >= 0,
+            f"threshold={self.threshold}: what reset subtract takes off must not be negative; "
+            "pass --threshold 1",
+        )

@@ -1,0 +1,245 @@
+"""One frozen record per task: which data, and how they become sequences.  Loads no torch.
+
+Unannotated names in capitals belong to the class, not to the settings: what the command line calls
+the task, what one sample of it is called, and what its loss is a mean over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spikebridge.records import at_least, check_types, require
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """Images, handwritten digits above all, each as a sequence of T time steps."""
+
+    NAME = "digits"
+    SAMPLE, COUNTED = "image", "image"
+    OWN_DATA = "idx"
+
+    data: Literal["digits8x8", "mnist", "idx"] = "digits8x8"
+    """Which images: digits8x8 (1,797 of 8 x 8 pixels, comes with scikit-learn), mnist (70,000 of
+    28 x 28, from idx files) or idx (the idx files in --data-dir)."""
+    data_dir: str = ""
+    """Folder with images and labels in the idx format, for training and test, gzipped or not, such
+    as train-images-idx3-ubyte and t10k-images-idx3-ubyte."""
+    coding: Literal["rate", "current", "rows"] = "rate"
+    """How a pixel p in [0, 1] becomes a sequence: rate (a spike with probability gain x p, drawn
+    afresh at each step), current (the value gain x p at every step) or rows (step t is image row t,
+    times the gain)."""
+    steps: int = 20
+    """Time steps per image, at least 1; coding rows has one step per row instead."""
+    steps_test: int = 0
+    """Time steps per image in validation and test; 0 = as many as --steps."""
+    gain: float = 1.0
+    """Factor on pixel values, above 0; with coding rate it is the spike probability of a pixel of
+    full brightness, so at most 1."""
+    elastic: float = 0.0
+    """Elastic distortions of the training images: displacement in pixels (root mean square), 0 for
+    none; with them go small rotations and changes of scale (Simard, Steinkraus, Platt 2003)."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "20", "steps")
+        at_least(self, 0, "0", "steps_test", "elastic")
+        require(self.gain > 0, f"gain={self.gain}: the gain must be above 0; pass --gain 1")
+        require(
+            self.coding != "rate" or self.gain <= 1,
+            f"gain={self.gain}: with coding rate the gain is a probability, so at most 1; "
+            "pass --gain 1 or --coding current",
+        )
+        _own_data(self.data, self.data_dir, self.OWN_DATA)
+
+
+@dataclass(frozen=True)
+class MusicConfig:
+    """Polyphonic music, next-frame prediction over 88 notes."""
+
+    NAME = "music"
+    SAMPLE, COUNTED = "piece", "frame"
+    OWN_DATA = "mat"
+
+    data: Literal["jsb", "nottingham", "musedata", "piano", "mat"] = "jsb"
+    """Which pieces: jsb (Bach chorales, 229 to train, 76 to validate, 77 to test), nottingham (folk
+    tunes), musedata (orchestral and piano music), piano (Piano-midi.de) or mat (the one .mat file
+    in --data-dir, laid out like theirs)."""
+    data_dir: str = ""
+    """Folder with a .mat file that holds the cell arrays traindata, validdata and testdata."""
+    frames: int = 0
+    """Longest training excerpt in frames: longer pieces are cut into parts for training, never for
+    validation and test; 0 = whole pieces."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _own_data(self.data, self.data_dir, self.OWN_DATA)
+        require(
+            self.frames == 0 or self.frames >= 2,
+            f"frames={self.frames}: an excerpt needs 2 frames or more; pass --frames 200 or 0",
+        )
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Language modelling: predict the next word or character of a running text."""
+
+    NAME = "text"
+    SAMPLE, COUNTED = "stream", "word"
+    OWN_DATA = "files"
+
+    data: Literal["ptb", "files"] = "ptb"
+    """Which text: ptb (Penn Treebank, 929,589 words to train) or files (the three text files in
+    --data-dir)."""
+    data_dir: str = ""
+    """Folder with three plain text files (UTF-8) whose names hold train, valid and test."""
+    level: Literal["word", "char"] = "word"
+    """What is predicted: words, parted by white space, with one for the end of a line, or
+    characters."""
+    steps: int = 35
+    """Steps of truncated backpropagation through time, at least 1; the state is carried on."""
+    vocabulary: int = 0
+    """Most frequent symbols to keep, the others become <unk>; 0 = all that training holds."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "35", "steps")
+        _own_data(self.data, self.data_dir, self.OWN_DATA)
+        require(
+            self.vocabulary == 0 or self.vocabulary >= 2,
+            f"vocabulary={self.vocabulary}: it must hold 2 symbols or more; pass 10000, or 0",
+        )
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """Recordings of an event camera (N-MNIST), binned to frames."""
+
+    NAME = "events"
+    SAMPLE, COUNTED = "recording", "recording"
+    OWN_DATA = ""
+
+    data: Literal["nmnist"] = "nmnist"
+    """Which recordings: nmnist (34 x 34 pixels, two polarities, three saccades of 100 ms)."""
+    data_dir: str = ""
+    """Folder with Train/<digit>/*.bin and Test/<digit>/*.bin; by default nmnist in the data
+    folder."""
+    steps: int = 20
+    """Frames per recording, at least 1; each covers an equal share of its time."""
+    coding: Literal["binary", "count"] = "binary"
+    """What a pixel of a frame holds: binary (1 where there was an event) or count (how many)."""
+    shrink: int = 1
+    """Side of the squares of pixels that are taken together, at least 1."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "20", "steps")
+        at_least(self, 1, "1", "shrink")
+
+
+@dataclass(frozen=True)
+class NpzConfig:
+    """Your own sequences: .npz files that hold x (n, T, I) and y."""
+
+    NAME = "npz"
+    SAMPLE, COUNTED = "sample", "sample"
+    OWN_DATA = "npz"
+
+    data: Literal["npz"] = "npz"
+    """The files in --data-dir."""
+    data_dir: str = ""
+    """Folder with train.npz, test.npz and perhaps valid.npz, each with x (n, T, I) and y: classes
+    (n,) or (n, T), or numbers to predict (n, O) or (n, T, O)."""
+    readout: Literal["mean", "last"] = "mean"
+    """Where y is one per sample: what it is read from, the mean over time or the last step."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class ForecastConfig:
+    """Time series: predict the values of some columns of a table some rows ahead."""
+
+    NAME = "forecast"
+    SAMPLE, COUNTED = "stream", "row"
+    OWN_DATA = "csv"
+
+    data: Literal["csv"] = "csv"
+    """The table in --file."""
+    file: str = ""
+    """A CSV file with a header line and one row per time step; columns that are not numbers, such
+    as dates, are left out."""
+    targets: tuple[str, ...] = ()
+    """Columns to predict; by default all that are numbers."""
+    horizon: int = 1
+    """Rows ahead, at least 1."""
+    steps: int = 50
+    """Steps of truncated backpropagation through time, at least 1; the state is carried on."""
+    valid_share: float = 0.15
+    """Share of the rows for validation, after those for training."""
+    test_share: float = 0.15
+    """Share of the rows for the test: the last ones."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "1", "horizon")
+        at_least(self, 1, "50", "steps")
+        shares = (self.valid_share, self.test_share)
+        require(
+            min(shares) > 0 and sum(shares) < 0.9,
+            f"valid_share={shares[0]}, test_share={shares[1]}: each must be above 0 and the two "
+            "together below 0.9; pass --valid-share 0.15 --test-share 0.15",
+        )
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """A task of your own, given to `experiment.run` as an object."""
+
+    NAME = "own"
+    SAMPLE, COUNTED = "sample", "sample"
+    OWN_DATA = ""
+
+    data: str = "own"
+    """What tables and pages call it."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+TaskConfig = (
+    DigitsConfig | MusicConfig | TextConfig | EventsConfig | NpzConfig | ForecastConfig | OwnConfig
+)
+
+TASKS: dict[str, type[TaskConfig]] = {
+    kind.NAME: kind
+    for kind in (
+        DigitsConfig,
+        MusicConfig,
+        TextConfig,
+        EventsConfig,
+        NpzConfig,
+        ForecastConfig,
+        OwnConfig,
+    )
+}
+
+# The tasks that a command can name: your own comes as an object.
+COMMANDS = tuple(name for name in TASKS if name != OwnConfig.NAME)
+
+
+def name_of_data(task: TaskConfig) -> str:
+    """What folders and tables call the data: their name, or that of the user's folder or file."""
+    own = getattr(task, "file", "") or getattr(task, "data_dir", "")
+    return (Path(own).stem or task.data) if own else task.data
+
+
+def _own_data(data: str, data_dir: str, own: str) -> None:
+    require(
+        (data == own) == (data_dir != ""),
+        f"data={data!r}, data_dir={data_dir!r}: a folder of your own goes with --data {own}, and "
+        f"--data {own} with a folder; pass --data-dir D alone, or another --data",
+    )

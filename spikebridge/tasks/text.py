@@ -1,0 +1,158 @@
+"""Language modelling: predict the next word, or character, of a running text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spikebridge.metrics import MetricName
+from spikebridge.task_configs import TextConfig
+from spikebridge.tasks.base import SPLITS, Batch, Readout, Task, check_split
+from spikebridge.tasks.files import DataError, fetch
+
+UNKNOWN, END = "<unk>", "<eos>"
+VALID_STREAMS = 10
+LN_2 = 0.6931471805599453
+_FILES = {split: f"ptb/ptb.{split}.txt" for split in SPLITS}
+
+
+class Vocabulary:
+    """Symbols and their numbers: by falling frequency in the training text, ties in its order."""
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        self.symbols = tuple(symbols)
+        self.numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
+        self.unknown = self.numbers.get(UNKNOWN)
+
+    @classmethod
+    def of(cls, text: Sequence[str], largest: int = 0) -> Vocabulary:
+        """The symbols of a text; at most `largest` of them, where that is above 0."""
+        counts = Counter(text)
+        found = [symbol for symbol, _ in counts.most_common()]
+        if largest and len(found) > largest:
+            found = [symbol for symbol in found if symbol != UNKNOWN][: largest - 1]
+        return cls(found if UNKNOWN in found else [*found, UNKNOWN])
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def encode(self, text: Sequence[str]) -> Tensor:
+        """Numbers (n,) int64; what training did not hold is <unk>."""
+        unknown = self.numbers[UNKNOWN]
+        return torch.tensor([self.numbers.get(symbol, unknown) for symbol in text])
+
+
+class Text(Task):
+    """Predict symbol t + 1 from those up to t; the state is carried over the whole text.
+
+    The training text runs in `batch_size` streams side by side, each an equal stretch of it, in
+    chunks of `steps`; validation in ten streams, and the test in one, so that its perplexity is
+    that of the whole text read once.  Loss: cross-entropy in nats; score: nats, or bits per
+    character.
+    """
+
+    name = "text"
+    readout: Readout = "each"
+    symbols = True
+    carries_state = True
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+        paths = find_texts(Path(config.data_dir)) if config.data_dir else _ptb()
+        texts = {split: read_symbols(path, config.level) for split, path in paths.items()}
+        self.vocabulary = Vocabulary.of(texts["train"], config.vocabulary)
+        self._numbers = {split: self.vocabulary.encode(texts[split]) for split in SPLITS}
+        self.metric: MetricName = "perplexity" if config.level == "word" else "bpc"
+        self.input_size = self.output_size = len(self.vocabulary)
+        counts = torch.bincount(self._numbers["train"], minlength=self.output_size)
+        self.frequencies = counts.double() / counts.sum()
+
+    def size(self, split: str) -> int:
+        """Number of predicted symbols of a split."""
+        return len(self._numbers[check_split(split)]) - 1
+
+    def count_batches(self, batch_size: int) -> int:
+        """Number of chunks in an epoch."""
+        length = self._length("train", self._streams("train", batch_size))
+        return -(-length // self.config.steps)
+
+    def batches(self, split: str, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Chunks of x and target (T, B) int64 with T = steps, the first and last perhaps shorter.
+
+        In training the first chunk has a length drawn from the generator, so that the cuts, over
+        which no gradient passes, fall elsewhere in each epoch.  Of the text, less than `batch_size`
+        symbols at its end are left out in training, and less than ten in validation.
+        """
+        streams = self._streams(split, batch_size)
+        length, steps = self._length(split, streams), self.config.steps
+        numbers = self._numbers[split][: streams * length + 1]
+        x = numbers[:-1].view(streams, length).t()
+        target = numbers[1:].view(streams, length).t()
+        first = steps
+        if split == "train":
+            first = int(torch.randint(1, steps + 1, (), generator=generator))
+        # The same number of chunks whatever the first one's length: the schedule counts on it.
+        first = max(first, length - (self.count_chunks(length) - 1) * steps)
+        cuts = [0, *range(min(first, length), length, steps), length]
+        for start, end in pairwise(cuts):
+            if end > start:
+                yield Batch(x[start:end].contiguous(), target[start:end].contiguous(), None)
+
+    def count_chunks(self, length: int) -> int:
+        """Chunks that a stream of this length is cut into."""
+        return -(-length // self.config.steps)
+
+    def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
+        """(nats or bits, symbols)."""
+        nats = float(self.loss(output, batch)) * batch.counted
+        return (nats / LN_2 if self.metric == "bpc" else nats), batch.counted
+
+    def _streams(self, split: str, batch_size: int) -> int:
+        wanted = {"train": batch_size, "valid": VALID_STREAMS, "test": 1}[check_split(split)]
+        return max(1, min(wanted, self.size(split)))
+
+    def _length(self, split: str, streams: int) -> int:
+        return self.size(split) // streams
+
+
+def read_symbols(path: Path, level: str) -> list[str]:
+    """The words of a text with <eos> after each line, or its characters.  Raises DataError."""
+    expected, remedy = "a text in UTF-8 of at least 2 symbols", "give another file"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(path, expected, f"byte {error.start} that is none", remedy) from error
+    except OSError as error:
+        raise DataError(path, expected, str(error.strerror), remedy) from error
+    if level == "char":
+        symbols = list(text)
+    else:
+        symbols = [word for line in text.splitlines() for word in (*line.split(), END)]
+    if len(symbols) < 2:
+        raise DataError(path, expected, f"{len(symbols)} of them", remedy)
+    return symbols
+
+
+def find_texts(folder: Path) -> dict[str, Path]:
+    """The text files of a folder by split: those whose names hold train, valid and test."""
+    if not folder.is_dir():
+        raise DataError(folder, "a folder with three texts", "no such folder", "mend --data-dir")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = {}
+    for split in SPLITS:
+        named = [path for path in files if split in path.name.lower()]
+        if len(named) != 1:
+            have = ", ".join(path.name for path in named) or "none"
+            expected = f"one file with {split} in its name"
+            raise DataError(folder, expected, have, "name the three files train, valid and test")
+        found[split] = named[0]
+    return found
+
+
+def _ptb() -> dict[str, Path]:
+    return {split: fetch(name) for split, name in _FILES.items()}
