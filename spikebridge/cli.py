@@ -28,53 +28,12 @@ from spikebridge import rundir
 from spikebridge.config import Config, TrainConfig, preset, task_name
 from spikebridge.model_config import VARIANTS, ModelConfig, UnitName, VariantName
 from spikebridge.records import SpikebridgeError, UsageError
+from spikebridge.requests import SIMPLE, CompareOptions, RunOptions
 from spikebridge.task_configs import COMMANDS, TASKS
 
 DESCRIPTION = (
     "Spiking neural units, trained beside RNN, GRU and LSTM.  --version tells the version."
 )
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where the run is written, and what is printed."""
-
-    out: Path | None = None
-    """Folder of the run; by default runs/DATA-UNIT-SEED."""
-    config: Path | None = None
-    """A config.json whose settings stand in for the presets; flags win over it."""
-    resume: Flag = False
-    """Go on with the incomplete run in the folder; its settings hold where no flag is given."""
-    overwrite: Flag = False
-    """Start anew, even if the folder holds a run."""
-    json: Flag = False
-    """Print the result as one JSON object on stdout."""
-    report: Flag = True
-    """Write the folder's report.html at the end."""
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """What is compared, where it is written, and what is printed.
-
-    All other flags apply to every unit; a flag that is not given takes each unit's own preset.
-    """
-
-    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
-    """Units to compare; use this, not --unit."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds, one run of each unit per seed; use this, not --seed."""
-    jobs: int = 1
-    """Runs that train at the same time, each with its share of the cores."""
-    out: Path | None = None
-    """Folder of the comparison; by default runs/compare-DATA.  Complete runs in it are kept."""
-    overwrite: Flag = False
-    """Do all runs anew, even if the folder holds them."""
-    json: Flag = False
-    """Print compare.json on stdout."""
-    report: Flag = True
-    """Write the folder's report.html at the end."""
 
 
 def _per_task(prefix: str, text: str, last: tuple[str, type]) -> dict[str, type]:
@@ -99,38 +58,6 @@ def _per_task(prefix: str, text: str, last: tuple[str, type]) -> dict[str, type]
 
 TRAIN = _per_task("Train", "Train one unit: {}.", ("run", RunOptions))
 COMPARE = _per_task("Compare", "Compare units over seeds: {}.", ("compare", CompareOptions))
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write the HTML page of runs or comparisons."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders that train, compare or demo have written."""
-    json: Flag = False
-    """Print the pages' paths as one JSON object."""
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Train SNU, soft SNU and LSTM, three seeds each, on 8 x 8 digits; needs no network."""
-
-    out: Path = Path("runs/demo")
-    """Folder of the comparison."""
-    jobs: int = 2
-    """Runs that train at the same time, each with its share of the cores."""
-    overwrite: Flag = False
-    """Start anew, even if the demo is complete."""
-    json: Flag = False
-    """Print compare.json on stdout."""
-
-
-@dataclass(frozen=True)
-class Info:
-    """Show versions, processor, kernels in use or why not, and where data lie."""
-
-    json: Flag = False
-    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +87,7 @@ def parse(argv: Sequence[str]) -> Any:
     commands = (
         _nested("train", "Train one unit.", TRAIN, first, chosen),
         _nested("compare", "Compare units over seeds.", COMPARE, first, chosen),
-        *(
-            Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
-            for kind in (Report, Demo, Info)
-        ),
+        *(Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())] for kind in SIMPLE),
     )
     parsed = _cli(reduce(or_, commands), argv, "spikebridge", DESCRIPTION)
     parsed = getattr(parsed, "chosen", parsed)
@@ -296,14 +220,8 @@ def _main(argv: Sequence[str]) -> int:
     command = parse(argv)
     from spikebridge import commands
 
-    if isinstance(command, Info):
-        commands.info(as_json=command.json)
-    elif isinstance(command, Report):
-        commands.report(command.runs, as_json=command.json)
-    elif isinstance(command, Demo):
-        commands.demo(
-            command.out, jobs=command.jobs, overwrite=command.overwrite, as_json=command.json
-        )
+    if isinstance(command, SIMPLE):
+        command.run()
     elif isinstance(command, tuple):
         options, configs = command
         commands.compare(

@@ -108,6 +108,40 @@ def report(runs: Sequence[Path], *, as_json: bool) -> None:
         print("\n".join(pages))
 
 
+def sample(
+    run: Path,
+    prompt: str,
+    *,
+    length: int,
+    temperature: float,
+    top: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Print what a language model writes."""
+    from spikebridge.writing import Writer
+
+    text = Writer(run).go_on(prompt, length, temperature=temperature, top=top, seed=seed)
+    print(json.dumps({"prompt": prompt, "text": text}) if as_json else text)
+
+
+def evaluate(run: Path, steps: Sequence[int], *, page: bool, as_json: bool) -> None:
+    """Test a trained network at several numbers of time steps."""
+    from spikebridge import stepwise
+
+    content = stepwise.by_steps(run, steps, lambda count: _tell(f"{count} steps tested"))
+    written = _page(run) if page else None
+    if as_json:
+        print(json.dumps({**content, "report": written}))
+        return
+    metric = METRICS[content["metric"]]
+    print(f"steps  {metric.axis}")
+    for count, value in zip(content["steps"], content["test"], strict=True):
+        print(f"{count:5}  {metric.figure(value)}")
+    if written:
+        print(f"page: {written}")
+
+
 def info(*, as_json: bool) -> None:
     """Show the environment and where data are looked for."""
     facts = environment.collect()

@@ -163,6 +163,8 @@ class _Run:
             backend=self.train.backend,
             recompute=self.train.recompute,
         )
+        if self.task.prior is not None:
+            self.network.readout.start_at(self.task.prior)
         self._try_backend()
         torch.manual_seed(_seed(self.train.seed, "dropout"))
         self.data = generator(self.train.seed, "data")
@@ -341,6 +343,9 @@ class _Run:
             self.network, self.task, "test", size, generator(seed, "test")
         )
         network.save_network(self.network, self.directory / rundir.MODEL)
+        names = self.task.symbol_names()
+        if names is not None:
+            rundir.write_json(self.directory / rundir.SYMBOLS, {"symbols": names})
         evaluation.write_examples(
             self.directory / rundir.EXAMPLES,
             self.network,

@@ -158,6 +158,12 @@ class Readout(nn.Module):
             raise ValueError("a tied readout needs the embedding's matrix; pass it as matrix")
         return F.linear(self.linear(y), *_rows(matrix, self.bias, among))
 
+    def start_at(self, prior: Tensor) -> None:
+        """Set the bias, so that the first outputs are about these, (O,)."""
+        bias = self.linear.bias if self.bias is None else self.bias
+        with torch.no_grad():
+            bias.copy_(prior)
+
 
 def _rows(weight: Tensor, bias: Tensor, among: Tensor | None) -> tuple[Tensor, Tensor]:
     if among is None:

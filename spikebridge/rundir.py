@@ -23,11 +23,13 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 EXAMPLES = "examples.npz"
+SYMBOLS = "symbols.json"
+STEPS = "steps.json"
 RESULT = "result.json"
 TENSORBOARD = "tensorboard"
 REPORT = "report.html"
 # Removed in this order when a run is overwritten: first what says that it is complete.
-FILES = (RESULT, CHECKPOINT, METRICS, MODEL, EXAMPLES, REPORT, ENVIRONMENT, CONFIG)
+FILES = (RESULT, CHECKPOINT, METRICS, MODEL, EXAMPLES, SYMBOLS, STEPS, REPORT, ENVIRONMENT, CONFIG)
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,12 @@ ORDER = [
     ["layers"],
     ["network", "rnn"],
     ["averaging", "checkpoint", "evaluation", "optimisation", "sampling"],
-    ["experiment"],
+    ["experiment", "writing"],
+    ["stepwise"],
     ["report"],
     ["comparison", "progress"],
     ["commands"],
+    ["requests"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

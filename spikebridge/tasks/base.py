@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ class Batch(NamedTuple):
         """What a task's loss is a mean over: samples, or (real) time steps."""
         if self.mask is not None:
             return int(self.mask.sum())
-        per_step = self.target.shape[:2] == self.x.shape[:2] and self.target.dim() >= 2
+        # Of two dimensions, classes are one per step and numbers are one row per sample.
+        per_step = self.target.dim() == (3 if self.target.is_floating_point() else 2)
         return self.x.shape[0] * self.x.shape[1] if per_step else self.x.shape[1]
 
 
@@ -53,6 +55,18 @@ class Task:
     """(C, H, W) where an input (I,) is a flattened image, for convolutions."""
     carries_state: bool = False
     """Whether a batch goes on where the last one stopped, so that the state is carried over."""
+
+    prior: Tensor | None = None
+    """(O,) outputs that are right before anything was seen, from the training data; the readout's
+    bias starts there."""
+    output_names: tuple[str, ...] = ()
+    """What the outputs (O,) are called on a page, where they have names."""
+    baselines: Mapping[str, float] = MappingProxyType({})
+    """The metric on the test set of simple ways to answer, such as "the last value again"."""
+
+    def symbol_names(self) -> list[str] | None:
+        """What the symbols stand for, by number, kept beside the model; None without symbols."""
+        return None
 
     @property
     def higher_is_better(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spikebridge.task_configs import DigitsConfig
@@ -39,15 +41,14 @@ class Images(NamedTuple):
 
 
 class Digits(Task):
-    """Classify a digit from a sequence of T steps; loss: cross-entropy, score: accuracy."""
+    """Classify an image from a sequence of T steps; loss: cross-entropy, score: accuracy."""
 
     name = "digits"
-    output_size = CLASSES
 
     def __init__(self, config: DigitsConfig) -> None:
         self.config = config
-        splits = read_mnist() if config.data == "mnist" else read_digits8x8()
-        self._peak = MNIST_PEAK if config.data == "mnist" else DIGITS8X8_PEAK
+        splits = _read(config)
+        self._peak = DIGITS8X8_PEAK if config.data == "digits8x8" else MNIST_PEAK
         self._pixels = {split: torch.from_numpy(images.pixels) for split, images in splits.items()}
         self._labels = {
             split: torch.from_numpy(images.labels.astype(np.int64))
@@ -57,6 +58,8 @@ class Digits(Task):
         by_rows = config.coding == "rows"
         self.steps: int = rows if by_rows else config.steps
         self.input_size: int = columns if by_rows else rows * columns
+        self.image = None if by_rows else (1, rows, columns)
+        self.output_size = 1 + max(int(labels.max()) for labels in self._labels.values())
         # Row by row, the class is known only once the last row has been seen.
         self.readout = "last" if by_rows else "mean"
 
@@ -68,17 +71,50 @@ class Digits(Task):
         """Batches of x (T, B, I), target (B,) int64, mask None."""
         samples = sample_batches(self.size(split), split, batch_size, generator)
         pixels, labels = self._pixels[split], self._labels[split]
-        return (Batch(self._encode(pixels[i], generator), labels[i], None) for i in samples)
+        steps = self.config.steps_test if split != "train" else 0
+        for i in samples:
+            images = pixels[i].float().div_(self._peak)
+            if split == "train" and self.config.elastic:
+                images = distorted(images, self.config.elastic, generator)
+            x = self._encode(images, steps or self.steps, generator)
+            yield Batch(x, labels[i], None)
 
-    def _encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Sequences (T, B, I) from images (B, rows, columns)."""
-        value = pixels.float().div_(self._peak).mul_(self.config.gain)
+    def _encode(self, images: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+        """Sequences (T, B, I) from images (B, rows, columns) in [0, 1]."""
+        value = images * self.config.gain
         if self.config.coding == "rows":
             return value.transpose(0, 1).contiguous()
         value = value.flatten(1)
         if self.config.coding == "current":
-            return value.expand(self.steps, -1, -1).contiguous()
-        return bernoulli(value, self.steps, generator)
+            return value.expand(steps, -1, -1).contiguous()
+        return bernoulli(value, steps, generator)
+
+
+def distorted(images: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
+    """Images (B, rows, columns) bent by smooth random displacements, turned and scaled a little.
+
+    pixels is the root mean square displacement; its field is white noise smoothed by a Gaussian of
+    4 pixels.  Angles are up to 7.5 degrees and scales 0.9 to 1.1, uniformly.
+    Source: Simard, Steinkraus, Platt 2003, "Best practices for convolutional neural networks".
+    """
+    count, rows, columns = images.shape
+    noise = torch.randn(count * 2, 1, rows, columns, generator=generator)
+    offsets = torch.arange(-12, 13, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / 4) ** 2)
+    noise = F.conv2d(noise, kernel.view(1, 1, -1, 1), padding=(12, 0))
+    noise = F.conv2d(noise, kernel.view(1, 1, 1, -1), padding=(0, 12)).view(count, 2, -1)
+    field = noise * (
+        pixels / noise.square().sum(1, keepdim=True).mean(2, keepdim=True).sqrt().clamp_min(1e-9)
+    )
+    angle, scale = torch.rand(2, count, generator=generator) * 2 - 1
+    angle, scale = angle * (7.5 * math.pi / 180), 1 + 0.1 * scale
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    turn = torch.zeros(count, 2, 3)
+    turn[:, 0, 0], turn[:, 0, 1], turn[:, 1, 0], turn[:, 1, 1] = cos, -sin, sin, cos
+    grid = F.affine_grid(turn, [count, 1, rows, columns], align_corners=True)
+    size = torch.tensor([max(columns - 1, 1), max(rows - 1, 1)]) / 2
+    grid = grid + field.view(count, 2, rows, columns).permute(0, 2, 3, 1) / size
+    return F.grid_sample(images[:, None], grid, align_corners=True)[:, 0].clamp_(0, 1)
 
 
 def bernoulli(probability: Tensor, steps: int, generator: torch.Generator) -> Tensor:
@@ -116,35 +152,73 @@ def read_digits8x8() -> dict[str, Images]:
     return {split: images.take(np.sort(by_class[part])) for split, part in parts.items()}
 
 
+def _read(config: DigitsConfig) -> dict[str, Images]:
+    if config.data == "mnist":
+        return read_mnist()
+    return read_digits8x8() if config.data == "digits8x8" else read_folder(Path(config.data_dir))
+
+
 def read_mnist() -> dict[str, Images]:
     """MNIST, 28 x 28 pixels (0..255): 55,000 to train, 5,000 to validate, 10,000 to test."""
     train, test = (
         read_images(
-            fetch(f"mnist/{part}-images-idx3-ubyte.gz"), fetch(f"mnist/{part}-labels-idx1-ubyte.gz")
+            fetch(f"mnist/{part}-images-idx3-ubyte.gz"),
+            fetch(f"mnist/{part}-labels-idx1-ubyte.gz"),
+            CLASSES,
         )
         for part in ("train", "t10k")
     )
+    return _with_validation(train, test, MNIST_VALID)
+
+
+def read_folder(folder: Path) -> dict[str, Images]:
+    """Images of a folder with four idx files; a twelfth of those to train validate.
+
+    A file's name says what it holds: train, or else t10k or test; images or labels.
+    """
+    if not folder.is_dir():
+        raise DataError(folder, "a folder with idx files", "no such folder", "mend --data-dir")
+    parts = []
+    for names in (("train",), ("t10k", "test")):
+        images, labels = (_named(folder, names, what) for what in ("images", "labels"))
+        parts.append(read_images(images, labels))
+    train, test = parts
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        found = f"{train.pixels.shape[1:]} to train, {test.pixels.shape[1:]} to test"
+        raise DataError(folder, "images of one size", found, "use files that belong together")
+    if len(train.labels) < 2:
+        raise DataError(folder, "at least 2 images to train", "1", "use a larger set")
+    return _with_validation(train, test, max(1, len(train.labels) // 12))
+
+
+def _named(folder: Path, names: tuple[str, ...], what: str) -> Path:
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    fits = [p for p in files if what in p.name.lower() and any(n in p.name.lower() for n in names)]
+    if len(fits) != 1:
+        expected = f"one idx file with {' or '.join(names)} and {what} in its name"
+        found = ", ".join(path.name for path in fits) or "none"
+        raise DataError(folder, expected, found, "name the four files as MNIST's are")
+    return fits[0]
+
+
+def _with_validation(train: Images, test: Images, count: int) -> dict[str, Images]:
     order = _permutation(len(train.labels))
-    return {
-        "train": train.take(order[:-MNIST_VALID]),
-        "valid": train.take(order[-MNIST_VALID:]),
-        "test": test,
-    }
+    return {"train": train.take(order[:-count]), "valid": train.take(order[-count:]), "test": test}
 
 
-def read_images(images: Path, labels: Path) -> Images:
+def read_images(images: Path, labels: Path, classes: int = 256) -> Images:
     """Images and their classes from a pair of idx files.  Raises DataError."""
-    pixels, classes = read_idx(images), read_idx(labels)
+    pixels, given = read_idx(images), read_idx(labels)
     remedy = "use the images and labels that belong together"
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         found = f"shape {pixels.shape} of {pixels.dtype}"
         raise DataError(images, "images (n, rows, columns) of uint8", found, remedy)
-    if classes.shape != pixels.shape[:1] or classes.dtype != np.uint8:
-        found = f"shape {classes.shape} of {classes.dtype}"
+    if given.shape != pixels.shape[:1] or given.dtype != np.uint8:
+        found = f"shape {given.shape} of {given.dtype}"
         raise DataError(labels, f"{len(pixels):,} labels of uint8", found, remedy)
-    if classes.max() >= CLASSES:
-        raise DataError(labels, "labels 0 to 9", f"label {classes.max()}", remedy)
-    return Images(pixels, classes)
+    if given.max() >= classes:
+        raise DataError(labels, f"labels 0 to {classes - 1}", f"label {given.max()}", remedy)
+    return Images(pixels, given)
 
 
 def _permutation(size: int) -> np.ndarray:

@@ -71,6 +71,11 @@ class Text(Task):
         self.input_size = self.output_size = len(self.vocabulary)
         counts = torch.bincount(self._numbers["train"], minlength=self.output_size)
         self.frequencies = counts.double() / counts.sum()
+        self.prior = torch.log((counts + 1.0) / (counts.sum() + len(counts))).float()
+
+    def symbol_names(self) -> list[str]:
+        """The words or characters by number."""
+        return list(self.vocabulary.symbols)
 
     def size(self, split: str) -> int:
         """Number of predicted symbols of a split."""

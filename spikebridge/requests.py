@@ -1,0 +1,162 @@
+"""The commands of the command line as records: their fields are flags, their docstrings the help.
+
+`train` and `compare` have one record per task and are put together in `cli`; every other command
+is a record with a `run` method.  torch is imported only once there is something to compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from spikebridge.model_config import VariantName
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the run is written, and what is printed."""
+
+    out: Path | None = None
+    """Folder of the run; by default runs/DATA-UNIT-SEED."""
+    config: Path | None = None
+    """A config.json whose settings stand in for the presets; flags win over it."""
+    resume: Flag = False
+    """Go on with the incomplete run in the folder; its settings hold where no flag is given."""
+    overwrite: Flag = False
+    """Start anew, even if the folder holds a run."""
+    json: Flag = False
+    """Print the result as one JSON object on stdout."""
+    report: Flag = True
+    """Write the folder's report.html at the end."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, where it is written, and what is printed.
+
+    All other flags apply to every unit; a flag that is not given takes each unit's own preset.
+    """
+
+    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
+    """Units to compare; use this, not --unit."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds, one run of each unit per seed; use this, not --seed."""
+    jobs: int = 1
+    """Runs that train at the same time, each with its share of the cores."""
+    out: Path | None = None
+    """Folder of the comparison; by default runs/compare-DATA.  Complete runs in it are kept."""
+    overwrite: Flag = False
+    """Do all runs anew, even if the folder holds them."""
+    json: Flag = False
+    """Print compare.json on stdout."""
+    report: Flag = True
+    """Write the folder's report.html at the end."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the HTML page of runs or comparisons."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that train, compare or demo have written."""
+    json: Flag = False
+    """Print the pages' paths as one JSON object."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+
+        commands.report(self.runs, as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train SNU, soft SNU and LSTM, three seeds each, on 8 x 8 digits; needs no network."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the comparison."""
+    jobs: int = 2
+    """Runs that train at the same time, each with its share of the cores."""
+    overwrite: Flag = False
+    """Start anew, even if the demo is complete."""
+    json: Flag = False
+    """Print compare.json on stdout."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+
+        commands.demo(self.out, jobs=self.jobs, overwrite=self.overwrite, as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show versions, processor, kernels in use or why not, and where data lie."""
+
+    json: Flag = False
+    """Print one JSON object."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+
+        commands.info(as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Let a trained language model write."""
+
+    what: tyro.conf.Positional[Literal["text"]]
+    """What is to be produced."""
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a finished `spikebridge train text`."""
+    prompt: str = ""
+    """Where to start; by default at the beginning of a line."""
+    length: int = 100
+    """Symbols (words or characters) to write."""
+    temperature: float = 0.8
+    """Below 1 keeps to what is likely, above 1 wanders; 0 always takes the likeliest."""
+    top: int = 40
+    """Draw among this many likeliest symbols; 0 = among all."""
+    seed: int = 0
+    """Seed of the draws."""
+    json: Flag = False
+    """Print one JSON object."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+
+        commands.sample(
+            self.run_dir,
+            self.prompt,
+            length=self.length,
+            temperature=self.temperature,
+            top=self.top,
+            seed=self.seed,
+            as_json=self.json,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Test a trained network at other numbers of time steps: accuracy against steps."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a finished `spikebridge train digits` or `events`."""
+    steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    """Numbers of time steps."""
+    json: Flag = False
+    """Print one JSON object."""
+    report: Flag = True
+    """Write the folder's report.html anew, with the curve."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+
+        commands.evaluate(self.run_dir, self.steps, page=self.report, as_json=self.json)
+
+
+SIMPLE = (Report, Demo, Info, Sample, Evaluate)

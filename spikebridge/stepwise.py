@@ -1,0 +1,60 @@
+"""A trained network tested at other numbers of time steps than it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spikebridge import evaluation, rundir, tasks
+from spikebridge.experiment import generator
+from spikebridge.network import load_network
+from spikebridge.records import RunError, UsageError
+from spikebridge.task_configs import DigitsConfig, EventsConfig
+
+
+def by_steps(
+    directory: Path, steps: Sequence[int], tell: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Test a finished run at each number of steps; written to steps.json and returned.
+
+    The weights stay as they are: only the presentation gets longer or shorter, which a network of
+    spiking units takes without a change.  Raises UsageError where the run is not of such a task.
+    """
+    if not rundir.is_complete(directory):
+        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
+    if not steps or min(steps) < 1:
+        raise UsageError(f"steps={list(steps)}: each must be at least 1; pass --steps 5 10 20")
+    config = rundir.read_config(directory)
+    task = config.task
+    if not isinstance(task, DigitsConfig | EventsConfig) or task.coding == "rows":
+        raise UsageError(
+            f"{directory}: its inputs have as many steps as the data give them; the number of "
+            "steps is a choice only for images by rate or current, and for events"
+        )
+    try:
+        network = load_network(directory / rundir.MODEL)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(str(error)) from error
+    tests, spikes = [], []
+    for count in sorted(set(steps)):
+        longer = {"steps_test": count} if isinstance(task, DigitsConfig) else {"steps": count}
+        loaded = tasks.load(dataclasses.replace(task, **longer))  # type: ignore[arg-type]
+        # As many samples at a time as keep the work within the memory that training took.
+        size = max(1, config.train.batch_size * task.steps // max(count, task.steps))
+        judge = generator(config.train.eval_seed, "test")
+        score, activity = evaluation.observe(network, loaded, "test", size, judge)
+        tests.append(score.metric)
+        spikes.append(activity.spikes_per_inference)
+        if tell is not None:
+            tell(count)
+    content = {
+        "metric": rundir.read_result(directory).metric,
+        "trained_with": task.steps,
+        "steps": sorted(set(steps)),
+        "test": tests,
+        "spikes_per_inference": spikes,
+    }
+    rundir.write_json(directory / rundir.STEPS, content)
+    return content
