@@ -89,7 +89,7 @@ def restore(
     average = _part(tensors, "average/")
     if average:
         _same_shapes(path, average, shapes)
-    state = _optimizer_state(path, _part(tensors, "optimizer/"), list(network.parameters()))
+    state = _optimizer_state(path, _part(tensors, "optimizer/"), _parameters(optimizer))
     network.load_state_dict(model)
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
@@ -143,6 +143,11 @@ def _same_shapes(
             raise CheckpointError(
                 f"{path}: {name} has shape {there}, this network needs {here}; {REMEDY}"
             )
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """In the optimiser's own order, by which its state is numbered."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _optimizer_state(

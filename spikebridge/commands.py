@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spikebridge import comparison, environment, progress, rundir
-from spikebridge.config import Config, data_name, flatten, variant_of
+from spikebridge import catalog, comparison, environment, progress, rundir
+from spikebridge.config import Config, data_name, default_data, flatten, variant_of
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
 from spikebridge.rundir import Result
+from spikebridge.task_configs import TASKS
 
 FOLDER = Path("runs")
 
@@ -63,7 +64,7 @@ def compare(
 ) -> None:
     """Train units over seeds and show them side by side."""
     out = out or FOLDER / f"compare-{data_name(configs[0])}"
-    planned = comparison.plan(configs, seeds, out, jobs=jobs)
+    planned = comparison.plan([comparison.of_unit(c) for c in configs], seeds, out, jobs=jobs)
     _tell(_shared_settings([run.config for run in planned]))
     kept = 0 if overwrite else sum(run.complete for run in planned)
     _tell_of_kernels(jobs)
@@ -77,8 +78,8 @@ def compare(
 
 def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
     """Compare SNU, soft SNU and LSTM on the digits that come with scikit-learn."""
-    configs = comparison.demo_configs()
-    planned = comparison.plan(configs, comparison.DEMO_SEEDS, out, jobs=jobs)
+    contenders = comparison.demo_contenders()
+    planned = comparison.plan(contenders, comparison.DEMO_SEEDS, out, jobs=jobs)
     if comparison.is_complete(planned) and not overwrite:
         _tell(f"The demo in {out} is complete already; --overwrite starts it anew.")
     else:
@@ -87,6 +88,91 @@ def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
     with progress.display() as display:
         content = comparison.compare(planned, out, jobs=jobs, overwrite=overwrite, progress=display)
     _show(content, out, True, as_json)
+
+
+def reproduce(
+    name: str,
+    out: Path | None,
+    *,
+    seeds: int,
+    quick: bool,
+    jobs: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Make a table of the catalog again: runs, table, picture and page."""
+    entry = catalog.find(name)
+    out = out or FOLDER / f"reproduce-{name}{'-quick' if quick else ''}"
+    contenders = comparison.of_entry(entry, quick=quick)
+    count = seeds or (1 if quick else entry.seeds)
+    planned = comparison.plan(contenders, range(count), out, jobs=jobs)
+    kept = 0 if overwrite else sum(run.complete for run in planned)
+    takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
+    _tell(f"{entry.title}\n{entry.source}")
+    _tell_of_kernels(jobs)
+    _tell(f"{len(planned)} runs in {out}{takes}" + (f"; {kept} are complete" if kept else ""))
+    with progress.display() as display:
+        content = comparison.compare(
+            planned, out, jobs=jobs, overwrite=overwrite, progress=display, about=entry.title
+        )
+    from spikebridge.report.still import draw, markdown
+
+    rundir.write_text(out / "table.md", markdown(content, entry.source))
+    draw(content, out / "plot.png")
+    _show(content, out, True, as_json)
+    if not as_json:
+        print(f"table: {out / 'table.md'}\nplot: {out / 'plot.png'}")
+
+
+def search(
+    task: str,
+    units: Sequence[str],
+    out: Path | None,
+    *,
+    trials: int,
+    data: str | None,
+    epochs: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Search settings for units and tell the best of each."""
+    from spikebridge import search as searching
+
+    given: dict[str, Any] = {"threads": threads} | ({"epochs": epochs} if epochs else {})
+    out = out or FOLDER / f"search-{data or default_data(TASKS[task])}"
+    best = {}
+    for unit in units:
+
+        def tell(number: int, value: float, chosen: dict[str, Any], unit: str = unit) -> None:
+            _tell(
+                f"{unit}  trial {number}/{trials}  valid {value:.5g}  {_settings(chosen).strip()}"
+            )
+
+        content = searching.search(
+            task, unit, out, trials=trials, data=data, settings=given, tell=tell
+        )
+        best[unit] = searching.best(content)
+    if as_json:
+        print(json.dumps(best))
+        return
+    for unit, settings in best.items():
+        print(f"{unit}: {_settings(settings).strip() or 'the preset'}")
+    print(f"trials: {out}")
+
+
+def show_catalog(*, as_json: bool) -> None:
+    """List what `reproduce` can make, and what it takes on two cores."""
+    if as_json:
+        rows = [
+            {"name": e.name, "title": e.title, "seeds": e.seeds, "minutes": e.minutes}
+            for e in catalog.CATALOG
+        ]
+        print(json.dumps({"entries": rows}))
+        return
+    for entry in catalog.CATALOG:
+        takes = f"{entry.minutes:,.0f} min" if entry.minutes else "unknown"
+        runs = f"{len(entry.rows)} x {entry.seeds} runs"
+        print(f"{entry.name:18} {takes:>9}  {runs:12}  {entry.title}")
 
 
 def _tell_of_kernels(jobs: int) -> None:
@@ -140,6 +226,29 @@ def evaluate(run: Path, steps: Sequence[int], *, page: bool, as_json: bool) -> N
         print(f"{count:5}  {metric.figure(value)}")
     if written:
         print(f"page: {written}")
+
+
+def compose(
+    run: Path, out: Path | None, settings: dict[str, Any], *, page: bool, as_json: bool
+) -> None:
+    """Continue a phrase of music with a trained network; the settings are compose.Settings'."""
+    from spikebridge import compose as composing
+
+    written = composing.compose(run, composing.Settings(**settings), out)
+    # The page shows what lies beside it.
+    report = _page(run) if page and out is None else None
+    if as_json:
+        files = {"midi": str(written.midi), "wav": str(written.wav), "report": report}
+        print(json.dumps({"made": written.facts, **files}))
+        return
+    made = written.facts
+    print(
+        f"{made['prompt_frames']} frames of seed phrase and {made['frames']} composed, "
+        f"{made['seconds']:.1f} s at {made['tempo']:g} quarter notes per minute"
+    )
+    print(f"midi: {written.midi}\nwav: {written.wav}")
+    if report:
+        print(f"page: {report}")
 
 
 def info(*, as_json: bool) -> None:

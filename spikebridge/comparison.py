@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikebridge import environment, published, rundir
+from spikebridge.catalog import Entry
 from spikebridge.config import (
     Config,
     data_name,
@@ -44,6 +45,24 @@ DEMO_SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
+class Contender:
+    """What is compared with others: a line of the table."""
+
+    name: str
+    """Safe for folders, such as "recurrent-softsnu"."""
+    label: str
+    config: Config
+    published: dict[str, Any] | None
+    """A published figure to stand beside it: {"value": .., "source": ..}."""
+
+
+def of_unit(config: Config) -> Contender:
+    """A unit as it is, under its own name."""
+    variant = variant_of(config.model)
+    return Contender(variant, label_of(variant), config, published.headline(config))
+
+
+@dataclass(frozen=True)
 class Planned:
     """One run of a comparison."""
 
@@ -51,40 +70,51 @@ class Planned:
     """Its sub-folder, such as "recurrent-softsnu-0"."""
     directory: Path
     config: Config
+    contender: Contender
 
     @property
     def complete(self) -> bool:
         return rundir.is_complete(self.directory)
 
 
+def of_entry(entry: Entry, *, quick: bool = False) -> list[Contender]:
+    """The lines of a table of the catalog."""
+    found = []
+    for row in entry.rows:
+        config = entry.config(row, quick=quick)
+        label = row.label or label_of(row.unit)
+        found.append(Contender(row.name or row.unit, label, config, published.headline(config)))
+    return found
+
+
 def plan(
-    configs: Sequence[Config], seeds: Sequence[int], directory: Path, *, jobs: int = 1
+    contenders: Sequence[Contender], seeds: Sequence[int], directory: Path, *, jobs: int = 1
 ) -> list[Planned]:
-    """The runs of a comparison, unit by unit.
+    """The runs of a comparison, line by line.
 
     With several jobs each run gets its share of the cores as threads, unless the config says how
     many.  A run that was begun keeps its number of threads, for its bits depend on it.
     Raises UsageError for a comparison that makes no sense.
     """
-    if not configs or not seeds:
+    if not contenders or not seeds:
         raise UsageError("a comparison needs at least one unit and one seed; pass --units, --seeds")
     if jobs < 1:
         raise UsageError(f"jobs={jobs}: it must be at least 1; pass --jobs 1")
-    names = [f"unit {variant_of(config.model)}" for config in configs]
+    names = [f"unit {one.name}" for one in contenders]
     names += [f"seed {seed}" for seed in seeds]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"{name} is given twice; name each one once")
     share = max(1, environment.cores() // jobs) if jobs > 1 else 0
     planned = []
-    for config in configs:
+    for one in contenders:
         for seed in seeds:
-            name = f"{variant_of(config.model)}-{seed}"
-            seeded = override(config, seed=seed)
-            if config.train.threads == 0:
+            name = f"{one.name}-{seed}"
+            seeded = override(one.config, seed=seed)
+            if one.config.train.threads == 0:
                 begun = _threads_of(directory / name)
                 seeded = override(seeded, threads=share if begun is None else begun)
-            planned.append(Planned(name, directory / name, seeded))
+            planned.append(Planned(name, directory / name, seeded, one))
     return planned
 
 
@@ -94,11 +124,11 @@ def _threads_of(directory: Path) -> int | None:
     return rundir.read_config(directory).train.threads
 
 
-def demo_configs() -> list[Config]:
+def demo_contenders() -> list[Contender]:
     """The units of the demo on the digits that come with scikit-learn."""
     from spikebridge.config import preset
 
-    return [preset("digits", unit, "digits8x8") for unit in DEMO_UNITS]
+    return [of_unit(preset("digits", unit, "digits8x8")) for unit in DEMO_UNITS]
 
 
 def is_complete(planned: Iterable[Planned]) -> bool:
@@ -114,6 +144,7 @@ def compare(
     overwrite: bool = False,
     page: bool = True,
     progress: Callable[[str], Progress] | None = None,
+    about: str = "",
 ) -> dict[str, Any]:
     """Do what is not done yet, then write compare.json and, if asked for, the page.
 
@@ -124,6 +155,7 @@ def compare(
         overwrite: do all runs anew.
         page: write report.html.
         progress: gives, for a run's name, what is told of it.
+        about: a title for the page.
 
     Returns the content of compare.json.  Raises RunError where some runs failed; the others are
     complete and kept.
@@ -142,7 +174,7 @@ def compare(
             raise RunError(
                 f"{len(failed)} of {len(planned)} runs failed, the others are kept:{told}"
             )
-    content = summary(planned)
+    content = summary(planned) | ({"title": about} if about else {})
     _write(content, directory, page)
     return content
 
@@ -302,7 +334,7 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
     """The content of compare.json, from the results of complete runs."""
     groups: dict[str, list[tuple[Planned, Result]]] = {}
     for run in planned:
-        group = groups.setdefault(variant_of(run.config.model), [])
+        group = groups.setdefault(run.contender.name, [])
         group.append((run, rundir.read_result(run.directory)))
     first = planned[0]
     result = next(iter(groups.values()))[0][1]
@@ -311,27 +343,29 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
         "data": data_name(first.config),
         "metric": result.metric,
         "higher_is_better": result.higher_is_better,
-        "rows": [_row(variant, group) for variant, group in groups.items()],
+        "rows": [_row(group) for group in groups.values()],
     }
 
 
-def _row(variant: str, group: list[tuple[Planned, Result]]) -> dict[str, Any]:
+def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
+    one = group[0][0].contender
     results = [result for _, result in group]
     tests = [result.test for result in results]
     spikes = [result.spikes_per_inference for result in results]
     counted = [value for value in spikes if value is not None]
     return {
-        "unit": variant,
-        "label": label_of(variant),
+        "unit": variant_of(one.config.model),
+        "label": one.label,
         "n": len(results),
         "test_mean": statistics.fmean(tests),
         "test_std": statistics.stdev(tests) if len(tests) > 1 else None,
         "tests": tests,
         "valid_mean": statistics.fmean(result.valid for result in results),
         "parameters": results[0].parameters,
+        "operations": results[0].operations_per_step,
         "seconds_mean": statistics.fmean(result.seconds for result in results),
         "spikes_mean": statistics.fmean(counted) if counted else None,
-        "published": published.headline(group[0][0].config),
+        "published": one.published,
         "runs": [run.name for run, _ in group],
     }
 
@@ -346,7 +380,7 @@ def table(content: dict[str, Any]) -> Table:
     built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     built.add_column("unit")
     # Short enough for 80 columns.
-    for name in ("test", "valid", "seeds", "params", "spikes", "s/run", "paper"):
+    for name in ("test", "valid", "seeds", "params", "MACs", "spikes", "s/run", "paper"):
         built.add_column(name, justify="right")
     for row in content["rows"]:
         spread = row["test_std"]
@@ -357,6 +391,7 @@ def table(content: dict[str, Any]) -> Table:
             metric.figure(row["valid_mean"]),
             str(row["n"]),
             f"{row['parameters']:,}",
+            f"{row['operations']:,}",
             "-" if row["spikes_mean"] is None else f"{row['spikes_mean']:,.0f}",
             f"{row['seconds_mean']:.1f}",
             metric.figure(row["published"]["value"]) if row["published"] else "-",

@@ -52,7 +52,10 @@ class TrainConfig:
     lr: float = 1e-3
     """Learning rate (the highest one, where the schedule varies it), above 0."""
     weight_decay: float = 0.0
-    """Weight decay of the optimiser, at least 0."""
+    """Weight decay of the optimiser on matrices and kernels, at least 0; thresholds, decays and
+    biases are left alone."""
+    beta2: float = 0.999
+    """What adam and adamw keep per step of their mean square of gradients, 0 to below 1."""
     schedule: Literal["constant", "cosine", "onecycle"] = "constant"
     """Learning rate over the run: constant, cosine (falls to 0) or onecycle (rises over the first
     tenth of the steps, then falls)."""
@@ -87,9 +90,11 @@ class TrainConfig:
         at_least(self, 1, "32", "batch_size")
         require(self.lr > 0, f"lr={self.lr}: the learning rate must be above 0; pass --lr 1e-3")
         at_least(self, 0, "0", "weight_decay", "clip_norm", "patience", "sampled")
-        require(
-            0 <= self.ema < 1, f"ema={self.ema}: the share must lie in [0, 1); pass --ema 0.999"
-        )
+        for name in ("ema", "beta2"):
+            value = getattr(self, name)
+            require(
+                0 <= value < 1, f"{name}={value}: the share must lie in [0, 1); pass --{name} 0.99"
+            )
         at_least(self, 0, "0", "seed", "eval_seed", "recompute", "threads")
         for name in ("seed", "eval_seed"):
             value = getattr(self, name)

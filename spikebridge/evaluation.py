@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,10 +16,11 @@ from spikebridge.metrics import from_mean
 from spikebridge.rundir import replace
 
 if TYPE_CHECKING:
-    from spikebridge.network import Network, Observation
+    from spikebridge.network import LayerTrace, Network, Observation
     from spikebridge.tasks.base import Batch, Task
 
 EXAMPLES = 6
+LIKELIEST = 5
 
 
 class Score(NamedTuple):
@@ -123,27 +125,84 @@ def write_examples(
     path: Path, network: Network, task: Task, batch_size: int, generator: torch.Generator
 ) -> None:
     """A few test samples with what every layer did, as plain arrays (T, E, ...) in an .npz file."""
-    batch = next(iter(task.batches("test", batch_size, generator)))
-    chosen = _chosen(batch)
-    x = batch.x[:, chosen].contiguous()
-    with evaluating(network):
-        seen = network.observe(x, membranes=True)
-    each = batch.target.dim() == 3
-    probabilities = seen.output.sigmoid() if each else seen.output.softmax(-1)
-    steps, count = x.shape[:2]
-    full = torch.full((count,), steps)
-    arrays = {
-        "x": x,
-        "output": probabilities,
-        "target": batch.target[:, chosen] if each else batch.target[chosen],
-        "length": full if batch.mask is None else batch.mask[:, chosen].sum(0),
-    }
-    for number, layer in enumerate(seen.layers, start=1):
+    batches = iter(task.batches("test", batch_size, generator))
+    if task.symbols and task.carries_state:
+        arrays, layers = _of_symbols(network, batches)
+    else:
+        arrays, layers = _of_numbers(network, task, batches)
+    for number, layer in enumerate(layers, start=1):
         arrays[f"layer{number}_y"] = layer.y
         if layer.s is not None:
             arrays[f"layer{number}_s"] = layer.s
     plain = {name: np.ascontiguousarray(value.numpy()) for name, value in arrays.items()}
+    if task.output_names:
+        plain["output_names"] = np.array(task.output_names)
     replace(path, lambda part: _save(part, plain))
+
+
+def _of_numbers(
+    network: Network, task: Task, batches: Iterator[Batch]
+) -> tuple[dict[str, Tensor], tuple[LayerTrace, ...]]:
+    batch = next(batches)
+    chosen = _chosen(batch)
+    x = batch.x[:, chosen].contiguous()
+    with evaluating(network):
+        seen = network.observe(x, membranes=True)
+    steps, count = x.shape[:2]
+    full = torch.full((count,), steps)
+    arrays = {
+        "x": x,
+        "output": _meant(task, seen.output, batch.target),
+        "target": batch.target[:, chosen] if task.readout == "each" else batch.target[chosen],
+        "length": full if batch.mask is None else batch.mask[:, chosen].sum(0),
+    }
+    return arrays, seen.layers
+
+
+def _of_symbols(
+    network: Network, batches: Iterator[Batch]
+) -> tuple[dict[str, Tensor], tuple[LayerTrace, ...]]:
+    """The first stretches of a text as examples; of all outputs only the likeliest few are kept.
+
+    output holds the probability of the right symbol and then those of the likeliest, whose numbers
+    are in `top`.
+    """
+    first = next(batches)
+    parts = [first, *islice(batches, EXAMPLES - 1)]
+    parts = [part for part in parts if len(part.x) == len(first.x)]
+    x = torch.cat([part.x[:, :1] for part in parts])
+    target = torch.cat([part.target[:, :1] for part in parts])
+    with evaluating(network):
+        seen = network.observe(x, membranes=True)
+
+    def side_by_side(value: Tensor) -> Tensor:
+        """(E T, 1, ...) to (T, E, ...)."""
+        return value[:, 0].unflatten(0, (len(parts), -1)).transpose(0, 1)
+
+    chances = seen.output.softmax(-1)
+    likeliest = chances.topk(min(LIKELIEST, chances.shape[-1]), -1)
+    right = chances.gather(-1, target.unsqueeze(-1))
+    arrays = {
+        "x": side_by_side(x.unsqueeze(-1)),
+        "output": side_by_side(torch.cat([right, likeliest.values], -1)),
+        "target": side_by_side(target),
+        "top": side_by_side(likeliest.indices),
+        "length": torch.full((len(parts),), len(first.x)),
+    }
+    layers = [
+        layer._replace(
+            y=side_by_side(layer.y), s=None if layer.s is None else side_by_side(layer.s)
+        )
+        for layer in seen.layers
+    ]
+    return arrays, tuple(layers)
+
+
+def _meant(task: Task, output: Tensor, target: Tensor) -> Tensor:
+    """Outputs as what they stand for: the numbers themselves, or probabilities."""
+    if not target.is_floating_point():
+        return output.softmax(-1)
+    return output if task.metric == "rmse" else output.sigmoid()
 
 
 def _chosen(batch: Batch) -> list[int]:

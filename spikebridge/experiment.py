@@ -8,6 +8,7 @@ the same bits as one that was not.
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,6 +114,23 @@ def run(
         return begun.complete()
 
 
+def validate(
+    config: Config, *, progress: Progress | None = None, task: Task | None = None
+) -> list[dict[str, Any]]:
+    """Train and validate, and leave nothing behind: the test set is not read.
+
+    Returns the lines of metrics.jsonl.  Raises as `run`.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="spikebridge-") as folder,
+        _threads(config.train.threads),
+        torch.random.fork_rng(devices=[]),
+    ):
+        begun = _Run(config, Path(folder), progress or Silent(), task)
+        begun.train_all()
+        return begun.state.history
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -199,6 +217,11 @@ class _Run:
 
     def complete(self) -> Result:
         """Go on from the checkpoint, if there is one, to the end."""
+        self.train_all()
+        return self._finish()
+
+    def train_all(self) -> None:
+        """Go on from the checkpoint, if there is one, to the last epoch."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -224,7 +247,6 @@ class _Run:
             self.progress.end()
             if board is not None:
                 board.close()
-        return self._finish()
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """Train for an epoch, validate, save; returns its line of metrics.jsonl."""

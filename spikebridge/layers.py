@@ -25,6 +25,8 @@ class Layer(nn.Module):
         array: x (T, B, ...) to drive (T, B, N); see `spikebridge.synapses.Array`.
         unit: N neurons.
         recurrent: add a trained (N, N) matrix from the layer's last outputs to its drive.
+        dropout_recurrent: probability of dropping a weight of that matrix in training, once for
+            all of a call's batch and time (DropConnect, Wan et al. 2013).
         backend: "auto", "loop", "native" or "triton"; see `spikebridge.scan.scan`.
         recompute: k > 0 keeps every k-th state for the backward pass and computes the others
             twice; see `spikebridge.recompute.recomputed`.  Not under torch.compile or torch.func,
@@ -37,6 +39,7 @@ class Layer(nn.Module):
         unit: Unit,
         *,
         recurrent: bool = False,
+        dropout_recurrent: float = 0.0,
         backend: Backend = "auto",
         recompute: int = 0,
     ) -> None:
@@ -51,7 +54,14 @@ class Layer(nn.Module):
             raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
         if recompute < 0:
             raise ValueError(f"recompute must be a number of steps, or 0 for off, got {recompute}")
-        self.recompute = recompute
+        if not 0 <= dropout_recurrent < 1:
+            raise ValueError(f"dropout_recurrent must be in [0, 1), got {dropout_recurrent}")
+        if recompute and dropout_recurrent:  # what is computed twice would be drawn twice
+            raise ValueError(
+                f"recompute={recompute} does not go with dropout_recurrent={dropout_recurrent}; "
+                "leave one of them out"
+            )
+        self.recompute, self.dropout_recurrent = recompute, dropout_recurrent
         self.spiking = unit.spiking
         if recurrent:
             self.recurrent = nn.Parameter(torch.empty(unit.size, unit.size))
@@ -69,7 +79,10 @@ class Layer(nn.Module):
         return recomputed(self._run, x, state, parameters, self.recompute)
 
     def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        return scan(self.unit, self.array(x), self.recurrent, state, backend=self.backend)
+        recurrent: Tensor | None = self.recurrent
+        if self.dropout_recurrent and recurrent is not None:
+            recurrent = F.dropout(recurrent, self.dropout_recurrent, self.training)
+        return scan(self.unit, self.array(x), recurrent, state, backend=self.backend)
 
     def trace(self, x: Tensor, state: State | None = None) -> Trace:
         """Outputs and membrane states of every step, (T, B, N) each, and the last state."""

@@ -48,14 +48,19 @@ class ModelConfig:
     channels: tuple[int, ...] = ()
     """Channels of convolutional layers ahead of the hidden ones, for tasks with images."""
     kernel_size: int = 5
-    """Side of the convolutions' kernels, odd; images keep their size, being padded."""
-    pool: int = 2
-    """Side of the squares over which the output of each convolutional layer is averaged."""
-    batch_norm: bool = False
-    """Whether drives are normalised over batch and time in training (by running means in use)."""
+    """Side of the convolutions' kernels, odd; images are padded by half of it."""
+    stride: int = 2
+    """Step of the convolutions: 2 halves the sides of an image in each such layer."""
+    pool: int = 1
+    """Side of the squares over which the drive of each convolutional layer is averaged."""
+    norm: bool = False
+    """Whether drives are scaled, feature by feature, to a learned root mean square: in training by
+    that of the batch, in use by a running one, which is a factor on the weights."""
     embedding: int = 0
     """For tasks with symbols: length of the vector of each, trained; 0 = each symbol drives the
     first layer by a row of its own."""
+    embedding_scale: float = 1.0
+    """Factor on those vectors on their way into the network, above 0."""
     tied: bool = False
     """Whether the readout uses the embedding's matrix (Press and Wolf 2017), behind a linear map to
     its length."""
@@ -95,6 +100,12 @@ class ModelConfig:
     0 to below 1."""
     same_mask: bool = False
     """Whether dropout drops the same neurons at all steps of a sequence."""
+    dropout_recurrent: float = 0.0
+    """Probability of dropping a weight of the recurrent matrix for a batch in training, 0 to below
+    1 (DropConnect, Wan et al. 2013)."""
+    read_all: bool = False
+    """Whether the readout reads the outputs of all hidden layers, side by side, not the last one's
+    alone."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -127,7 +138,7 @@ class ModelConfig:
             f"surrogate_height={self.surrogate_height}: the height must be above 0; "
             "pass --surrogate-height 1",
         )
-        for name in ("dropout", "dropout_in"):
+        for name in ("dropout", "dropout_in", "dropout_recurrent"):
             value = getattr(self, name)
             flag = name.replace("_", "-")
             require(
@@ -146,7 +157,11 @@ class ModelConfig:
             self.kernel_size >= 1 and self.kernel_size % 2 == 1,
             f"kernel_size={self.kernel_size}: the side must be odd; pass --kernel-size 5",
         )
-        at_least(self, 1, "2", "pool")
+        require(
+            self.embedding_scale > 0,
+            f"embedding_scale={self.embedding_scale}: it must be above 0; pass --embedding-scale 4",
+        )
+        at_least(self, 1, "1", "stride", "pool")
         at_least(self, 0, "0", "embedding")
         require(
             self.weight_bits == 0 or 2 <= self.weight_bits <= 16,
@@ -156,11 +171,13 @@ class ModelConfig:
             not self.tied or self.embedding > 0,
             "tied=True: there is no embedding to be tied to; pass --embedding 512 or --no-tied",
         )
-        require(
-            self.unit not in BASELINES or not (self.weight_bits or self.channels),
-            f"unit={self.unit}: weight bits and convolutions are for spiking units and their soft "
-            "form; leave --weight-bits and --channels out",
-        )
+        for name in ("weight_bits", "channels", "dropout_recurrent"):
+            flag = name.replace("_", "-")
+            require(
+                self.unit not in BASELINES or not getattr(self, name),
+                f"unit={self.unit}: {name} is for spiking units and their soft form; "
+                f"leave --{flag} out",
+            )
 
     def _check_unit(self) -> None:
         require(

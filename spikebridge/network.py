@@ -67,7 +67,9 @@ class Network(nn.Module):
         dropout: see `Dropout`; applied to the outputs of every hidden layer.
         dropout_in: the same for inputs, or for the vectors of the embedding.
         embedding: of symbols; None where the inputs are numbers or the first array takes symbols.
+        embedding_scale: factor on what it gives.
         tied: the readout takes the embedding's matrix.
+        read: the readout is given the outputs of so many last layers, side by side.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Network(nn.Module):
         dropout_in: float = 0.0,
         same_mask: bool = False,
         embedding: nn.Embedding | None = None,
+        embedding_scale: float = 1.0,
         tied: bool = False,
+        read: int = 1,
     ) -> None:
         super().__init__()
         if not layers:
@@ -87,7 +91,8 @@ class Network(nn.Module):
         self.layers: Any = nn.ModuleList(layers)
         self.readout: Any = readout
         self.embedding = embedding
-        self.tied = tied
+        self.embedding_scale = embedding_scale
+        self.tied, self.read = tied, read
         self.dropout = Dropout(dropout, same_mask=same_mask)
         self.dropout_in = Dropout(dropout_in, same_mask=same_mask)
         self.description: dict[str, str] | None = None  # what `build` made it from
@@ -122,10 +127,10 @@ class Network(nn.Module):
                 f"got {len(states)}"
             )
         if self.embedding is not None:
-            x = self.embedding(x)
+            x = self.embedding(x) * self.embedding_scale
         if x.is_floating_point():
             x = self.dropout_in(x)
-        traces, after = [], []
+        traces, after, sent = [], [], []
         for number, (layer, before) in enumerate(zip(self.layers, states, strict=True), start=1):
             s = None
             if membranes and isinstance(layer, Layer):
@@ -135,6 +140,9 @@ class Network(nn.Module):
             traces.append(LayerTrace(f"layer{number}", y, s, layer.spiking))
             after.append(last)
             x = self.dropout(y)
+            sent.append(x)
+        if self.read > 1:
+            x = torch.cat(sent[-self.read :], -1)
         matrix = self.embedding.weight if self.tied and self.embedding is not None else None
         output = self.readout(x) if matrix is among is None else self.readout(x, matrix, among)
         return Observation(output, tuple(after), tuple(traces))
@@ -165,24 +173,34 @@ def build(
     """
     _check_inputs(model, symbols, image)
     layers: list[Layer | Baseline] = []
-    arrays = _arrays(model, input_size, symbols, image)
-    for number, (make_array, features, size) in enumerate(arrays):
+    for number, (make_array, features, size) in enumerate(
+        _arrays(model, input_size, symbols, image)
+    ):
         if model.unit in BASELINES:
             layers.append(Baseline(model.unit, features, size))
             continue
         unit = _unit(model, size)
         array = make_array(unit)
         recurrent = model.recurrent and number >= len(model.channels)
-        layers.append(Layer(array, unit, recurrent=recurrent, backend=backend, recompute=recompute))
+        dropped = model.dropout_recurrent if recurrent else 0.0
+        layer = Layer(
+            array, unit, recurrent=recurrent, dropout_recurrent=dropped, backend=backend,
+            recompute=recompute,
+        )  # fmt: skip
+        layers.append(layer)
     width = model.embedding if symbols else 0
+    read = len(model.hidden) if model.read_all else 1
+    tied = width if model.tied else 0
     network = Network(
         layers,
-        Readout(model.hidden[-1], output_size, readout, tied=width if model.tied else 0),
+        Readout(sum(model.hidden[-read:]), output_size, readout, tied=tied),
         dropout=model.dropout,
         dropout_in=model.dropout_in,
         same_mask=model.same_mask,
         embedding=_embedding(input_size, width) if width else None,
+        embedding_scale=model.embedding_scale,
         tied=model.tied,
+        read=read,
     )
     if model.weight_bits:
         round_weights(network, model.weight_bits)
@@ -267,12 +285,19 @@ def _arrays(
 def _convolution(
     model: ModelConfig, shape: tuple[int, int, int], channels: int, unit: Unit | None
 ) -> Conv2d:
-    padding = model.kernel_size // 2
-    return Conv2d(shape, channels, model.kernel_size, padding=padding, pool=model.pool, unit=unit)
+    return Conv2d(
+        shape,
+        channels,
+        model.kernel_size,
+        stride=model.stride,
+        padding=model.kernel_size // 2,
+        pool=model.pool,
+        unit=unit,
+    )
 
 
 def _normalised(model: ModelConfig, make: Maker, unit: Unit | None) -> Any:
-    return Normalised(make(unit), unit) if model.batch_norm else make(unit)
+    return Normalised(make(unit), unit) if model.norm else make(unit)
 
 
 def _embedding(symbols: int, width: int) -> nn.Embedding:

@@ -27,13 +27,20 @@ def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
 
 
 def make_optimizer(train: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of a config; its learning rate is set anew before every step."""
+    """The optimiser of a config; its learning rate is set anew before every step.
+
+    Weight decay draws matrices and kernels to zero, and nothing else: a threshold or a decay of
+    zero means something.
+    """
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
     if train.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, train.lr, momentum=MOMENTUM, weight_decay=train.weight_decay
-        )
+        return torch.optim.SGD(groups, train.lr, momentum=MOMENTUM)
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, train.lr, weight_decay=train.weight_decay)
+    return kind(groups, train.lr, betas=(0.9, train.beta2), fused=True)
 
 
 def finished(train: TrainConfig, history: list[dict[str, Any]]) -> bool:

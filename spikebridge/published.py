@@ -1,20 +1,23 @@
 """Published figures to stand beside ours: data with their sources, and nothing from memory.
 
 Every figure here was read in the source that it names.  Accuracy is a share of 1, NLL is nats per
-frame (sum over 88 notes, mean over frames).
+frame (sum over 88 notes, mean over frames), perplexity is per word.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spikebridge.config import Config, DigitsConfig, data_name, variant_of
+from spikebridge.config import Config, data_name, variant_of
+from spikebridge.task_configs import DigitsConfig, TextConfig
 
 _WOZNIAK = (
     "Woźniak, Pantazi, Bohnstingl, Eleftheriou 2020, Nature Machine Intelligence 2:325, "
     "result chart as shown in IBM/neuroaikit"
 )
 _BAI = "Bai, Kolter, Koltun 2018, result table; about 300,000 parameters"
+_BAI_PTB = "Bai, Kolter, Koltun 2018, result table; 13 million parameters"
+_TOOLKIT = "IBM/neuroaikit, printed output of its notebook"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,24 @@ PUBLISHED: dict[tuple[str, str], tuple[Figure, ...]] = {
     ("mnist", "rnn"): (Figure(0.9772, f"{_WOZNIAK}: RNN, 4 L"),),
     ("mnist", "lstm"): (Figure(0.9748, f"{_WOZNIAK}: LSTM, 4 L"),),
     ("mnist", "gru"): (Figure(0.9645, f"{_WOZNIAK}: GRU, 4 L"),),
+    ("mnist", "li-snu"): (Figure(0.9382, f"{_TOOLKIT}: LI-SNU 784-100-10, 45.9 spikes a digit"),),
+    ("mnist convolutions", "snu"): (Figure(0.9921, f"{_WOZNIAK}: CNN of SNUs, sd 0.07"),),
+    ("mnist convolutions, elastic", "snu"): (
+        Figure(0.9953, f"{_WOZNIAK}: CNN of SNUs with elastic distortions, sd 0.03"),
+    ),
+    ("ptb word", "snu"): (Figure(137.7, f"{_WOZNIAK}: FF-SNU"),),
+    ("ptb word tied", "snu"): (Figure(137.7, f"{_WOZNIAK}: FF-SNU"),),
+    ("ptb word tied", "recurrent-softsnu"): (
+        Figure(108.4, f"{_WOZNIAK}: recurrent sSNU with weight tying"),
+    ),
+    ("ptb word", "lstm"): (
+        Figure(114.5, f"{_WOZNIAK}: small LSTM"),
+        Figure(78.93, f"{_BAI_PTB}: LSTM", headline=False),
+    ),
+    ("ptb word tied", "lstm"): (
+        Figure(112.4, f"{_WOZNIAK}: small LSTM with weight tying"),
+        Figure(78.93, f"{_BAI_PTB}: LSTM", headline=False),
+    ),
 }
 
 
@@ -58,11 +79,17 @@ def figures(config: Config) -> tuple[Figure, ...]:
     The chart for JSB does not say whether its SNU and sSNU are recurrent, so those figures stand
     beside both; the ones for MNIST are feed-forward with rate coding and stand beside nothing else.
     """
-    rate = isinstance(config.task, DigitsConfig) and config.task.coding == "rate"
-    variant = variant_of(config.model)
-    if data_name(config) == "mnist" and (not rate or variant.startswith("recurrent-")):
-        return ()
-    return PUBLISHED.get((data_name(config), config.model.unit), ())
+    data, model = data_name(config), config.model
+    recurrent = variant_of(model).startswith("recurrent-")
+    if isinstance(config.task, DigitsConfig):
+        if config.task.coding != "rate" or recurrent:
+            return ()
+        if model.channels:
+            data += " convolutions" + (", elastic" if config.task.elastic else "")
+    if isinstance(config.task, TextConfig):
+        data += f" {config.task.level}" + (" tied" if model.tied else "")
+        return PUBLISHED.get((data, variant_of(model)), ())
+    return PUBLISHED.get((data, model.unit), ())
 
 
 def headline(config: Config) -> dict[str, object] | None:

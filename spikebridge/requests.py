@@ -6,6 +6,7 @@ is a record with a `run` method.  torch is imported only once there is something
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from spikebridge.model_config import VariantName
+from spikebridge.records import UsageError
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -106,6 +108,84 @@ class Info:
 
 
 @dataclass(frozen=True)
+class Reproduce:
+    """Make a published table or figure again: runs over seeds, a table, a picture and a page."""
+
+    name: tyro.conf.Positional[str] = ""
+    """Which one; --list shows them all."""
+    list: Flag = False
+    """Show all entries with what they take on two cores."""
+    seeds: int = 0
+    """Number of seeds, 0, 1, 2, ..; 0 = as many as the entry says."""
+    quick: Flag = False
+    """A few epochs of one seed: to see that it works, not what it reaches."""
+    jobs: int = 2
+    """Runs that train at the same time, each with its share of the cores."""
+    out: Path | None = None
+    """Folder; by default runs/reproduce-NAME.  Complete runs in it are kept."""
+    overwrite: Flag = False
+    """Do all runs anew, even if the folder holds them."""
+    json: Flag = False
+    """Print compare.json, or the list, on stdout."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+
+        if self.list:
+            commands.show_catalog(as_json=self.json)
+            return
+        if not self.name:
+            raise UsageError("no entry is named; `spikebridge reproduce --list` shows them all")
+        if self.seeds < 0:
+            raise UsageError(f"seeds={self.seeds}: a number of seeds, 0 or above; pass --seeds 5")
+        commands.reproduce(
+            self.name,
+            self.out,
+            seeds=self.seeds,
+            quick=self.quick,
+            jobs=self.jobs,
+            overwrite=self.overwrite,
+            as_json=self.json,
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search the settings of units: the same trials and space for each, judged on validation."""
+
+    task: tyro.conf.Positional[Literal["digits", "music", "text", "events"]]
+    """The task."""
+    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
+    """Units to search for."""
+    trials: int = 12
+    """Trials of each unit, the first with its preset."""
+    data: str | None = None
+    """The data set; by default the task's own."""
+    epochs: int = 0
+    """Epochs of each trial; 0 = as many as the preset says."""
+    threads: int = 0
+    """CPU threads; 0 = as many as torch takes."""
+    out: Path | None = None
+    """Folder; by default runs/search-DATA.  A search that lies there goes on."""
+    json: Flag = False
+    """Print the best settings as one JSON object."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+
+        commands.search(
+            self.task,
+            self.units,
+            self.out,
+            trials=self.trials,
+            data=self.data,
+            epochs=self.epochs,
+            threads=self.threads,
+            as_json=self.json,
+        )
+
+
+@dataclass(frozen=True)
 class Sample:
     """Let a trained language model write."""
 
@@ -159,4 +239,42 @@ class Evaluate:
         commands.evaluate(self.run_dir, self.steps, page=self.report, as_json=self.json)
 
 
-SIMPLE = (Report, Demo, Info, Sample, Evaluate)
+@dataclass(frozen=True)
+class Compose:
+    """Let a network trained on music continue a phrase; writes MIDI, sound and the page."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a finished `spikebridge train music`."""
+    piece: int = 0
+    """Number of the test piece whose beginning is the seed phrase, from 0."""
+    midi: str = ""
+    """A MIDI file as the seed phrase, instead of a test piece."""
+    prompt_frames: int = 0
+    """Frames of the seed phrase; 0 = 16 of a test piece, all of a MIDI file."""
+    frames: int = 64
+    """Frames to add; a frame is a quarter note in jsb and in your own pieces, else an eighth."""
+    temperature: float = 0.9
+    """Below 1 keeps to the likely notes, above 1 wanders; 0 always takes the likeliest."""
+    voices: int = 0
+    """Most notes at once; 0 = as many as the pieces of the run usually have (jsb: 4)."""
+    tempo: float = 100.0
+    """Quarter notes per minute."""
+    seed: int = 0
+    """Seed of the draws."""
+    out: Path | None = None
+    """Folder for composition.mid and composition.wav; by default that of the run."""
+    json: Flag = False
+    """Print one JSON object."""
+    report: Flag = True
+    """Write the run's report.html anew, with the composition (not where --out is given)."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("run_dir", "out", "json", "report"):
+            del settings[name]
+        commands.compose(self.run_dir, self.out, settings, page=self.report, as_json=self.json)
+
+
+SIMPLE = (Report, Demo, Info, Sample, Compose, Evaluate, Search, Reproduce)

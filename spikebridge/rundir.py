@@ -28,6 +28,8 @@ STEPS = "steps.json"
 RESULT = "result.json"
 TENSORBOARD = "tensorboard"
 REPORT = "report.html"
+# What `compose` adds to a run of the task music; the last says that the others are whole.
+COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
 # Removed in this order when a run is overwritten: first what says that it is complete.
 FILES = (RESULT, CHECKPOINT, METRICS, MODEL, EXAMPLES, SYMBOLS, STEPS, REPORT, ENVIRONMENT, CONFIG)
 
@@ -152,7 +154,7 @@ def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
 
 def clear(directory: Path) -> None:
     """Remove the files of a run, and nothing else."""
-    for name in FILES:
+    for name in (*FILES, *COMPOSITION):
         (directory / name).unlink(missing_ok=True)
         for left_behind in directory.glob(f".{name}.*"):
             left_behind.unlink()

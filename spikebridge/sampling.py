@@ -21,33 +21,35 @@ class Drawn(NamedTuple):
     log_expected: Tensor  # (K,) log of how often an output is expected among those drawn
 
     def loss(self, output: Tensor) -> Tensor:
-        """Cross-entropy in nats, corrected for how the outputs were drawn; output (..., K)."""
+        """Cross-entropy in nats, corrected for how the outputs were drawn; output (..., K).
+
+        Each output stands for as many as its chance to be here says; the right one, which is here
+        for certain, for itself alone: the sum over all outputs is then estimated without bias.
+        """
         logits = output.flatten(0, -2).float() - self.log_expected
+        own = self.log_expected[self.target].unsqueeze(1)
+        logits = logits.scatter_add(1, self.target.unsqueeze(1), own)
         return F.cross_entropy(logits, self.target)
 
 
 class Sampler:
-    """Draws outputs by their frequency, tempered, in training.
+    """Draws outputs by their frequency in training.
 
     Args:
         frequencies: (O,) shares, summing to 1.
         count: draws per batch, with replacement; the batch's targets come on top.
-        power: exponent on the frequencies; below 1 it draws rare ones more often.
     """
 
-    def __init__(self, frequencies: Tensor, count: int, power: float = 0.75) -> None:
-        self.frequencies = frequencies.double().clamp(1e-9, 1 - 1e-9)
-        weights = self.frequencies**power
-        self.shares = (weights / weights.sum()).float()
-        self.count = count
+    def __init__(self, frequencies: Tensor, count: int) -> None:
+        shares = frequencies.double().clamp(1e-9, 1 - 1e-9)
+        self.shares, self.count = (shares / shares.sum()), count
 
     def draw(self, target: Tensor, generator: torch.Generator) -> Drawn:
         """The outputs for a batch with these targets, any shape, int64."""
         found = torch.multinomial(self.shares, self.count, replacement=True, generator=generator)
         flat = target.flatten()
         among, where = torch.unique(torch.cat([flat, found]), return_inverse=True)
-        # Probability of being among the candidates at all: by a draw, or as some sample's target.
-        missed = self.count * torch.log1p(-self.shares[among].double())
-        missed += len(flat) * torch.log1p(-self.frequencies[among])
+        # Chance of not being among them: neither by a draw nor as some sample's target.
+        missed = (self.count + len(flat)) * torch.log1p(-self.shares[among])
         expected = -torch.expm1(missed)
         return Drawn(among, where[: len(flat)], expected.clamp_min(1e-12).log().float())

@@ -161,31 +161,48 @@ class Embedding(nn.Module):
 
 
 class Normalised(nn.Module):
-    """An array whose drive is brought to mean 0 and a trained spread, feature by feature.
+    """An array whose drive is scaled, feature by feature, to a trained root mean square.
 
-    In training over all of batch and time, in use by running means (Ioffe and Szegedy 2015), where
-    it is a factor on the weights and a shift of the threshold.  The drive starts with the spread
-    that `gain` gives it for inputs of mean square 1/4.
+    In training by that of the batch, over all samples and time steps, in use by a running one: a
+    factor on the weights, and nothing else, so that hardware needs no part for it.  (Batch
+    normalisation, Ioffe and Szegedy 2015, also takes off the mean, which would leave a constant
+    drive behind: no shift of a threshold stands for that where a membrane leaks and is reset.)
+    The drive starts with the size that `gain` gives it for inputs of mean square 1/4.
 
     Args:
-        array: (..., I) to (..., N); a `Conv2d` is normalised channel by channel.
+        array: (..., I) to (..., N); a `Conv2d` is scaled channel by channel.
         unit: as in `Dense`.
+        momentum: share of a batch in the running mean square.
     """
 
-    def __init__(self, array: Dense | Conv2d, unit: Unit | None = None) -> None:
+    EPS = 1e-6
+
+    def __init__(
+        self, array: Dense | Conv2d, unit: Unit | None = None, *, momentum: float = 0.05
+    ) -> None:
         super().__init__()
-        self.array = array
+        self.array, self.momentum = array, momentum
         self.in_features, self.out_features = array.in_features, array.out_features
-        groups = array.out_shape[0] if isinstance(array, Conv2d) else array.out_features
-        self.norm = nn.BatchNorm1d(groups)
-        nn.init.constant_(self.norm.weight, gain(unit) / 2)
+        self.groups = array.out_shape[0] if isinstance(array, Conv2d) else array.out_features
+        self.size = nn.Parameter(torch.full((self.groups,), gain(unit) / 2))
+        self.mean_square: Tensor
+        self.register_buffer("mean_square", torch.ones(self.groups))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
         drive = self.array(x)
-        # (samples, features, pixels of a feature): one pixel where the array is not a convolution.
-        seen = drive.reshape(-1, self.norm.num_features, drive.shape[-1] // self.norm.num_features)
-        return self.norm(seen).reshape(drive.shape)
+        # (samples, features, pixels of a feature): one pixel where the array is no convolution.
+        seen = drive.reshape(-1, self.groups, drive.shape[-1] // self.groups)
+        if self.training and len(seen):
+            mean_square = seen.square().mean((0, 2), dtype=torch.float32)
+            self.mean_square.lerp_(mean_square.detach(), self.momentum)
+        else:
+            mean_square = self.mean_square
+        factor = self.size * (mean_square + self.EPS).rsqrt()
+        return (seen * factor.to(seen.dtype).unsqueeze(1)).reshape(drive.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.groups} features"
 
 
 class Rounded(nn.Module):

@@ -62,6 +62,8 @@ class MusicConfig:
     NAME = "music"
     SAMPLE, COUNTED = "piece", "frame"
     OWN_DATA = "mat"
+    # Boulanger-Lewandowski, Bengio, Vincent 2012: frames of an eighth note, in JSB of a quarter.
+    FRAMES_PER_QUARTER = {"jsb": 1, "nottingham": 2, "musedata": 2, "piano": 2}  # noqa: RUF012
 
     data: Literal["jsb", "nottingham", "musedata", "piano", "mat"] = "jsb"
     """Which pieces: jsb (Bach chorales, 229 to train, 76 to validate, 77 to test), nottingham (folk
@@ -80,6 +82,11 @@ class MusicConfig:
             self.frames == 0 or self.frames >= 2,
             f"frames={self.frames}: an excerpt needs 2 frames or more; pass --frames 200 or 0",
         )
+
+    @property
+    def frames_per_quarter(self) -> int:
+        """Frames in a quarter note; a frame of one's own pieces is taken for a quarter note."""
+        return self.FRAMES_PER_QUARTER.get(self.data, 1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,10 @@ def test_demo_is_shown_again_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
-    configs = [override(config, **small) for config in comparison.demo_configs()]
-    monkeypatch.setattr(comparison, "demo_configs", lambda: configs)
+    contenders = [
+        replace(one, config=override(one.config, **small)) for one in comparison.demo_contenders()
+    ]
+    monkeypatch.setattr(comparison, "demo_contenders", lambda: contenders)
     assert spikebridge("demo --jobs 1") == 0
     first = capsys.readouterr()
     assert "page: runs/demo/report.html" in first.out

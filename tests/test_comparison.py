@@ -16,14 +16,16 @@ import pytest
 from rich.console import Console
 
 from spikebridge import comparison, experiment, rundir
+from spikebridge.comparison import Contender
 from spikebridge.config import Config, override, preset
 from spikebridge.records import RunError, UsageError
 
 TINY = {"hidden": (8,), "steps": 4, "epochs": 2, "batch_size": 256, "threads": 1}
 
 
-def tiny(*units: str, **settings: Any) -> list[Config]:
-    return [override(preset("digits", unit), **(TINY | settings)) for unit in units]
+def tiny(*units: str, **settings: Any) -> list[Contender]:
+    configs = [override(preset("digits", unit), **(TINY | settings)) for unit in units]
+    return [comparison.of_unit(config) for config in configs]
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +137,14 @@ def test_threads_are_shared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(comparison.environment, "cores", lambda: 8)
     free, fixed = tiny("snu", threads=0), tiny("snu", threads=3)
 
-    def threads(configs: list[Config], jobs: int) -> int:
-        return comparison.plan(configs, [0], tmp_path, jobs=jobs)[0].config.train.threads
+    def threads(contenders: list[Contender], jobs: int) -> int:
+        return comparison.plan(contenders, [0], tmp_path, jobs=jobs)[0].config.train.threads
 
     assert threads(free, 1) == 0
     assert threads(free, 3) == 2
     assert threads(free, 20) == 1
     assert threads(fixed, 2) == 3
-    experiment.run(override(free[0], threads=2, epochs=1), tmp_path / "snu-0")
+    experiment.run(override(free[0].config, threads=2, epochs=1), tmp_path / "snu-0")
     assert threads(free, 1) == 2
 
 
@@ -212,6 +214,7 @@ def test_the_table_reads_as_people_write() -> None:
                 "test_std": None,
                 "valid_mean": 8.8,
                 "parameters": 26638,
+                "operations": 26400,
                 "seconds_mean": 31.26,
                 "spikes_mean": 812.4,
                 "published": {"value": 8.72, "source": "a paper"},

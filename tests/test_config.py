@@ -181,7 +181,10 @@ def test_a_broken_rule_names_value_and_remedy(settings: dict, message: str) -> N
         ({"model": {"weight_bits": 1}}, "weight_bits=1: weights have 2 to 16 bits"),
         ({"model": {"kernel_size": 4}}, "kernel_size=4: the side must be odd"),
         ({"model": {"channels": [0]}}, "each convolutional layer needs a channel"),
-        ({"model": {"unit": "lstm", "channels": [8]}}, "unit=lstm: .* leave --weight-bits and"),
+        (
+            {"model": {"unit": "lstm", "channels": [8]}},
+            "unit=lstm: channels .* leave --channels out",
+        ),
         ({"model": {"decay_to": 1.5}}, "decay_to=1.5: the decay must lie in"),
         ({"model": {"decay_to": 1, "train_decay": True}}, "decay_to=1.0: a learned decay"),
         ({"train": {"ema": 1}}, "ema=1.0: the share must lie in"),

@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.io import savemat
 from torch import Tensor
+from toy_music import toy_songs, write_mat
 
 from spikebridge import tasks
 from spikebridge.task_configs import DigitsConfig, MusicConfig
@@ -23,26 +23,7 @@ from spikebridge.tasks import digits, files
 from spikebridge.tasks.base import SPLITS, Batch, Task
 from spikebridge.tasks.digits import Digits, bernoulli
 from spikebridge.tasks.files import DataError
-from spikebridge.tasks.music import Music, read_songs
-
-TOY_LENGTHS = {"traindata": (5, 2, 9, 4, 4, 7, 3), "validdata": (6, 3, 3), "testdata": (2, 8, 5)}
-
-
-def toy_songs() -> dict[str, list[np.ndarray]]:
-    random = np.random.default_rng(0)
-    return {
-        key: [(random.random((length, 88)) < 0.1).astype(np.uint8) for length in lengths]
-        for key, lengths in TOY_LENGTHS.items()
-    }
-
-
-def write_mat(path: Path, songs: dict[str, list[np.ndarray]]) -> Path:
-    cells = {key: np.empty((1, len(list_)), object) for key, list_ in songs.items()}
-    for key, list_ in songs.items():
-        for i, song in enumerate(list_):
-            cells[key][0, i] = song
-    savemat(path, cells)
-    return path
+from spikebridge.tasks.music import Music, excerpts, note_log_odds, read_songs
 
 
 def real(*names: str) -> None:
@@ -373,6 +354,102 @@ def test_no_mat_file(tmp_path: Path) -> None:
     (tmp_path / "text.mat").write_text("x" * 500)
     with pytest.raises(DataError, match=r"a whole .mat file; found a file that cannot be read"):
         read_songs(tmp_path / "text.mat")
+
+
+def own(folder: Path, **settings: object) -> MusicConfig:
+    return MusicConfig(data="mat", data_dir=str(folder), **settings)  # type: ignore[arg-type]
+
+
+def test_own_pieces_are_the_one_mat_file_of_a_folder(tmp_path: Path, toy_mat: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "readme.txt").write_text("not data")
+    with pytest.raises(
+        DataError, match=r"mine: expected .*exactly one .mat file; found none; pass"
+    ):
+        tasks.load(own(folder))
+    (folder / "Songs.MAT").write_bytes(toy_mat.read_bytes())
+    mine, theirs = tasks.load(own(folder)), Music(MusicConfig(), toy_mat)
+    for split in SPLITS:
+        assert same(
+            next(iter(mine.batches(split, 3, seeded()))),
+            next(iter(theirs.batches(split, 3, seeded()))),
+        )
+    (folder / "more.mat").write_bytes(b"")
+    with pytest.raises(DataError, match=r"found 2 \(Songs.MAT, more.mat\)"):
+        tasks.load(own(folder))
+    with pytest.raises(DataError, match=r"nowhere: expected a folder .*; found no such folder"):
+        tasks.load(own(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="found a file"):
+        tasks.load(own(toy_mat))
+
+
+@settings(deadline=None)
+@given(st.integers(2, 400), st.one_of(st.just(0), st.integers(2, 40)))
+def test_cutting_loses_no_frame_to_predict(length: int, frames: int) -> None:
+    song = np.arange(length)[:, None] + np.zeros((1, 88), np.int64)  # each frame tells its number
+    parts = excerpts(song, frames)
+    assert all(2 <= len(part) <= (frames or length) for part in parts)
+    assert [n for part in parts for n in part[1:, 0].tolist()] == list(range(1, length))
+    heard = [n for part in parts for n in part[:-1, 0].tolist()]
+    assert heard == list(range(length - 1)), "x stands right before its target"
+    sizes = {len(part) for part in parts}
+    assert max(sizes) - min(sizes) <= 1, "no short remnant is left over"
+
+
+def test_only_training_pieces_are_cut(toy_mat: Path) -> None:
+    whole, cut = (Music(MusicConfig(frames=frames), toy_mat) for frames in (0, 3))
+    assert [cut.size(split) for split in SPLITS] == [16, 3, 3]  # 4 5 9 ... frames, 2 of each new
+    assert cut.count_batches(5) == 4
+    assert same(*(next(iter(task.batches("test", 9, seeded()))) for task in (whole, cut)))
+    notes = []
+    for task in (whole, cut):
+        (batch,) = task.batches("train", 99, seeded())
+        assert batch.mask is not None
+        assert len(batch.x) == (8 if task is whole else 2)
+        notes.append(batch.target[batch.mask])
+    assert torch.equal(*(frames.sum(0) for frames in notes))
+    assert len(notes[0]) == len(notes[1])
+    assert torch.equal(whole.prior, cut.prior)
+
+
+def test_the_prior_is_how_often_notes_sound(toy_mat: Path) -> None:
+    task = Music(MusicConfig(), toy_mat)
+    (batch,) = task.batches("train", 99, seeded())
+    assert batch.mask is not None
+    notes = batch.target[batch.mask]
+    odds = (notes.sum(0) + 1) / (len(notes) - notes.sum(0) + 1)
+    torch.testing.assert_close(task.prior, odds.log())
+    assert task.prior.dtype == torch.float32
+    silent = note_log_odds([np.zeros((5, 88), np.uint8), np.ones((3, 88), np.uint8)])
+    torch.testing.assert_close(silent, torch.full((88,), math.log(3 / 5)))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("data", "name", "pieces", "frames"),
+    [
+        ("nottingham", "Nottingham", [694, 173, 170], [176_561, 45_513, 44_463]),
+        ("musedata", "MuseData", [524, 135, 124], [245_202, 82_755, 64_339]),
+        ("piano", "Piano_midi", [87, 12, 25], [75_911, 8_540, 19_036]),
+    ],
+)
+def test_other_sets_as_published(
+    data: str, name: str, pieces: list[int], frames: list[int]
+) -> None:
+    real(f"polymusic/{name}.mat")
+    whole = tasks.load(MusicConfig(data=data))  # type: ignore[arg-type]
+    cut = tasks.load(MusicConfig(data=data, frames=100))  # type: ignore[arg-type]
+    assert [whole.size(split) for split in SPLITS] == pieces
+    for split, count, expected in zip(SPLITS, pieces, frames, strict=True):
+        for task in (whole, cut):
+            found = longest = 0
+            for batch in task.batches(split, 32, seeded()):
+                assert batch.mask is not None
+                found += int(batch.mask.sum())
+                longest = max(longest, len(batch.x))
+            assert found + count == expected
+            assert (longest <= 99) == (task is cut and split == "train")
 
 
 @pytest.mark.data

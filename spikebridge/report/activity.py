@@ -46,7 +46,7 @@ def bands(examples: Examples, index: int, *, show_input: bool) -> list[Band]:
     steps = int(examples.length[index])
     found = []
     x = examples.x[:steps, index]
-    if show_input and x.size and np.isin(x, (0, 1)).all():
+    if show_input and x.ndim == 2 and x.size and np.isin(x, (0, 1)).all():
         found.append(Band("input", x, None, True, input=True))
     for layer, y in examples.y.items():
         s = examples.s.get(layer)
@@ -116,7 +116,7 @@ def raster(found: list[Band], unit: str, x_title: str) -> Chart | None:
         return None
     most = _most(found)
     heights = [max(72.0, 2.2 * len(chosen(band, most))) for band in found]
-    chart = _stacked(heights, 34, found[0].y.shape[0], x_title)
+    chart = stacked(heights, 34, found[0].y.shape[0], x_title)
     graded = [band for band in found if not band.spiking]
     for row, (band, height) in enumerate(zip(found, heights, strict=True), start=1):
         pick = chosen(band, most)
@@ -124,7 +124,7 @@ def raster(found: list[Band], unit: str, x_title: str) -> Chart | None:
             _ticks(chart, row, band, pick, height, unit)
         else:
             _shades(chart, row, band, pick)
-        _heading(chart, row, f"<b>{band.name}</b> · {_summary(band)}")
+        heading(chart, row, f"<b>{band.name}</b> · {_summary(band)}")
         chart.y(
             "neuron",
             row,
@@ -141,7 +141,7 @@ def raster(found: list[Band], unit: str, x_title: str) -> Chart | None:
     return chart
 
 
-def _stacked(heights: list[float], gap: float, steps: int, x_title: str) -> Chart:
+def stacked(heights: list[float], gap: float, steps: int, x_title: str) -> Chart:
     """An empty chart of rows with heights in pixels, first on top, over one axis of time steps."""
     total = sum(heights) + gap * (len(heights) - 1)
     chart = Chart(round(total) + 90, {"margin": LOOK["margin"] | {"t": 30}, "showlegend": False})
@@ -161,7 +161,7 @@ def _summary(band: Band) -> str:
     return f"{plural(int(band.y.sum()), 'spike')} from {plural(band.y.shape[1], 'neuron')}"
 
 
-def _heading(chart: Chart, row: int, text: str) -> None:
+def heading(chart: Chart, row: int, text: str) -> None:
     """A line of text above a row of subplots, at its left edge."""
     chart.write(
         text,
@@ -245,7 +245,7 @@ def traces(found: list[Band], unit: str, x_title: str) -> Chart | None:
     picked = traced(found)
     if not picked:
         return None
-    chart = _stacked([64.0] * len(picked), 32, picked[0][0].y.shape[0], x_title)
+    chart = stacked([64.0] * len(picked), 32, picked[0][0].y.shape[0], x_title)
     for row, (band, neuron) in enumerate(picked, start=1):
         _trace(chart, row, band, neuron, unit)
         chart.y("output" if band.s is None else "state s", row, nticks=4)
@@ -284,4 +284,4 @@ def _trace(chart: Chart, row: int, band: Band, neuron: int, unit: str) -> None:
             yaxis=f"y{suffix(row)}",
         )
         text += f" · {plural(int(fired.sum()), 'spike')}"
-    _heading(chart, row, text)
+    heading(chart, row, text)

@@ -10,18 +10,23 @@ import numpy as np
 
 from spikebridge.report.load import Examples
 from spikebridge.report.theme import (
+    COLOURS,
     GRID,
     NEUTRAL,
     Chart,
     Ramp,
     colour_of,
     colour_scale,
+    fade,
+    rgb,
     shades,
 )
+from spikebridge.sound import LOWEST as LOWEST_PITCH
+from spikebridge.sound import held_notes
 
-LOWEST_PITCH = 21
 NOTES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 FAINT = 0.1
+DARKER, BRIGHTER = COLOURS["snu"], COLOURS["softsnu"]
 
 
 def digit_image(examples: Examples, index: int) -> np.ndarray | None:
@@ -37,13 +42,37 @@ def digit_image(examples: Examples, index: int) -> np.ndarray | None:
     return np.clip(image / max(float(image.max()), 1e-9), 0, 1)
 
 
+def event_image(examples: Examples, index: int) -> np.ndarray | None:
+    """A colour image (H, W, 3) in [0, 1] of the events in the first third of an example.
+
+    None where I is not 2 H W.  Inputs are images (2, H, W): pixels that grew darker go to blue,
+    those that grew brighter to orange, on white.  N-MNIST's camera moves three times: all events on
+    one picture would be blurred.
+    """
+    steps = -(-int(examples.length[index]) // 3)
+    x = np.nan_to_num(examples.x[:steps, index].astype(np.float32))
+    side = round((x.shape[1] / 2) ** 0.5)
+    if 2 * side * side != x.shape[1] or not x.shape[0]:
+        return None
+    counts = x.sum(axis=0).reshape(2, side, side)
+    # The few liveliest pixels would leave all others pale.
+    shade = np.clip(counts / max(float(np.quantile(counts, 0.98)), 1e-9), 0, 1)[..., None]
+    inks = [1 - np.array(rgb(colour)) / 255 for colour in (DARKER, BRIGHTER)]
+    return np.clip(1 - shade[0] * inks[0] - shade[1] * inks[1], 0, 1)
+
+
 def png(image: np.ndarray) -> str:
-    """A grey image (H, W) in [0, 1], dark ink on white, as a PNG data address."""
-    grey = np.round(255 * (1 - image)).astype(np.uint8)
-    height, width = grey.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in grey)
+    """A PNG data address of a grey image (H, W), dark ink on white, or one in colour (H, W, 3).
+
+    Values lie in [0, 1].
+    """
+    grey = image.ndim == 2
+    pixels = np.round(255 * (1 - image if grey else image)).astype(np.uint8)
+    height, width = pixels.shape[:2]
+    kind_of_colour = 0 if grey else 2
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind_of_colour, 0, 0, 0)),
         (b"IDAT", zlib.compress(rows, 9)),
         (b"IEND", b""),
     )
@@ -54,7 +83,7 @@ def png(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
 
 
-def class_bars(output: np.ndarray, truth: int, unit: str) -> Chart:
+def class_bars(output: np.ndarray, truth: int, unit: str, noun: str = "digit") -> Chart:
     """The probability (O,) that the network gives to each class; the true one is coloured."""
     values = np.nan_to_num(output.astype(np.float64))
     colours = [colour_of(unit) if k == truth else NEUTRAL for k in range(len(values))]
@@ -64,9 +93,10 @@ def class_bars(output: np.ndarray, truth: int, unit: str) -> Chart:
         x=list(range(len(values))),
         y=[float(f"{100 * value:.3g}") for value in values],
         marker={"color": colours},
-        hovertemplate="digit %{x}: %{y:.3g} %<extra></extra>",
+        hovertemplate=f"{noun} %{{x}}: %{{y:.3g}} %<extra></extra>",
     )
-    chart.x(title="digit", dtick=1, showgrid=False)
+    few = {"dtick": 1} if len(values) <= 30 else {"nticks": 12}
+    chart.x(title=noun, tickformat="d", showgrid=False, **few)
     chart.y(title="probability (%)", range=[0, 104], dtick=25)
     return chart
 
@@ -117,6 +147,39 @@ def piano_roll(output: np.ndarray, target: np.ndarray, unit: str, x_title: str) 
 
 def roll_ramp(unit: str) -> Ramp:
     return Ramp("predicted probability of the note", "0 %", "100 %", shades(unit))
+
+
+def note_bars(frames: np.ndarray, prompt: int, per_frame_s: float, unit: str) -> Chart:
+    """The held notes of frames (T, 88) as bars over seconds; the first `prompt` frames are pale.
+
+    A note that is held from one part into the other is drawn in both.
+    """
+    low, high = _used(np.zeros_like(frames), frames)
+    chart = Chart(max(260, 110 + 9 * (high - low)), {"barmode": "overlay"})
+    pale = {"color": fade(NEUTRAL, 0.3), "line": {"color": NEUTRAL, "width": 1}}
+    solid = {"color": colour_of(unit), "line": {"width": 0}}
+    parts = (
+        ("seed phrase", 0, frames[:prompt], pale),
+        ("continuation", prompt, frames[prompt:], solid),
+    )
+    for name, first, part, marker in parts:
+        notes = held_notes(part)
+        chart.add(
+            "bar",
+            name=name,
+            orientation="h",
+            base=[round((first + note.start) * per_frame_s, 4) for note in notes],
+            x=[round((note.end - note.start) * per_frame_s, 4) for note in notes],
+            y=[note.pitch for note in notes],
+            width=0.84,
+            marker=marker,
+            text=[pitch_name(note.pitch) for note in notes],
+            textposition="none",
+            hovertemplate="%{text}, from %{base:.2f} s for %{x:.2f} s<extra></extra>",
+        )
+    _pitch_axis(chart, low, high)
+    chart.x("time (s)", range=[0, len(frames) * per_frame_s])
+    return chart
 
 
 def _used(output: np.ndarray, target: np.ndarray) -> tuple[int, int]:

@@ -39,7 +39,9 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
     task, data = str(facts.get("task") or "unknown task"), str(facts.get("data") or "unknown data")
     best = best_row(rows, bool(facts.get("higher_is_better", metric.name == "accuracy")))
     return {
-        "title": f"{plural(len(rows), 'unit')} on {DATA_NAMES.get(data, data)}",
+        "title": str(
+            facts.get("title") or f"{plural(len(rows), 'unit')} on {DATA_NAMES.get(data, data)}"
+        ),
         "task": task,
         "about": about_all(rows, data),
         "metric": metric,
@@ -85,6 +87,7 @@ def table_row(row: Row, metric: Metric, best: bool) -> dict[str, Any]:
         "colour": colour_of(row.unit),
         "best": best,
         "parameters": count_text(row.facts.get("parameters")),
+        "operations": count_text(row.facts.get("operations")),
         "test": spread_text(metric, row.facts.get("test_mean"), row.facts.get("test_std")),
         "n": count_text(row.facts.get("n")),
         "spikes": count_text(spikes) if spikes is not None else "none" if complete else NOTHING,

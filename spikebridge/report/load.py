@@ -35,17 +35,22 @@ class Examples:
     """What the network did on E test examples (T time steps, I inputs, N neurons)."""
 
     x: np.ndarray
-    """(T, E, I) inputs."""
+    """(T, E, I) inputs, or (T, E) symbols."""
     output: np.ndarray
-    """(E, O) or (T, E, O) predicted probabilities."""
+    """(E, O) or (T, E, O) predicted probabilities, or numbers."""
     target: np.ndarray
-    """(E,) classes or (T, E, O) what really came."""
+    """(E,) or (T, E) classes; (E, O) or (T, E, O) notes or numbers that really came."""
     length: np.ndarray
     """(E,) real time steps of each example."""
     y: dict[int, np.ndarray]
     """Layer number, from 1, to its outputs (T, E, N)."""
     s: dict[int, np.ndarray]
     """Layer number to its membrane states (T, E, N); layers without a membrane are absent."""
+    output_names: tuple[str, ...] = ()
+    """What the outputs are called, where they have names."""
+    top: np.ndarray | None = None
+    """(T, E, K) of texts: the likeliest symbols; `output` then holds the probability of the right
+    symbol and after it those of these."""
 
     @property
     def count(self) -> int:
@@ -66,6 +71,8 @@ class Run:
     epochs: list[dict[str, Any]]
     result: dict[str, Any] | None
     examples: Examples | None
+    symbols: tuple[str, ...] = ()
+    """What the symbols of a text stand for, by number."""
 
     def part(self, name: str) -> dict[str, Any]:
         """One of the nested records of the config: task, model or train."""
@@ -104,7 +111,16 @@ class Run:
         """What the loss is a mean over, such as "frame"."""
         if self.part("task").get("level") == "char":
             return "character"
+        classes = None if self.examples is None else self.examples.target
+        if self.task in ("npz", "own") and classes is not None and classes.ndim > 1:
+            return "step" if classes.dtype.kind != "f" or classes.ndim == 3 else "sample"
         return TASKS[self.task].COUNTED if self.task in TASKS else "sample"
+
+    @property
+    def inference(self) -> str:
+        """What one inference is: a sample, or a step of a stream that never ends."""
+        sample = TASKS[self.task].SAMPLE if self.task in TASKS else "sample"
+        return self.counted if sample == "stream" else sample
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,7 @@ def load_run(directory: Path, *, examples: bool = True) -> Run:
         epochs=_lines(directory / rundir.METRICS, complete),
         result=_object(directory / rundir.RESULT, remedy) if complete else None,
         examples=_examples(archive, remedy) if examples and archive.exists() else None,
+        symbols=_symbols(directory / rundir.SYMBOLS, remedy),
     )
 
 
@@ -206,6 +223,13 @@ def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:
     return epochs
 
 
+def _symbols(path: Path, remedy: str) -> tuple[str, ...]:
+    found = _object(path, remedy).get("symbols") if path.exists() else []
+    if not isinstance(found, list):
+        raise ReportError(f'{path}: "symbols" is not a list; {remedy}')
+    return tuple(map(str, found))
+
+
 def _examples(path: Path, remedy: str) -> Examples:
     try:
         # Opened here because numpy leaves a file that is no archive open.
@@ -220,6 +244,7 @@ def _examples(path: Path, remedy: str) -> Examples:
     for name, array in arrays.items():
         if found := re.fullmatch(r"layer(\d+)_([ys])", name):
             layers[found[2]][int(found[1])] = array
+    names = arrays.pop("output_names", np.array([], str))
     steps = _check_shapes(path, arrays, remedy)
     return Examples(
         x=arrays["x"],
@@ -228,13 +253,16 @@ def _examples(path: Path, remedy: str) -> Examples:
         length=np.clip(arrays["length"].astype(int), 0, steps),
         y=dict(sorted(layers["y"].items())),
         s={layer: s for layer, s in layers["s"].items() if layer in layers["y"]},
+        output_names=tuple(map(str, names.ravel())),
+        top=arrays.get("top"),
     )
 
 
 def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray], remedy: str) -> int:
     """Raise ReportError unless T and E agree over all arrays and all are numbers; T."""
     x, output = arrays["x"], arrays["output"]
-    steps, count = (x.shape[0], x.shape[1]) if x.ndim == 3 else (-1, -1)
+    symbols = x.ndim == 2 and x.dtype.kind in "iu"
+    steps, count = (x.shape[0], x.shape[1]) if x.ndim == 3 or symbols else (-1, -1)
     wanted: dict[str, tuple[tuple[int, ...], ...]] = {
         "x": ((steps, count),),
         "output": ((count,), (steps, count)),
@@ -243,9 +271,11 @@ def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray], remedy: str) -> 
     }
     for name, array in arrays.items():
         options = wanted.get(name, ((steps, count),))
-        extra = 0 if name == "length" or (name == "target" and array.ndim == 1) else 1
+        # Classes are whole numbers without a last dimension O.
+        classes = name == "target" and array.ndim < 3 and array.dtype.kind != "f"
+        extra = 0 if name == "length" or classes or (name == "x" and symbols) else 1
         fits = any(array.shape[: array.ndim - extra] == shape for shape in options)
-        kinds = "biu" if name == "length" or (name == "target" and extra == 0) else "biuf"
+        kinds = "biu" if extra == 0 else "biuf"
         if steps < 0 or not fits or array.dtype.kind not in kinds:
             raise ReportError(
                 f"{path}: the array {name!r} of shape {array.shape} and type {array.dtype} does "
@@ -253,6 +283,7 @@ def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray], remedy: str) -> 
             )
         if name.endswith("_s") and array.shape != arrays.get(f"{name[:-1]}y", array).shape:
             raise ReportError(f"{path}: {name!r} and its outputs differ in shape; {remedy}")
-    if arrays["target"].ndim == 3 and arrays["target"].shape != output.shape:
+    target = arrays["target"]
+    if target.shape != (output.shape if target.ndim == output.ndim else output.shape[:-1]):
         raise ReportError(f"{path}: 'target' and 'output' differ in shape; {remedy}")
     return steps

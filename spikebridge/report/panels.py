@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spikebridge.report import activity, answers
+from spikebridge.report import activity, answers, series, words
 from spikebridge.report.load import Examples, Run
-from spikebridge.report.text import metric_of, number, plural, scaled
+from spikebridge.report.text import frame_text, metric_of, metric_text, number, plural, scaled
 from spikebridge.report.theme import Drawer, Plot
+from spikebridge.task_configs import TASKS
 
 EXAMPLES = 6
+ROLL_FRAMES = 400
+"""Frames of a piece that are drawn at most: some last for thousands."""
 RASTER = (
     "Each row is one neuron, time runs from left to right, and each tick is one spike: the only "
     "signal that a spiking neuron sends on."
@@ -35,6 +38,11 @@ ROLL = (
     "frames before it. Outlines: the notes that really came. A filled outline was foreseen, an "
     "empty one was a surprise, colour without an outline was a false expectation."
 )
+EVENTS = (
+    " The picture shows the events in the first third of the recording: orange where a pixel grew "
+    "brighter, blue where it grew darker, black for both."
+)
+NUMBERS = "In standard deviations of the training data, whose mean is 0."
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,11 @@ def panels(run: Run, drawer: Drawer, most: int = EXAMPLES) -> list[Panel]:
 
 def panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
     """What the network was shown, answered and did for one example."""
-    if examples.target.ndim == 1 and examples.output.ndim == 2:
-        head = digit_panel(run, examples, index, drawer)
-    else:
-        head = music_panel(run, examples, index, drawer)
-    found = activity.bands(examples, index, show_input=run.task != "music")
-    x_title = "frame heard (one quarter note each)" if run.data == "jsb" else "time step"
+    head = head_panel(run, examples, index, drawer)
+    if run.task == "music":
+        examples = replace(examples, length=np.minimum(examples.length, ROLL_FRAMES))
+    found = activity.bands(examples, index, show_input=run.task not in ("music", "text"))
+    x_title = f"frame heard{frame_text(run.data)}" if run.task == "music" else "time step"
     spiking = any(band.spiking for band in found if not band.input)
     raster = drawer.plot(
         activity.raster(found, run.unit, x_title),
@@ -87,24 +94,130 @@ def panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
     return replace(head, columns=[column for column in columns if column])
 
 
-def digit_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+def head_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """What the network was shown and answered for one example."""
+    if run.task == "text":
+        return text_panel(run, examples, index)
+    if run.task == "music":
+        return music_panel(run, examples, index, drawer)
+    if examples.target.dtype.kind != "f":
+        kind = class_panel if examples.target.ndim == 1 else steps_panel
+        return kind(run, examples, index, drawer)
+    return numbers_panel(run, examples, index, drawer)
+
+
+def class_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """One class for the whole example."""
     output, truth = examples.output[index], int(examples.target[index])
     answer = int(np.nan_to_num(output, nan=-1.0).argmax())
     share = number(float(output[answer]))
     sure = "" if share is None else f", {100 * share:.0f} % sure"
-    image = answers.digit_image(examples, index)
+    digits = run.task in ("digits", "events")
+    noun = "digit" if digits else "class"
+    said = f"This is a {truth}. The network reads a {answer}{sure}."
+    image = None
+    if run.task == "digits":
+        image = answers.digit_image(examples, index)
+    elif run.task == "events":
+        image = answers.event_image(examples, index)
+        said += EVENTS
+    else:
+        said = f"This is of class {truth}. The network answers class {answer}{sure}."
     bars = drawer.plot(
-        answers.class_bars(output, truth, run.unit),
+        answers.class_bars(output, truth, run.unit, noun),
         "Predicted class",
-        "How probable the network finds each digit; the bar of the true digit is coloured.",
+        f"How probable the network finds each {noun}; the bar of the true {noun} is coloured.",
     )
     return Panel(
-        tab=str(truth),
+        tab=str(truth) if digits else f"class {truth}",
         image=None if image is None else answers.png(image),
         right=answer == truth,
-        heading=f"This is a {truth}. The network reads a {answer}{sure}.",
+        heading=said,
         plots=[],
         columns=[[bars] if bars else []],
+    )
+
+
+def steps_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """A class at each step."""
+    steps = int(examples.length[index])
+    output, target = examples.output[:steps, index], examples.target[:steps, index]
+    right = int((np.nan_to_num(output, nan=-1.0).argmax(axis=-1) == target).sum())
+    chart = drawer.plot(
+        series.steps(output, target, run.unit, "time step"),
+        "Class at each step",
+        "Line: the class that was right at each step. Dots: the one that the network found most "
+        "probable; a dot on the line is a right answer.",
+        wide=True,
+    )
+    return Panel(
+        tab=f"{sample_of(run)} {index + 1}",
+        image=None,
+        right=None,
+        heading=f"{sample_of(run).capitalize()} {index + 1} of the test set: right at "
+        f"{right:,} of {plural(steps, 'step')}.",
+        plots=[chart] if chart else [],
+        columns=[[]],
+    )
+
+
+def numbers_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """Numbers that were to be predicted, once or at each step."""
+    output, target = examples.output, examples.target
+    if output.ndim == 2:
+        output, target = output[index], target[index]
+        chart = series.dots(output, target, examples.output_names, run.unit)
+        title, words = "Truth and prediction", NUMBERS
+    else:
+        steps = int(examples.length[index])
+        output, target = output[:steps, index], target[:steps, index]
+        chart = series.lines(output, target, examples.output_names, run.unit, "time step")
+        title, words = "Truth and prediction over time", NUMBERS + ahead_text(run)
+    if output.shape[-1] > series.OUTPUTS and output.ndim == 2:
+        words += f" Shown are the first {series.OUTPUTS} of {output.shape[-1]:,} outputs."
+    plot = drawer.plot(chart, title, words, wide=True)
+    error = series.rmse(output, target) if output.size else None
+    known = "" if number(error) is None else f": RMSE {error:.3f} standard deviations"
+    first = f"{sample_of(run)} {index + 1}"
+    if run.task == "forecast":
+        first = f"rows 1 to {len(target):,}"
+    return Panel(
+        tab=first,
+        image=None,
+        right=None,
+        heading=f"{first[0].upper()}{first[1:]} of the test set{known}.",
+        plots=[plot] if plot else [],
+        columns=[[]],
+    )
+
+
+def ahead_text(run: Run) -> str:
+    """How far ahead a forecast looks, as a sentence."""
+    ahead = number(run.part("task").get("horizon"))
+    if run.task != "forecast" or ahead is None:
+        return ""
+    return f" Each value was predicted {plural(int(ahead), 'row')} before it came."
+
+
+def sample_of(run: Run) -> str:
+    """What one example is called, such as "recording"."""
+    return TASKS[run.task].SAMPLE if run.task in TASKS else "sample"
+
+
+def text_panel(run: Run, examples: Examples, index: int) -> Panel:
+    """A stretch of the text, symbol by symbol, and how much each one surprised the network."""
+    right = examples.output[:, index, 0]
+    surprise = float(-np.log(np.clip(right, 1e-9, 1)).mean())
+    value = {"perplexity": np.exp(surprise), "bpc": surprise / np.log(2)}.get(run.metric, surprise)
+    shown = metric_text(metric_of(run.metric), float(value))
+    reading = Plot("Read one after the other", words.marked(run, examples, index), words.CAPTION)
+    return Panel(
+        tab=f"part {index + 1}",
+        image=None,
+        right=None,
+        heading=f"Part {index + 1} of the test text: {metric_of(run.metric).name} {shown}.",
+        plots=[replace(reading, wide=True, ramp=words.ramp(run.unit))],
+        columns=[[]],
     )
 
 
@@ -114,20 +227,24 @@ def music_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Pan
         return Panel(f"{index + 1}", None, None, "", [], [[]])
     output, target = examples.output[:steps, index], examples.target[:steps, index]
     value = scaled(metric_of("nll"), answers.frame_nll(output, target))
-    x_title = "frame (one quarter note each)" if run.data == "jsb" else "frame"
     roll = drawer.plot(
-        answers.piano_roll(output, target, run.unit, x_title),
+        answers.piano_roll(
+            output[:ROLL_FRAMES], target[:ROLL_FRAMES], run.unit, f"frame{frame_text(run.data)}"
+        ),
         "Piano roll: truth and prediction",
         ROLL,
         wide=True,
         ramp=answers.roll_ramp(run.unit),
     )
     known = "" if value is None else f", NLL {value:.2f} nats per frame"
+    said = f"Piece {index + 1} of the test set: {plural(steps, 'predicted frame')}{known}."
+    if steps > ROLL_FRAMES:
+        said += f" Shown are the first {ROLL_FRAMES}."
     return Panel(
         tab=f"piece {index + 1}",
         image=None,
         right=None,
-        heading=f"Piece {index + 1} of the test set: {plural(steps, 'predicted frame')}{known}.",
+        heading=said,
         plots=[roll] if roll else [],
         columns=[[]],
     )

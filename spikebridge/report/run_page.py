@@ -7,12 +7,14 @@ from typing import Any
 
 from spikebridge import config
 from spikebridge.report import curves
+from spikebridge.report.composition import composition
 from spikebridge.report.load import Run
 from spikebridge.report.panels import more_text, panels
 from spikebridge.report.text import (
     DATA,
     DATA_NAMES,
     NOTHING,
+    OWN_DATA,
     Metric,
     command,
     count_text,
@@ -43,6 +45,7 @@ def context(run: Run) -> dict[str, Any]:
         "started": started(run),
         "learning": [plot for plot in learning_plots(run, metric, drawer) if plot],
         "activity": activity_plot(run, drawer),
+        "composition": composition(run, drawer),
         "panels": panels(run, drawer),
         "more": more_text(run.examples),
         "epochs": epoch_table(run),
@@ -61,13 +64,15 @@ def label_of(run: Run) -> str:
 
 def about(run: Run) -> str:
     """The network and the data in one line."""
-    known = DATA.get(run.data, run.data)
+    known = DATA.get(run.data) or OWN_DATA.get(run.task, "{}").format(run.data)
     hidden = run.part("model").get("hidden")
     if not isinstance(hidden, list):
         return known
     if run.examples is None:
         return f"{known} · hidden layers of {' and '.join(map(str, hidden))} neurons"
-    sizes = [run.examples.x.shape[-1], *hidden, run.examples.output.shape[-1]]
+    x = run.examples.x
+    inputs = x.shape[-1] if x.ndim == 3 else "symbols"
+    sizes = [inputs, *hidden, run.examples.output.shape[-1]]
     return f"{known} · network {' → '.join(map(str, sizes))}"
 
 
@@ -88,7 +93,7 @@ def cards(run: Run, metric: Metric) -> list[dict[str, str]]:
     published = published if isinstance(published, dict) else {}
     spikes = run.fact("spikes_per_inference")
     best, epochs = curves.best_epoch(run), number(run.fact("epochs", len(run.epochs)))
-    per = "per piece" if run.task == "music" else "per image"
+    per = f"per {run.inference}"
     short = metric.unit == "%"
     value = metric_text(metric, run.fact("test"), unit=short)
     known = metric_text(metric, published.get("value"), unit=short)
@@ -101,6 +106,11 @@ def cards(run: Run, metric: Metric) -> list[dict[str, str]]:
             "source below" if known != NOTHING else "no published figure for this set-up",
         ),
         ("parameters", count_text(run.fact("parameters")), "trained numbers"),
+        (
+            "operations per step",
+            count_text(run.fact("operations_per_step")),
+            "multiplications with addition, were all inputs dense",
+        ),
         (
             "spikes per inference",
             "none" if graded else count_text(spikes),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spikebridge.metrics import METRICS, Metric
+from spikebridge.task_configs import MusicConfig
 
 NOTHING = "–"
 
@@ -32,6 +33,20 @@ DATA = {
     "ptb": "the Penn Treebank, predicting the next word of newspaper text",
     "nmnist": "digits before a moving event camera, 34 × 34 pixels of two polarities",
 }
+OWN_DATA = {
+    "digits": "images of your own, {}",
+    "music": "pieces of your own, {}, predicting the notes of the next frame",
+    "text": "a text of your own, {}",
+    "events": "recordings of an event camera, {}",
+    "npz": "sequences of your own, {}",
+    "forecast": "the table {}, predicting its values some rows ahead",
+}
+
+
+def frame_text(data: Any) -> str:
+    """How long a frame of a set of music is, as " (one quarter note each)"; "" where not known."""
+    lengths = {1: " (one quarter note each)", 2: " (one eighth note each)"}
+    return lengths.get(MusicConfig.FRAMES_PER_QUARTER.get(str(data), 0), "")
 
 
 def metric_of(name: str) -> Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -141,6 +142,21 @@ def sample_batches(
     shuffled = check_split(split) == "train"
     order = torch.randperm(size, generator=generator) if shuffled else torch.arange(size)
     return order.split(batch_size)
+
+
+def stream_chunks(
+    length: int, steps: int, generator: torch.Generator | None = None
+) -> list[tuple[int, int]]:
+    """First and last + 1 of the steps in each chunk of a stream: `steps`, at the end fewer.
+
+    With a generator the first chunk has a length drawn from it, but as many chunks come out as
+    without: schedules count on their number.
+    """
+    first = steps
+    if generator is not None:
+        first = int(torch.randint(1, steps + 1, (), generator=generator))
+    first = min(max(first, length - (-(-length // steps) - 1) * steps), length)
+    return list(pairwise([0, *range(first, length, steps), length]))
 
 
 def as_logits(output: Tensor, shape: tuple[int, ...], readout: Readout) -> Tensor:

@@ -34,9 +34,12 @@ class Vocabulary:
         """The symbols of a text; at most `largest` of them, where that is above 0."""
         counts = Counter(text)
         found = [symbol for symbol, _ in counts.most_common()]
+        if UNKNOWN not in counts:
+            found.append(UNKNOWN)
         if largest and len(found) > largest:
-            found = [symbol for symbol in found if symbol != UNKNOWN][: largest - 1]
-        return cls(found if UNKNOWN in found else [*found, UNKNOWN])
+            known = [symbol for symbol in found if symbol != UNKNOWN]
+            found = [*known[: largest - 1], UNKNOWN]
+        return cls(found)
 
     def __len__(self) -> int:
         return len(self.symbols)

@@ -1,0 +1,206 @@
+"""The published figures and tables, and ours beside them: one named entry each, as data.
+
+`spikebridge reproduce NAME` runs an entry.  What settings an entry does not name come from the
+preset of its data and unit (presets.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from spikebridge.config import Config, override, preset
+from spikebridge.records import UsageError, listed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    unit: str
+    """A variant, such as "recurrent-softsnu"."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the entry."""
+    name: str = ""
+    """Start of the names of its runs' folders; by default the variant."""
+    label: str = ""
+    """What tables call it; by default the unit's own label."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table or figure that one command makes again."""
+
+    name: str
+    title: str
+    source: str
+    """Where the published one stands."""
+    task: str
+    data: str
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What all rows share."""
+    seeds: int = 5
+    minutes: float = 0.0
+    """What all rows and seeds take on two cores, as measured."""
+    quick: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 2})
+    """What --quick changes: enough to see that everything works, not what is reached."""
+
+    def config(self, row: Row, *, quick: bool = False) -> Config:
+        """The settings of a row."""
+        given = {**self.settings, **row.settings}
+        chosen = preset(self.task, row.unit, self.data)
+        return override(chosen, **{**given, **(self.quick if quick else {})})
+
+
+def find(name: str) -> Entry:
+    """The entry of a name.  Raises UsageError."""
+    for entry in CATALOG:
+        if entry.name == name:
+            return entry
+    raise UsageError(
+        f"{name!r}: there is no such entry; choose one of {listed(e.name for e in CATALOG)}"
+    )
+
+
+_CHART = "Woźniak et al. 2020, Nature Machine Intelligence 2:325, result chart in IBM/neuroaikit: "
+_OURS = "ours; nothing published beside it"
+_FIVE = ("snu", "softsnu", "rnn", "gru", "lstm")
+_BITS = (2, 3, 4, 5, 6, 8)
+
+
+CATALOG: tuple[Entry, ...] = (
+    Entry(
+        name="mnist-4-layers",
+        title="Rate-coded MNIST, four layers of weights, 784-256-256-256-10",
+        source=_CHART + "sSNU 4L 98.50, RNN 97.72, LSTM 97.48, GRU 96.45 %",
+        task="digits",
+        data="mnist",
+        rows=tuple(Row(unit) for unit in _FIVE),
+        settings={"hidden": (256,) * 3},
+        quick={"epochs": 1},
+    ),
+    Entry(
+        name="mnist-7-layers",
+        title="Rate-coded MNIST, seven layers of weights, 784-256 (six times)-10",
+        source=_CHART + "SNU 7L 98.47 %",
+        task="digits",
+        data="mnist",
+        rows=tuple(Row(unit) for unit in _FIVE),
+        settings={"hidden": (256,) * 6},
+        quick={"epochs": 1},
+    ),
+    Entry(
+        name="mnist-conv",
+        title="Rate-coded MNIST, convolutional SNU",
+        source=_CHART + "99.21 % (sd 0.07), with elastic distortions 99.53 % (sd 0.03)",
+        task="digits",
+        data="mnist",
+        rows=(
+            Row("snu", name="plain", label="convolutional SNU"),
+            Row("snu", {"elastic": 1.5}, name="elastic", label="the same, elastic distortions"),
+        ),
+        quick={"epochs": 1, "channels": (4, 8), "hidden": (32,)},
+    ),
+    Entry(
+        name="mnist-rows",
+        title="MNIST row by row: 28 steps of 28 pixels, recurrent units",
+        source=_OURS,
+        task="digits",
+        data="mnist",
+        rows=tuple(Row(unit) for unit in ("recurrent-snu", "recurrent-softsnu", *_FIVE[2:])),
+        settings={"coding": "rows", "hidden": (256,)},
+        quick={"epochs": 1},
+    ),
+    Entry(
+        name="mnist-lateral",
+        title="Lateral inhibition, 784-100-10: accuracy and hidden spikes per digit",
+        source="IBM/neuroaikit, notebook: SNU 94.51 % with 1,128 spikes, LI-SNU 93.82 % with 45.9",
+        task="digits",
+        data="mnist",
+        rows=(Row("snu"), Row("li-snu")),
+        settings={"hidden": (100,)},
+        quick={"epochs": 1},
+    ),
+    Entry(
+        name="mnist-weight-bits",
+        title="Limited weight precision in training, SNU 784-256-256-10",
+        source="Woźniak et al. 2020, figure 4 (limited weight precision): its numbers are unknown",
+        task="digits",
+        data="mnist",
+        rows=(
+            *(
+                Row("snu", {"weight_bits": b}, name=f"{b}-bits", label=f"SNU, {b} bits")
+                for b in _BITS
+            ),
+            Row("snu", name="full", label="SNU, full precision"),
+        ),
+        settings={"hidden": (256, 256)},
+        seeds=3,
+        quick={"epochs": 1},
+    ),
+    Entry(
+        name="ptb-words",
+        title="Penn Treebank, words: test perplexity",
+        source=_CHART + "KN 5-gram 141, FF-SNU 137.7, LSTM 114.5, LSTM with weight tying 112.4, "
+        "recurrent sSNU with weight tying 108.4",
+        task="text",
+        data="ptb",
+        rows=(Row("snu"), Row("recurrent-softsnu"), Row("lstm")),
+        seeds=3,
+        quick={"epochs": 1, "hidden": (64,), "embedding": 64, "sampled": 300},
+    ),
+    Entry(
+        name="ptb-characters",
+        title="Penn Treebank, characters: bits per character",
+        source=_OURS,
+        task="text",
+        data="ptb",
+        rows=(Row("recurrent-softsnu"), Row("lstm")),
+        settings={"level": "char"},
+        seeds=3,
+        quick={"epochs": 1, "hidden": (64,), "embedding": 0},
+    ),
+    Entry(
+        name="jsb",
+        title="JSB chorales, 88-150-88",
+        source=_CHART + "RNN 9.10, SNU 8.72, LSTM 8.67 and 8.55, GRU 8.54, sSNU 8.39",
+        task="music",
+        data="jsb",
+        rows=tuple(Row(unit) for unit in (*_FIVE, "recurrent-snu", "recurrent-softsnu")),
+    ),
+    Entry(
+        name="jsb-best",
+        title="JSB chorales, the best soft SNU of any size",
+        source="Bai et al. 2018: TCN 8.10; Woźniak et al. 2020: sSNU 8.39",
+        task="music",
+        data="jsb",
+        rows=(Row("recurrent-softsnu", name="best", label="recurrent soft SNU"),),
+    ),
+    *(
+        Entry(
+            name=data,
+            title=f"{title}, 88-150-88",
+            source=_OURS,
+            task="music",
+            data=data,
+            rows=tuple(Row(unit) for unit in ("snu", "softsnu", "recurrent-softsnu", "lstm")),
+            seeds=3,
+        )
+        for data, title in (
+            ("nottingham", "Nottingham folk tunes"),
+            ("musedata", "MuseData"),
+            ("piano", "Piano-midi.de"),
+        )
+    ),
+    Entry(
+        name="nmnist",
+        title="N-MNIST, recordings of an event camera",
+        source=_OURS,
+        task="events",
+        data="nmnist",
+        rows=tuple(Row(unit) for unit in ("snu", "softsnu", "lstm")),
+        quick={"epochs": 1},
+    ),
+)

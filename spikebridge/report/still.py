@@ -1,0 +1,84 @@
+"""A comparison as a table in Markdown and as a still picture, for documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spikebridge import rundir
+from spikebridge.metrics import METRICS
+from spikebridge.report.load import ReportError
+from spikebridge.report.text import count_text, metric_text, seconds_text, spread_text
+from spikebridge.report.theme import colour_of
+
+HEAD = ("parameters", "operations per step", "spikes per inference", "training time", "published")
+
+
+def markdown(content: dict[str, Any], source: str = "") -> str:
+    """The rows of compare.json as a Markdown table, with their sources below."""
+    metric = METRICS[content["metric"]]
+    lines = [
+        f"## {content.get('title') or content['data']}",
+        "",
+        f"Test {metric.axis}, {metric.better}; mean ± standard deviation over seeds.",
+        "",
+        "| | " + " | ".join([f"test {metric.name}", "seeds", *HEAD]) + " |",
+        "|---|" + "---|" * (2 + len(HEAD)),
+    ]
+    for row in content["rows"]:
+        known = row["published"]
+        cells = [
+            spread_text(metric, row["test_mean"], row["test_std"]),
+            str(row["n"]),
+            count_text(row["parameters"]),
+            count_text(row["operations"]),
+            "none" if row["spikes_mean"] is None else count_text(row["spikes_mean"]),
+            seconds_text(row["seconds_mean"]),
+            metric_text(metric, known["value"], unit=False) if known else "unknown",
+        ]
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    sources = {row["published"]["source"]: None for row in content["rows"] if row["published"]}
+    notes = [*([f"Published: {source}."] if source else []), *(f"- {one}" for one in sources)]
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Write a picture: each seed as a dot, the mean as a bar, the published figure as a diamond.
+
+    Raises ReportError where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ReportError(
+            "matplotlib is not installed: still pictures need it; "
+            "install it with pip install 'spikebridge[app]'"
+        ) from error
+    metric = METRICS[content["metric"]]
+    rows = content["rows"]
+    figure = Figure(figsize=(7.5, 1.3 + 0.42 * len(rows)), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for at, row in enumerate(rows):
+        colour = colour_of(row["unit"])
+        values = [metric.scale * value for value in row["tests"]]
+        mean = metric.scale * row["test_mean"]
+        axes.plot(values, [at] * len(values), "o", color=colour, alpha=0.5, markersize=6)
+        axes.plot([mean, mean], [at - 0.3, at + 0.3], color=colour, linewidth=3)
+        if row["published"]:
+            known = metric.scale * row["published"]["value"]
+            axes.plot([known], [at], "D", markerfacecolor="none", color="#30343B", markersize=8)
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(f"test {metric.axis}, {metric.better}")
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    handles = [
+        *axes.plot([], [], "o", color="#808080", alpha=0.5, label="a seed"),
+        *axes.plot([], [], "|", color="#808080", markersize=14, markeredgewidth=3, label="mean"),
+        *axes.plot([], [], "D", markerfacecolor="none", color="#30343B", label="published"),
+    ]
+    axes.set_title(str(content.get("title") or content["data"]), fontsize=10, loc="left")
+    figure.legend(handles=handles, ncols=3, loc="outside lower right", frameon=False, fontsize=8)
+    rundir.replace(path, lambda part: figure.savefig(part, format="png"))

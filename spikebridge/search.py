@@ -1,0 +1,185 @@
+"""The same search of settings for every unit, judged on the validation set only.
+
+Each unit gets the same number of trials in the same space, but for the terms that only units with a
+membrane have.  The test set is never read: a trial trains and validates.  A search that is cut off
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spikebridge import environment, experiment, rundir
+from spikebridge.config import Config, override, preset, split_variant, to_dict
+from spikebridge.metrics import METRICS
+from spikebridge.model_config import BASELINES
+from spikebridge.optimisation import best_epoch
+from spikebridge.records import RunError, UsageError
+
+SEARCH = "search.json"
+
+# What each task's trials draw: a list is a choice, a pair of numbers a range on a logarithmic axis.
+SHARED: dict[str, dict[str, Any]] = {
+    "music": {
+        "lr": (2e-3, 6e-2),
+        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "dropout_in": [0.0, 0.1, 0.2],
+        "batch_size": [8, 16],
+        "ema": [0.0, 0.99, 0.995],
+    },
+    "digits": {
+        "lr": (1e-3, 3e-2),
+        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "dropout_in": [0.0, 0.1],
+        "ema": [0.0, 0.99, 0.999],
+    },
+    "text": {
+        "lr": (1e-3, 1e-2),
+        "dropout": [0.3, 0.4, 0.5],
+        "dropout_in": [0.2, 0.3, 0.4, 0.5],
+        "embedding_scale": [2.0, 4.0, 8.0],
+    },
+    "events": {
+        "lr": (1e-3, 3e-2),
+        "dropout": [0.1, 0.3, 0.5],
+        "ema": [0.0, 0.99],
+    },
+}
+MEMBRANE: dict[str, Any] = {
+    "decay": [0.1, 0.3, 0.5, 0.8],
+    "decay_to": [0.0, 0.9, 0.98],
+    "train_decay": [False, True],
+    "g": ["identity", "leaky_relu"],
+}
+SPIKES: dict[str, Any] = {"surrogate_width": [0.5, 1.0]}
+
+
+def space(task: str, variant: str) -> dict[str, Any]:
+    """What a unit's trials on a task draw.  Raises UsageError for a task without a space."""
+    if task not in SHARED:
+        raise UsageError(f"task={task!r}: there is no search space for it; see search.SHARED")
+    unit, _ = split_variant(variant)
+    found = dict(SHARED[task])
+    if unit not in BASELINES:
+        found |= MEMBRANE | ({} if unit == "softsnu" else SPIKES)
+    return found
+
+
+def search(
+    task: str,
+    variant: str,
+    directory: Path,
+    *,
+    trials: int,
+    data: str | None = None,
+    settings: dict[str, Any] | None = None,
+    tell: Callable[[int, float, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Find settings for a unit; written to directory/VARIANT/search.json and returned.
+
+    Args:
+        task, variant, data: as for `config.preset`, which the trials start from.
+        directory: where the search is kept; one that lies there goes on.
+        trials: number in all; the first is the preset itself.
+        settings: what holds for all trials instead of the preset.
+        tell: is told of each trial: number, validation metric, settings.
+
+    Raises UsageError.
+    """
+    if trials < 1:
+        raise UsageError(f"trials={trials}: it must be at least 1; pass --trials 12")
+    base = override(preset(task, variant, data), **(settings or {}))
+    drawn = space(task, variant)
+    folder = directory / variant
+    folder.mkdir(parents=True, exist_ok=True)
+    study = _study(folder, base)
+    found = [_told(trial) for trial in study.trials if trial.value is not None]
+    for number in range(len(study.trials), trials):
+        trial = study.ask()
+        chosen = {} if number == 0 else {name: _draw(trial, name, drawn[name]) for name in drawn}
+        try:
+            history = experiment.validate(override(base, **chosen))
+        except RunError as error:  # a learning rate that is too high: a bad trial, not the end
+            study.tell(trial, state=_failed())
+            warnings.warn(f"trial {number + 1} of {variant} failed: {error}", stacklevel=2)
+            continue
+        record = history[best_epoch(history) - 1]
+        trial.set_user_attr("settings", chosen)
+        trial.set_user_attr("best_epoch", record["epoch"])
+        trial.set_user_attr("seconds", round(sum(epoch["seconds"] for epoch in history), 1))
+        study.tell(trial, record["valid"])
+        found.append(_told(study.trials[-1]))
+        rundir.write_json(folder / SEARCH, _content(base, drawn, found))
+        if tell is not None:
+            tell(number + 1, record["valid"], chosen)
+    return _content(base, drawn, found)
+
+
+def best(content: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were best on validation."""
+    higher = content["higher_is_better"]
+    pick = max if higher else min
+    return dict(pick(content["trials"], key=lambda trial: trial["valid"])["settings"])
+
+
+def _study(folder: Path, base: Config) -> Any:
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "optuna is not installed, and a search needs it; pip install 'spikebridge[app]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    return optuna.create_study(
+        storage=storage,
+        study_name="search",
+        load_if_exists=True,
+        direction="maximize" if _higher(base) else "minimize",
+        sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5),
+    )
+
+
+def _failed() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState.FAIL
+
+
+def _draw(trial: Any, name: str, options: Any) -> Any:
+    if isinstance(options, tuple):
+        return float(f"{trial.suggest_float(name, *options, log=True):.3g}")
+    return trial.suggest_categorical(name, options)
+
+
+def _higher(base: Config) -> bool:
+    """Whether the metric of a config's task is one of those that should be high."""
+    metric = {"music": "nll", "forecast": "rmse"}.get(base.task.NAME, "accuracy")
+    return METRICS["perplexity" if base.task.NAME == "text" else metric].higher_is_better
+
+
+def _told(trial: Any) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    return {
+        "settings": attributes["settings"],
+        "valid": trial.value,
+        "best_epoch": attributes["best_epoch"],
+        "seconds": attributes["seconds"],
+    }
+
+
+def _content(base: Config, drawn: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "base": to_dict(base),
+        "space": {name: list(options) for name, options in drawn.items()},
+        "higher_is_better": _higher(base),
+        "sampler": "optuna TPE, seed 0, 5 random trials first; the first trial is the base",
+        "environment": environment.collect(),
+        "trials": found,
+    }
