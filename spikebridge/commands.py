@@ -235,8 +235,8 @@ def compose(
     from spikebridge import compose as composing
 
     written = composing.compose(run, composing.Settings(**settings), out)
-    # The page shows what lies beside it.
-    report = _page(run) if page and out is None else None
+    beside = written.midi.resolve().parent == run.resolve()  # the page shows what lies beside it
+    report = _page(run) if page and beside else None
     if as_json:
         files = {"midi": str(written.midi), "wav": str(written.wav), "report": report}
         print(json.dumps({"made": written.facts, **files}))

@@ -12,9 +12,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,43 +28,12 @@ from spikebridge.rundir import Result
 from spikebridge.sampling import Sampler
 from spikebridge.task_configs import OwnConfig
 from spikebridge.tasks.base import Batch, Task
+from spikebridge.watching import Progress, Silent, board, tell_board
 
 __all__ = ["Progress", "Result", "Silent", "run"]
 
 # Numbers, so that a purpose added later leaves the streams of the others as they are.
 PURPOSES = {"init": 0, "data": 1, "dropout": 2, "valid": 3, "test": 4, "examples": 5}
-
-
-class Progress(Protocol):
-    """What a run tells while it goes on."""
-
-    def begin(self, config: Config, done: int) -> None:
-        """The run starts, with some epochs done before it was stopped."""
-
-    def batch(self, epoch: int, share: float) -> None:
-        """A share, 0 to 1, of an epoch's training batches is done."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done and saved; the record is its line of metrics.jsonl."""
-
-    def end(self) -> None:
-        """The run stops, for whatever reason."""
-
-
-class Silent:
-    """Tells nothing."""
-
-    def begin(self, config: Config, done: int) -> None:
-        pass
-
-    def batch(self, epoch: int, share: float) -> None:
-        pass
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
 
 
 def run(
@@ -236,17 +204,17 @@ class _Run:
             )
             self.average.restore(self.state.average, self.state.step)
         self._write_metrics()
-        board = _board(self.directory, len(self.state.history))
+        events = board(self.directory, len(self.state.history))
         self.progress.begin(self.config, len(self.state.history))
         try:
             while not finished(self.train, self.state.history):
                 record = self._epoch(len(self.state.history) + 1)
                 self.progress.epoch(record)
-                _tell_board(board, record)
+                tell_board(events, record)
         finally:
             self.progress.end()
-            if board is not None:
-                board.close()
+            if events is not None:
+                events.close()
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """Train for an epoch, validate, save; returns its line of metrics.jsonl."""
@@ -402,19 +370,3 @@ class _Run:
             directory=self.directory,
             **activity._asdict(),
         )
-
-
-def _board(directory: Path, done: int) -> Any:
-    """A TensorBoard writer where that is installed, else None."""
-    if find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(directory / rundir.TENSORBOARD), purge_step=done + 1)
-
-
-def _tell_board(board: Any, record: dict[str, Any]) -> None:
-    if board is None:
-        return
-    for name in ("train_loss", "valid_loss", "valid", "lr", "grad_norm"):
-        board.add_scalar(name, record[name], record["epoch"])

@@ -7,6 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
+_MUSIC: dict[str, Any] = {
+    "hidden": (150,),
+    "epochs": 40,
+    "batch_size": 8,
+    "optimizer": "adamw",
+    "lr": 2e-2,
+    "schedule": "onecycle",
+    "ema": 0.995,
+    "dropout": 0.3,
+    "g": "identity",
+    "decay": 0.3,
+    "decay_to": 0.98,
+    "train_decay": True,
+}
+
 # (data, variant) -> settings; variant "" holds for every unit of that data set.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("digits8x8", ""): {
@@ -65,18 +80,9 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "schedule": "onecycle",
         "dropout": 0.2,
     },
-    ("jsb", ""): {
-        "hidden": (150,),
-        "epochs": 40,
-        "batch_size": 8,
-        "optimizer": "adamw",
-        "lr": 2e-2,
-        "schedule": "onecycle",
-        "ema": 0.995,
-        "dropout": 0.3,
-        "g": "identity",
-        "decay": 0.3,
-        "decay_to": 0.98,
-        "train_decay": True,
-    },
+    ("jsb", ""): _MUSIC,
+    ("nottingham", ""): _MUSIC | {"frames": 200, "epochs": 20},
+    ("musedata", ""): _MUSIC | {"frames": 200, "epochs": 15},
+    ("piano", ""): _MUSIC | {"frames": 200, "epochs": 30},
+    ("mat", ""): _MUSIC,
 }

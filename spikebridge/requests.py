@@ -266,7 +266,7 @@ class Compose:
     json: Flag = False
     """Print one JSON object."""
     report: Flag = True
-    """Write the run's report.html anew, with the composition (not where --out is given)."""
+    """Write the run's report.html anew, with the composition (not for another --out)."""
 
     def run(self) -> None:
         from spikebridge import commands

@@ -194,8 +194,10 @@ class Normalised(nn.Module):
         # (samples, features, pixels of a feature): one pixel where the array is no convolution.
         seen = drive.reshape(-1, self.groups, drive.shape[-1] // self.groups)
         if self.training and len(seen):
-            mean_square = seen.square().mean((0, 2), dtype=torch.float32)
-            self.mean_square.lerp_(mean_square.detach(), self.momentum)
+            kind = torch.promote_types(seen.dtype, torch.float32)
+            mean_square = seen.square().mean((0, 2), dtype=kind)
+            with torch.no_grad():
+                self.mean_square.lerp_(mean_square.to(self.mean_square.dtype), self.momentum)
         else:
             mean_square = self.mean_square
         factor = self.size * (mean_square + self.EPS).rsqrt()

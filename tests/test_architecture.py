@@ -24,7 +24,7 @@ ORDER = [
     ["synapses"],
     ["layers"],
     ["network", "rnn"],
-    ["averaging", "checkpoint", "evaluation", "optimisation", "sampling"],
+    ["averaging", "checkpoint", "evaluation", "optimisation", "sampling", "watching"],
     ["experiment", "writing"],
     ["search", "stepwise"],
     ["report"],

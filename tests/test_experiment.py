@@ -279,7 +279,7 @@ def test_tensorboard_is_told_where_it_is_installed(
         def close(self) -> None:
             told.append(("closed", 0))
 
-    monkeypatch.setattr(experiment, "_board", lambda *_: Board())
+    monkeypatch.setattr(experiment, "board", lambda *_: Board())
     experiment.run(tiny(epochs=1), tmp_path / "run")
     assert ("valid", 1) in told
     assert told[-1] == ("closed", 0)

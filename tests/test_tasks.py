@@ -399,8 +399,8 @@ def test_cutting_loses_no_frame_to_predict(length: int, frames: int) -> None:
 
 def test_only_training_pieces_are_cut(toy_mat: Path) -> None:
     whole, cut = (Music(MusicConfig(frames=frames), toy_mat) for frames in (0, 3))
-    assert [cut.size(split) for split in SPLITS] == [16, 3, 3]  # 4 5 9 ... frames, 2 of each new
-    assert cut.count_batches(5) == 4
+    assert [cut.size(split) for split in SPLITS] == [15, 3, 3]
+    assert cut.count_batches(7) == 3
     assert same(*(next(iter(task.batches("test", 9, seeded()))) for task in (whole, cut)))
     notes = []
     for task in (whole, cut):

@@ -75,6 +75,34 @@ def metric_curve(run: Run) -> Chart | None:
     return chart
 
 
+def step_curve(run: Run) -> Chart | None:
+    """The test metric against the number of time steps at test."""
+    found = run.steps or {}
+    steps, tests = found.get("steps"), found.get("test")
+    if not isinstance(steps, list) or not isinstance(tests, list) or len(steps) != len(tests):
+        return None
+    metric = metric_of(run.metric)
+    chart = Chart(300, {"showlegend": False})
+    chart.add(
+        "scatter",
+        x=[number(count) for count in steps],
+        y=[scaled(metric, value) for value in tests],
+        mode="lines+markers",
+        line={"color": colour_of(run.unit), "width": 2},
+        marker={"color": colour_of(run.unit), "size": 8},
+    )
+    shown = [count for count in steps if number(count) is not None]
+    chart.x(
+        title="time steps at test",
+        type="log",
+        tickvals=shown,
+        ticktext=[str(count) for count in shown],
+        showgrid=False,
+    )
+    chart.y(title=f"test {label(metric.axis, 60)}")
+    return chart
+
+
 def _line(chart: Chart, x: list[Any], y: list[Any], title: str, colour: str) -> None:
     chart.add(
         "scatter",

@@ -73,6 +73,8 @@ class Run:
     examples: Examples | None
     symbols: tuple[str, ...] = ()
     """What the symbols of a text stand for, by number."""
+    steps: dict[str, Any] | None = None
+    """The content of steps.json: the test at other numbers of time steps."""
 
     def part(self, name: str) -> dict[str, Any]:
         """One of the nested records of the config: task, model or train."""
@@ -154,6 +156,7 @@ def load_run(directory: Path, *, examples: bool = True) -> Run:
         if not (directory / name).exists():
             raise ReportError(f"{directory / name}: the file is missing; {remedy}")
     environment, archive = directory / rundir.ENVIRONMENT, directory / rundir.EXAMPLES
+    steps = directory / rundir.STEPS
     return Run(
         directory=directory,
         config=_object(directory / rundir.CONFIG, remedy),
@@ -162,6 +165,7 @@ def load_run(directory: Path, *, examples: bool = True) -> Run:
         result=_object(directory / rundir.RESULT, remedy) if complete else None,
         examples=_examples(archive, remedy) if examples and archive.exists() else None,
         symbols=_symbols(directory / rundir.SYMBOLS, remedy),
+        steps=_object(steps, remedy) if steps.exists() else None,
     )
 
 

@@ -26,6 +26,7 @@ from spikebridge.report.text import (
     seconds_text,
 )
 from spikebridge.report.theme import Drawer, Plot, colour_of
+from spikebridge.task_configs import OwnConfig
 
 
 def context(run: Run) -> dict[str, Any]:
@@ -43,7 +44,9 @@ def context(run: Run) -> dict[str, Any]:
         "cards": cards(run, metric),
         "source": source_of(run.fact("published")),
         "started": started(run),
-        "learning": [plot for plot in learning_plots(run, metric, drawer) if plot],
+        "learning": [
+            plot for plot in [*learning_plots(run, metric, drawer), steps_plot(run, drawer)] if plot
+        ],
         "activity": activity_plot(run, drawer),
         "composition": composition(run, drawer),
         "panels": panels(run, drawer),
@@ -52,7 +55,7 @@ def context(run: Run) -> dict[str, Any]:
         "config": list(flatten(run.config)),
         "environment": list(flatten(run.environment)),
         "result": list(flatten(run.result or {})),
-        "command": command(run.task, run.config),
+        "command": [] if run.task == OwnConfig.NAME else command(run.task, run.config),
         "metric_meaning": metric.meaning,
     }
 
@@ -148,6 +151,18 @@ def learning_plots(run: Run, metric: Metric, drawer: Drawer) -> list[Plot | None
         ),
         drawer.plot(curves.metric_curve(run), f"Validation {metric.name}", meaning.strip()),
     ]
+
+
+def steps_plot(run: Run, drawer: Drawer) -> Plot | None:
+    """How the result depends on how long the network may look."""
+    trained = number((run.steps or {}).get("trained_with"))
+    told = "" if trained is None else f" It was trained with {trained:.0f}."
+    caption = (
+        "The same network, shown its inputs for fewer or more time steps at the test: more steps "
+        f"average out the chance in the input spikes, and cost time and energy.{told}"
+    )
+    title = f"{metric_of(run.metric).name.capitalize()} against time steps"
+    return drawer.plot(curves.step_curve(run), title, caption)
 
 
 def activity_plot(run: Run, drawer: Drawer) -> Plot | None:

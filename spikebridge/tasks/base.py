@@ -130,15 +130,20 @@ def check_split(split: str) -> str:
     return split
 
 
-def sample_batches(
-    size: int, split: str, batch_size: int, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    """Sample numbers 0..size-1 of a split in batches; train is shuffled by the generator."""
+def check_batch_size(batch_size: int) -> None:
+    """ValueError where it is no number of samples."""
     if batch_size < 1:
         raise ValueError(
             f"batch_size={batch_size}: the number of samples per batch must be at least 1; "
             "pass --batch-size 32"
         )
+
+
+def sample_batches(
+    size: int, split: str, batch_size: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Sample numbers 0..size-1 of a split in batches; train is shuffled by the generator."""
+    check_batch_size(batch_size)
     shuffled = check_split(split) == "train"
     order = torch.randperm(size, generator=generator) if shuffled else torch.arange(size)
     return order.split(batch_size)

@@ -72,12 +72,15 @@ class Digits(Task):
         samples = sample_batches(self.size(split), split, batch_size, generator)
         pixels, labels = self._pixels[split], self._labels[split]
         steps = self.config.steps_test if split != "train" else 0
-        for i in samples:
+        bent = self.config.elastic if split == "train" else 0.0
+
+        def batch(i: Tensor) -> Batch:
             images = pixels[i].float().div_(self._peak)
-            if split == "train" and self.config.elastic:
-                images = distorted(images, self.config.elastic, generator)
-            x = self._encode(images, steps or self.steps, generator)
-            yield Batch(x, labels[i], None)
+            if bent:
+                images = distorted(images, bent, generator)
+            return Batch(self._encode(images, steps or self.steps, generator), labels[i], None)
+
+        return map(batch, samples)
 
     def _encode(self, images: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """Sequences (T, B, I) from images (B, rows, columns) in [0, 1]."""

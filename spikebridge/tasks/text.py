@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spikebridge.metrics import MetricName
 from spikebridge.task_configs import TextConfig
-from spikebridge.tasks.base import SPLITS, Batch, Readout, Task, check_split
+from spikebridge.tasks.base import SPLITS, Batch, Readout, Task, check_batch_size, check_split
 from spikebridge.tasks.files import DataError, fetch
 
 UNKNOWN, END = "<unk>", "<eos>"
@@ -96,6 +96,10 @@ class Text(Task):
         which no gradient passes, fall elsewhere in each epoch.  Of the text, less than `batch_size`
         symbols at its end are left out in training, and less than ten in validation.
         """
+        if batch_size < 1:
+            raise ValueError(
+                f"batch_size={batch_size}: it must be at least 1; pass --batch-size 32"
+            )
         streams = self._streams(split, batch_size)
         length, steps = self._length(split, streams), self.config.steps
         numbers = self._numbers[split][: streams * length + 1]
@@ -107,9 +111,10 @@ class Text(Task):
         # The same number of chunks whatever the first one's length: the schedule counts on it.
         first = max(first, length - (self.count_chunks(length) - 1) * steps)
         cuts = [0, *range(min(first, length), length, steps), length]
-        for start, end in pairwise(cuts):
-            if end > start:
-                yield Batch(x[start:end].contiguous(), target[start:end].contiguous(), None)
+        return (
+            Batch(x[start:end].contiguous(), target[start:end].contiguous(), None)
+            for start, end in pairwise(cuts)
+        )
 
     def count_chunks(self, length: int) -> int:
         """Chunks that a stream of this length is cut into."""

@@ -1,0 +1,242 @@
+"""The catalog, `reproduce`, `search`, `evaluate`: tables that one command makes again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikebridge import catalog, cli, comparison, experiment, rundir, search
+from spikebridge.catalog import CATALOG, Entry, Row
+from spikebridge.config import override, preset, variant_of
+from spikebridge.metrics import METRICS
+from spikebridge.model_config import BASELINES
+from spikebridge.records import UsageError
+from spikebridge.report.still import draw, markdown
+
+TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
+SMALL = Entry(
+    name="small",
+    title="Two units on small digits",
+    source="ours",
+    task="digits",
+    data="digits8x8",
+    rows=(Row("snu"), Row("snu", {"weight_bits": 3}, name="rounded", label="SNU, 3 bits")),
+    settings=TINY | {"epochs": 2},
+    seeds=2,
+    minutes=0.1,
+    quick={"epochs": 1},
+)
+
+
+def spikebridge(line: str) -> int:
+    return cli.main(shlex.split(line))
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalog, "CATALOG", (SMALL, *CATALOG))
+
+
+@pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
+def test_every_entry_is_whole(entry: Entry) -> None:
+    contenders = comparison.of_entry(entry)
+    assert len({one.name for one in contenders}) == len({one.label for one in contenders})
+    assert len(contenders) == len(entry.rows)
+    assert entry.source
+    assert entry.minutes > 0, "nobody has measured what it takes"
+    for row, one in zip(entry.rows, contenders, strict=True):
+        assert variant_of(one.config.model) == row.unit
+        quick = entry.config(row, quick=True)
+        assert quick.train.epochs <= one.config.train.epochs
+
+
+def test_units_of_an_entry_have_equal_widths() -> None:
+    for entry in CATALOG:
+        widths = {entry.config(row).model.hidden for row in entry.rows}
+        assert len(widths) == 1 or entry.name == "ptb-words", entry.name
+
+
+def test_names_are_unique() -> None:
+    names = [entry.name for entry in CATALOG]
+    assert len(names) == len(set(names))
+    with pytest.raises(UsageError, match=r"'mnist': there is no such entry; choose one of .*jsb"):
+        catalog.find("mnist")
+
+
+def test_reproduce_writes_table_plot_and_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("reproduce small --jobs 1") == 0
+    said = capsys.readouterr()
+    out = Path("runs/reproduce-small")
+    content = json.loads((out / comparison.COMPARE).read_text())
+    assert [row["label"] for row in content["rows"]] == ["SNU", "SNU, 3 bits"]
+    assert all(row["n"] == 2 for row in content["rows"])
+    table = (out / "table.md").read_text(encoding="utf-8")
+    assert "| SNU, 3 bits | " in table
+    assert "unknown |" in table  # no figure has been published
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "Two units on small digits" in (out / rundir.REPORT).read_text(encoding="utf-8")
+    assert "about 0 min on 2 cores" in said.err
+    assert spikebridge("reproduce small --jobs 1 --json") == 0
+    said = capsys.readouterr()
+    assert "4 are complete" in said.err
+    assert json.loads(said.out) == content
+
+
+def test_quick_is_quick_and_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("reproduce small --quick --jobs 1") == 0
+    runs = sorted(path.name for path in Path("runs/reproduce-small-quick").iterdir())
+    assert {"rounded-0", "snu-0"} <= set(runs)
+    config = rundir.read_config(Path("runs/reproduce-small-quick/snu-0"))
+    assert config.train.epochs == 1
+    assert spikebridge("reproduce small --seeds 1 --jobs 1") == 0
+    assert not Path("runs/reproduce-small/snu-1").exists()
+
+
+def test_the_list_says_what_each_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("reproduce --list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(CATALOG)
+    assert spikebridge("reproduce --list --json") == 0
+    rows = json.loads(capsys.readouterr().out)["entries"]
+    assert [row["name"] for row in rows] == [entry.name for entry in (SMALL, *CATALOG)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("reproduce", "no entry is named; `spikebridge reproduce --list`"),
+        ("reproduce nothing", "'nothing': there is no such entry"),
+        ("reproduce small --seeds -1", "seeds=-1: a number of seeds"),
+        ("search digits --trials 0", "trials=0: it must be at least 1"),
+        ("evaluate nowhere", "nowhere: there is no complete run in it"),
+    ],
+)
+def test_wrong_usage(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge(line) == 2
+    assert message in capsys.readouterr().err
+
+
+def content(metric: str) -> dict[str, Any]:
+    value = 0.9 if metric == "accuracy" else 90.0
+    rows: list[dict[str, Any]] = [
+        {
+            "unit": "snu",
+            "label": "SNU",
+            "n": 2,
+            "test_mean": value,
+            "test_std": value / 100,
+            "tests": [value * 0.99, value * 1.01],
+            "valid_mean": value,
+            "parameters": 1000,
+            "operations": 2000,
+            "seconds_mean": 70.0,
+            "spikes_mean": None,
+            "published": {"value": value, "source": "a paper"},
+            "runs": [],
+        }
+    ]
+    return {"task": "t", "data": "d", "metric": metric, "rows": rows, "title": "T"}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_still_pictures_of_every_metric(metric: str, tmp_path: Path) -> None:
+    draw(content(metric), tmp_path / "plot.png")
+    table = markdown(content(metric), "here")
+    assert "- a paper" in table
+    assert METRICS[metric].figure(content(metric)["rows"][0]["test_mean"]) in table
+
+
+# --- search ---
+
+
+def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
+    for task in search.SHARED:
+        shared = search.space(task, "lstm")
+        assert search.space(task, "gru") == search.space(task, "rnn") == shared
+        for unit in ("snu", "softsnu", "recurrent-snu"):
+            mine = search.space(task, unit)
+            assert {name: mine[name] for name in shared} == shared
+            assert not set(search.MEMBRANE) - set(mine)
+        assert all(set(search.MEMBRANE).isdisjoint(search.space(task, u)) for u in BASELINES)
+    with pytest.raises(UsageError, match="task='forecast': there is no search space"):
+        search.space("forecast", "snu")
+
+
+def test_a_search_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tried = []
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        tried.append(config)
+        valid = 0.5 + 0.1 * len(tried)
+        return [{"epoch": 1, "best": True, "valid": valid, "seconds": 1.0}]
+
+    monkeypatch.setattr(experiment, "validate", validate)
+    search.search("digits", "snu", tmp_path, trials=3, settings=TINY)
+    found = search.search("digits", "snu", tmp_path, trials=5, settings=TINY)
+    assert len(tried) == len(found["trials"]) == 5
+    assert tried[0] == override(preset("digits", "snu"), **TINY)
+    assert found["trials"][0]["settings"] == {}
+    assert search.best(found) == found["trials"][-1]["settings"]
+    stored = json.loads((tmp_path / "snu" / search.SEARCH).read_text())
+    assert stored["trials"] == found["trials"]
+    assert stored["higher_is_better"]
+    for trial in found["trials"][1:]:
+        assert set(trial["settings"]) == set(search.space("digits", "snu"))
+
+
+def test_the_search_never_reads_the_test_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from spikebridge.tasks.digits import Digits
+
+    real = Digits.batches
+
+    def batches(self: Digits, split: str, *more: Any) -> Any:
+        assert split != "test"
+        return real(self, split, *more)
+
+    monkeypatch.setattr(Digits, "batches", batches)
+    line = "search digits --units lstm --trials 2 --epochs 1 --threads 1 --json"
+    assert spikebridge(line) == 0
+    assert "lstm" in json.loads(capsys.readouterr().out)
+    assert not list(Path().rglob(rundir.RESULT))
+
+
+# --- accuracy against time steps ---
+
+
+def test_evaluate_at_other_numbers_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    config = override(preset("digits"), **(TINY | {"epochs": 4, "steps": 6, "hidden": (32,)}))
+    result = experiment.run(config, "run")
+    assert spikebridge("evaluate run --steps 6 1 30") == 0
+    assert "30 " in capsys.readouterr().out
+    found = json.loads((Path("run") / rundir.STEPS).read_text())
+    assert found["steps"] == [1, 6, 30]
+    assert found["test"][1] == result.test  # the same steps, the same draws
+    assert found["test"][2] > found["test"][0]
+    assert found["spikes_per_inference"][2] > found["spikes_per_inference"][0]
+    page = (Path("run") / rundir.REPORT).read_text(encoding="utf-8")
+    assert "time steps at test" in page
+
+
+def test_steps_at_test_are_a_setting(tmp_path: Path) -> None:
+    config = override(preset("digits"), **(TINY | {"steps": 3, "steps_test": 9}))
+    longer = experiment.run(config, tmp_path / "longer")
+    shorter = experiment.run(override(config, steps_test=0), tmp_path / "shorter")
+    assert longer.spikes_per_inference is not None
+    assert shorter.spikes_per_inference is not None
+    assert longer.spikes_per_inference > 1.5 * shorter.spikes_per_inference
+
+
+def test_steps_are_no_choice_for_music(tmp_path: Path) -> None:
+    from spikebridge.stepwise import by_steps
+
+    config = override(preset("digits"), **(TINY | {"coding": "rows"}))
+    experiment.run(config, tmp_path / "rows")
+    with pytest.raises(UsageError, match="have as many steps as the data give"):
+        by_steps(tmp_path / "rows", [1, 2])

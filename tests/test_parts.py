@@ -1,0 +1,267 @@
+"""Parts of networks beyond layers: scaled drives, rounded weights, averages, embeddings, skips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from spikebridge.averaging import Average
+from spikebridge.layers import Layer, Readout
+from spikebridge.model_config import ModelConfig
+from spikebridge.network import build, load_network, operations, save_network
+from spikebridge.records import ConfigError
+from spikebridge.synapses import Conv2d, Dense, Normalised, Rounded, round_weights
+from spikebridge.units import make_unit
+
+CONV = ModelConfig(channels=(4, 6), kernel_size=3, hidden=(12,), norm=True)
+WORDS = ModelConfig(
+    unit="softsnu",
+    recurrent=True,
+    hidden=(10, 8),
+    embedding=6,
+    embedding_scale=3.0,
+    tied=True,
+    read_all=True,
+    g="identity",
+    decay=0.3,
+    decay_to=0.9,
+)
+
+
+def spikes(*shape: int, p: float = 0.3) -> torch.Tensor:
+    return (torch.rand(shape) < p).float()
+
+
+# --- drives of one size ---
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_a_scaled_drive_has_the_learned_size(kind: str) -> None:
+    unit = make_unit("snu", 98 if kind == "conv" else 20)
+    array = Conv2d((1, 7, 7), 2, 3, padding=1) if kind == "conv" else Dense(49, 20)
+    scaled = Normalised(array, unit)
+    drive = scaled(spikes(6, 32, 49))
+    sizes = drive.reshape(-1, scaled.groups, drive.shape[-1] // scaled.groups)
+    found = sizes.square().mean((0, 2)).sqrt()
+    torch.testing.assert_close(found, scaled.size.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_in_use_it_is_a_factor_on_the_weights() -> None:
+    scaled = Normalised(Dense(30, 8))
+    for _ in range(200):
+        scaled(spikes(4, 64, 30))
+    scaled.eval()
+    folded = Dense(30, 8)
+    factor = scaled.size * (scaled.mean_square + scaled.EPS).rsqrt()
+    with torch.no_grad():
+        folded.weight.copy_(scaled.array.weight * factor[:, None])
+    x = spikes(4, 5, 30)
+    torch.testing.assert_close(scaled(x), folded(x))
+    assert not scaled(torch.zeros(2, 3, 30)).any()  # silence stays silence
+    scaled.train()
+    x = spikes(4, 64, 30)
+    torch.testing.assert_close(scaled(x), folded(x), rtol=0.2, atol=0.2)
+
+
+def test_gradients_of_a_scaled_drive() -> None:
+    scaled = Normalised(Dense(4, 3)).double()
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    weight = scaled.array.weight.detach().clone().requires_grad_()
+
+    def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        scaled.momentum = 0.0  # the running mean is no part of the function
+        return torch.func.functional_call(scaled, {"array.weight": weight}, (x,))
+
+    assert torch.autograd.gradcheck(call, (x, weight))
+
+
+# --- rounded weights ---
+
+
+@settings(max_examples=40, deadline=None)
+@given(bits=st.integers(2, 8), seed=st.integers(0, 10**6))
+def test_rounded_weights_lie_on_few_levels(bits: int, seed: int) -> None:
+    weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed))
+    rounded = Rounded(bits)(weight)
+    levels = 2 ** (bits - 1) - 1
+    for row, full in zip(rounded, weight, strict=True):
+        scale = full.abs().max() / levels
+        steps = row / scale
+        torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
+        assert len(row.unique()) <= 2 * levels + 1
+        assert float((row - full).abs().max()) <= float(scale) / 2 * 1.001
+        assert float(row.abs().max()) == pytest.approx(float(full.abs().max()), rel=1e-5)
+
+
+def test_the_gradient_passes_the_rounding_straight_through() -> None:
+    weight = torch.randn(3, 4, requires_grad=True)
+    factor = torch.randn(3, 4)
+    (Rounded(3)(weight) * factor).sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, factor)
+    assert not Rounded(4)(torch.zeros(2, 3)).any()
+    with pytest.raises(ValueError, match="2 to 16 bits, got 1"):
+        Rounded(1)
+
+
+def test_every_matrix_is_rounded_and_nothing_else() -> None:
+    model = ModelConfig(unit="snu", recurrent=True, hidden=(6, 5), weight_bits=3)
+    network = build(model, 7, 4, "mean")
+    kinds = [m for m in network.modules() if isinstance(m, Rounded)]
+    assert len(kinds) == 2 + 2 + 1  # arrays, recurrent matrices, readout
+    for layer in network.layers:
+        for matrix in (layer.array.weight, layer.recurrent):
+            assert all(len(row.unique()) <= 7 for row in matrix)
+    assert network.layers[0].unit.bias.unique().item() == -1.0
+
+
+def test_weights_of_few_bits_still_learn() -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(20, 2))
+    round_weights(layer, 2)
+    x = torch.randn(256, 20)
+    target = (x[:, 0] > 0).long()
+    optimizer = torch.optim.Adam(layer.parameters(), 0.02)
+    for _ in range(150):
+        loss = nn.functional.cross_entropy(layer(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float((layer(x).argmax(1) == target).float().mean()) > 0.85
+
+
+# --- averages ---
+
+
+def test_an_average_of_still_weights_is_those_weights() -> None:
+    network = nn.Linear(3, 2)
+    average = Average(network, 0.99)
+    for _ in range(5):
+        average.update()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(average.values[name], value)
+
+
+@settings(max_examples=20, deadline=None)
+@given(share=st.floats(0.01, 0.999), steps=st.integers(1, 40))
+def test_an_average_is_the_recurrence_that_it_states(share: float, steps: int) -> None:
+    network = nn.Linear(1, 1, bias=False).double()
+    average = Average(network, share)
+    expected = float(network.weight.detach())
+    for n in range(1, steps + 1):
+        with torch.no_grad():
+            network.weight.fill_(float(n))
+        average.update()
+        kept = min(share, (1 + n) / (10 + n))
+        expected = kept * expected + (1 - kept) * n
+    assert float(average.values["weight"]) == pytest.approx(expected)
+    with average.applied():
+        assert network.weight.item() == pytest.approx(expected)
+    assert network.weight.item() == steps
+
+
+def test_an_average_covers_running_statistics() -> None:
+    network = build(CONV, 64, 3, "mean", image=(1, 8, 8))
+    average = Average(network, 0.5)
+    network(spikes(3, 4, 64))
+    average.update()
+    name = "layers.0.array.mean_square"
+    assert not torch.equal(average.values[name], network.state_dict()[name])
+    assert not torch.equal(average.values[name], torch.ones(4))
+
+
+# --- networks ---
+
+
+def test_a_convolutional_network_from_a_description(tmp_path: Path) -> None:
+    network = build(CONV, 64, 3, "mean", image=(1, 8, 8))
+    x = spikes(5, 2, 64)
+    sizes = [layer.unit.size for layer in network.layers]
+    assert sizes == [4 * 4 * 4, 6 * 2 * 2, 12]
+    assert operations(network) == 4 * 16 * 9 + 6 * 4 * 4 * 9 + 24 * 12
+    network.eval()
+    save_network(network, tmp_path / "net.safetensors")
+    again = load_network(tmp_path / "net.safetensors").eval()
+    assert torch.equal(network(x)[0], again(x)[0])
+    with pytest.raises(ConfigError, match=r"channels=\[4, 6\]: the inputs of this task are no"):
+        build(CONV, 64, 3, "mean")
+
+
+def test_pooled_drives_are_means_of_squares() -> None:
+    plain = Conv2d((2, 6, 6), 3, 3, padding=1)
+    pooled = Conv2d((2, 6, 6), 3, 3, padding=1, pool=2)
+    pooled.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 72)
+    wanted = nn.functional.avg_pool2d(plain(x).view(4, 3, 6, 6), 2).flatten(1)
+    torch.testing.assert_close(pooled(x), wanted)
+    with pytest.raises(ValueError, match="and pool 9; use a smaller kernel or pool"):
+        Conv2d((2, 6, 6), 3, 3, padding=1, pool=9)
+
+
+def test_a_network_of_words(tmp_path: Path) -> None:
+    network = build(WORDS, 50, 50, "each", symbols=True).eval()
+    x = torch.randint(0, 50, (7, 3))
+    output, state = network(x)
+    assert output.shape == (7, 3, 50)
+    assert network.readout.linear.in_features == 18  # both layers
+    first, middle = network(x[:4])
+    second, _ = network(x[4:], middle)
+    torch.testing.assert_close(torch.cat([first, second]), output)
+    among = torch.tensor([3, 49, 7])
+    torch.testing.assert_close(network(x, among=among)[0], output[..., among])
+    save_network(network, tmp_path / "net.safetensors")
+    again = load_network(tmp_path / "net.safetensors").eval()
+    assert torch.equal(again(x)[0], output)
+    assert len(state) == 2
+    spread = network.layers[0].unit.decay
+    torch.testing.assert_close(spread, torch.linspace(0.3, 0.9, 10))
+
+
+def test_a_tied_network_has_one_matrix() -> None:
+    network = build(WORDS, 50, 50, "each", symbols=True)
+    count = sum(p.numel() for p in network.parameters())
+    core = 6 * 10 + 10 * 10 + 10 * 8 + 8 * 8 + 10 + 8
+    assert count == 50 * 6 + core + (18 * 6 + 6) + 50
+    untied = ModelConfig(**{**vars(WORDS), "tied": False})
+    assert sum(p.numel() for p in build(untied, 50, 50, "each", symbols=True).parameters()) == (
+        50 * 6 + core + 18 * 50 + 50
+    )
+    with pytest.raises(ValueError, match="a tied readout needs the embedding's matrix"):
+        Readout(4, 9, "each", tied=3)(torch.zeros(1, 1, 4))
+    with pytest.raises(ConfigError, match="the inputs of this task are no symbols"):
+        build(WORDS, 50, 50, "each")
+
+
+def test_the_readout_starts_at_the_prior() -> None:
+    prior = torch.linspace(-2, 1, 50)
+    for tied in (True, False):
+        model = ModelConfig(**{**vars(WORDS), "tied": tied})
+        network = build(model, 50, 50, "each", symbols=True)
+        network.readout.start_at(prior)
+        with torch.no_grad():
+            for weight in (network.readout.linear.weight, network.embedding.weight):
+                weight.zero_()
+            network.readout.linear.bias.copy_(prior if not tied else torch.zeros(6))
+        torch.testing.assert_close(
+            network(torch.zeros(1, 1, dtype=torch.long))[0][0, 0].detach(), prior
+        )
+
+
+def test_dropped_recurrent_weights() -> None:
+    unit = make_unit("softsnu", 6)
+    layer = Layer(Dense(4, 6), unit, recurrent=True, dropout_recurrent=0.5)
+    x = torch.randn(5, 2, 4)
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    layer.eval()
+    whole = Layer(Dense(4, 6), make_unit("softsnu", 6), recurrent=True)
+    whole.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x)[0], whole(x)[0])
+    with pytest.raises(ValueError, match="recompute=2 does not go with dropout_recurrent"):
+        Layer(Dense(4, 6), unit, recurrent=True, dropout_recurrent=0.5, recompute=2)
+    with pytest.raises(ValueError, match="dropout_recurrent must be in"):
+        Layer(Dense(4, 6), unit, recurrent=True, dropout_recurrent=1.0)

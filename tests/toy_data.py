@@ -1,0 +1,71 @@
+"""Small data sets in the formats that users bring: recordings of events, .npz files, tables."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+Event = tuple[int, int, bool, int]
+KINDS = ("class", "class at each step", "numbers", "numbers at each step")
+
+
+def encode(events: Sequence[Event]) -> bytes:
+    """Events (x, y, brighter, microseconds) as N-MNIST has them on disk."""
+    return b"".join(
+        bytes([x, y, (on << 7) | (time >> 16), (time >> 8) & 255, time & 255])
+        for x, y, on, time in events
+    )
+
+
+def write_recordings(folder: Path, train: int = 4, test: int = 1) -> Path:
+    """Recordings whose class is where most of their events are, in N-MNIST's layout."""
+    random = np.random.default_rng(0)
+    number = 0
+    for part, count in (("Train", train), ("Test", test)):
+        for digit in range(10):
+            (folder / part / str(digit)).mkdir(parents=True, exist_ok=True)
+            for _ in range(count):
+                number += 1
+                times = np.sort(random.integers(0, 300_000, 60)).tolist()
+                events = [
+                    (3 * digit + int(random.integers(5)), int(random.integers(34)), i % 2 == 0, t)
+                    for i, t in enumerate(times)
+                ]
+                path = folder / part / str(digit) / f"{(number * 389) % 1009:05d}.bin"
+                path.write_bytes(encode(events))
+    return folder
+
+
+def npz_arrays(kind: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """x (n, 6, 3) of 0 and 1, and y of each kind that follows from it."""
+    x = np.random.default_rng(seed).random((count, 6, 3)) < 0.4
+    numbers = x.cumsum(axis=1).astype(np.float64)
+    y = {
+        "class": x[:, :, 0].sum(axis=1) % 3,
+        "class at each step": x[:, :, 0] + 2 * x[:, :, 1].astype(np.int16),
+        "numbers": 100.0 + 7 * numbers[:, -1, :2],
+        "numbers at each step": numbers[:, :, :2].astype(np.float32),
+    }[kind]
+    return {"x": x, "y": y}
+
+
+def write_npz(folder: Path, kind: str, valid: bool = False, train: int = 23) -> Path:
+    """train.npz, test.npz and perhaps valid.npz."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "train.npz", **npz_arrays(kind, train))
+    np.savez(folder / "test.npz", **npz_arrays(kind, 9, seed=1))
+    if valid:
+        np.savez(folder / "valid.npz", **npz_arrays(kind, 7, seed=2))
+    return folder
+
+
+def write_table(path: Path, columns: dict[str, Sequence[object]], delimiter: str = ",") -> Path:
+    """A CSV file with a header line."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
