@@ -15,10 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from toy_data import KINDS, write_npz, write_recordings
 from toy_music import toy_songs, write_mat
 
 from spikebridge import tasks
-from spikebridge.task_configs import DigitsConfig, MusicConfig
+from spikebridge.task_configs import DigitsConfig, EventsConfig, MusicConfig, NpzConfig
 from spikebridge.tasks import digits, files
 from spikebridge.tasks.base import SPLITS, Batch, Task
 from spikebridge.tasks.digits import Digits, bernoulli
@@ -53,12 +54,21 @@ def jsb() -> Music:
 
 @pytest.fixture(
     scope="module",
-    params=["rate", "current", "rows", "music", pytest.param("jsb", marks=pytest.mark.data)],
+    params=[
+        *("rate", "current", "rows", "music", "events", *KINDS),
+        pytest.param("jsb", marks=pytest.mark.data),
+    ],
 )
 def task(request: pytest.FixtureRequest, toy_mat: Path) -> Task:
-    """Every task there is."""
+    """Every task of samples; those of streams have their own tests."""
     if request.param == "music":
         return Music(MusicConfig(), toy_mat)
+    if request.param == "events":
+        folder = write_recordings(toy_mat.parent / "events")
+        return tasks.load(EventsConfig(data_dir=str(folder), steps=3))
+    if request.param in KINDS:
+        folder = write_npz(toy_mat.parent / request.param, request.param)
+        return tasks.load(NpzConfig(data_dir=str(folder)))
     if request.param == "jsb":
         return request.getfixturevalue("jsb")
     return tasks.load(DigitsConfig(coding=request.param, steps=3, gain=0.8))
@@ -69,7 +79,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def logits_for(task: Task, batch: Batch) -> Tensor:
-    return torch.zeros(batch.target.shape if task.readout == "each" else (len(batch.target), 10))
+    target = batch.target
+    return torch.zeros(
+        target.shape if target.dtype.is_floating_point else (*target.shape, task.output_size)
+    )
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -94,15 +107,20 @@ def test_batches_hold_every_sample_once(task: Task, split: str) -> None:
         assert batch.x.dtype == torch.float32
         assert batch.x.is_contiguous()
         assert 0 <= batch.x.min() <= batch.x.max() <= 1
-        if task.readout == "each":
-            assert batch.target.shape == (steps, samples, task.output_size)
+        leading = (steps, samples) if task.readout == "each" else (samples,)
+        if task.metric == "accuracy":
+            assert batch.target.shape == leading
+            assert batch.target.dtype == torch.int64
+        else:
+            assert batch.target.shape == (*leading, task.output_size)
+            assert batch.target.dtype == torch.float32
+        if task.name == "music":
             assert batch.mask is not None
             assert batch.mask.shape == (steps, samples)
             assert batch.mask.dtype == torch.bool
         else:
-            assert batch.target.shape == (samples,)
-            assert batch.target.dtype == torch.int64
             assert batch.mask is None
+            assert batch.counted == math.prod(leading)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -130,8 +148,12 @@ def test_train_is_shuffled_anew_and_the_rest_is_not(task: Task) -> None:
 
 
 def test_constant_predictor_has_its_analytic_loss(task: Task) -> None:
-    expected = math.log(10) if task.metric == "accuracy" else 88 * math.log(2)
     for batch in task.batches("valid", 3, seeded()):
+        expected = {
+            "accuracy": math.log(task.output_size),
+            "nll": 88 * math.log(2),
+            "rmse": float(batch.target.square().mean()),
+        }[task.metric]
         assert task.loss(logits_for(task, batch), batch).item() == pytest.approx(expected, rel=1e-5)
 
 

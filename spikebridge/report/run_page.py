@@ -73,10 +73,12 @@ def about(run: Run) -> str:
         return known
     if run.examples is None:
         return f"{known} · hidden layers of {' and '.join(map(str, hidden))} neurons"
-    x = run.examples.x
-    inputs = x.shape[-1] if x.ndim == 3 else "symbols"
-    sizes = [inputs, *hidden, run.examples.output.shape[-1]]
-    return f"{known} · network {' → '.join(map(str, sizes))}"
+    sizes = [run.examples.x.shape[-1], *hidden, run.examples.output.shape[-1]]
+    if run.symbols:
+        embedding = int(number(run.part("model").get("embedding")) or 0)
+        between = [embedding] if embedding else []
+        sizes = [len(run.symbols), *between, *hidden, len(run.symbols)]
+    return f"{known} · network {' → '.join(f'{size:,}' for size in sizes)}"
 
 
 def source_of(published: Any) -> str:
@@ -108,12 +110,7 @@ def cards(run: Run, metric: Metric) -> list[dict[str, str]]:
             known if known != NOTHING else "unknown",
             "source below" if known != NOTHING else "no published figure for this set-up",
         ),
-        ("parameters", count_text(run.fact("parameters")), "trained numbers"),
-        (
-            "operations per step",
-            count_text(run.fact("operations_per_step")),
-            "multiplications with addition, were all inputs dense",
-        ),
+        ("parameters", count_text(run.fact("parameters")), operations_text(run)),
         (
             "spikes per inference",
             "none" if graded else count_text(spikes),
@@ -131,6 +128,11 @@ def cards(run: Run, metric: Metric) -> list[dict[str, str]]:
         ),
     ]
     return [{"name": name, "value": value, "below": below} for name, value, below in rows]
+
+
+def operations_text(run: Run) -> str:
+    count = number(run.fact("operations_per_step"))
+    return "trained numbers" if count is None else f"{count:,.0f} multiplications per dense step"
 
 
 def learning_plots(run: Run, metric: Metric, drawer: Drawer) -> list[Plot | None]:

@@ -154,14 +154,14 @@ def stream_chunks(
 ) -> list[tuple[int, int]]:
     """First and last + 1 of the steps in each chunk of a stream: `steps`, at the end fewer.
 
-    With a generator the first chunk has a length drawn from it, but as many chunks come out as
-    without: schedules count on their number.
+    With a generator the first chunk has 1 to `steps`, drawn from it, and the last one up to
+    `steps` - 1 more: as many chunks come out as without, because schedules count on their number.
     """
     first = steps
     if generator is not None:
         first = int(torch.randint(1, steps + 1, (), generator=generator))
-    first = min(max(first, length - (-(-length // steps) - 1) * steps), length)
-    return list(pairwise([0, *range(first, length, steps), length]))
+    cuts = [first + steps * k for k in range(-(-length // steps) - 1)]
+    return list(pairwise([0, *cuts, length]))
 
 
 def as_logits(output: Tensor, shape: tuple[int, ...], readout: Readout) -> Tensor:

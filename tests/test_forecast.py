@@ -1,0 +1,302 @@
+"""Forecasts: reading tables, parts in time, streams that carry their state, baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_data import write_table
+
+from spikebridge import cli, evaluation, rundir
+from spikebridge.model_config import ModelConfig
+from spikebridge.network import build
+from spikebridge.task_configs import ForecastConfig
+from spikebridge.tasks.base import SPLITS, stream_chunks
+from spikebridge.tasks.files import DataError
+from spikebridge.tasks.forecast import Forecast, fill_forward, read_table
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def task_of(path: Path, **more: Any) -> Forecast:
+    return Forecast(ForecastConfig(file=str(path), **more))
+
+
+def ramp(path: Path, rows: int = 400) -> Path:
+    """A table whose first column is the row's number and whose second column jumps about."""
+    noise = np.random.default_rng(0).normal(size=rows).round(4)
+    return write_table(path / "ramp.csv", {"row": range(rows), "noise": noise.tolist()})
+
+
+def row_numbers(task: Forecast, values: torch.Tensor) -> torch.Tensor:
+    """Which rows these values (..., 2) of the ramp come from."""
+    return (values[..., 0].double() * task.sd[0] + task.mean[0]).round().long()
+
+
+# Tables
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_columns_without_numbers_or_a_name_are_left_out(tmp_path: Path, delimiter: str) -> None:
+    columns = {
+        "": [0, 1, 2, 3],
+        "time, UTC": ["2024-01-01", "2024-01-02", "2024-01-03", ""],
+        "a": ["1", "-2.5e3", " 3 ", "4"],
+        "empty": ["", "NaN", "n/a", ""],
+        "b; c": ["", "0.5", "nan", "NULL"],
+    }
+    table = read_table(write_table(tmp_path / "t.csv", columns, delimiter))
+    assert table.names == ("a", "b; c")
+    np.testing.assert_array_equal(table.values[:, 0], [1, -2500, 3, 4])
+    np.testing.assert_array_equal(table.values[:, 1], [np.nan, 0.5, np.nan, np.nan])
+
+
+def test_files_of_spreadsheets(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("\ufeffTemperatur;n\r\n3,5;1\r\n\r\n-1;2\r\n".encode())
+    table = read_table(path)
+    assert table.names == ("Temperatur", "n")
+    np.testing.assert_array_equal(table.values, [[3.5, 1], [-1, 2]])
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.lists(st.one_of(st.none(), st.integers(-9, 9)), min_size=2, max_size=2), min_size=1)
+)
+def test_missing_values_take_the_last_known_one(rows: list[list[int | None]]) -> None:
+    rows.append([1, 1])  # a column has at least one value
+    values = np.array([[np.nan if v is None else v for v in row] for row in rows])
+    filled, count = fill_forward(values)
+    assert count == np.isnan(values).sum()
+    for column in range(2):
+        last = next(row[column] for row in rows if row[column] is not None)
+        for row, value in zip(rows, filled, strict=True):
+            last = last if row[column] is None else row[column]
+            assert value[column] == last
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a header line with a name for each column; found the line ''"),
+        ("1,2\n3,4\n", "a header line .*; found the line '1, 2'; name each column"),
+        ("a,a\n3,4\n", "found the name a twice"),
+        ("a,b\n1,2\n3\n", "2 fields in each row; found 1 in line 3"),
+        ("a,b\n1,2\n3,4,5\n", "2 fields in each row; found 3 in line 3"),
+        ("a,b\nx,y\nz,w\n", "a column of numbers; found a, b, none of them of numbers, in 2 rows"),
+        ("a\n", "none of them of numbers, in 0 rows"),
+        ("a\n1\n2\nthree\n", "a finite number in column a; found 'three' in row 3 below"),
+        ("a\n1\ninf\n3\n", "a finite number in column a; found 'inf' in row 2"),
+        (b"a\n\xff\xfe\n", "one that cannot be read"),
+    ],
+)
+def test_damaged_tables(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=rf"t.csv: expected .*{message}"):
+        read_table(path)
+
+
+def test_missing_tables(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="pass --file"):
+        Forecast(ForecastConfig())
+    with pytest.raises(DataError, match="No such file or directory; mend --file"):
+        task_of(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="Is a directory"):
+        task_of(tmp_path)
+
+
+# Parts, targets, scale
+
+
+def test_targets_are_named_and_known(tmp_path: Path) -> None:
+    path = ramp(tmp_path)
+    assert task_of(path).output_names == ("row", "noise")
+    one = task_of(path, targets=("noise",))
+    assert (one.input_size, one.output_size, one.output_names) == (2, 1, ("noise",))
+    for targets in (("nois",), ("row", "row")):
+        with pytest.raises(DataError, match=r"found columns of numbers: row, noise; mend --targ"):
+            task_of(path, targets=targets)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"horizon": 300}, {"valid_share": 1e-4}, {"test_share": 1e-4}]
+)
+def test_too_short_for_what_is_asked(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"a row to predict .*; found 400 rows, of them"):
+        task_of(ramp(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("horizon", [1, 7])
+def test_each_row_is_predicted_once_from_the_row_so_far_before(
+    tmp_path: Path, horizon: int
+) -> None:
+    task = task_of(ramp(tmp_path), horizon=horizon, steps=6)
+    first = {"train": horizon, "valid": 280, "test": 340}
+    last = {"train": 280, "valid": 340, "test": 400}
+    for split in SPLITS:
+        batches = list(task.batches(split, 4, seeded()))
+        rows = torch.cat([row_numbers(task, b.target).flatten() for b in batches])
+        assert task.size(split) == last[split] - first[split]
+        wanted = torch.arange(first[split], last[split])
+        if split == "train":  # what does not divide by four streams is left out at the beginning
+            wanted = wanted[len(wanted) % 4 :]
+        assert torch.equal(rows.sort().values, wanted)
+        for batch in batches:
+            assert batch.mask is None
+            ahead = row_numbers(task, batch.target) - row_numbers(task, batch.x)
+            assert (ahead == horizon).all()
+
+
+def test_the_scale_is_that_of_the_training_rows(tmp_path: Path) -> None:
+    rows = 200
+    level = [5.0] * 140 + [6.0] * 60
+    path = write_table(tmp_path / "t.csv", {"up": range(rows), "level": level})
+    task = task_of(path)
+    assert task.mean.tolist() == [69.5, 5]
+    assert task.sd[0] == pytest.approx(math.sqrt((140**2 - 1) / 12))
+    assert task.sd[1] == 1
+    (batch,) = task.batches("test", 1, seeded())
+    assert (batch.target[..., 1] == 1).all()
+
+
+def test_missing_values_are_counted(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", {"a": ["", "", 1, "", *range(96)], "b": range(100)})
+    task = task_of(path)
+    assert task.filled == 3
+    values = (task._rows[:, 0].double() * task.sd[0] + task.mean[0]).round()
+    assert values[:5].tolist() == [1, 1, 1, 1, 0]
+
+
+# Streams
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 60), st.integers(0, 1000))
+def test_chunks_are_whole_and_as_many_in_each_epoch(length: int, steps: int, seed: int) -> None:
+    for generator in (None, seeded(seed)):
+        chunks = stream_chunks(length, steps, generator)
+        assert len(chunks) == -(-length // steps)
+        assert [t for start, end in chunks for t in range(start, end)] == list(range(length))
+        sizes = [end - start for start, end in chunks]
+        assert all(1 <= size <= steps for size in sizes[:-1])
+        assert 1 <= sizes[-1] <= (steps if generator is None else 2 * steps - 1)
+
+
+def test_streams_go_on_from_chunk_to_chunk(tmp_path: Path) -> None:
+    task = task_of(ramp(tmp_path), steps=10)
+    for split in SPLITS:
+        streams: list[torch.Tensor] = []
+        for batch in task.batches(split, 8, seeded()):
+            streams.append(row_numbers(task, batch.x))
+        rows = torch.cat(streams)
+        assert (rows.diff(dim=0) == 1).all()
+        assert rows.shape[1] == (8 if split == "train" else 1)
+    assert task.count_batches(8) == len(list(task.batches("train", 8, seeded(3)))) == 4
+    # A stream is at least a chunk long, however many are asked for.
+    assert next(iter(task.batches("train", 400, seeded()))).x.shape[1] == 27
+    assert task_of(ramp(tmp_path), steps=1000).count_batches(32) == 1
+
+
+def test_the_generator_decides_where_training_is_cut(tmp_path: Path) -> None:
+    task = task_of(ramp(tmp_path), steps=10)
+
+    def cuts(split: str, generator: torch.Generator) -> list[int]:
+        return [len(batch.x) for batch in task.batches(split, 4, generator)]
+
+    assert cuts("train", seeded(1)) == cuts("train", seeded(1))
+    generator = seeded(1)
+    assert len({tuple(cuts("train", generator)) for _ in range(50)}) == 10
+    assert cuts("valid", seeded(1)) == cuts("valid", seeded(2))
+    with pytest.raises(ValueError, match="split='dev'"):
+        task.batches("dev", 1, seeded())
+
+
+def test_the_state_is_carried_over_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spikebridge.tasks import forecast
+
+    task = task_of(ramp(tmp_path))
+    network = build(ModelConfig(unit="lstm", hidden=(6,)), 2, 2, "each")
+    scores = []
+    for steps in (1000, 7):
+        monkeypatch.setattr(forecast, "JUDGED_STEPS", steps)
+        scores.append(evaluation.evaluate(network, task, "test", 32, seeded()))
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    monkeypatch.setattr(Forecast, "carries_state", False)
+    forgetful = evaluation.evaluate(network, task, "test", 32, seeded())
+    assert forgetful != pytest.approx(scores[1], rel=1e-5)
+
+
+# What a forecast is measured against
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 9))
+def test_a_shifted_copy_is_known_in_advance(
+    tmp_path_factory: pytest.TempPathFactory, lag: int
+) -> None:
+    """A column that repeats another one `lag` rows later: who passes the input on is right."""
+    path = tmp_path_factory.getbasetemp() / "lag.csv"
+    source = np.random.default_rng(0).normal(size=400).round(6)
+    copy = np.concatenate([source[:lag], source[:-lag]])
+    write_table(path, {"source": source.tolist(), "copy": copy.tolist()})
+    task = task_of(path, targets=("copy",), horizon=lag)
+    to_copy = (torch.from_numpy(task.sd), torch.from_numpy(task.mean))
+    for split in ("valid", "test"):
+        for batch in task.batches(split, 1, seeded()):
+            plain = batch.x[..., :1].double() * to_copy[0][0] + to_copy[1][0]
+            answer = ((plain - to_copy[1][1]) / to_copy[0][1]).float()
+            total, count = task.score(answer, batch)
+            assert total / count < 1e-8
+    assert task.baselines["nothing changes"] > 1
+    assert task.baselines["mean of the training data"] == pytest.approx(1, abs=0.25)
+
+
+def test_baselines_are_scores_of_such_answers(tmp_path: Path) -> None:
+    task = task_of(ramp(tmp_path), horizon=3)
+    totals = {"nothing changes": 0.0, "mean of the training data": 0.0}
+    count = 0
+    for batch in task.batches("test", 1, seeded()):
+        answers = (batch.x, torch.zeros_like(batch.target))
+        for name, answer in zip(totals, answers, strict=True):
+            totals[name] += task.score(answer, batch)[0]
+        count += batch.target.numel()
+    for name, total in totals.items():
+        assert task.baselines[name] == pytest.approx((total / count) ** 0.5)
+
+
+def test_the_command_learns_and_draws_the_forecast(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    t = np.arange(1500)
+    wave = np.sin(2 * np.pi * t / 24).round(4)
+    dates = [f"day {k}" for k in t]
+    columns = {"date": dates, "<b>wave": wave.tolist(), "cos": np.cos(2 * np.pi * t / 24).tolist()}
+    path, out = write_table(tmp_path / "waves.csv", columns), tmp_path / "run"
+    flags = "--horizon 6 --steps 20 --hidden 32 --epochs 25 --lr 2e-2 --batch-size 8 --threads 1"
+    words = ["train", "forecast", "--file", str(path), *flags.split(), "--out", str(out), "--json"]
+    assert cli.main(words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["data"], result["metric"]) == ("waves", "rmse")
+    assert result["test"] < 0.7 * task_of(path, horizon=6).baselines["nothing changes"]
+    with np.load(out / rundir.EXAMPLES, allow_pickle=False) as arrays:
+        assert arrays["output_names"].tolist() == ["<b>wave", "cos"]
+        assert arrays["output"].shape == arrays["target"].shape == (225, 1, 2)
+    page = (out / rundir.REPORT).read_text(encoding="utf-8")
+    assert "Truth and prediction over time" in page
+    assert "Rows 1 to 225 of the test set: RMSE" in page
+    assert "Each value was predicted 6 rows before it came" in page
+    assert "standard deviations" in page
+    assert "all hidden layers, per row" in page
+    assert "<b>wave" not in page
