@@ -80,6 +80,21 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "schedule": "onecycle",
         "dropout": 0.2,
     },
+    # Forecasting needs memories of several lengths, and a reset by the gate cuts them: on a table
+    # with a daily cycle, six rows ahead, decays that spread and train took the SNU from 0.97 to
+    # 0.66 standard deviations (LSTM 0.57, soft SNU 0.60, "nothing changes" 1.22).
+    ("csv", ""): {
+        "hidden": (128, 128),
+        "epochs": 30,
+        "batch_size": 8,
+        "lr": 5e-3,
+        "schedule": "onecycle",
+        "g": "identity",
+        "decay": 0.1,
+        "decay_to": 0.98,
+        "train_decay": True,
+    },
+    ("csv", "snu"): {"lr": 1e-2},
     ("jsb", ""): _MUSIC,
     ("nottingham", ""): _MUSIC | {"frames": 200, "epochs": 20},
     ("musedata", ""): _MUSIC | {"frames": 200, "epochs": 15},
