@@ -22,6 +22,18 @@ _MUSIC: dict[str, Any] = {
     "train_decay": True,
 }
 
+_IMAGES: dict[str, Any] = {
+    "hidden": (256, 256),
+    "steps": 5,
+    "steps_test": 20,
+    "epochs": 15,
+    "batch_size": 128,
+    "lr": 5e-3,
+    "schedule": "onecycle",
+    "ema": 0.999,
+    "dropout": 0.3,
+}
+
 # (data, variant) -> settings; variant "" holds for every unit of that data set.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("digits8x8", ""): {
@@ -36,15 +48,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("digits8x8", "snu"): {"lr": 2e-2, "schedule": "cosine", "decay": 0.6},
     ("digits8x8", "softsnu"): {"lr": 3e-2, "g": "identity", "decay": 0.6},
     ("digits8x8", "lstm"): {"dropout": 0.1},
-    ("mnist", ""): {
-        "hidden": (256, 256),
-        "steps": 20,
-        "epochs": 10,
-        "batch_size": 128,
-        "lr": 5e-3,
-        "schedule": "onecycle",
-        "dropout": 0.4,
-    },
+    ("mnist", ""): _IMAGES,
+    ("idx", ""): _IMAGES,
     ("ptb", ""): {
         "hidden": (512,),
         "embedding": 512,

@@ -219,6 +219,8 @@ def test_the_generator_decides_where_training_is_cut(tmp_path: Path) -> None:
     assert cuts("valid", seeded(1)) == cuts("valid", seeded(2))
     with pytest.raises(ValueError, match="split='dev'"):
         task.batches("dev", 1, seeded())
+    with pytest.raises(ValueError, match=r"batch_size=0.*at least 1"):
+        task.batches("train", 0, seeded())
 
 
 def test_the_state_is_carried_over_the_test(

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from spikebridge.metrics import MetricName
 from spikebridge.task_configs import ForecastConfig
-from spikebridge.tasks.base import Batch, Readout, Task, check_split, stream_chunks
+from spikebridge.tasks.base import (
+    Batch,
+    Readout,
+    Task,
+    check_batch_size,
+    check_split,
+    stream_chunks,
+)
 from spikebridge.tasks.files import DataError
 
 DELIMITERS = (",", ";", "\t")
@@ -90,6 +97,8 @@ class Forecast(Task):
         which no gradient passes, fall elsewhere in each epoch.  Where the rows do not divide by the
         streams, the earliest are left out in training.
         """
+        check_split(split)
+        check_batch_size(batch_size)
         streams, length = self._streams(split, batch_size)
         x, target = (
             part[-streams * length :].view(streams, length, -1).transpose(0, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -12,7 +11,15 @@ from torch import Tensor
 
 from spikebridge.metrics import MetricName
 from spikebridge.task_configs import TextConfig
-from spikebridge.tasks.base import SPLITS, Batch, Readout, Task, check_batch_size, check_split
+from spikebridge.tasks.base import (
+    SPLITS,
+    Batch,
+    Readout,
+    Task,
+    check_batch_size,
+    check_split,
+    stream_chunks,
+)
 from spikebridge.tasks.files import DataError, fetch
 
 UNKNOWN, END = "<unk>", "<eos>"
@@ -90,35 +97,24 @@ class Text(Task):
         return -(-length // self.config.steps)
 
     def batches(self, split: str, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Chunks of x and target (T, B) int64 with T = steps, the first and last perhaps shorter.
+        """Chunks of x and target (T, B) int64 with T = steps, the last one shorter.
 
-        In training the first chunk has a length drawn from the generator, so that the cuts, over
-        which no gradient passes, fall elsewhere in each epoch.  Of the text, less than `batch_size`
-        symbols at its end are left out in training, and less than ten in validation.
+        In training the first chunk has a length drawn from the generator and the last one makes up
+        for it, so that the cuts, over which no gradient passes, fall elsewhere in each epoch.  Of
+        the text, less than `batch_size` symbols at its end are left out in training, and less than
+        ten in validation.
         """
-        if batch_size < 1:
-            raise ValueError(
-                f"batch_size={batch_size}: it must be at least 1; pass --batch-size 32"
-            )
+        check_batch_size(batch_size)
         streams = self._streams(split, batch_size)
-        length, steps = self._length(split, streams), self.config.steps
+        length = self._length(split, streams)
         numbers = self._numbers[split][: streams * length + 1]
         x = numbers[:-1].view(streams, length).t()
         target = numbers[1:].view(streams, length).t()
-        first = steps
-        if split == "train":
-            first = int(torch.randint(1, steps + 1, (), generator=generator))
-        # The same number of chunks whatever the first one's length: the schedule counts on it.
-        first = max(first, length - (self.count_chunks(length) - 1) * steps)
-        cuts = [0, *range(min(first, length), length, steps), length]
+        drawn = generator if split == "train" else None
         return (
             Batch(x[start:end].contiguous(), target[start:end].contiguous(), None)
-            for start, end in pairwise(cuts)
+            for start, end in stream_chunks(length, self.config.steps, drawn)
         )
-
-    def count_chunks(self, length: int) -> int:
-        """Chunks that a stream of this length is cut into."""
-        return -(-length // self.config.steps)
 
     def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
         """(nats or bits, symbols)."""
