@@ -76,9 +76,10 @@ CATALOG: tuple[Entry, ...] = (
         title="Rate-coded MNIST, four layers of weights, 784-256-256-256-10",
         source=_CHART + "sSNU 4L 98.50, RNN 97.72, LSTM 97.48, GRU 96.45 %",
         task="digits",
+        minutes=56,
         data="mnist",
         rows=tuple(Row(unit) for unit in _FIVE),
-        settings={"hidden": (256,) * 3},
+        settings={"hidden": (256,) * 3, "epochs": 10},
         quick={"epochs": 1},
     ),
     Entry(
@@ -86,9 +87,10 @@ CATALOG: tuple[Entry, ...] = (
         title="Rate-coded MNIST, seven layers of weights, 784-256 (six times)-10",
         source=_CHART + "SNU 7L 98.47 %",
         task="digits",
+        minutes=96,
         data="mnist",
         rows=tuple(Row(unit) for unit in _FIVE),
-        settings={"hidden": (256,) * 6},
+        settings={"hidden": (256,) * 6, "epochs": 10},
         quick={"epochs": 1},
     ),
     Entry(
@@ -96,6 +98,7 @@ CATALOG: tuple[Entry, ...] = (
         title="Rate-coded MNIST, convolutional SNU",
         source=_CHART + "99.21 % (sd 0.07), with elastic distortions 99.53 % (sd 0.03)",
         task="digits",
+        minutes=113,
         data="mnist",
         rows=(
             Row("snu", name="plain", label="convolutional SNU"),
@@ -123,9 +126,10 @@ CATALOG: tuple[Entry, ...] = (
         title="MNIST row by row: 28 steps of 28 pixels, recurrent units",
         source=_OURS,
         task="digits",
+        minutes=13,
         data="mnist",
         rows=tuple(Row(unit) for unit in ("recurrent-snu", "recurrent-softsnu", *_FIVE[2:])),
-        settings={"coding": "rows", "hidden": (256,)},
+        settings={"coding": "rows", "hidden": (128,), "epochs": 6},
         quick={"epochs": 1},
     ),
     Entry(
@@ -133,9 +137,10 @@ CATALOG: tuple[Entry, ...] = (
         title="Lateral inhibition, 784-100-10: accuracy and hidden spikes per digit",
         source="IBM/neuroaikit, notebook: SNU 94.51 % with 1,128 spikes, LI-SNU 93.82 % with 45.9",
         task="digits",
+        minutes=4,
         data="mnist",
         rows=(Row("snu"), Row("li-snu")),
-        settings={"hidden": (100,)},
+        settings={"hidden": (100,), "epochs": 10},
         quick={"epochs": 1},
     ),
     Entry(
@@ -143,6 +148,7 @@ CATALOG: tuple[Entry, ...] = (
         title="Limited weight precision in training, SNU 784-256-256-10",
         source="Woźniak et al. 2020, figure 4 (limited weight precision): its numbers are unknown",
         task="digits",
+        minutes=9,
         data="mnist",
         rows=(
             *(
@@ -151,7 +157,7 @@ CATALOG: tuple[Entry, ...] = (
             ),
             Row("snu", name="full", label="SNU, full precision"),
         ),
-        settings={"hidden": (256, 256)},
+        settings={"hidden": (256, 256), "epochs": 5},
         seeds=3,
         quick={"epochs": 1},
     ),
@@ -161,8 +167,14 @@ CATALOG: tuple[Entry, ...] = (
         source=_CHART + "KN 5-gram 141, FF-SNU 137.7, LSTM 114.5, LSTM with weight tying 112.4, "
         "recurrent sSNU with weight tying 108.4",
         task="text",
+        minutes=150,
         data="ptb",
-        rows=(Row("snu"), Row("recurrent-softsnu"), Row("lstm")),
+        rows=(
+            Row("snu"),
+            Row("recurrent-softsnu"),
+            # As many parameters as the recurrent soft SNU has.
+            Row("lstm", {"hidden": (430,), "embedding": 430}),
+        ),
         seeds=3,
         quick={"epochs": 1, "hidden": (64,), "embedding": 64, "sampled": 300},
     ),
@@ -171,6 +183,7 @@ CATALOG: tuple[Entry, ...] = (
         title="Penn Treebank, characters: bits per character",
         source=_OURS,
         task="text",
+        minutes=75,
         data="ptb",
         rows=(Row("recurrent-softsnu"), Row("lstm")),
         settings={
@@ -192,6 +205,7 @@ CATALOG: tuple[Entry, ...] = (
         title="JSB chorales, 88-150-88",
         source=_CHART + "RNN 9.10, SNU 8.72, LSTM 8.67 and 8.55, GRU 8.54, sSNU 8.39",
         task="music",
+        minutes=5,
         data="jsb",
         rows=tuple(Row(unit) for unit in (*_FIVE, "recurrent-snu", "recurrent-softsnu")),
     ),
@@ -200,6 +214,7 @@ CATALOG: tuple[Entry, ...] = (
         title="JSB chorales, the best soft SNU of any size",
         source="Bai et al. 2018: TCN 8.10; Woźniak et al. 2020: sSNU 8.39",
         task="music",
+        minutes=5,
         data="jsb",
         rows=(
             Row(
@@ -226,12 +241,12 @@ CATALOG: tuple[Entry, ...] = (
             task="music",
             data=data,
             rows=tuple(Row(unit) for unit in ("snu", "softsnu", "recurrent-softsnu", "lstm")),
-            seeds=3,
+            minutes=minutes,
         )
-        for data, title in (
-            ("nottingham", "Nottingham folk tunes"),
-            ("musedata", "MuseData"),
-            ("piano", "Piano-midi.de"),
+        for data, title, minutes in (
+            ("nottingham", "Nottingham folk tunes", 8),
+            ("musedata", "MuseData", 8),
+            ("piano", "Piano-midi.de", 5),
         )
     ),
     Entry(
@@ -239,6 +254,7 @@ CATALOG: tuple[Entry, ...] = (
         title="N-MNIST, recordings of an event camera",
         source=_OURS,
         task="events",
+        minutes=5,
         data="nmnist",
         rows=tuple(Row(unit) for unit in ("snu", "softsnu", "lstm")),
         quick={"epochs": 1},

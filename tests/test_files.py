@@ -345,4 +345,4 @@ def test_images_and_labels_must_belong_together(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"more: expected 2 labels.*shape \(3,\)"):
         read_images(pixels, write("more", np.array([1, 2, 3])))
     with pytest.raises(DataError, match="labels 0 to 9; found label 10"):
-        read_images(pixels, write("ten", np.array([1, 10])))
+        read_images(pixels, write("ten", np.array([1, 10])), classes=10)
