@@ -15,7 +15,7 @@ ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
     ["metrics", "presets", "records"],
-    ["model_config", "task_configs"],
+    ["energy", "model_config", "task_configs"],
     ["config"],
     ["catalog", "gradients", "published", "rundir", "tasks"],
     ["sound", "units"],
@@ -24,6 +24,7 @@ ORDER = [
     ["synapses"],
     ["layers"],
     ["network", "rnn"],
+    ["memory"],
     ["averaging", "checkpoint", "evaluation", "optimisation", "sampling", "watching"],
     ["experiment", "writing"],
     ["search", "stepwise"],
