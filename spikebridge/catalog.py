@@ -205,7 +205,7 @@ CATALOG: tuple[Entry, ...] = (
         title="JSB chorales, 88-150-88",
         source=_CHART + "RNN 9.10, SNU 8.72, LSTM 8.67 and 8.55, GRU 8.54, sSNU 8.39",
         task="music",
-        minutes=5,
+        minutes=7,
         data="jsb",
         rows=tuple(Row(unit) for unit in (*_FIVE, "recurrent-snu", "recurrent-softsnu")),
     ),
@@ -214,7 +214,7 @@ CATALOG: tuple[Entry, ...] = (
         title="JSB chorales, the best soft SNU of any size",
         source="Bai et al. 2018: TCN 8.10; Woźniak et al. 2020: sSNU 8.39",
         task="music",
-        minutes=5,
+        minutes=7,
         data="jsb",
         rows=(
             Row(

@@ -166,6 +166,8 @@ class Readout(nn.Module):
                 )
             y = y[-1] if self.reduce == "last" else y.mean(0)
         if self.bias is None:
+            if among is None:
+                return self.linear(y)
             return F.linear(y, *_rows(self.linear.weight, self.linear.bias, among))
         if matrix is None:
             raise ValueError("a tied readout needs the embedding's matrix; pass it as matrix")
