@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -226,6 +227,57 @@ def evaluate(run: Path, steps: Sequence[int], *, page: bool, as_json: bool) -> N
         print(f"{count:5}  {metric.figure(value)}")
     if written:
         print(f"page: {written}")
+
+
+def program(runs: Sequence[Path], plan: Any, *, page: bool, as_json: bool) -> None:
+    """Program networks into memory cells and tell how they do over time."""
+    from spikebridge import deployment
+    from spikebridge.duration import in_words
+
+    if not runs:
+        raise UsageError("no run is named; give the folder of a finished run")
+    contents = {}
+    for run in runs:
+
+        def tell(number: int, time_s: float, value: float, run: Path = run) -> None:
+            _tell(f"{run}  chip {number + 1}/{plan.chips}  {in_words(time_s):>9}  {value:.4f}")
+
+        contents[str(run)] = content = deployment.deploy(run, plan, tell)
+        written = _page(run) if page else None
+        if as_json:
+            continue
+        for line in _programmed(content):
+            print(line)
+        if written:
+            print(f"page: {written}")
+    if as_json:
+        print(json.dumps(contents))
+
+
+def _programmed(content: dict[str, Any]) -> list[str]:
+    """The table of memory.json."""
+    from spikebridge.duration import in_words
+
+    metric = METRICS[content["metric"]]
+    lines = [
+        f"{content['cells']:,} cells, {content['device']['name']}; in software "
+        f"{metric.figure(content['software'])}",
+        f"{'after':>9}  {metric.axis}, mean and spread of {len(content['plain'])} chips",
+    ]
+    for i, time_s in enumerate(content["times_s"]):
+        cells = []
+        for kind in ("plain", "compensated"):
+            values = [chip[i] for chip in content[kind]]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            mean = statistics.fmean(values)
+            cells.append(f"{kind} {metric.figure(mean)} ± {metric.figure(spread)}")
+        lines.append(f"{in_words(time_s):>9}  " + "   ".join(cells))
+    lines.append(f"energy per {content['energy']['per']}:")
+    for name, found in content["energy"]["hardware"].items():
+        lines.append(
+            f"  {name:<24} {found['total_pJ'] / 1e3:12,.2f} nJ  {found['seconds_s']:.3g} s"
+        )
+    return lines
 
 
 def compose(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import BASELINES, LABELS, VARIANTS, ModelConfig
 from spikebridge.presets import PRESETS
 from spikebridge.records import (
@@ -67,6 +68,11 @@ class TrainConfig:
     sampled: int = 0
     """For tasks with many symbols: train on this many drawn ones beside the right one (sampled
     softmax, Jean et al. 2015); validation and test always count all; 0 = all in training too."""
+    weight_noise: float = 0.0
+    """Normal noise on every weight in training, drawn at each pass, in shares of the largest
+    weight of its matrix: makes a network fit for memory cells; 0 = none."""
+    start: str = ""
+    """Folder of a finished run whose weights are the first ones, for fine-tuning."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm over all parameters; 0 = no clipping."""
     patience: int = 0
@@ -89,7 +95,7 @@ class TrainConfig:
         at_least(self, 1, "20", "epochs")
         at_least(self, 1, "32", "batch_size")
         require(self.lr > 0, f"lr={self.lr}: the learning rate must be above 0; pass --lr 1e-3")
-        at_least(self, 0, "0", "weight_decay", "clip_norm", "patience", "sampled")
+        at_least(self, 0, "0", "weight_decay", "weight_noise", "clip_norm", "patience", "sampled")
         for name in ("ema", "beta2"):
             value = getattr(self, name)
             require(
@@ -121,9 +127,33 @@ class Config:
     """The network."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """The in-memory hardware that is in the loop, if any."""
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(
+            not (self.train.weight_noise and self.model.weight_bits),
+            f"weight_noise={self.train.weight_noise}, weight_bits={self.model.weight_bits}: noise "
+            "on rounded weights is not rounded; leave one of them out",
+        )
+        if not self.memory.used:
+            return
+        require(
+            self.model.unit not in BASELINES,
+            f"unit={self.model.unit}: torch keeps its matrices to itself, so no memory cells can "
+            "hold them; train a spiking unit on the hardware",
+        )
+        require(
+            self.train.ema == 0,
+            f"ema={self.train.ema}: cells hold the weights themselves and no average of them; "
+            "pass --ema 0",
+        )
+        require(
+            self.train.recompute == 0 and self.train.weight_noise == 0,
+            "recompute and weight_noise do not go with --device: each read draws anew; leave them "
+            "out",
+        )
 
 
 def preset(task: str, unit: str = "snu", data: str | None = None, **settings: Any) -> Config:
@@ -231,6 +261,7 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
         task=_record(TASKS[name], task, "task"),
         model=_record(ModelConfig, _mapping(plain, "model"), "model"),
         train=_record(TrainConfig, _mapping(plain, "train"), "train"),
+        memory=_record(MemoryConfig, _mapping(plain, "memory"), "memory"),
     )
 
 

@@ -51,11 +51,17 @@ def evaluating(network: Network) -> Iterator[None]:
 
 
 def evaluate(
-    network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
+    network: Network,
+    task: Task,
+    split: str,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    batches: int | None = None,
 ) -> Score:
-    """Loss and metric on a split."""
+    """Loss and metric on a split, or on its first so many batches."""
     tally = _Tally(task)
-    for batch, seen in _passes(network, task, split, batch_size, generator):
+    for batch, seen in islice(_passes(network, task, split, batch_size, generator), batches):
         tally.add(seen.output, batch)
     return tally.score()
 

@@ -15,25 +15,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spikebridge import checkpoint, environment, evaluation, network, published, rundir, tasks
 from spikebridge.averaging import Average
 from spikebridge.config import Config, data_name, label_of, to_dict, variant_of
+from spikebridge.memory.crossbar import from_crossbar
+from spikebridge.memory.training import begin, in_memory
+from spikebridge.network import start_from
 from spikebridge.optimisation import best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.records import RunError, UsageError
-from spikebridge.rundir import Result
+from spikebridge.rundir import Result, replace
 from spikebridge.sampling import Sampler
+from spikebridge.seeding import generator, seed_of
+from spikebridge.synapses import noisy_weights, plain_weights
 from spikebridge.task_configs import OwnConfig
 from spikebridge.tasks.base import Batch, Task
 from spikebridge.watching import Progress, Silent, board, tell_board
 
 __all__ = ["Progress", "Result", "Silent", "run"]
-
-# Numbers, so that a purpose added later leaves the streams of the others as they are.
-PURPOSES = {"init": 0, "data": 1, "dropout": 2, "valid": 3, "test": 4, "examples": 5}
 
 
 def run(
@@ -110,16 +111,6 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def generator(seed: int, purpose: str) -> torch.Generator:
-    """A generator of its own for each purpose, so that one's draws never shift another's."""
-    return torch.Generator().manual_seed(_seed(seed, purpose))
-
-
-def _seed(seed: int, purpose: str) -> int:
-    state = np.random.SeedSequence([seed, PURPOSES[purpose]]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
-
-
 def detached(state: Any) -> Any:
     """A state, however nested, cut off from the graph."""
     if hasattr(state, "detach"):
@@ -138,7 +129,7 @@ class _Run:
         # Data that are missing must not leave a begun run behind.
         self.task = tasks.load(config.task) if task is None else task
         self._check_sampling()
-        torch.manual_seed(_seed(self.train.seed, "init"))
+        torch.manual_seed(seed_of(self.train.seed, "init"))
         self.network = network.build(
             config.model,
             self.task.input_size,
@@ -151,11 +142,21 @@ class _Run:
         )
         if self.task.prior is not None:
             self.network.readout.start_at(self.task.prior)
+        if self.train.start:
+            start_from(self.network, Path(self.train.start) / rundir.MODEL)
         self._try_backend()
-        torch.manual_seed(_seed(self.train.seed, "dropout"))
+        self.chip = None
+        if config.memory.used:
+            seed = seed_of(self.train.seed, "cells")
+            self.chip = begin(self.network, config.memory, seed)
+        if self.train.weight_noise:
+            noisy_weights(self.network, self.train.weight_noise)
+        torch.manual_seed(seed_of(self.train.seed, "dropout"))
         self.data = generator(self.train.seed, "data")
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.train, self.parameters)
+        self.optimizer: Any = make_optimizer(self.train, self.parameters)
+        if self.chip is not None:
+            self.optimizer = in_memory(self.optimizer, self.chip, config.memory)
         self.batches = self.task.count_batches(self.train.batch_size)
         self.state = checkpoint.Position(step=0, history=[], best={})
         self.average = Average(self.network, self.train.ema)
@@ -203,6 +204,8 @@ class _Run:
                 self.directory / rundir.CHECKPOINT, self.network, self.optimizer, self.data
             )
             self.average.restore(self.state.average, self.state.step)
+            if self.chip is not None:
+                self.optimizer.updates = self.state.step
         self._write_metrics()
         events = board(self.directory, len(self.state.history))
         self.progress.begin(self.config, len(self.state.history))
@@ -281,7 +284,8 @@ class _Run:
         if skipped == number:
             self._check_finite("gradient norm of every update", math.inf, epoch)
         means = {"train_loss": total / count, "grad_norm": norms / (number - skipped)}
-        return means | {"lr": rate, "skipped": skipped}
+        sent = {} if self.chip is None else self.optimizer.taken()
+        return means | {"lr": rate, "skipped": skipped} | sent
 
     def _loss(self, batch: Batch, state: Any) -> tuple[Tensor, Any]:
         """The loss on a batch, and the state after it."""
@@ -310,7 +314,12 @@ class _Run:
         )
 
     def _is_best(self, valid: evaluation.Score) -> bool:
-        """By the metric; where that is equal (accuracy on few samples), by the loss."""
+        """By the metric; where that is equal (accuracy on few samples), by the loss.
+
+        Memory cells cannot go back to an earlier epoch: there it is always the last.
+        """
+        if self.chip is not None:
+            return True
         epoch = best_epoch(self.state.history)
         if not epoch:
             return True
@@ -328,11 +337,16 @@ class _Run:
     def _finish(self) -> Result:
         """Test with the best weights, write model, examples and, last, the result."""
         self.network.load_state_dict(self.state.best)
+        if self.train.weight_noise:
+            plain_weights(self.network)
         size, seed = self.train.batch_size, self.train.eval_seed
         test, activity = evaluation.observe(
             self.network, self.task, "test", size, generator(seed, "test")
         )
-        network.save_network(self.network, self.directory / rundir.MODEL)
+        if self.chip is not None:
+            replace(self.directory / rundir.CHIP, self.chip.save)
+        plain: Any = self.network if self.chip is None else from_crossbar(self.chip)
+        network.save_network(plain, self.directory / rundir.MODEL)
         names = self.task.symbol_names()
         if names is not None:
             rundir.write_json(self.directory / rundir.SYMBOLS, {"symbols": names})

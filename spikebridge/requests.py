@@ -7,12 +7,13 @@ is a record with a `run` method.  torch is imported only once there is something
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import VariantName
 from spikebridge.records import UsageError
 
@@ -277,4 +278,32 @@ class Compose:
         commands.compose(self.run_dir, self.out, settings, page=self.report, as_json=self.json)
 
 
-SIMPLE = (Report, Demo, Info, Sample, Compose, Evaluate, Search, Reproduce)
+@dataclass(frozen=True)
+class Program:
+    """Program trained networks into memory cells: accuracy over time, energy, pictures."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs of spiking units or their soft form."""
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(device="iterative"))
+    chips: int = 10
+    """Simulated chips, each with draws of its own."""
+    times: tuple[float, ...] = (20.0, 3600.0, 86400.0, 2592000.0, 31536000.0)
+    """Seconds after programming at which the network is tested."""
+    samples: int = 0
+    """Test samples for each chip and time; 0 = all."""
+    seed: int = 0
+    """Seed of the chips."""
+    json: Flag = False
+    """Print one JSON object."""
+    report: Flag = True
+    """Write the runs' report.html anew, with the pictures."""
+
+    def run(self) -> None:
+        from spikebridge import commands
+        from spikebridge.deployment import Plan
+
+        plan = Plan(self.memory, self.chips, self.times, self.samples, self.seed)
+        commands.program(self.runs, plan, page=self.report, as_json=self.json)
+
+
+SIMPLE = (Report, Demo, Info, Sample, Compose, Evaluate, Search, Reproduce, Program)

@@ -25,13 +25,28 @@ MODEL = "model.safetensors"
 EXAMPLES = "examples.npz"
 SYMBOLS = "symbols.json"
 STEPS = "steps.json"
+CHIP = "chip.safetensors"
+MEMORY = "memory.json"
 RESULT = "result.json"
 TENSORBOARD = "tensorboard"
 REPORT = "report.html"
 # What `compose` adds to a run of the task music; the last says that the others are whole.
 COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
 # Removed in this order when a run is overwritten: first what says that it is complete.
-FILES = (RESULT, CHECKPOINT, METRICS, MODEL, EXAMPLES, SYMBOLS, STEPS, REPORT, ENVIRONMENT, CONFIG)
+FILES = (
+    RESULT,
+    CHECKPOINT,
+    METRICS,
+    MODEL,
+    EXAMPLES,
+    SYMBOLS,
+    STEPS,
+    CHIP,
+    MEMORY,
+    REPORT,
+    ENVIRONMENT,
+    CONFIG,
+)
 
 
 @dataclass(frozen=True)

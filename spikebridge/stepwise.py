@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import evaluation, rundir, tasks
-from spikebridge.experiment import generator
 from spikebridge.network import load_network
 from spikebridge.records import RunError, UsageError
+from spikebridge.seeding import generator
 from spikebridge.task_configs import DigitsConfig, EventsConfig
 
 

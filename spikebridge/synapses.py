@@ -8,13 +8,23 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from spikebridge.gradients import forward_as
 from spikebridge.kernels.product import linear
 from spikebridge.units import AdaptiveUnit, Unit
 
-__all__ = ["Array", "Conv2d", "Dense", "Embedding", "Normalised", "gain", "round_weights"]
+__all__ = [
+    "Array",
+    "Conv2d",
+    "Dense",
+    "Embedding",
+    "Normalised",
+    "gain",
+    "noisy_weights",
+    "plain_weights",
+    "round_weights",
+]
 
 
 @runtime_checkable
@@ -231,18 +241,58 @@ class Rounded(nn.Module):
         return f"{self.bits} bits"
 
 
-def round_weights(module: nn.Module, bits: int) -> None:
-    """Make every weight matrix inside a module a rounded one, in training and in use.
+class Noisy(nn.Module):
+    """A weight with normal noise in training, drawn at each use; gradients pass it by.
 
-    Biases, thresholds, decays and normalisations keep full precision.
+    What cells of a memory add to a weight, ahead of time (Joshi et al. 2020).
     """
-    found = [
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight; in training plus sigma max |weight| N(0, 1)."""
+        if not self.training:
+            return weight
+        return weight + torch.randn_like(weight) * (self.sigma * weight.detach().abs().max())
+
+    def extra_repr(self) -> str:
+        return f"{self.sigma}"
+
+
+def plain_weights(module: nn.Module) -> None:
+    """Take the noise of `noisy_weights` off again."""
+    for part in list(module.modules()):
+        for name in list(getattr(part, "parametrizations", {})):
+            remove_parametrizations(part, name, leave_parametrized=False)
+
+
+def weight_matrices(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Owner and attribute of every weight matrix inside a module.
+
+    Biases, thresholds, decays and normalisations are none.
+    """
+    return [
         (part, name)
         for part in module.modules()
         for name, value in part.named_parameters(recurse=False)
         if value.dim() >= 2
     ]
-    for part, name in found:
+
+
+def noisy_weights(module: nn.Module, sigma: float) -> None:
+    """Put noise on every weight matrix inside a module, in training only."""
+    for part, name in weight_matrices(module):
+        register_parametrization(part, name, Noisy(sigma))
+
+
+def round_weights(module: nn.Module, bits: int) -> None:
+    """Make every weight matrix inside a module a rounded one, in training and in use.
+
+    Biases, thresholds, decays and normalisations keep full precision.
+    """
+    for part, name in weight_matrices(module):
         register_parametrization(part, name, Rounded(bits))
 
 

@@ -11,9 +11,11 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -265,6 +267,15 @@ class Chip:
             self.crossbars[name].program(value)
             self.aimed[name] = value.detach().clone()
 
+    def save(self, path: Path) -> None:
+        """The state of all crossbars and their simulated cells, as safetensors."""
+        tensors = {
+            f"{name}/{key}": value.contiguous()
+            for name, crossbar in self.crossbars.items()
+            for key, value in crossbar.state_dict().items()
+        }
+        save_file(tensors, path, {"format": "spikebridge-chip-1"})
+
     def errors(self) -> dict[str, float]:
         """Root mean square of (read - meant) over that of the meant weights, for each matrix."""
         found = {}
@@ -327,6 +338,9 @@ def from_crossbar(chip: Chip) -> nn.Module:
     for name, crossbar in chip.crossbars.items():
         owner, _, field = name.rpartition(".")
         module = network.get_submodule(owner)
+        # Taking a parametrisation off changes the class, which a copy shares with the original.
+        kind = type(module)
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
         parametrize.remove_parametrizations(module, field, leave_parametrized=False)
         with torch.no_grad():
             weight = getattr(module, field)

@@ -1,0 +1,275 @@
+"""A trained network programmed into memory cells: how good it is, for how long, at what energy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikebridge import energy, evaluation, rundir, tasks
+from spikebridge.memory import pcm
+from spikebridge.memory.array import SimulatedArray
+from spikebridge.memory.crossbar import Chip, cell_of, to_crossbar
+from spikebridge.memory.events import counts, listening
+from spikebridge.memory_config import MemoryConfig
+from spikebridge.network import Network, load_network
+from spikebridge.records import RunError, UsageError
+from spikebridge.seeding import generator, seed_of
+from spikebridge.tasks.base import Task
+
+HOUR_S, DAY_S = 3600.0, 86400.0
+MONTH_S, YEAR_S = 30 * DAY_S, 365 * DAY_S
+TIMES_S = (20.0, HOUR_S, DAY_S, MONTH_S, YEAR_S)
+BINS, POINTS, LEVELS = 40, 600, (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried.
+
+    Args:
+        memory: the device and how weights lie on it.
+        chips: number of simulated chips, each with draws of its own.
+        times_s: times after programming, rising.
+        samples: of the test set, for each chip and time; 0 = all.
+        seed: of the chips.
+    """
+
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(device="iterative"))
+    chips: int = 10
+    times_s: tuple[float, ...] = TIMES_S
+    samples: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.chips < 1:
+            raise UsageError(f"chips={self.chips}: at least 1; pass --chips 10")
+        rising = all(a < b for a, b in pairwise(self.times_s))
+        if not self.times_s or min(self.times_s) < 0 or not rising:
+            raise UsageError(
+                f"times={list(self.times_s)}: seconds after programming, 0 or more and rising; "
+                "pass --times 20 3600 86400"
+            )
+        if self.samples < 0:
+            raise UsageError(f"samples={self.samples}: 0 or more; pass --samples 2000")
+        if not self.memory.used:
+            raise UsageError("there is no device; pass --device iterative")
+
+
+Tell = Callable[[int, float, float], None]
+
+
+def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, Any]:
+    """Program the network of a finished run into simulated chips and test them over time.
+
+    Every chip is read with noise of its own at each time, without and with global drift
+    compensation.  What comes out is written to the run's memory.json and returned: the metric of
+    every chip and time, read-back errors, conductances, drift, and energy and time per inference
+    beside digital hardware.
+
+    Args:
+        directory: of the run.
+        plan: what is tried.
+        tell: is told of each test: number of the chip, seconds after programming, the metric.
+
+    Raises UsageError where the run is not complete or its unit cannot lie on a crossbar.
+    """
+    if not rundir.is_complete(directory):
+        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
+    config = rundir.read_config(directory)
+    try:
+        network = load_network(directory / rundir.MODEL)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(str(error)) from error
+    bench = _Bench(network, tasks.load(config.task), config.train, plan)
+    software = bench.test(network)
+    chips, first = [], None
+    for number in range(plan.chips):
+        chip = bench.program(number)
+        first = first or _Look(chip, plan)
+        chips.append(bench.over_time(chip, number, tell, first if number == 0 else None))
+    assert first is not None
+    result = rundir.read_result(directory)
+    content = {
+        "metric": result.metric,
+        "higher_is_better": result.higher_is_better,
+        "device": {"name": first.cell.name, "source": first.cell.source},
+        "memory": dataclasses.asdict(plan.memory),
+        "cells": first.chip.cells,
+        "samples": plan.samples,
+        "seed": plan.seed,
+        "software": software,
+        "times_s": list(plan.times_s),
+        "plain": [[row[0] for row in chip["tests"]] for chip in chips],
+        "compensated": [[row[1] for row in chip["tests"]] for chip in chips],
+        "layers": _layers(first.chip, [chip["errors"] for chip in chips]),
+        **first.content(),
+        "energy": bench.energy(first.chip),
+    }
+    rundir.write_json(directory / rundir.MEMORY, content)
+    return content
+
+
+class _Bench:
+    """What all chips have in common."""
+
+    def __init__(self, network: Network, task: Task, train: Any, plan: Plan) -> None:
+        self.network, self.task, self.plan = network, task, plan
+        self.size, self.judge = train.batch_size, train.eval_seed
+        self.batches = math.ceil(plan.samples / self.size) if plan.samples else None
+
+    def test(self, network: Any) -> float:
+        """The metric on the test set, always on the same inputs."""
+        judge = generator(self.judge, "test")
+        score = evaluation.evaluate(
+            network, self.task, "test", self.size, judge, batches=self.batches
+        )
+        return score.metric
+
+    def program(self, number: int) -> Chip:
+        """A chip of its own draws."""
+        seed = seed_of(self.plan.seed + number, "cells")
+        return to_crossbar(self.network, cell_of(self.plan.memory), self.plan.memory, seed=seed)
+
+    def over_time(
+        self, chip: Chip, number: int, tell: Tell | None, look: _Look | None
+    ) -> dict[str, Any]:
+        """Tests without and with compensation at each time."""
+        tests, now = [], 0.0
+        errors: dict[str, float] = {}
+        for time_s in self.plan.times_s:
+            chip.wait(time_s - now)
+            now = time_s
+            errors = errors or chip.errors()
+            if look is not None:
+                look.at(time_s)
+            chip.uncompensate()
+            plain = self.test(chip.network)
+            chip.compensate()
+            tests.append((plain, self.test(chip.network)))
+            if tell is not None:
+                tell(number, time_s, tests[-1][1])
+        return {"tests": tests, "errors": errors}
+
+    def energy(self, chip: Chip) -> dict[str, Any]:
+        """Energy and time per inference, on the crossbar and on digital hardware."""
+        with (
+            listening(self.network) as (traffic, updates),
+            evaluation.evaluating(self.network),
+        ):
+            inferences = 0.0
+            state = None
+            judge = generator(self.judge, "test")
+            for number, batch in enumerate(self.task.batches("test", self.size, judge)):
+                if number == (self.batches or 8):
+                    break
+                state = self.network(batch.x, state if self.task.carries_state else None)[1]
+                steps, width = batch.x.shape[:2]
+                inferences += steps * width if self.task.carries_state else width
+        sparse, dense = counts(traffic, updates, chip, inferences)
+        memory = self.plan.memory
+        costs = energy.pcm(adc_bits=memory.adc_bits or 8, dac_bits=memory.dac_bits or 8)
+        digital = {
+            f"digital, {name}, {what}": energy.on_digital(sparse, cost, sparse=what == "events")
+            + energy.on_digital(dense, cost, sparse=False)
+            for name, cost in (("int8", energy.INT8_45NM), ("fp32", energy.FP32_45NM))
+            for what in ("events", "dense")
+        }
+        both = {"PCM crossbar": energy.on_crossbar(sparse + dense, costs), **digital}
+        return {
+            "per": "word" if self.task.carries_state else "sample",
+            "counts": dataclasses.asdict(sparse + dense),
+            "hardware": {
+                name: {
+                    "total_pJ": found.total_pJ,
+                    "seconds_s": found.seconds_s,
+                    "rows": [dataclasses.asdict(row) for row in found],
+                }
+                for name, found in both.items()
+            },
+        }
+
+
+class _Look:
+    """What is shown of one chip: targets, conductances, drift."""
+
+    def __init__(self, chip: Chip, plan: Plan) -> None:
+        self.chip, self.plan, self.cell = chip, plan, cell_of(plan.memory)
+        self.pairs: list[dict[str, list[float]]] = []
+        self.histograms: list[dict[str, Any]] = []
+        self.targets = torch.cat(
+            [c._targets(c._matrix(chip.aimed[name])).flatten() for name, c in self._items()]
+        )
+        some = torch.Generator().manual_seed(0)
+        count = min(POINTS, len(self.targets))
+        self.chosen = torch.randperm(len(self.targets), generator=some)[:count]
+
+    def _items(self) -> list[tuple[str, Any]]:
+        return list(self.chip.crossbars.items())
+
+    def at(self, time_s: float) -> None:
+        """Note what the cells hold now."""
+        g = torch.cat([c.device.read().flatten() for _, c in self._items()])
+        top = self.cell.g_max_uS
+        found = torch.histc(g, BINS, 0.0, top)
+        self.histograms.append({"time_s": time_s, "cells": found.int().tolist()})
+        self.pairs.append(
+            {"target_uS": self.targets[self.chosen].tolist(), "read_uS": g[self.chosen].tolist()}
+        )
+        share = self.cell.g_max_uS * 0.98
+        self.limits = {
+            "at_top": float((g >= share).float().mean()),
+            "at_bottom": float((g <= 0.02 * top).float().mean()),
+        }
+
+    def content(self) -> dict[str, Any]:
+        """As memory.json has it."""
+        return {
+            "histograms": {"top_uS": self.cell.g_max_uS, "at": self.histograms},
+            "programmed": [self.pairs[0], self.pairs[-1]],
+            "limits": self.limits,
+            "drift": _drift(self.cell, self.plan),
+        }
+
+
+def _drift(cell: pcm.Cell, plan: Plan) -> dict[str, Any]:
+    """Mean conductance of cells programmed to a few levels, over time, and its spread."""
+    last = max(plan.times_s[-1], 10.0)
+    times = torch.logspace(0, math.log10(last), 25).tolist()
+    curves = []
+    for level in LEVELS:
+        array = SimulatedArray((400,), cell, seed=plan.seed)
+        array.program(torch.full((400,), level * cell.g_max_uS))
+        now, means, spreads = 0.0, [], []
+        for time_s in times:
+            array.wait(time_s - now)
+            now = time_s
+            g = array.read()
+            means.append(float(g.mean()))
+            spreads.append(float(g.std()))
+        target = level * cell.g_max_uS
+        curves.append({"target_uS": target, "mean_uS": means, "sd_uS": spreads})
+    return {"times_s": times, "curves": curves}
+
+
+def _layers(chip: Chip, errors: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    found = []
+    for name, crossbar in chip.crossbars.items():
+        values = [row[name] for row in errors]
+        found.append(
+            {
+                "name": name,
+                "shape": list(crossbar.weight_shape),
+                "tiles": list(crossbar.tiles),
+                "cells": crossbar.cells,
+                "error": sum(values) / len(values),
+                "largest_weight": float(chip.aimed[name].abs().max()),
+            }
+        )
+    return found
