@@ -13,6 +13,7 @@ from typing import Any
 from spikebridge import catalog, comparison, environment, progress, rundir
 from spikebridge.config import Config, data_name, default_data, flatten, variant_of
 from spikebridge.metrics import METRICS
+from spikebridge.model_config import BASELINES
 from spikebridge.records import UsageError
 from spikebridge.rundir import Result
 from spikebridge.task_configs import TASKS
@@ -87,8 +88,20 @@ def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
         _tell_of_kernels(jobs)
         _tell(f"{len(planned)} runs on 1,797 handwritten digits, in {out}; about two minutes.")
     with progress.display() as display:
-        content = comparison.compare(planned, out, jobs=jobs, overwrite=overwrite, progress=display)
+        content = comparison.compare(
+            planned, out, jobs=jobs, overwrite=overwrite, progress=display, finish=_on_chips
+        )
     _show(content, out, True, as_json)
+
+
+def _on_chips(run: comparison.Planned) -> None:
+    """Program a run of the demo into memory cells, unless that was done or cannot be."""
+    if run.config.model.unit in BASELINES or (run.directory / rundir.MEMORY).exists():
+        return
+    from spikebridge import deployment
+
+    _tell(f"{run.name}: programmed into simulated phase-change memory")
+    deployment.deploy(run.directory, deployment.Plan(chips=5, times_s=deployment.DEMO_TIMES_S))
 
 
 def reproduce(
@@ -369,6 +382,9 @@ def _show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None
     if not console.is_terminal:  # a file has no width; never fold the table there
         console = Console(width=160)
     console.print(comparison.table(content))
+    in_memory = comparison.memory_table(content)
+    if in_memory is not None:
+        console.print(in_memory)
     if page:
         print(f"page: {out / rundir.REPORT}")
 

@@ -8,132 +8,48 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikebridge import environment, published, rundir
-from spikebridge.catalog import Entry
-from spikebridge.config import (
-    Config,
-    data_name,
-    from_dict,
-    label_of,
-    override,
-    task_name,
-    to_dict,
-    variant_of,
+from spikebridge import rundir
+from spikebridge.config import from_dict, to_dict
+from spikebridge.contenders import (
+    DEMO_SEEDS,
+    Contender,
+    Planned,
+    demo_contenders,
+    is_complete,
+    of_entry,
+    of_unit,
+    plan,
 )
-from spikebridge.metrics import METRICS
-from spikebridge.records import RunError, SpikebridgeError, UsageError
-from spikebridge.rundir import Result
+from spikebridge.records import RunError, SpikebridgeError
+from spikebridge.summary import memory_table, summary, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from spikebridge.experiment import Progress
+
+__all__ = [
+    "COMPARE",
+    "DEMO_SEEDS",
+    "Contender",
+    "Planned",
+    "compare",
+    "demo_contenders",
+    "is_complete",
+    "memory_table",
+    "of_entry",
+    "of_unit",
+    "plan",
+    "table",
+]
 
 COMPARE = "compare.json"
 LOOK_EVERY_SECONDS = 0.25
-DEMO_UNITS = ("snu", "softsnu", "lstm")
-DEMO_SEEDS = (0, 1, 2)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """What is compared with others: a line of the table."""
-
-    name: str
-    """Safe for folders, such as "recurrent-softsnu"."""
-    label: str
-    config: Config
-    published: dict[str, Any] | None
-    """A published figure to stand beside it: {"value": .., "source": ..}."""
-
-
-def of_unit(config: Config) -> Contender:
-    """A unit as it is, under its own name."""
-    variant = variant_of(config.model)
-    return Contender(variant, label_of(variant), config, published.headline(config))
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One run of a comparison."""
-
-    name: str
-    """Its sub-folder, such as "recurrent-softsnu-0"."""
-    directory: Path
-    config: Config
-    contender: Contender
-
-    @property
-    def complete(self) -> bool:
-        return rundir.is_complete(self.directory)
-
-
-def of_entry(entry: Entry, *, quick: bool = False) -> list[Contender]:
-    """The lines of a table of the catalog."""
-    found = []
-    for row in entry.rows:
-        config = entry.config(row, quick=quick)
-        label = row.label or label_of(row.unit)
-        found.append(Contender(row.name or row.unit, label, config, published.headline(config)))
-    return found
-
-
-def plan(
-    contenders: Sequence[Contender], seeds: Sequence[int], directory: Path, *, jobs: int = 1
-) -> list[Planned]:
-    """The runs of a comparison, line by line.
-
-    With several jobs each run gets its share of the cores as threads, unless the config says how
-    many.  A run that was begun keeps its number of threads, for its bits depend on it.
-    Raises UsageError for a comparison that makes no sense.
-    """
-    if not contenders or not seeds:
-        raise UsageError("a comparison needs at least one unit and one seed; pass --units, --seeds")
-    if jobs < 1:
-        raise UsageError(f"jobs={jobs}: it must be at least 1; pass --jobs 1")
-    names = [f"unit {one.name}" for one in contenders]
-    names += [f"seed {seed}" for seed in seeds]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"{name} is given twice; name each one once")
-    share = max(1, environment.cores() // jobs) if jobs > 1 else 0
-    planned = []
-    for one in contenders:
-        for seed in seeds:
-            name = f"{one.name}-{seed}"
-            seeded = override(one.config, seed=seed)
-            if one.config.train.threads == 0:
-                begun = _threads_of(directory / name)
-                seeded = override(seeded, threads=share if begun is None else begun)
-            planned.append(Planned(name, directory / name, seeded, one))
-    return planned
-
-
-def _threads_of(directory: Path) -> int | None:
-    if not (directory / rundir.CONFIG).exists():
-        return None
-    return rundir.read_config(directory).train.threads
-
-
-def demo_contenders() -> list[Contender]:
-    """The units of the demo on the digits that come with scikit-learn."""
-    from spikebridge.config import preset
-
-    return [of_unit(preset("digits", unit, "digits8x8")) for unit in DEMO_UNITS]
-
-
-def is_complete(planned: Iterable[Planned]) -> bool:
-    """Whether all runs are complete."""
-    return all(run.complete for run in planned)
 
 
 def compare(
@@ -145,6 +61,7 @@ def compare(
     page: bool = True,
     progress: Callable[[str], Progress] | None = None,
     about: str = "",
+    finish: Callable[[Planned], None] | None = None,
 ) -> dict[str, Any]:
     """Do what is not done yet, then write compare.json and, if asked for, the page.
 
@@ -156,6 +73,7 @@ def compare(
         page: write report.html.
         progress: gives, for a run's name, what is told of it.
         about: a title for the page.
+        finish: is called for each complete run before the summary is written.
 
     Returns the content of compare.json.  Raises RunError where some runs failed; the others are
     complete and kept.
@@ -174,6 +92,9 @@ def compare(
             raise RunError(
                 f"{len(failed)} of {len(planned)} runs failed, the others are kept:{told}"
             )
+    if finish is not None:
+        for run in planned:
+            finish(run)
     content = summary(planned) | ({"title": about} if about else {})
     _write(content, directory, page)
     return content
@@ -328,72 +249,3 @@ class _Followed:
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_ino
-
-
-def summary(planned: Sequence[Planned]) -> dict[str, Any]:
-    """The content of compare.json, from the results of complete runs."""
-    groups: dict[str, list[tuple[Planned, Result]]] = {}
-    for run in planned:
-        group = groups.setdefault(run.contender.name, [])
-        group.append((run, rundir.read_result(run.directory)))
-    first = planned[0]
-    result = next(iter(groups.values()))[0][1]
-    return {
-        "task": task_name(first.config),
-        "data": data_name(first.config),
-        "metric": result.metric,
-        "higher_is_better": result.higher_is_better,
-        "rows": [_row(group) for group in groups.values()],
-    }
-
-
-def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
-    one = group[0][0].contender
-    results = [result for _, result in group]
-    tests = [result.test for result in results]
-    spikes = [result.spikes_per_inference for result in results]
-    counted = [value for value in spikes if value is not None]
-    return {
-        "unit": variant_of(one.config.model),
-        "label": one.label,
-        "n": len(results),
-        "test_mean": statistics.fmean(tests),
-        "test_std": statistics.stdev(tests) if len(tests) > 1 else None,
-        "tests": tests,
-        "valid_mean": statistics.fmean(result.valid for result in results),
-        "parameters": results[0].parameters,
-        "operations": results[0].operations_per_step,
-        "seconds_mean": statistics.fmean(result.seconds for result in results),
-        "spikes_mean": statistics.fmean(counted) if counted else None,
-        "published": one.published,
-        "runs": [run.name for run, _ in group],
-    }
-
-
-def table(content: dict[str, Any]) -> Table:
-    """The comparison as a table for a terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    metric = METRICS[content["metric"]]
-    title = f"{content['task']} ({content['data']}): {metric.axis}, {metric.better}"
-    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    built.add_column("unit")
-    # Short enough for 80 columns.
-    for name in ("test", "valid", "seeds", "params", "MACs", "spikes", "s/run", "paper"):
-        built.add_column(name, justify="right")
-    for row in content["rows"]:
-        spread = row["test_std"]
-        test = metric.figure(row["test_mean"])
-        built.add_row(
-            row["label"],
-            test if spread is None else f"{test} ± {metric.figure(spread)}",
-            metric.figure(row["valid_mean"]),
-            str(row["n"]),
-            f"{row['parameters']:,}",
-            f"{row['operations']:,}",
-            "-" if row["spikes_mean"] is None else f"{row['spikes_mean']:,.0f}",
-            f"{row['seconds_mean']:.1f}",
-            metric.figure(row["published"]["value"]) if row["published"] else "-",
-        )
-    return built

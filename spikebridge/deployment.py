@@ -26,6 +26,7 @@ from spikebridge.tasks.base import Task
 HOUR_S, DAY_S = 3600.0, 86400.0
 MONTH_S, YEAR_S = 30 * DAY_S, 365 * DAY_S
 TIMES_S = (20.0, HOUR_S, DAY_S, MONTH_S, YEAR_S)
+DEMO_TIMES_S = (20.0, DAY_S, YEAR_S)
 BINS, POINTS, LEVELS = 40, 600, (0.1, 0.3, 0.5, 0.7, 0.9)
 
 

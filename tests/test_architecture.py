@@ -29,6 +29,8 @@ ORDER = [
     ["experiment", "writing"],
     ["deployment", "search", "stepwise"],
     ["report"],
+    ["contenders"],
+    ["summary"],
     ["comparison", "compose", "progress"],
     ["commands"],
     ["requests"],

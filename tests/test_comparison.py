@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from spikebridge import comparison, experiment, rundir
+from spikebridge import comparison, environment, experiment, rundir
 from spikebridge.comparison import Contender
 from spikebridge.config import Config, override, preset
 from spikebridge.records import RunError, UsageError
@@ -134,7 +134,7 @@ def test_a_process_that_is_killed_costs_no_more_than_its_run(tmp_path: Path) -> 
 
 
 def test_threads_are_shared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison.environment, "cores", lambda: 8)
+    monkeypatch.setattr(environment, "cores", lambda: 8)
     free, fixed = tiny("snu", threads=0), tiny("snu", threads=3)
 
     def threads(contenders: list[Contender], jobs: int) -> int:

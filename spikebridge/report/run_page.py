@@ -6,8 +6,10 @@ import shlex
 from typing import Any
 
 from spikebridge import config
-from spikebridge.report import curves
+from spikebridge.report import curves, deployed, sections
 from spikebridge.report.composition import composition
+from spikebridge.report.in_loop import in_the_loop
+from spikebridge.report.in_memory import in_memory
 from spikebridge.report.load import Run
 from spikebridge.report.panels import more_text, panels
 from spikebridge.report.text import (
@@ -33,6 +35,7 @@ def context(run: Run) -> dict[str, Any]:
     """The values that run.html needs."""
     drawer = Drawer()
     metric = metric_of(run.metric)
+    programmed = deployed.load(run.directory)
     return {
         "title": f"{label_of(run)} on {DATA_NAMES.get(run.data, run.data)}",
         "label": label_of(run),
@@ -48,6 +51,7 @@ def context(run: Run) -> dict[str, Any]:
             plot for plot in [*learning_plots(run, metric, drawer), steps_plot(run, drawer)] if plot
         ],
         "activity": activity_plot(run, drawer),
+        "hardware": hardware(run, programmed, drawer),
         "composition": composition(run, drawer),
         "panels": panels(run, drawer),
         "more": more_text(run.examples),
@@ -55,9 +59,18 @@ def context(run: Run) -> dict[str, Any]:
         "config": list(flatten(run.config)),
         "environment": list(flatten(run.environment)),
         "result": list(flatten(run.result or {})),
+        "memory": [] if programmed is None else list(flatten(programmed.settings)),
         "command": [] if run.task == OwnConfig.NAME else command(run.task, run.config),
         "metric_meaning": metric.meaning,
     }
+
+
+def hardware(
+    run: Run, programmed: deployed.Deployed | None, drawer: Drawer
+) -> list[sections.Section]:
+    """The sections of memory cells that the run was programmed into, or trained on."""
+    found = [None if programmed is None else in_memory(programmed, run, drawer)]
+    return [part for part in [*found, in_the_loop(run, drawer)] if part]
 
 
 def label_of(run: Run) -> str:

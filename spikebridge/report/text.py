@@ -11,6 +11,7 @@ from spikebridge.metrics import METRICS, Metric
 from spikebridge.task_configs import MusicConfig
 
 NOTHING = "–"
+SI = dict(enumerate(("a", "f", "p", "n", "µ", "m", "", "k", "M", "G", "T"), start=-6))
 
 
 DATA_NAMES = {
@@ -106,6 +107,27 @@ def seconds_text(value: Any) -> str:
         return f"{plain / 60:.1f} min"
     hours, minutes = divmod(round(plain / 60), 60)
     return f"{hours} h {minutes:02} min"
+
+
+def si_text(value: Any, unit: str) -> str:
+    """A quantity with the prefix of its size, to three figures: "259 nJ", "1.09 µJ"."""
+    plain = number(value)
+    if plain is None:
+        return NOTHING
+    rounded = float(f"{plain:.3g}")
+    if not rounded:
+        return f"0\u00a0{unit}"
+    power = min(max(math.floor(math.log10(abs(rounded)) / 3 + 1e-9), -6), 4)
+    return f"{rounded / 1000.0**power:.3g}\u00a0{SI[power]}{unit}"
+
+
+def share_text(value: Any) -> str:
+    """A share in per cent, to three figures: "54.1 %"."""
+    plain = number(value)
+    if plain is None:
+        return NOTHING
+    percent = 100 * plain
+    return f"{percent:.3g}\u00a0%" if not 0 < percent < 0.001 else "below\u00a00.001\u00a0%"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

@@ -1,0 +1,284 @@
+"""What lies in a run of its life on memory cells: memory.json and chip.safetensors, checked.
+
+Every fault raises ReportError with the file, what is wrong with it and the remedy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikebridge import rundir
+from spikebridge.records import RunError
+from spikebridge.report.load import REPEAT, ReportError
+from spikebridge.report.text import number
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight matrix on its tiles."""
+
+    name: str
+    shape: tuple[int, ...]
+    tiles: tuple[int, ...]
+    cells: int
+    error: float
+    """Root mean square of what was read back less what was meant, over that of the latter."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What cells hold at one time."""
+
+    time_s: float
+    counts: np.ndarray
+    """(bins,) cells by conductance, from 0 to the top of the range."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Some cells, each with what was aimed at and what is read."""
+
+    target_uS: np.ndarray
+    read_uS: np.ndarray
+
+
+@dataclass(frozen=True)
+class Level:
+    """Many cells programmed to one conductance, over the times of the drift."""
+
+    target_uS: float
+    mean_uS: np.ndarray
+    sd_uS: np.ndarray
+
+
+@dataclass(frozen=True)
+class Part:
+    """A line of an energy table."""
+
+    name: str
+    count: float
+    unit_pJ: float
+    node_nm: int
+    source: str
+    mark: str
+    energy_pJ: float
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What an inference costs on one kind of hardware."""
+
+    name: str
+    total_pJ: float
+    seconds_s: float
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The content of memory.json."""
+
+    metric: str
+    device: str
+    source: str
+    settings: dict[str, Any]
+    cells: int
+    samples: int
+    software: float
+    times_s: tuple[float, ...]
+    plain: np.ndarray
+    """(chips, times) the metric without compensation."""
+    compensated: np.ndarray
+    layers: tuple[Layer, ...]
+    top_uS: float
+    looks: tuple[Look, ...]
+    programmed: tuple[Points, ...]
+    at_top: float
+    at_bottom: float
+    drift_s: np.ndarray
+    drift: tuple[Level, ...]
+    hardware: tuple[Hardware, ...]
+    """The crossbar first."""
+
+    @property
+    def chips(self) -> int:
+        return len(self.plain)
+
+    def setting(self, name: str) -> float:
+        """A number among the settings of the hardware; 0 where there is none."""
+        return number(self.settings.get(name)) or 0.0
+
+
+def load(directory: Path) -> Deployed | None:
+    """The memory.json of a run; None where the run was not programmed."""
+    path = directory / rundir.MEMORY
+    if not path.exists():
+        return None
+    remedy = f"program the run again with `spikebridge program {directory}`"
+    try:
+        return _deployed(_Fields(rundir.read_json(path, remedy), "the file"))
+    except RunError as error:
+        raise ReportError(str(error)) from error
+    except ValueError as error:
+        raise ReportError(f"{path}: {error}; {remedy}") from error
+
+
+def load_counts(directory: Path, name: str) -> np.ndarray | None:
+    """A count of every cell, (cells,), such as "pulses", from chip.safetensors.
+
+    None where there is no such file, or the devices in it do not count.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / rundir.CHIP
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            keys = [key for key in file.keys() if key.endswith(f"/device.{name}")]  # noqa: SIM118
+            found = [file.get_tensor(key).ravel() for key in keys]
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ReportError(f"{path}: it is damaged or cannot be read ({error}); {REPEAT}") from error
+    if not found or not sum(map(len, found)):
+        return None
+    counts = np.concatenate(found)
+    if counts.dtype.kind not in "iu" or counts.min() < 0:
+        raise ReportError(f"{path}: 'device.{name}' holds no counts; {REPEAT}")
+    return counts
+
+
+class _Fields:
+    """An object of a JSON file whose values are checked as they are taken.
+
+    Raises ValueError, which names the value, where one is missing or not as it must be.
+    """
+
+    def __init__(self, value: Any, name: str) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is no object")
+        self.value = value
+
+    def text(self, name: str) -> str:
+        found = self.value.get(name)
+        if not isinstance(found, str):
+            raise ValueError(f'"{name}" is no text')
+        return found
+
+    def number(self, name: str, least: float | None = None) -> float:
+        found = number(self.value.get(name))
+        if found is None or (least is not None and found < least):
+            raise ValueError(f'"{name}" is no number' + (f" from {least:g}" if least else ""))
+        return found
+
+    def count(self, name: str) -> int:
+        return int(self.number(name, 0))
+
+    def fields(self, name: str) -> _Fields:
+        return _Fields(self.value.get(name), f'"{name}"')
+
+    def objects(self, name: str) -> list[_Fields]:
+        return [_Fields(item, f'an entry of "{name}"') for item in self._list(name)]
+
+    def array(self, name: str, *shape: int | None) -> np.ndarray:
+        """Finite numbers of a shape, whose sides may be left open by None but are not 0."""
+        try:
+            found = np.array(self._list(name), np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'"{name}" is no list of numbers') from error
+        fits = found.ndim == len(shape) and all(
+            side > 0 and side == (wanted or side)
+            for side, wanted in zip(found.shape, shape, strict=True)
+        )
+        if not fits or not np.isfinite(found).all():
+            sides = " x ".join("any" if side is None else str(side) for side in shape)
+            raise ValueError(f'"{name}" does not hold {sides} finite numbers')
+        return found
+
+    def _list(self, name: str) -> list[Any]:
+        found = self.value.get(name)
+        if not isinstance(found, list) or not found:
+            raise ValueError(f'"{name}" is no list, or an empty one')
+        return found
+
+
+def _deployed(file: _Fields) -> Deployed:
+    times = file.array("times_s", None)
+    if times[0] < 0 or (np.diff(times) <= 0).any():
+        raise ValueError('"times_s" do not rise from 0 or more')
+    plain = file.array("plain", None, len(times))
+    device, limits, drift = file.fields("device"), file.fields("limits"), file.fields("drift")
+    histograms, drift_s = file.fields("histograms"), drift.array("times_s", None)
+    if drift_s[0] <= 0 or (np.diff(drift_s) <= 0).any():
+        raise ValueError('"times_s" of "drift" do not rise from above 0')
+    top = histograms.number("top_uS")
+    if top <= 0:
+        raise ValueError('"top_uS" is not above 0')
+    return Deployed(
+        metric=file.text("metric"),
+        device=device.text("name"),
+        source=device.text("source"),
+        settings=file.fields("memory").value,
+        cells=file.count("cells"),
+        samples=file.count("samples"),
+        software=file.number("software"),
+        times_s=tuple(times.tolist()),
+        plain=plain,
+        compensated=file.array("compensated", *plain.shape),
+        layers=tuple(map(_layer, file.objects("layers"))),
+        top_uS=top,
+        looks=tuple(
+            Look(look.number("time_s", 0), look.array("cells", None))
+            for look in histograms.objects("at")
+        ),
+        programmed=tuple(map(_points, file.objects("programmed"))),
+        at_top=limits.number("at_top", 0),
+        at_bottom=limits.number("at_bottom", 0),
+        drift_s=drift_s,
+        drift=tuple(_level(curve, len(drift_s)) for curve in drift.objects("curves")),
+        hardware=_hardware(file.fields("energy").fields("hardware")),
+    )
+
+
+def _layer(row: _Fields) -> Layer:
+    return Layer(
+        row.text("name"),
+        tuple(row.array("shape", None).astype(int).tolist()),
+        tuple(row.array("tiles", None).astype(int).tolist()),
+        row.count("cells"),
+        row.number("error", 0),
+    )
+
+
+def _points(row: _Fields) -> Points:
+    target = row.array("target_uS", None)
+    return Points(target, row.array("read_uS", len(target)))
+
+
+def _level(row: _Fields, times: int) -> Level:
+    return Level(row.number("target_uS"), row.array("mean_uS", times), row.array("sd_uS", times))
+
+
+def _hardware(found: _Fields) -> tuple[Hardware, ...]:
+    if not found.value:
+        raise ValueError('"hardware" is empty')
+    return tuple(_costs(name, found.fields(name)) for name in found.value)
+
+
+def _costs(name: str, costs: _Fields) -> Hardware:
+    parts = tuple(
+        Part(
+            row.text("part"),
+            row.number("count", 0),
+            row.number("unit_pJ", 0),
+            row.count("node_nm"),
+            row.text("source"),
+            row.text("mark"),
+            row.number("energy_pJ", 0),
+        )
+        for row in costs.objects("rows")
+    )
+    return Hardware(name, costs.number("total_pJ", 0), costs.number("seconds_s", 0), parts)

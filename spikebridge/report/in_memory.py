@@ -1,0 +1,311 @@
+"""What the page of a run says of its weights on memory cells, for a hardware designer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from spikebridge.duration import in_words
+from spikebridge.metrics import Metric
+from spikebridge.report import cells
+from spikebridge.report.deployed import Deployed, Hardware, Part
+from spikebridge.report.load import Run
+from spikebridge.report.sections import Block, Card, Section, Table, figures
+from spikebridge.report.text import (
+    NOTHING,
+    count_text,
+    metric_of,
+    metric_text,
+    plural,
+    share_text,
+    si_text,
+    spread_text,
+)
+from spikebridge.report.theme import Drawer
+
+HEADLINE_S = (86400.0, 365 * 86400.0)
+OVER_TIME = (
+    "Lines: the mean over the chips; bands: one standard deviation to either side. Compensated: "
+    "the outputs of each matrix are scaled by one factor that is measured on the chip, which gives "
+    "back what all cells have lost on average (global drift compensation)."
+)
+HISTOGRAM = (
+    "All cells of the first chip by the conductance that is read. Of the two cells of a pair one "
+    "holds the weight and the other is programmed to 0: hence the peak at the left."
+)
+SCATTER = (
+    "Some cells of the first chip, each a dot: what was aimed at and what is read. Errors of "
+    "programming scatter the dots around the dashed line; drift moves them below it."
+)
+DRIFT = (
+    "Cells of the device programmed to a few levels: the mean of their conductance over its first "
+    "value, and one standard deviation to either side, which holds errors of programming too. "
+    f"ν: exponent of G ~ t^-ν, fitted to the means after {cells.FIT_S:g} s."
+)
+NODES = (
+    "Figures of different process nodes stand side by side as their sources have them; they are "
+    "not rescaled."
+)
+ENERGY = (
+    f"{NODES} Not counted: leakage, clock, wires between tiles and memory banks, amplifiers in "
+    "front of converters. What 8-bit weights do to the metric is not tested here."
+)
+HARDWARE = (
+    "Time: reads of tiles that wait for each other on the crossbar, operations over parallel lanes "
+    "in digital logic. Events: only spikes cause additions; dense: every product is computed."
+)
+MARKS = (
+    "Published: stands in the source. Derived: arithmetic on such figures. Assumed: ours, with its "
+    "reasoning. Parts that this network does not use are left out."
+)
+LAYERS = (
+    "Read-back error: root mean square of the weights as first read less those meant, over the "
+    "root mean square of the latter; mean over the chips."
+)
+
+
+def in_memory(found: Deployed, run: Run, drawer: Drawer) -> Section:
+    """The section of a run that was programmed into memory cells."""
+    metric = metric_of(found.metric)
+    return Section(
+        "In memory",
+        about(found),
+        (
+            Block(cards=tuple(metric_cards(found, metric))),
+            Block(cards=tuple(hardware_cards(found, run.inference))),
+            figures(
+                drawer.plot(
+                    cells.over_time(found, metric, run.unit),
+                    f"{metric.name[0].upper()}{metric.name[1:]} against time",
+                    f"{OVER_TIME} {metric.advice}".strip(),
+                    wide=True,
+                )
+            ),
+            Block(table=times_table(found, metric), below=chips_text(found)),
+            conductances(found, run.unit, drawer),
+            figures(drawer.plot(cells.drift(found), "Drift of a few levels", DRIFT, wide=True)),
+            *energy_blocks(found, run, drawer),
+            Block("Weights on tiles", table=layer_table(found), below=LAYERS),
+            limits_block(found),
+        ),
+    )
+
+
+def about(found: Deployed) -> str:
+    """What was programmed, where, and how it was tested."""
+    tested = "the whole test set"
+    if found.samples:
+        tested = f"about {plural(found.samples, 'sample')} of the test set"
+    pairs = int(found.setting("pairs")) or 1
+    return (
+        f"The trained weights, programmed into phase-change memory: {found.cells:,} simulated "
+        f"cells of the model {found.device} ({found.source}), "
+        f"{plural(pairs, 'pair')} of cells per weight. Nothing is written again after that, and "
+        f"conductances drift. Tested on {tested}."
+    )
+
+
+def chips_text(found: Deployed) -> str:
+    if found.chips == 1:
+        return "One chip; more of them would show what is luck."
+    return f"Mean ± standard deviation over {found.chips} chips, each with random draws of its own."
+
+
+def spread_at(metric: Metric, table: Any, index: int) -> str:
+    """Mean ± standard deviation over the chips at one time."""
+    spread = cells.deviation_of(table)
+    deviation = None if spread is None else float(spread[index])
+    return spread_text(metric, float(cells.mean_of(table)[index]), deviation)
+
+
+def headline_times(times_s: Sequence[float]) -> list[int]:
+    """The first time, and those nearest to a day and to a year, each once."""
+    at = cells.places(times_s)
+    nearest = [
+        min(range(len(at)), key=lambda index: abs(math.log(at[index] / wanted)))
+        for wanted in HEADLINE_S
+    ]
+    return list(dict.fromkeys([0, *nearest]))
+
+
+def metric_cards(found: Deployed, metric: Metric) -> list[Card]:
+    """The metric in software and on the chips."""
+    unit = metric.unit == "%"
+    software = metric_text(metric, found.software, unit=unit)
+    cards = [Card(f"{metric.name} in software", software, metric.below)]
+    for index in headline_times(found.times_s):
+        after = f"after {in_words(found.times_s[index])}"
+        value = spread_at(metric, found.compensated, index) + ("\u00a0%" if unit else "")
+        plain = f"without it {spread_at(metric, found.plain, index)}"
+        first = index == 0
+        below = f"{after}, compensated; {plain}" if first else f"compensated; {plain}"
+        cards.append(Card("programmed" if first else after, value, below))
+    return cards
+
+
+def hardware_cards(found: Deployed, per: str) -> list[Card]:
+    """Cells, and the energy of an inference on a few kinds of hardware."""
+    cards = [
+        Card(
+            "memory cells",
+            count_text(found.cells),
+            f"device {found.device}; {plural(found.chips, 'chip')}",
+        )
+    ]
+    crossbar, *others = found.hardware
+    cards.append(
+        Card(
+            f"energy, {crossbar.name}",
+            si_text(1e-12 * crossbar.total_pJ, "J"),
+            f"per {per}, in {si_text(crossbar.seconds_s, 's')}",
+        )
+    )
+    for other in others:
+        if other.name.endswith("events"):
+            cards.append(
+                Card(
+                    f"energy, {other.name}",
+                    si_text(1e-12 * other.total_pJ, "J"),
+                    f"per {per}; {ratio_text(other, crossbar)} the crossbar's",
+                )
+            )
+    return cards
+
+
+def ratio_text(one: Hardware, other: Hardware) -> str:
+    """How many times the energy of another hardware: "1.56 ×"."""
+    if not other.total_pJ:
+        return NOTHING
+    return f"{one.total_pJ / other.total_pJ:.3g}\u00a0×"
+
+
+def times_table(found: Deployed, metric: Metric) -> Table:
+    axis = metric.axis
+    rows = [["in software", metric_text(metric, found.software, unit=False), NOTHING]]
+    rows += [
+        [
+            f"after {in_words(time)}",
+            spread_at(metric, found.plain, index),
+            spread_at(metric, found.compensated, index),
+        ]
+        for index, time in enumerate(found.times_s)
+    ]
+    return Table(("", f"{axis}, as read", f"{axis}, compensated"), rows)
+
+
+def conductances(found: Deployed, unit: str, drawer: Drawer) -> Block:
+    """Conductances at the first and the last time, and against what was aimed at."""
+    beyond = max(found.cells - int(look.counts.sum()) for look in found.looks)
+    told = "" if beyond <= 0 else f" Read above the range, and not shown: up to {beyond:,} cells."
+    return figures(
+        drawer.plot(
+            cells.histogram(found.looks, found.top_uS, unit),
+            "Conductances",
+            f"{HISTOGRAM}{told}",
+        ),
+        drawer.plot(cells.scatter(found, unit), "Programmed against target", SCATTER),
+    )
+
+
+def energy_blocks(found: Deployed, run: Run, drawer: Drawer) -> list[Block]:
+    """What an inference costs: on all hardware, and part by part on the crossbar."""
+    per = run.inference
+    crossbar = found.hardware[0]
+    bars = drawer.plot(
+        cells.energy_bars(found.hardware, run.unit, per),
+        f"Energy per {per}",
+        f"{ENERGY}{converters_text(found)}",
+        wide=True,
+    )
+    return [
+        figures(bars),
+        Block(table=hardware_table(found.hardware, per), below=HARDWARE),
+        Block(
+            f"Parts of the {crossbar.name}, per {per}",
+            table=parts_table(crossbar),
+            below=f"{MARKS} {NODES}",
+        ),
+    ]
+
+
+def converters_text(found: Deployed) -> str:
+    """Where the energy counts converters that the simulation leaves exact."""
+    if found.setting("adc_bits"):
+        return ""
+    return " Converters of columns are exact in the test, and counted as converters of 8 bits."
+
+
+def hardware_table(hardware: Sequence[Hardware], per: str) -> Table:
+    first = hardware[0]
+    rows = [
+        [
+            found.name,
+            si_text(1e-12 * found.total_pJ, "J"),
+            ratio_text(found, first),
+            si_text(found.seconds_s, "s"),
+            nodes_text(found),
+        ]
+        for found in hardware
+    ]
+    heads = ("", f"energy per {per}", f"over that of the {first.name}", f"time per {per}", "nodes")
+    return Table(heads, rows)
+
+
+def nodes_text(found: Hardware) -> str:
+    """The process nodes of a hardware's parts: "32, 45, 90 nm"."""
+    nodes = sorted({part.node_nm for part in used(found)})
+    return f"{', '.join(map(str, nodes))}\u00a0nm" if nodes else NOTHING
+
+
+def used(found: Hardware) -> list[Part]:
+    return [part for part in found.parts if part.count]
+
+
+def parts_table(found: Hardware) -> Table:
+    rows = [
+        [
+            part.name,
+            count_text(part.count),
+            si_text(1e-12 * part.unit_pJ, "J"),
+            si_text(1e-12 * part.energy_pJ, "J"),
+            share_text(part.energy_pJ / found.total_pJ if found.total_pJ else None),
+            f"{part.node_nm}\u00a0nm",
+            part.mark,
+            part.source,
+        ]
+        for part in used(found)
+    ]
+    rows.append(["all parts", "", "", si_text(1e-12 * found.total_pJ, "J"), "", "", "", ""])
+    heads = ("part", "count", "each", "together", "share", "node", "mark", "source of each")
+    return Table(heads, rows, text=(7,))
+
+
+def layer_table(found: Deployed) -> Table:
+    rows = [
+        [
+            layer.name,
+            " × ".join(f"{side:,}" for side in layer.shape),
+            " × ".join(f"{side:,}" for side in layer.tiles),
+            count_text(layer.cells),
+            share_text(layer.error),
+        ]
+        for layer in found.layers
+    ]
+    return Table(("weight", "shape", "tiles", "cells", "read-back error"), rows)
+
+
+def limits_block(found: Deployed) -> Block:
+    """Shares of the cells at the ends of their range."""
+    when = f"of all cells of the first chip, after {in_words(found.times_s[-1])}"
+    top = found.top_uS
+    return Block(
+        "Devices at their limits",
+        cards=(
+            Card("at the top", share_text(found.at_top), f"{0.98 * top:.3g} µS or more; {when}"),
+            Card(
+                "at the bottom", share_text(found.at_bottom), f"{0.02 * top:.3g} µS or less; {when}"
+            ),
+        ),
+        below="Half of all cells, one of each pair, are meant to be at the bottom.",
+    )
