@@ -79,6 +79,8 @@ def figures(config: Config) -> tuple[Figure, ...]:
     The chart for JSB does not say whether its SNU and sSNU are recurrent, so those figures stand
     beside both; the ones for MNIST are feed-forward with rate coding and stand beside nothing else.
     """
+    if config.memory.used:  # the paper's own figures on hardware are not known to us
+        return ()
     data, model = data_name(config), config.model
     recurrent = variant_of(model).startswith("recurrent-")
     if isinstance(config.task, DigitsConfig):

@@ -26,7 +26,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spikebridge.memory import bench, command, pcm, wire
+from spikebridge.memory import bench, command, pcm, remote, wire
 from spikebridge.memory.array import Device, SimulatedArray
 from spikebridge.memory.bench import SESSIONS, Server, serve
 from spikebridge.memory.command import Bench
@@ -153,8 +153,10 @@ def random_command(device: Device, rng: random.Random, draws: torch.Generator) -
 
 
 def test_cutting_the_connection_100_times_loses_and_doubles_nothing(
-    server: Server, array: SimulatedArray
+    server: Server, array: SimulatedArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.002)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.02)
     chance = random.Random(5)
 
     def plan() -> Plan:
