@@ -17,6 +17,8 @@ from spikebridge.memory.pcm import Cell, Cells
 
 __all__ = ["Device", "SimulatedArray", "checked_counts", "checked_targets"]
 
+MOST_AT_ONCE = 1_000_000
+
 
 @runtime_checkable
 class Device(Protocol):
@@ -90,8 +92,8 @@ class SimulatedArray(nn.Module):
             raise ValueError(f"an array needs a shape with sides of at least 1, got {shape}")
         if not (0 <= dead <= 1 and 0 <= stuck <= 1 and dead + stuck <= 1):
             raise ValueError(f"dead={dead}, stuck={stuck}: shares of all cells, together at most 1")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed={seed}: a seed lies in [0, 2**63)")
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed}: a seed is a whole number in [0, 2**63)")
         self.clock: Tensor
         self.pulses: Tensor
         self.writes: Tensor
@@ -239,5 +241,10 @@ def checked_counts(counts: Tensor, device: Device) -> Tensor:
     if counts.numel() and int(counts.min()) < 0:
         raise ValueError(
             f"counts must be at least 0, got {int(counts.min())}; conductances are lowered by RESET"
+        )
+    if counts.numel() and int(counts.max()) > MOST_AT_ONCE:
+        raise ValueError(
+            f"counts must be at most {MOST_AT_ONCE:,}, got {int(counts.max()):,}; a cell is "
+            "saturated long before"
         )
     return counts.detach().to("cpu", torch.int64)

@@ -77,12 +77,10 @@ def serve(
     if missing:
         raise UsageError(f"{type(device).__name__} is no Device; it lacks {listed(missing)}")
     limit = wire.check_limit(max_message_MiB, tuple(device.shape))
-    desk = _Desk(device, token, limit)
+    desk = _Desk(device, limit)
     workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="bench")
     server = grpc.server(workers, options=_options(limit))
-    methods = {wire.METHOD: grpc.unary_unary_rpc_method_handler(desk.answer)}
-    handler = grpc.method_handlers_generic_handler(wire.SERVICE, methods)
-    server.add_generic_rpc_handlers((handler,))
+    server.add_generic_rpc_handlers((_Door(grpc, token, desk),))
     bound = _bind(grpc, server, host, port, _credentials(grpc, certificate, key))
     server.start()
     return Server(server, workers, desk, host, bound)
@@ -177,6 +175,28 @@ def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class _Door:
+    """Lets calls with the right token through to the desk, before any of their message is read."""
+
+    def __init__(self, grpc: Any, token: str, desk: _Desk) -> None:
+        self._secret = f"Bearer {token}".encode() if token else b""
+        self._open = grpc.unary_unary_rpc_method_handler(desk.answer)
+        # A handler of streams reads when it asks for a message; this one never asks.
+        self._shut = grpc.stream_unary_rpc_method_handler(self._refuse)
+        self._status = grpc.StatusCode.UNAUTHENTICATED
+
+    def service(self, call: Any) -> Any:
+        """What handles a call, as gRPC asks for it; None for another method."""
+        if call.method != wire.PATH:
+            return None
+        shown = str(dict(call.invocation_metadata).get("authorization", "")).encode()
+        admitted = not self._secret or hmac.compare_digest(shown, self._secret)
+        return self._open if admitted else self._shut
+
+    def _refuse(self, messages: Any, context: Any) -> None:
+        context.abort(self._status, "the token is missing or wrong")
+
+
 class _Refusal(Exception):
     """A call that is not answered: the name of a gRPC status, and why."""
 
@@ -195,11 +215,10 @@ class _Session:
 
 
 class _Desk:
-    """Checks who calls, keeps the sessions and hands their commands to the device in turn."""
+    """Keeps the sessions and hands their commands to the device in turn."""
 
-    def __init__(self, device: Device, token: str, limit: int) -> None:
+    def __init__(self, device: Device, limit: int) -> None:
         self._device = device
-        self._secret = f"Bearer {token}".encode() if token else b""
         self._turns, self._table = threading.Lock(), threading.Lock()
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self.repeated = 0
@@ -215,7 +234,6 @@ class _Desk:
     def answer(self, message: bytes, context: Any) -> bytes:
         """The reply to one call."""
         try:
-            self._admit(context)
             try:
                 header, tensors = wire.unpack(message)
             except ValueError as error:
@@ -224,11 +242,6 @@ class _Desk:
         except _Refusal as refusal:
             status = getattr(wire.load_grpc().StatusCode, refusal.status)
             return context.abort(status, str(refusal))
-
-    def _admit(self, context: Any) -> None:
-        shown = dict(context.invocation_metadata()).get("authorization", "")
-        if self._secret and not hmac.compare_digest(str(shown).encode(), self._secret):
-            raise _Refusal("UNAUTHENTICATED", "the token is missing or wrong")
 
     def _answer(
         self, message: bytes, header: dict[str, Any], tensors: dict[str, Tensor], context: Any

@@ -92,8 +92,8 @@ def read_table(path: str | Path, *, t0_s: float = 1.0) -> Cell:
     """A device from a CSV file; see `from_table`.  Raises UsageError."""
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if any(row)]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: it cannot be read as text ({error}); give a CSV file") from error
     if len(rows) < 3:
@@ -103,7 +103,8 @@ def read_table(path: str | Path, *, t0_s: float = 1.0) -> Cell:
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(head):
             raise UsageError(
-                f"{path}, line {number}: {len(head)} columns expected, found {len(row)}"
+                f"{path}, line {number}: {len(head)} columns expected, found {len(row)}; "
+                "fill the gap"
             )
         for name, text in zip(head, row, strict=True):
             try:
@@ -135,6 +136,8 @@ def from_table(
     for key in columns:
         if key not in COLUMNS:
             raise UsageError(f"{name}: column {key!r} is not known; use {listed(COLUMNS)}")
+    if not t0_s > 0:
+        raise UsageError(f"{name}: t0_s={t0_s}: drift needs a time of reference above 0; pass 1")
     table = {key: tuple(float(v) for v in values) for key, values in columns.items()}
     g = table.get("g_uS", ())
     if len(g) < 2 or any(b <= a for a, b in pairwise(g)) or g[0] < 0:

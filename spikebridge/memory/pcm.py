@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,7 @@ __all__ = [
 # Cells that are worked on at once: what a block needs stays in the nearer caches, and no operation
 # is so large that torch shares it among threads, which costs more than it saves.
 BLOCK = 1 << 14
+MOST_PULSES = 2000
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,10 @@ def ideal(levels: int = 0, *, pulse_uS: float = 0.0, g_max_uS: float = 25.0) -> 
     """
     if levels == 1 or levels < 0:
         raise ValueError(f"levels={levels}: a device holds at least 2 values, or any (0)")
+    if not (g_max_uS > 0 and pulse_uS >= 0):
+        raise ValueError(
+            f"g_max_uS={g_max_uS}, pulse_uS={pulse_uS}: a range above 0 and pulses that raise"
+        )
     step = pulse_uS or g_max_uS / ((levels - 1) if levels else 1000)
     name = f"ideal, {levels} levels" if levels else "ideal"
     return Cell(
@@ -155,6 +161,8 @@ class Cells(NamedTuple):
 def fresh(cell: Cell, shape: tuple[int, ...], generator: torch.Generator) -> Cells:
     """Devices that have just been RESET, at time 0, float32."""
     state = Cells(*(torch.zeros(shape) for _ in Cells._fields))
+    # float32 would know the time to 2 s only after a year.
+    state = state._replace(written_s=torch.zeros(shape, dtype=torch.float64))
     reset(cell, state, None, 0.0, generator)
     return state
 
@@ -224,6 +232,8 @@ def write(
     With verification where the model has it; otherwise by RESET and as many pulses as reach the
     target on average.
     """
+    if not len(target_uS):
+        return
     if cell.write is not None:
         blocks = zip(_blocks(where, cells), target_uS.split(BLOCK), strict=True)
         for (at, _), aimed in blocks:
@@ -241,7 +251,11 @@ def conductance(cell: Cell, cells: Cells, now_s: float) -> Tensor:
     """Conductance at a time, without read noise."""
     if cell.drift is None:
         return cells.g_uS.clone()
-    return cells.g_uS * cell.drift.factor(now_s - cells.written_s, cells.nu)
+    return cells.g_uS * cell.drift.factor(_elapsed_s(cells, now_s), cells.nu)
+
+
+def _elapsed_s(cells: Cells, now_s: float) -> Tensor:
+    return (now_s - cells.written_s).to(cells.g_uS.dtype)
 
 
 def read(cell: Cell, cells: Cells, now_s: float, generator: torch.Generator) -> Tensor:
@@ -252,24 +266,30 @@ def read(cell: Cell, cells: Cells, now_s: float, generator: torch.Generator) -> 
         block = Cells(*parts)
         g = conductance(cell, block, now_s)
         if cell.noise is not None:
-            sigma = cell.noise.sigma_uS(g, block.g_uS, now_s - block.written_s)
+            sigma = cell.noise.sigma_uS(g, block.g_uS, _elapsed_s(block, now_s))
             g.addcmul_(sigma, normal(g, generator)).clamp_min_(0)
         out.copy_(g)
     return found
 
 
-def mean_curve_uS(cell: Cell, pulses: int = 64) -> Tensor:
-    """Conductance after 0, 1, .. pulses from RESET if each took its mean effect, (pulses + 1,).
+@lru_cache
+def mean_curve_uS(cell: Cell) -> Tensor:
+    """Conductance after 0, 1, 2, .. pulses from RESET if each took its mean effect, (n,).
 
+    As far as pulses still raise it by a thousandth of the range, at most `MOST_PULSES` of them.
     Raises ValueError where the model of the device knows no pulses.
     """
     if cell.pulse is None:
-        raise ValueError(f"the device model {cell.name!r} knows no single pulses")
+        raise ValueError(
+            f"the device model {cell.name!r} knows no single pulses; take 'accumulation'"
+        )
     g, memory = torch.tensor(cell.reset_uS), torch.tensor(cell.pulse.memory_start)
     found = [g]
-    for _ in range(pulses):
+    while len(found) <= MOST_PULSES:
         change, memory = cell.pulse.mean_step_uS(g, memory)
         g = (g + change).clamp(cell.g_min_uS, cell.g_max_uS)
+        if float(g - found[-1]) < 1e-3 * cell.g_max_uS * (1 - 1e-4):
+            break
         found.append(g)
     return torch.stack(found)
 

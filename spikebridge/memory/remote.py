@@ -309,7 +309,7 @@ class _Link:
             else:
                 credentials = self._grpc.ssl_channel_credentials(self._root)
                 self._channel = self._grpc.secure_channel(self._address, credentials, self._options)
-        call = self._channel.unary_unary(f"/{wire.SERVICE}/{wire.METHOD}")
+        call = self._channel.unary_unary(wire.PATH)
         return call(message, timeout=timeout_s, metadata=self._metadata)
 
     def _explained(self, code: str, details: str) -> tuple[str, bool]:

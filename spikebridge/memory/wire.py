@@ -25,7 +25,7 @@ from spikebridge.memory.array import Device
 from spikebridge.records import RunError, UsageError
 
 VERSION = 1
-SERVICE, METHOD = "spikebridge.Bench", "Call"
+PATH = "/spikebridge.Bench/Call"  # the service and its only method
 MAX_MESSAGE_MiB = 64.0
 # A message beside its numbers: headers, names, a pulse curve.
 ENVELOPE = 1 << 16
@@ -138,7 +138,7 @@ def check_limit(max_message_MiB: float, shape: tuple[int, ...] = ()) -> int:
     needed = 8 * math.prod(shape) + ENVELOPE  # numbers of pulses are the largest that is sent
     if shape and needed > limit:
         raise UsageError(
-            f"max_message_MiB={max_message_MiB:g}: a command to {math.prod(shape):,} cells, "
+            f"max_message_MiB={max_message_MiB:.4g}: a command to {math.prod(shape):,} cells, "
             f"{tuple(shape)}, takes {needed / 2**20:.2f} MiB; raise the limit on both sides, or "
             "divide the cells among several devices"
         )

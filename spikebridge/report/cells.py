@@ -62,13 +62,20 @@ def time_axis(chart: Chart, times_s: Sequence[float], title: str, *, own: bool) 
         type="log",
         range=[low - room, high + room],
         tickvals=[place for place, _ in kept],
-        ticktext=[in_words(time) for _, time in kept],
+        # A phone has room for many ticks only where long ones take two lines.
+        ticktext=[label(in_words(time), 5 if own else 18) for _, time in kept],
+        tickangle=0,
         showgrid=False,
     )
 
 
 def band(
-    chart: Chart, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str
+    chart: Chart,
+    x: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    colour: str,
+    alpha: float = 0.16,
 ) -> None:
     """A faint ground between two lines."""
     chart.add(
@@ -76,7 +83,7 @@ def band(
         x=[*x, *reversed(x)],
         y=[*high, *reversed(low)],
         fill="toself",
-        fillcolor=fade(colour, 0.16),
+        fillcolor=fade(colour, alpha),
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
@@ -219,22 +226,23 @@ def drift(found: Deployed) -> Chart | None:
         return None
     chart = Chart(400)
     x = rounded(found.drift_s)
-    for index, level in enumerate(levels):
-        colour = LEVELS[index * (len(LEVELS) - 1) // max(1, len(levels) - 1)]
+    steps = max(1, len(levels) - 1)
+    colours = [LEVELS[index * (len(LEVELS) - 1) // steps] for index in range(len(levels))]
+    for level, colour in zip(levels, colours, strict=True):
+        low, high = level.mean_uS - level.sd_uS, level.mean_uS + level.sd_uS
         first = level.mean_uS[0]
-        mean, spread = level.mean_uS / first, level.sd_uS / first
-        band(chart, x, rounded(mean - spread, 4), rounded(mean + spread, 4), colour)
-        nu = exponent(found.drift_s, level)
-        name = f"{level.target_uS:.3g} µS" + ("" if nu is None else f", ν = {nu:.3f}")
+        band(chart, x, rounded(low / first, 4), rounded(high / first, 4), colour, 0.09)
+    for level, colour in zip(levels, colours, strict=True):
+        name = f"{level.target_uS:.3g} µS"
         chart.add(
             "scatter",
             x=x,
-            y=rounded(mean, 4),
+            y=rounded(level.mean_uS / level.mean_uS[0], 4),
             name=name,
             mode="lines",
             line={"color": colour, "width": 2},
             text=[in_words(time) for time in x],
-            hovertemplate=f"{level.target_uS:.3g} µS, after %{{text}}: %{{y}}<extra></extra>",
+            hovertemplate=f"{name}, after %{{text}}: %{{y}}<extra></extra>",
         )
     time_axis(chart, x, "time since programming", own=False)
     chart.y(title="conductance / its first value")

@@ -21,9 +21,9 @@ REFRESHED = (
     "difference again."
 )
 RECEIVED = (
-    "All cells by the pulses that they have received since the chip was made, those that "
-    "programmed it and those of pairs written anew included. How many of them a cell endures is a "
-    "matter of the device and not simulated."
+    "All cells by the pulses that they have received since the chip was made. Those that "
+    "programmed it and wrote pairs anew are included: the more, the higher the target. "
+    "How many pulses a cell endures depends on the device and is not simulated."
 )
 
 

@@ -40,8 +40,7 @@ SCATTER = (
 )
 DRIFT = (
     "Cells of the device programmed to a few levels: the mean of their conductance over its first "
-    "value, and one standard deviation to either side, which holds errors of programming too. "
-    f"ν: exponent of G ~ t^-ν, fitted to the means after {cells.FIT_S:g} s."
+    "value, and one standard deviation to either side, which holds errors of programming too."
 )
 NODES = (
     "Figures of different process nodes stand side by side as their sources have them; they are "
@@ -82,9 +81,13 @@ def in_memory(found: Deployed, run: Run, drawer: Drawer) -> Section:
                     wide=True,
                 )
             ),
-            Block(table=times_table(found, metric), below=chips_text(found)),
+            Block(table=times_table(found, metric), below=chips_text(found, metric)),
             conductances(found, run.unit, drawer),
-            figures(drawer.plot(cells.drift(found), "Drift of a few levels", DRIFT, wide=True)),
+            figures(
+                drawer.plot(
+                    cells.drift(found), "Drift of a few levels", drift_text(found), wide=True
+                )
+            ),
             *energy_blocks(found, run, drawer),
             Block("Weights on tiles", table=layer_table(found), below=LAYERS),
             limits_block(found),
@@ -106,10 +109,14 @@ def about(found: Deployed) -> str:
     )
 
 
-def chips_text(found: Deployed) -> str:
+def chips_text(found: Deployed, metric: Metric) -> str:
+    """What the figures of the table are."""
     if found.chips == 1:
-        return "One chip; more of them would show what is luck."
-    return f"Mean ± standard deviation over {found.chips} chips, each with random draws of its own."
+        return f"Test {metric.axis} of one chip; more of them would show what is luck."
+    return (
+        f"Test {metric.axis}: mean ± standard deviation over {found.chips} chips, each with random "
+        "draws of its own."
+    )
 
 
 def spread_at(metric: Metric, table: Any, index: int) -> str:
@@ -136,21 +143,29 @@ def metric_cards(found: Deployed, metric: Metric) -> list[Card]:
     cards = [Card(f"{metric.name} in software", software, metric.below)]
     for index in headline_times(found.times_s):
         after = f"after {in_words(found.times_s[index])}"
-        value = spread_at(metric, found.compensated, index) + ("\u00a0%" if unit else "")
-        plain = f"without it {spread_at(metric, found.plain, index)}"
-        first = index == 0
-        below = f"{after}, compensated; {plain}" if first else f"compensated; {plain}"
-        cards.append(Card("programmed" if first else after, value, below))
+        value, _, spread = spread_at(metric, found.compensated, index).partition(" ± ")
+        plain = spread_at(metric, found.plain, index).replace(" ", "\u00a0")
+        below = f"compensated; as read {plain}"
+        shown = f"{value}\u00a0%" if unit else value
+        cards.append(
+            Card(
+                after if index else "programmed",
+                shown,
+                below if index else f"{after}, {below}",
+                f"±\u00a0{spread}" if spread else "",
+            )
+        )
     return cards
 
 
 def hardware_cards(found: Deployed, per: str) -> list[Card]:
     """Cells, and the energy of an inference on a few kinds of hardware."""
+    chips = "one chip" if found.chips == 1 else f"each of {found.chips} chips"
     cards = [
         Card(
             "memory cells",
             count_text(found.cells),
-            f"device {found.device}; {plural(found.chips, 'chip')}",
+            f"of the device {found.device}, on {chips}",
         )
     ]
     crossbar, *others = found.hardware
@@ -181,17 +196,16 @@ def ratio_text(one: Hardware, other: Hardware) -> str:
 
 
 def times_table(found: Deployed, metric: Metric) -> Table:
-    axis = metric.axis
     rows = [["in software", metric_text(metric, found.software, unit=False), NOTHING]]
     rows += [
         [
-            f"after {in_words(time)}",
+            in_words(time),
             spread_at(metric, found.plain, index),
             spread_at(metric, found.compensated, index),
         ]
         for index, time in enumerate(found.times_s)
     ]
-    return Table(("", f"{axis}, as read", f"{axis}, compensated"), rows)
+    return Table(("time", "as read", "compensated"), rows)
 
 
 def conductances(found: Deployed, unit: str, drawer: Drawer) -> Block:
@@ -205,6 +219,18 @@ def conductances(found: Deployed, unit: str, drawer: Drawer) -> Block:
             f"{HISTOGRAM}{told}",
         ),
         drawer.plot(cells.scatter(found, unit), "Programmed against target", SCATTER),
+    )
+
+
+def drift_text(found: Deployed) -> str:
+    """The caption of the drift curves, with the exponents that fit them."""
+    fits = [(level.target_uS, cells.exponent(found.drift_s, level)) for level in found.drift]
+    told = [f"{nu:.3f} at {target:.3g}\u00a0µS" for target, nu in fits if nu is not None]
+    if not told:
+        return DRIFT
+    return (
+        f"{DRIFT} From {cells.FIT_S:g} s on, the means fall as time to the power −ν, with ν = "
+        f"{', '.join(told)}."
     )
 
 
@@ -224,16 +250,18 @@ def energy_blocks(found: Deployed, run: Run, drawer: Drawer) -> list[Block]:
         Block(
             f"Parts of the {crossbar.name}, per {per}",
             table=parts_table(crossbar),
-            below=f"{MARKS} {NODES}",
+            below=MARKS,
         ),
     ]
 
 
 def converters_text(found: Deployed) -> str:
     """Where the energy counts converters that the simulation leaves exact."""
-    if found.setting("adc_bits"):
+    kinds = (("columns", "adc_bits"), ("rows", "dac_bits"))
+    exact = [name for name, bits in kinds if not found.setting(bits)]
+    if not exact:
         return ""
-    return " Converters of columns are exact in the test, and counted as converters of 8 bits."
+    return f" Converters of {' and '.join(exact)} are exact in the test, and counted with 8 bits."
 
 
 def hardware_table(hardware: Sequence[Hardware], per: str) -> Table:

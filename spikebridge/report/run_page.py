@@ -6,12 +6,13 @@ import shlex
 from typing import Any
 
 from spikebridge import config
-from spikebridge.report import curves, deployed, sections
+from spikebridge.report import curves, deployed
 from spikebridge.report.composition import composition
 from spikebridge.report.in_loop import in_the_loop
 from spikebridge.report.in_memory import in_memory
 from spikebridge.report.load import Run
 from spikebridge.report.panels import more_text, panels
+from spikebridge.report.sections import Card, Section
 from spikebridge.report.text import (
     DATA,
     DATA_NAMES,
@@ -65,9 +66,7 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
-def hardware(
-    run: Run, programmed: deployed.Deployed | None, drawer: Drawer
-) -> list[sections.Section]:
+def hardware(run: Run, programmed: deployed.Deployed | None, drawer: Drawer) -> list[Section]:
     """The sections of memory cells that the run was programmed into, or trained on."""
     found = [None if programmed is None else in_memory(programmed, run, drawer)]
     return [part for part in [*found, in_the_loop(run, drawer)] if part]
@@ -105,7 +104,7 @@ def started(run: Run) -> str:
     return shlex.join(map(str, words)) if isinstance(words, list) else ""
 
 
-def cards(run: Run, metric: Metric) -> list[dict[str, str]]:
+def cards(run: Run, metric: Metric) -> list[Card]:
     """The headline figures: name, value and a line below."""
     published = run.fact("published")
     published = published if isinstance(published, dict) else {}
@@ -140,7 +139,7 @@ def cards(run: Run, metric: Metric) -> list[dict[str, str]]:
             "fixes all random choices",
         ),
     ]
-    return [{"name": name, "value": value, "below": below} for name, value, below in rows]
+    return [Card(name, value, below) for name, value, below in rows]
 
 
 def operations_text(run: Run) -> str:

@@ -9,11 +9,12 @@ from spikebridge.report.theme import Plot
 
 @dataclass(frozen=True)
 class Card:
-    """A headline figure: its name, its value and a line below."""
+    """A headline figure: its name, its value and a line below; its spread, where it has one."""
 
     name: str
     value: str
     below: str
+    spread: str = ""
 
 
 @dataclass(frozen=True)
