@@ -28,21 +28,19 @@ from spikebridge.synapses import Conv2d, Normalised
 
 YEAR_S = 365 * 86_400.0
 STEPS, BATCH, SYMBOLS = 5, 3, 20
+CONV: dict[str, Any] = {"channels": (4,), "kernel_size": 3, "stride": 1, "pool": 2, "hidden": (7,)}
 TEXT: dict[str, Any] = {"unit": "softsnu", "recurrent": True, "hidden": (8, 6), "embedding": 5}
 # Model, shape of an input, readout; no shape stands for symbols.
 MODELS: dict[str, tuple[ModelConfig, tuple[int, ...], Any]] = {
     "snu": (ModelConfig(hidden=(12, 9)), (10,), "mean"),
     "recurrent snu": (ModelConfig(hidden=(12, 9), recurrent=True), (10,), "each"),
     "soft snu": (ModelConfig(unit="softsnu", hidden=(12, 9), norm=True), (10,), "each"),
-    "conv": (
-        ModelConfig(channels=(4,), kernel_size=3, stride=1, pool=2, hidden=(7,)),
-        (2, 8, 8),
-        "each",
-    ),
+    "conv": (ModelConfig(**CONV), (2, 8, 8), "each"),
     "li-snu": (ModelConfig(unit="li-snu", hidden=(12,)), (10,), "last"),
     "tied text": (ModelConfig(**TEXT, tied=True), (), "each"),
     "text": (ModelConfig(hidden=(8, 6), recurrent=True), (), "each"),
 }
+IDEAL = ideal()
 NETWORKS = pytest.mark.parametrize("name", [*MODELS, "torch"])
 CONVERTERS = {"dac_bits": 16, "adc_bits": 16, "tile": 6}
 
@@ -101,10 +99,6 @@ def on_chip(network: nn.Module, cell: Cell, **more: Any) -> tuple[Chip, Crossbar
     return chip, next(iter(chip.crossbars.values()))
 
 
-def read_back(cell: Cell, **more: Any) -> float:
-    return on_chip(drawn(200, 200), cell, **more)[0].errors()["0.weight"]
-
-
 # --- an ideal device is no device ---
 
 
@@ -113,7 +107,7 @@ def read_back(cell: Cell, **more: Any) -> float:
 def test_an_ideal_device_gives_the_software_result(name: str, more: dict[str, Any]) -> None:
     network, x = network_of(name), input_of(name)
     before = copy.deepcopy(network.state_dict())
-    chip, _ = on_chip(network, ideal(), **more)
+    chip, _ = on_chip(network, IDEAL, **more)
     wanted, found = results(network, x), results(chip.network, x)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert len(wanted) >= 4
@@ -129,12 +123,13 @@ def test_an_ideal_device_gives_the_software_result(name: str, more: dict[str, An
 @NETWORKS
 def test_taken_off_again_it_is_a_network_like_any_other(name: str, more: dict[str, Any]) -> None:
     network, x = network_of(name).eval(), input_of(name)
-    chip, _ = on_chip(network, ideal(), **more)
+    chip, _ = on_chip(network, IDEAL if more else replace(ITERATIVE, noise=None), **more)
     hard, plain = output_of(chip.network, x), from_crossbar(chip)
     assert [type(module) for module in plain.modules()] == [type(m) for m in network.modules()]
     assert plain.state_dict().keys() == network.state_dict().keys()
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in plain.parameters())
-    torch.testing.assert_close(output_of(plain, x), output_of(network, x), rtol=0, atol=1e-6)
+    wanted = output_of(network, x) if more else hard  # converters stay behind on the chip
+    torch.testing.assert_close(output_of(plain, x), wanted, rtol=0, atol=1e-6)
     with torch.no_grad():  # the chip goes on as before, and is not bound to what came off it
         for p in plain.parameters():
             p.zero_()
@@ -143,31 +138,21 @@ def test_taken_off_again_it_is_a_network_like_any_other(name: str, more: dict[st
     chip.program(weights)
     assert not torch.equal(output_of(chip.network, x), hard)
     again = dict(from_crossbar(chip).named_parameters())
-    assert all(torch.allclose(again[key], value) for key, value in weights.items())
+    assert all(torch.equal(again[key], c.weights()) for key, c in chip.crossbars.items())
 
 
-def test_what_is_read_is_what_comes_off() -> None:
-    network = network_of("snu")
-    chip = to_crossbar(network, replace(ITERATIVE, noise=None), in_place=True)
-    assert chip.network is network
-    plain, x = from_crossbar(chip), input_of("snu")
-    for name, crossbar in chip.crossbars.items():
-        assert torch.equal(plain.get_parameter(name).detach(), crossbar.weights())
-    assert torch.equal(output_of(plain, x), output_of(network, x))
+REFUSED = {
+    "torch's LSTM .*; use a spiking unit": nn.Sequential(nn.LSTM(3, 4)),
+    "torch's .*; use a spiking unit": build(ModelConfig(unit="gru"), 5, 2, "mean"),
+    "no Linear, Conv2d or spiking layer": nn.Sequential(nn.ReLU()),
+    "in groups are not mapped; use groups=1": nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)),
+}
 
 
-REFUSED = [
-    (nn.Sequential(nn.LSTM(3, 4)), "torch's LSTM .*; use a spiking unit"),
-    (build(ModelConfig(unit="gru"), 5, 2, "mean"), "torch's .*; use a spiking unit"),
-    (nn.Sequential(nn.ReLU()), "no Linear, Conv2d or spiking layer"),
-    (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), "in groups are not mapped; use groups=1"),
-]
-
-
-@pytest.mark.parametrize(("network", "message"), REFUSED)
-def test_what_cannot_lie_on_a_crossbar(network: nn.Module, message: str) -> None:
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_lie_on_a_crossbar(message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        to_crossbar(network, ideal())
+        to_crossbar(REFUSED[message], IDEAL)
 
 
 # --- cells, tiles and scales ---
@@ -185,7 +170,7 @@ def test_the_largest_weight_of_a_tile_takes_the_whole_range(
 ) -> None:
     network = drawn(*sides, seed)
     weight = network[0].weight.detach()
-    chip, crossbar = on_chip(network, ideal(), tile=tile, pairs=pairs)
+    chip, crossbar = on_chip(network, IDEAL, tile=tile, pairs=pairs)
     assert crossbar.tiles == tuple(math.ceil(side / tile) for side in sides)
     assert chip.cells == 2 * pairs * weight.numel()
     g = crossbar.device.read()
@@ -199,24 +184,20 @@ def test_the_largest_weight_of_a_tile_takes_the_whole_range(
 
 
 def test_cells_of_a_network_and_cut_off_weights() -> None:
-    assert on_chip(build(ModelConfig(hidden=(150,)), 88, 88, "each"), ideal())[0].cells == 52_800
+    assert on_chip(build(ModelConfig(hidden=(150,)), 88, 88, "each"), IDEAL)[0].cells == 52_800
     network = linear([[0.2, -0.5, 0.7], [-3.0, 0.0, 0.5]])
-    chip, crossbar = on_chip(network, ideal(), w_max=0.5)
+    chip, crossbar = on_chip(network, IDEAL, w_max=0.5)
     wanted = torch.tensor([[0.2, -0.5, 0.5], [-0.5, 0.0, 0.5]])
     torch.testing.assert_close(crossbar.weights(), wanted)
     torch.testing.assert_close(crossbar.clip(network[0].weight.detach()), wanted)
     error = math.sqrt((0.2**2 + 2.5**2) / (0.04 + 0.25 + 0.49 + 9 + 0.25))
     assert chip.errors()["0.weight"] == pytest.approx(error, rel=1e-5)
-    _, crossbar = on_chip(linear([[1.0, -0.6, 0.2, 0.1, -0.9]]), ideal(5))
-    assert crossbar.weights().tolist() == [[1.0, -0.5, 0.25, 0.0, -1.0]]
 
 
-def test_a_matrix_of_zeros_reads_as_zeros_without_error() -> None:
-    chip, crossbar = on_chip(linear([[0.0, 0.0]]), ideal())
-    assert not crossbar.weights().any()
-    # Fails: Chip.errors divides by the size of the meant weights, which gives nan here (and inf
-    # on ITERATIVE); json of deployment.deploy cannot hold either.
-    assert math.isfinite(chip.errors()["0.weight"])
+def test_a_matrix_of_zeros_has_a_finite_error() -> None:
+    # Fails: it is divided by the size of what was meant, 0; JSON cannot hold the nan or inf.
+    errors = [on_chip(linear([[0.0]]), cell)[0].errors()["0.weight"] for cell in (ITERATIVE, IDEAL)]
+    assert all(map(math.isfinite, errors))
 
 
 # --- errors of devices ---
@@ -238,15 +219,14 @@ def published_error(weight: np.ndarray) -> float:
 def test_read_back_errors() -> None:
     network = drawn(200, 200)
     weight = network[0].weight.detach().double()
-    one = read_back(ITERATIVE)
-    assert one == pytest.approx(published_error(weight.numpy()), rel=0.02)
-    chip, _ = on_chip(network, ITERATIVE)
-    g = copy.deepcopy(chip).crossbars["0.weight"].device.read().double()[:, 0]
-    gap = (g[0] - g[1]) / 25 * weight.abs().max() - weight
+    chips = [on_chip(network, ITERATIVE, pairs=pairs)[0] for pairs in (1, 2, 4, 9)]
+    (g,), (h,) = copy.deepcopy(chips[0]).crossbars["0.weight"].device.read().double()
+    gap = (g - h) / 25 * weight.abs().max() - weight
     by_hand = float(gap.square().mean().sqrt() / weight.square().mean().sqrt())
-    assert chip.errors()["0.weight"] == pytest.approx(by_hand, rel=1e-5)
-    for pairs in (2, 4, 9):
-        assert read_back(ITERATIVE, pairs=pairs) == pytest.approx(one / math.sqrt(pairs), rel=0.1)
+    errors = [chip.errors()["0.weight"] for chip in chips]
+    assert errors[0] == pytest.approx(by_hand, rel=1e-5)
+    assert errors[0] == pytest.approx(published_error(weight.numpy()), rel=0.02)
+    assert errors == pytest.approx([errors[0] / k**0.5 for k in (1, 2, 4, 9)], rel=0.1)
 
 
 def test_errors_are_those_of_the_seed() -> None:
@@ -276,15 +256,14 @@ def test_a_copy_of_a_chip_reads_the_same_and_is_its_own(more: dict[str, Any]) ->
 
 @pytest.mark.parametrize(("dead", "stuck"), [(0.1, 0.0), (0.0, 0.2), (0.1, 0.2)])
 def test_faults_appear(dead: float, stuck: float) -> None:
-    chip, crossbar = on_chip(drawn(100, 100), ideal(), dead=dead, stuck=stuck)
+    chip, crossbar = on_chip(drawn(100, 100), IDEAL, dead=dead, stuck=stuck)
     before = crossbar.device.read()[0, 0]
     crossbar.program(torch.ones(100, 100))
     after = crossbar.device.read()[0, 0]
-    fixed = after < 25
-    assert float(fixed.float().mean()) == pytest.approx(dead + stuck, abs=0.03)
+    fixed, lowest = after < 25, (before == 0) & (after == 0)
     assert torch.equal(after[fixed], before[fixed])
-    share = float((before[fixed] == 0).float().mean())
-    assert share == pytest.approx(dead / (dead + stuck), abs=0.05)
+    shares = [float(where.float().mean()) for where in (fixed, lowest)]
+    assert shares == pytest.approx([dead + stuck, dead], abs=0.02)
     assert chip.errors()["0.weight"] > 0.1
 
 
@@ -300,11 +279,11 @@ def test_compensation_takes_back_what_weights_lost_on_average() -> None:
     chip.uncompensate()
     assert float(crossbar.weights().abs().mean()) == pytest.approx(lost, rel=1e-6)
     chip, _ = on_chip(drawn(60, 60), ITERATIVE)
-    fresh = chip.errors()["0.weight"]
-    chip.wait(YEAR_S)
-    old = chip.errors()["0.weight"]
-    chip.compensate()
-    assert fresh < chip.errors()["0.weight"] < 0.6 * old
+    errors = [chip.errors()["0.weight"]]
+    for act in (lambda: chip.wait(YEAR_S), chip.compensate):
+        act()
+        errors.append(chip.errors()["0.weight"])
+    assert errors[0] < errors[2] < 0.6 * errors[1]
 
 
 # --- converters and wires ---
@@ -316,10 +295,10 @@ def test_a_converter_errs_by_half_a_step_per_tile(bits: int, tile: int, seed: in
     network, x = drawn(5, 8, seed), torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
     weight, levels = network[0].weight.detach(), 2 ** (bits - 1) - 1
     top = x.abs().amax(1, keepdim=True)
-    chip, crossbar = on_chip(network, ideal(), tile=tile, adc_bits=bits, adc_range=8.0)
+    chip, crossbar = on_chip(network, IDEAL, tile=tile, adc_bits=bits, adc_range=8.0)
     bounds = sum(8 * top * crossbar.w_max[:, b] for b in range(0, 8, tile)) / levels / 2
     assert bool(((chip.network(x) - network(x)).abs() <= bounds + 1e-5).all())
-    chip, _ = on_chip(network, ideal(), tile=tile, dac_bits=bits)
+    chip, _ = on_chip(network, IDEAL, tile=tile, dac_bits=bits)
     bounds = weight.abs().sum(1) * top / levels / 2
     assert bool(((chip.network(x) - network(x)).abs() <= bounds + 1e-5).all())
     spikes = (x > 0).float()
@@ -329,33 +308,48 @@ def test_a_converter_errs_by_half_a_step_per_tile(bits: int, tile: int, seed: in
 @NETWORKS
 def test_many_bits_approach_the_exact_result_and_gradients_pass(name: str) -> None:
     network, x = network_of(name), input_of(name)
-    chip, _ = on_chip(network, ideal(), **CONVERTERS)
-    wanted, found = results(network, x), results(chip.network, x)
-    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=2e-3)
+    hard = on_chip(network, IDEAL, **CONVERTERS)[0].network
+    torch.testing.assert_close(results(hard, x), results(network, x), rtol=1e-2, atol=2e-3)
+
+
+# Fails: a network that is itself the array, modes and names of padding, images without a batch.
+SHAPES: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Linear(4, 3), (2, 4)),
+    (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")), (2, 2, 6, 6)),
+    (nn.Sequential(nn.Conv2d(2, 3, 3, padding="same")), (2, 2, 6, 6)),
+    (nn.Sequential(nn.Conv2d(2, 3, 3)), (2, 6, 6)),
+]
+
+
+@pytest.mark.parametrize(("network", "shape"), SHAPES)
+def test_converters_of_any_array(network: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    found = on_chip(network, IDEAL, dac_bits=12)[0].network(x)
+    assert 1e-6 < float((found - network(x)).detach().abs().max()) < 1e-2
 
 
 def test_two_tiles_by_hand() -> None:
     network, x = linear([[1.0, 0.5, -0.25, 0.5]]), torch.tensor([[1.0, 0.5, 1.0, -1.0]])
     # 1.25 and -0.75 of tiles with the largest weights 1 and 1/2, at 3 steps to each side.
     for adc_range, wanted in ((2.0, 4 / 3 - 2 / 3), (1.0, 1.0 - 0.5), (6.0, 2.0 - 1.0)):
-        chip, _ = on_chip(network, ideal(), tile=2, adc_bits=3, adc_range=adc_range)
+        chip, _ = on_chip(network, IDEAL, tile=2, adc_bits=3, adc_range=adc_range)
         assert chip.network(x).item() == pytest.approx(wanted)
         assert chip.network(10 * x).item() == pytest.approx(10 * wanted)
-    chip, _ = on_chip(network, ideal(), dac_bits=3)  # 1/2 becomes 2/3
+    chip, _ = on_chip(network, IDEAL, dac_bits=3)  # 1/2 becomes 2/3
     assert chip.network(x).item() == pytest.approx(1 + 1 / 3 - 0.25 - 0.5)
 
 
 def test_wires() -> None:
-    column, x = linear([[1.0, 0.5]]), torch.ones(1, 2)
-    _, crossbar = on_chip(column, ideal(), wire_ohm=1000.0)
+    column = linear([[1.0, 0.5]])
+    _, crossbar = on_chip(column, IDEAL, wire_ohm=1000.0)
     # 25 and 12.5 uS: the first loses R (G1 + G2) / 2 of its input, the second R (G1 + 2 G2) / 2.
     wanted = torch.tensor([[1 - 0.01875, 0.5 * (1 - 0.025)]])
     torch.testing.assert_close(crossbar.weights(), wanted, rtol=1e-5, atol=0)
-    _, crossbar = on_chip(column, ideal(), wire_ohm=1000.0, tile=1)
+    _, crossbar = on_chip(column, IDEAL, wire_ohm=1000.0, tile=1)
     wanted = torch.tensor([[1 - 0.0125, 0.5 * (1 - 0.0125)]])  # each at the end of its own wire
     torch.testing.assert_close(crossbar.weights(), wanted, rtol=1e-5, atol=0)
-    chips = [on_chip(column, ideal(), wire_ohm=ohm)[0] for ohm in (0, 1, 1e3, 1e9)]
-    outputs = [chip.network(x).item() for chip in chips]
+    chips = [on_chip(column, IDEAL, wire_ohm=ohm)[0] for ohm in (0, 1, 1e3, 1e9)]
+    outputs = [chip.network(torch.ones(1, 2)).item() for chip in chips]
     assert outputs == sorted(outputs, reverse=True)
     assert (outputs[0], outputs[-1]) == (1.5, 0)
 
@@ -366,7 +360,7 @@ def test_wires() -> None:
 def inputs_of(network: Any, x: Tensor) -> dict[str, Tensor]:
     """What each matrix is multiplied with, (vectors, rows), worked out from what layers send."""
     found, seen = {}, network.observe(x)
-    sent = x if network.embedding is None else network.embedding(x) * network.embedding_scale
+    sent = x if network.embedding is None else network.embedding(x)
     for number, (layer, trace) in enumerate(zip(network.layers, seen.layers, strict=True)):
         key = f"layers.{number}.array{'.array' * isinstance(layer.array, Normalised)}.weight"
         if isinstance(layer.array, Conv2d):
@@ -386,7 +380,7 @@ def inputs_of(network: Any, x: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_traffic_is_what_layers_send(name: str) -> None:
     network, x = network_of(name).eval(), input_of(name)
-    chip, _ = on_chip(network, ideal(), tile=6)
+    chip, _ = on_chip(network, IDEAL, tile=6)
     with listening(network) as found:
         network(x)
     with listening(chip.network) as same:
@@ -398,9 +392,8 @@ def test_traffic_is_what_layers_send(name: str) -> None:
     assert traffic.keys() == inputs.keys() == chip.crossbars.keys()
     for key, sent in inputs.items():
         count, rows = sent.shape
-        columns = chip.crossbars[key].scale.numel() // rows
-        binary = bool(((sent == 0) | (sent == 1)).all())
-        assert traffic[key] == Traffic(rows, columns, count, int(sent.count_nonzero()), binary), key
+        columns, binary = chip.crossbars[key].scale.numel() // rows, set(sent.unique().tolist())
+        active = int(sent.count_nonzero())
+        assert traffic[key] == Traffic(rows, columns, count, active, binary <= {0, 1}), key
     if network.readout.reduce == "each" and x.is_floating_point():
-        macs = sum(seen.macs for seen in traffic.values())
-        assert macs == operations(network) * STEPS * BATCH
+        assert sum(t.macs for t in traffic.values()) == operations(network) * STEPS * BATCH

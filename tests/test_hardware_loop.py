@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -19,35 +18,33 @@ from tiny_runs import left
 from torch import Tensor, nn
 from toy_data import write_npz
 
-from spikebridge import deployment, evaluation, experiment, rundir, tasks
+from spikebridge import deployment, experiment, rundir
 from spikebridge.config import Config, override
 from spikebridge.deployment import Plan, deploy
 from spikebridge.energy import Counts
 from spikebridge.memory.array import Device, SimulatedArray
-from spikebridge.memory.crossbar import Chip, to_crossbar
+from spikebridge.memory.crossbar import Chip, from_crossbar, to_crossbar
 from spikebridge.memory.events import counts, listening
 from spikebridge.memory.pcm import ACCUMULATION, ITERATIVE, ideal
 from spikebridge.memory.training import InMemory
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import ModelConfig
-from spikebridge.network import build, load_network, operations
+from spikebridge.network import build, load_network
 from spikebridge.records import ConfigError, UsageError
-from spikebridge.seeding import generator
 from spikebridge.synapses import noisy_weights, plain_weights
 from spikebridge.task_configs import NpzConfig
 
-
+ON_PAPER = Plan(MemoryConfig(device="ideal"), chips=2, times_s=(0.0, 20.0, 3600.0))
 BIG_STEPS = ideal(pulse_uS=1.0, g_max_uS=1000.0)
 
 
 def watched(shape: tuple[int, ...]) -> Any:
     """A device that writes down what is asked of it."""
-    curve = (0.0, 1.0, 2.0)
     array = SimulatedArray(shape, BIG_STEPS)
-    return Mock(wraps=array, shape=shape, g_max_uS=1000.0, pulse_curve_uS=curve)
+    return Mock(wraps=array, shape=shape, g_max_uS=1000.0, pulse_curve_uS=(0.0, 1.0))
 
 
-def perceptron() -> nn.Sequential:
+def perceptron() -> Any:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
 
@@ -58,13 +55,12 @@ def in_memory(chip: Chip, **more: Any) -> InMemory:
 
 def pushed(pairs: int, **more: Any) -> tuple[InMemory, Any]:
     """Plain descent on a 2 x 2 matrix, and its device."""
-    network = nn.Sequential(nn.Linear(2, 2))
-    chip = to_crossbar(network, BIG_STEPS, MemoryConfig(pairs=pairs, w_max=10.0))
-    return in_memory(chip, **more), chip.crossbars["0.weight"].device
+    chip = to_crossbar(nn.Linear(2, 2), BIG_STEPS, MemoryConfig(pairs=pairs, w_max=10.0))
+    return in_memory(chip, **more), chip.crossbars["weight"].device
 
 
 def push(optimizer: InMemory, change: list[float]) -> None:
-    optimizer.originals["0.weight"].grad = -torch.tensor(change).view(2, 2)
+    optimizer.originals["weight"].grad = -torch.tensor(change).view(2, 2)
     optimizer.step()
 
 
@@ -79,45 +75,24 @@ OPTIMISERS = {
 
 @pytest.mark.parametrize("pairs", [1, 2])
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_on_an_ideal_device_it_is_the_optimiser_up_to_a_pulse(name: str, pairs: int) -> None:
-    soft, x = perceptron(), torch.randn(7, 5)
-    chip = to_crossbar(soft, ideal(pulse_uS=2**-9), MemoryConfig(w_max=2.0, pairs=pairs))
-    plain = OPTIMISERS[name](soft.parameters())
-    epsilon = 2**-9 * 2.0 / 25 / pairs
-    optimizer = InMemory(OPTIMISERS[name](chip.network.parameters()), chip, epsilon=epsilon)
-    digital = dict(chip.network.named_parameters())
-    for _ in range(12):
-        chip.network(x)
-        for key, parameter in soft.named_parameters():
-            parameter.grad = torch.randn(parameter.shape)
-            (optimizer.originals.get(key, digital.get(key))).grad = parameter.grad.clone()
-        plain.step()
-        optimizer.step()
-    for key, parameter in soft.named_parameters():
-        if key not in chip.crossbars:
-            torch.testing.assert_close(digital[key], parameter)
-            continue
-        # What waits for its pulse is not there to be decayed: 0.01 x 0.5 of it in each update.
-        gap = (chip.crossbars[key].weights() - parameter.detach()).abs().max()
-        assert float(gap) <= epsilon * (1 + 12 * 0.01 * 0.5) + 1e-5
+def test_on_an_ideal_device_it_is_the_optimiser_up_to_pulses(name: str, pairs: int) -> None:
+    x = torch.randn(50, 5)
+    for epsilon in (2**-7, 2**-11):
+        cell = ideal(pulse_uS=12.5 * pairs * epsilon)
+        chip = to_crossbar(soft := perceptron(), cell, MemoryConfig(w_max=2.0, pairs=pairs))
+        plain = OPTIMISERS[name](soft.parameters())
+        optimizer = InMemory(OPTIMISERS[name](chip.network.parameters()), chip, epsilon=epsilon)
+        for _ in range(15):
+            for network, stepping in ((soft, plain), (chip.network, optimizer)):
+                stepping.zero_grad()
+                (network(x) - x[:, :3].tanh()).square().mean().backward()
+                stepping.step()
+        found = from_crossbar(chip).state_dict()
+        gaps = [float((found[key] - value).abs().max()) for key, value in soft.state_dict().items()]
+        # A weight lacks less than a pulse; that changes gradients, and these what follows.
+        assert 0 < max(gaps) < 4 * epsilon
     assert optimizer.taken()["pulses"] > 100
     assert optimizer.taken() == {"pulses": 0, "refreshed": 0}
-
-
-def test_small_pulses_learn_as_in_software() -> None:
-    soft, x = perceptron(), torch.randn(50, 5)
-    chip = to_crossbar(soft, ideal(), MemoryConfig(w_max=2.0))
-    plain = OPTIMISERS["adam"](soft.parameters())
-    optimizer = InMemory(OPTIMISERS["adam"](chip.network.parameters()), chip)
-    assert optimizer.epsilons == dict.fromkeys(chip.crossbars, pytest.approx(0.002))
-    for _ in range(20):
-        for network, stepping in ((soft, plain), (chip.network, optimizer)):
-            stepping.zero_grad()
-            (network(x) - x[:, :3].tanh()).square().mean().backward()
-            stepping.step()
-    for key, crossbar in chip.crossbars.items():
-        gap = (crossbar.weights() - soft.get_parameter(key).detach()).abs().max()
-        assert float(gap) <= 4 * 0.002
 
 
 @settings(max_examples=25, deadline=None)
@@ -130,7 +105,7 @@ def test_no_update_is_lost(changes: list[list[float]], epsilon: float, pairs: in
     optimizer, device = pushed(pairs, epsilon=epsilon, step_s=2.0)
     for number, change in enumerate(changes, start=1):
         push(optimizer, change)
-        chi = optimizer.optimizer.state[optimizer.originals["0.weight"]]["chi"]
+        chi = optimizer.optimizer.state[optimizer.originals["weight"]]["chi"]
         assert float(chi.abs().max()) <= epsilon * (1 + 1e-5)
         net = (device.pulses[0] - device.pulses[1]).sum(0)
         wanted = torch.tensor(changes[:number]).sum(0).view(2, 2)
@@ -147,44 +122,45 @@ def test_which_cells_get_how_many_pulses() -> None:
     assert device.pulses[0].tolist() == [[[1, 0], [0, 3]], [[1, 0], [0, 2]]]
     assert device.pulses[1].tolist() == [[[0, 1], [0, 0]], [[0, 1], [0, 0]]]
     push(optimizer, [0.2, 0.8, -0.2, -1.5])
-    assert device.pulses[0].tolist() == [[[1, 0], [0, 3]], [[1, 0], [0, 2]]]
+    assert device.pulses[0].sum(0).tolist() == [[2, 0], [0, 5]]
     assert device.pulses[1].tolist() == [[[0, 1], [1, 0]], [[0, 1], [0, 1]]]
 
 
 def test_nothing_is_read_to_verify_a_pulse() -> None:
     chip = to_crossbar(perceptron(), watched, MemoryConfig(w_max=10.0))
-    first, last = (crossbar.device for crossbar in chip.crossbars.values())
-    assert isinstance(first, Device)
-    optimizer = in_memory(chip, refresh_every=3, step_s=0.5)
+    devices: list[Any] = [crossbar.device for crossbar in chip.crossbars.values()]
+    assert isinstance(devices[0], Device)
+    network: Any = chip.network
+    optimizer = in_memory(chip, epsilon=0.5, refresh_every=3)
     for number in range(1, 7):
         optimizer.zero_grad()
-        chip.network[:2](torch.ones(1, 5)).sum().backward()  # the last matrix has no gradient
-        first.reset_mock()
-        last.reset_mock()
+        network[:2](torch.ones(1, 5)).sum().backward()  # the last matrix has no gradient
+        for device in devices:
+            device.reset_mock()
         optimizer.step()
-        calls = [call[0] for call in first.method_calls]
-        refreshed = ["read"] * (number % 3 == 0)
-        assert calls == ["pulse", "wait", *refreshed]
-        assert [call[0] for call in last.method_calls] == ["wait", *refreshed]
-    meant = perceptron()[2]
-    torch.testing.assert_close(chip.crossbars["2.weight"].weights(), meant.weight.detach())
-    assert torch.equal(chip.network[2].bias, meant.bias)
+        first, last = ([call[0] for call in device.method_calls] for device in devices)
+        assert first[:2] == ["pulse", "wait"]
+        assert ("read" in first) == ("read" in last) == (number % 3 == 0)
+        assert "pulse" not in last
+    before = perceptron().state_dict()
+    torch.testing.assert_close(chip.crossbars["2.weight"].weights(), before["2.weight"])
+    assert torch.equal(network[2].bias, before["2.bias"])
+    assert not torch.equal(network[0].bias, before["0.bias"])
 
 
 def test_worn_pairs_are_written_anew() -> None:
-    network = nn.Sequential(nn.Linear(3, 4))
-    chip = to_crossbar(network, ideal(pulse_uS=0.5), MemoryConfig(w_max=2.0, pairs=2))
-    crossbar = chip.crossbars["0.weight"]
+    config = MemoryConfig(w_max=2.0, pairs=2)
+    chip = to_crossbar(nn.Linear(3, 4), ideal(pulse_uS=0.5), config)
+    crossbar = chip.crossbars["weight"]
     assert crossbar.refresh() == 0
     worn = torch.zeros(4, 3, dtype=torch.int64)
     worn[1, 2] = worn[3, 0] = 86  # of 25 uS, above 3/4 on one side and 1/4 on the other
     crossbar.pulse(worn)
     crossbar.pulse(-worn // 2)
-    before, weights = crossbar.device.read(), crossbar.weights()
+    before, weights, fresh = crossbar.device.read(), crossbar.weights(), worn > 0
     assert crossbar.refresh() == 4
     after = crossbar.device.read()
     torch.testing.assert_close(crossbar.weights(), weights)
-    fresh = worn > 0
     assert not after.amin(0)[:, fresh].any()
     assert torch.equal(after[..., ~fresh], before[..., ~fresh])
     assert crossbar.refresh() == 0
@@ -205,7 +181,7 @@ def test_the_change_that_a_pulse_stands_for() -> None:
             in_memory(chip, **wrong)
     with pytest.raises(ValueError, match=r"\['0.weight'\]; make it from chip.network.parameters"):
         InMemory(torch.optim.SGD(network.parameters(), 0.1), chip)
-    with pytest.raises(UsageError, match="no single pulses.*; pass --device accumulation"):
+    with pytest.raises(UsageError, match=r"no single pulses.*; pass --device accumulation"):
         in_memory(to_crossbar(network, ITERATIVE))
 
 
@@ -222,23 +198,14 @@ def tiny(folder: Path, **more: Any) -> Config:
     return override(Config(task=NpzConfig(data_dir=str(folder))), **(small | more))
 
 
-CELLS = {"device": "accumulation", "w_max": 2.0, "epsilon": 0.03, "refresh_every": 2}
-
-
 def on_cells(folder: Path, **more: Any) -> Config:
-    return tiny(folder, **(CELLS | more))
+    cells = {"device": "accumulation", "w_max": 2.0, "epsilon": 0.03, "refresh_every": 2}
+    return tiny(folder, **(cells | more))
 
 
 def all_left(directory: Path) -> dict[str, Any]:
     cells = {k: v.numpy().tobytes() for k, v in load_file(directory / rundir.CHIP).items()}
     return left(directory) | {"chip": cells}
-
-
-class Interrupting(experiment.Silent):
-    """Stops a run after its first epoch."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        raise KeyboardInterrupt
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -249,8 +216,9 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def cut_and_resumed(config: Config, directory: Path) -> dict[str, Any]:
+    stopping = Mock(epoch=Mock(side_effect=KeyboardInterrupt))  # after the first epoch
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, directory, progress=Interrupting())
+        experiment.run(config, directory, progress=stopping)
     experiment.run(config, directory, resume=True)
     return all_left(directory)
 
@@ -280,8 +248,7 @@ def test_a_run_with_an_update_left_out_resumes_too(
     monkeypatch.setattr(experiment._Run, "_clip", overflowing)
     config = on_cells(folder)
     experiment.run(config, tmp_path / "whole")
-    # Fails: a resumed run sets InMemory.updates to the number of steps, those left out included,
-    # so that it refreshes at other updates than one that was not interrupted.
+    # Fails: a resumed run counts updates left out among InMemory.updates and refreshes at others.
     assert cut_and_resumed(config, tmp_path / "cut") == all_left(tmp_path / "whole")
 
 
@@ -293,47 +260,36 @@ def test_settings_that_go_with_cells(tmp_path: Path, folder: Path, more: dict[st
     load_network(tmp_path / rundir.MODEL)
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"ema": 0.9}, "ema=0.9: cells hold the weights"),
-        ({"unit": "lstm"}, "unit=lstm: .*; train a spiking unit"),
-        ({"weight_noise": 0.1}, "each read draws anew"),
-        # Fails: the second forward pass draws other noise, and gradients are those of neither.
-        ({"device": "", "recompute": 2, "weight_noise": 0.1}, "recompute.*weight_noise"),
-    ],
-)
-def test_settings_that_exclude_each_other(folder: Path, more: dict[str, Any], message: str) -> None:
+EXCLUDED: list[tuple[dict[str, Any], str]] = [
+    ({"ema": 0.9}, "ema=0.9: cells hold the weights"),
+    ({"unit": "lstm"}, "unit=lstm: .*; train a spiking unit"),
+    ({"weight_noise": 0.1}, "each read draws anew"),
+    # Fails: the second forward pass draws other noise, and gradients are those of neither.
+    ({"device": "", "recompute": 2, "weight_noise": 0.1}, "recompute"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), EXCLUDED)
+def test_settings_that_exclude_each_other(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        on_cells(folder, **more)
+        on_cells(Path(), **more)
 
 
-def test_noise_is_in_training_only(tmp_path: Path, folder: Path) -> None:
-    network = nn.Sequential(nn.Linear(200, 200))
+def test_noise_is_for_training_only(tmp_path: Path, folder: Path) -> None:
+    network: Any = nn.Sequential(nn.Linear(200, 200))
     weight = network[0].weight.detach().clone()
     noisy_weights(network, 0.1)
     gap = (network[0].weight - weight).detach() / weight.abs().max()
-    assert float(gap.std()) == pytest.approx(0.1, rel=0.02)
-    assert abs(float(gap.mean())) < 0.002
+    assert (float(gap.std()), float(gap.mean())) == pytest.approx((0.1, 0), rel=0.02, abs=0.002)
     network[0].weight.sum().backward()
     assert bool((network[0].parametrizations.weight.original.grad == 1).all())
     assert torch.equal(network.eval()[0].weight, weight)
     plain_weights(network)
     assert list(network.state_dict()) == ["0.bias", "0.weight"]
-    results = [
-        experiment.run(tiny(folder, weight_noise=noise), tmp_path / str(noise))
-        for noise in (0.0, 0.3)
-    ]
-    assert results[0].test_loss != results[1].test_loss
-    assert software(tmp_path / "0.3").loss == results[1].test_loss
-
-
-def software(directory: Path) -> evaluation.Score:
-    """The network file of a run on the test set."""
-    config, network = rundir.read_config(directory), load_network(directory / rundir.MODEL)
-    return evaluation.evaluate(
-        network, tasks.load(config.task), "test", 8, generator(config.train.eval_seed, "test")
-    )
+    without = experiment.run(tiny(folder), tmp_path / "without")
+    noisy = experiment.run(tiny(folder, weight_noise=0.3), tmp_path / "noisy")
+    assert noisy.test_loss != without.test_loss
+    assert deploy(tmp_path / "noisy", ON_PAPER)["software"] == noisy.test
 
 
 # --- fine-tuning and deployment ---
@@ -341,9 +297,8 @@ def software(directory: Path) -> evaluation.Score:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
-    directory = tmp_path_factory.mktemp("finished")
-    experiment.run(tiny(folder, recurrent=True), directory)
-    return directory
+    done = experiment.run(tiny(folder, recurrent=True), tmp_path_factory.mktemp("finished"))
+    return done.directory
 
 
 @pytest.mark.parametrize("more", [{}, {"device": "ideal"}, {"weight_noise": 0.1}], ids=str)
@@ -352,23 +307,21 @@ def test_a_run_starts_from_the_weights_of_another(
 ) -> None:
     small = {"recurrent": True, "lr": 1e-9, "epochs": 1, "start": str(run)}
     experiment.run(tiny(folder, **(small | more)), tmp_path / "tuned")
-    before, after = (load_file(d / rundir.MODEL) for d in (run, tmp_path / "tuned"))
+    after, before = (load_file(d / rundir.MODEL) for d in (tmp_path / "tuned", run))
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
     for wrong in ({"start": str(tmp_path)}, {"hidden": (7,)}):
-        with pytest.raises(UsageError, match="(?s)start=.*; give the folder of"):
+        with pytest.raises(UsageError, match=r"(?s)start=.*; give the folder of"):
             experiment.run(tiny(folder, **(small | more | wrong)), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 
 
 def test_on_an_ideal_device_it_stays_as_in_software(run: Path) -> None:
     told: list[tuple[int, float, float]] = []
-    plan = Plan(MemoryConfig(device="ideal"), chips=2, times_s=(0.0, 20.0, 3600.0))
-    found = deploy(run, plan, lambda *test: told.append(test))
+    found = deploy(run, ON_PAPER, lambda *test: told.append(test))
     assert found == json.loads((run / rundir.MEMORY).read_text())
-    test = rundir.read_result(run).test
-    assert found["software"] == test
+    assert found["software"] == (test := rundir.read_result(run).test)
     assert found["plain"] == found["compensated"] == [[test] * 3] * 2
-    assert told == [(chip, time_s, test) for chip in range(2) for time_s in plan.times_s]
+    assert told == [(chip, time_s, test) for chip in range(2) for time_s in ON_PAPER.times_s]
     assert [layer["cells"] for layer in found["layers"]] == [2 * 36, 2 * 18, 2 * 18]
     assert max(layer["error"] for layer in found["layers"]) < 1e-6
     for entry in found["histograms"]["at"]:
@@ -388,28 +341,19 @@ def test_a_deployment_repeats_with_its_seed(run: Path) -> None:
         assert curve["mean_uS"][-1] < 0.8 * curve["mean_uS"][0]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"chips": 0},
-        {"times_s": ()},
-        {"times_s": (5.0, 5.0)},
-        {"times_s": (-1.0, 5.0)},
-        {"samples": -1},
-        {"memory": MemoryConfig()},
-    ],
-    ids=str,
-)
-def test_plans_that_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"pass --(chips|times|samples|device)"):
-        Plan(**wrong)
+def test_plans_that_cannot_be() -> None:
+    wrong: list[dict[str, Any]] = [{"chips": 0}, {"samples": -1}, {"memory": MemoryConfig()}]
+    wrong += [{"times_s": times} for times in ((), (5.0, 5.0), (-1.0, 5.0))]
+    for more in wrong:
+        with pytest.raises(UsageError, match=r"pass --(chips|times|samples|device)"):
+            Plan(**more)
 
 
 def test_what_cannot_be_deployed(tmp_path: Path, run: Path) -> None:
     with pytest.raises(UsageError, match="no complete run in it; name a finished run"):
         deploy(tmp_path, Plan())
     # Fails: MemoryConfig takes converters of 16 bits and energy.pcm, at the very end, only 14.
-    deploy(run, Plan(MemoryConfig(device="ideal", adc_bits=16), chips=1, times_s=(1.0,)))
+    deploy(run, dataclasses.replace(ON_PAPER, memory=MemoryConfig(device="ideal", adc_bits=16)))
 
 
 # --- events ---
@@ -419,19 +363,18 @@ def test_what_cannot_be_deployed(tmp_path: Path, run: Path) -> None:
 @torch.no_grad()
 def test_events_of_an_inference(symbols: bool) -> None:
     network = build(ModelConfig(hidden=(12, 9), recurrent=True), 20, 4, "each", symbols=symbols)
-    x = torch.randint(0, 20, (5, 3)) if symbols else torch.randint(0, 2, (5, 3, 20)).float()
-    config = MemoryConfig(tile=6, pairs=2, adc_bits=8)
-    chip = to_crossbar(network, ideal(), config)
+    x = torch.randint(20, (5, 3)) if symbols else torch.randint(2, (5, 3, 20)).float()
+    chip = to_crossbar(network, ideal(), MemoryConfig(tile=6, pairs=2, adc_bits=8))
     with listening(chip.network) as (traffic, updates):
         chip.network(x)
     sparse, dense = counts(traffic, updates, chip, 3)
     seen = traffic.values()
-    events, macs = (sum(getattr(t, name) for t in seen) for name in ("events", "macs"))
+    events, macs = sum(t.events for t in seen), sum(t.macs for t in seen)
     wanted = Counts(
         macs=macs,
         weights_fetched=macs,
         accumulates=events,
-        neuron_updates=15 * (12 * (not symbols) + 9),
+        neuron_updates=15 * 21,
         cell_reads=4 * events,
         read_uS=3 * sparse.read_uS,
         adc_conversions=sum(t.vectors * t.columns * math.ceil(t.rows / 6) for t in seen),

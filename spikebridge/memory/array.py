@@ -108,6 +108,7 @@ class SimulatedArray(nn.Module):
         self.register_buffer("pulses", torch.zeros(self.shape, dtype=torch.int32))
         self.register_buffer("writes", torch.zeros(self.shape, dtype=torch.int32))
         self.register_buffer("draws", self._generator.get_state())
+        self._expected: tuple[Tensor, Tensor | None] | None = None
         self._add_faults(dead, stuck)
 
     def _add_faults(self, dead: float, stuck: float) -> None:
@@ -142,6 +143,7 @@ class SimulatedArray(nn.Module):
     def program(self, target_uS: Tensor, where: Tensor | None = None) -> None:
         """Write conductances: with verification where the model has it, else RESET and pulses."""
         target = checked_targets(target_uS, self)
+        self._expected = None
         flat = self._flat(where)
         aimed = target.reshape(-1) if flat is None else target.reshape(-1)[flat]
         at = slice(None) if flat is None else flat
@@ -153,19 +155,22 @@ class SimulatedArray(nn.Module):
     def pulse(self, counts: Tensor) -> None:
         """Blind SET pulses."""
         counts = checked_counts(counts, self)
+        self._expected = None
         pcm.pulse(self.cell, self.cells, counts, self.clock_s, self._generator)
         self.pulses += counts.to(torch.int32)
 
     def reset(self, where: Tensor | None = None) -> None:
         """RESET pulses."""
         flat = self._flat(where)
+        self._expected = None
         self.writes.view(-1)[slice(None) if flat is None else flat] += 1
         pcm.reset(self.cell, self.cells, flat, self.clock_s, self._generator)
 
     def read(self) -> Tensor:
         """Conductances with the noise of this read."""
-        g = pcm.read(self.cell, self.cells, self.clock_s, self._generator)
-        return self._with_faults(g)
+        if self._expected is None:  # reads at the same time share what is slow
+            self._expected = pcm.expected(self.cell, self.cells, self.clock_s)
+        return self._with_faults(pcm.read(*self._expected, self._generator))
 
     def conductance(self) -> Tensor:
         """Conductances now, without read noise: what only a simulation can tell."""
@@ -182,6 +187,7 @@ class SimulatedArray(nn.Module):
         if not (math.isfinite(seconds_s) and seconds_s >= 0):
             raise ValueError(f"seconds_s={seconds_s}: time passes forward; give 0 or more")
         self.clock += seconds_s
+        self._expected = None
 
     def _flat(self, where: Tensor | None) -> Tensor | None:
         """Numbers of the chosen cells; None for all."""
@@ -199,6 +205,7 @@ class SimulatedArray(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._expected = None
         self._generator.set_state(self.draws.cpu())
 
     def _apply(self, fn: Any, recurse: bool = True) -> SimulatedArray:

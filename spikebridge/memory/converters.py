@@ -108,6 +108,6 @@ class Converted(nn.Module):
 
 def _converted(x: Tensor, bound: Tensor, bits: int) -> Tensor:
     """x cut off at +-bound and rounded to 2^bits - 1 evenly spaced values; its own gradient."""
-    step = bound / (2 ** (bits - 1) - 1)
-    hard = (torch.minimum(torch.maximum(x, -bound), bound) / step).round() * step
-    return forward_as(x, hard.detach())
+    most = 2 ** (bits - 1) - 1
+    hard = (x.detach() * (most / bound)).round_().clamp_(-most, most).mul_(bound / most)
+    return forward_as(x, hard) if torch.is_grad_enabled() else hard

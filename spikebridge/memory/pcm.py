@@ -258,18 +258,25 @@ def _elapsed_s(cells: Cells, now_s: float) -> Tensor:
     return (now_s - cells.written_s).to(cells.g_uS.dtype)
 
 
-def read(cell: Cell, cells: Cells, now_s: float, generator: torch.Generator) -> Tensor:
-    """Conductances as one read sees them, at least 0."""
-    found = torch.empty_like(cells.g_uS)
-    blocks = zip(*(part.view(-1).split(BLOCK) for part in (found, *cells)), strict=True)
-    for out, *parts in blocks:
-        block = Cells(*parts)
+def expected(cell: Cell, cells: Cells, now_s: float) -> tuple[Tensor, Tensor | None]:
+    """What reads at a time scatter around, and how far; None where they do not scatter."""
+    mean = torch.empty_like(cells.g_uS)
+    sigma = None if cell.noise is None else torch.empty_like(mean)
+    for at, _ in _blocks(None, cells):
+        block = Cells(*(part.view(-1)[at] for part in cells))
         g = conductance(cell, block, now_s)
-        if cell.noise is not None:
-            sigma = cell.noise.sigma_uS(g, block.g_uS, _elapsed_s(block, now_s))
-            g.addcmul_(sigma, normal(g, generator)).clamp_min_(0)
-        out.copy_(g)
-    return found
+        mean.view(-1)[at] = g
+        if cell.noise is not None and sigma is not None:
+            elapsed_s = _elapsed_s(block, now_s)
+            sigma.view(-1)[at] = cell.noise.sigma_uS(g, block.g_uS, elapsed_s)
+    return mean, sigma
+
+
+def read(mean_uS: Tensor, sigma_uS: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Conductances as one read sees them, at least 0, of what is `expected`."""
+    if sigma_uS is None:
+        return mean_uS.clone()
+    return normal(mean_uS, generator).mul_(sigma_uS).add_(mean_uS).clamp_min_(0)
 
 
 @lru_cache

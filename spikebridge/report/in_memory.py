@@ -25,10 +25,10 @@ from spikebridge.report.text import (
 from spikebridge.report.theme import Drawer
 
 HEADLINE_S = (86400.0, 365 * 86400.0)
-OVER_TIME = (
-    "Lines: the mean over the chips; bands: one standard deviation to either side. Compensated: "
-    "the outputs of each matrix are scaled by one factor that is measured on the chip, which gives "
-    "back what all cells have lost on average (global drift compensation)."
+BANDS = "Lines: the mean over the chips; bands: one standard deviation to either side. "
+COMPENSATION = (
+    "Compensated: the outputs of each matrix are scaled by one factor, measured on the chip, "
+    "which gives back what all cells have lost on average (global drift compensation)."
 )
 HISTOGRAM = (
     "All cells of the first chip by the conductance that is read. Of the two cells of a pair one "
@@ -77,7 +77,7 @@ def in_memory(found: Deployed, run: Run, drawer: Drawer) -> Section:
                 drawer.plot(
                     cells.over_time(found, metric, run.unit),
                     f"{metric.name[0].upper()}{metric.name[1:]} against time",
-                    f"{OVER_TIME} {metric.advice}".strip(),
+                    f"{BANDS if found.chips > 1 else ''}{COMPENSATION} {metric.advice}".strip(),
                     wide=True,
                 )
             ),
