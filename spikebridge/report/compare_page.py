@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from spikebridge.duration import in_words
 from spikebridge.report import overview
 from spikebridge.report.curves import loss_axis
 from spikebridge.report.load import Comparison, Row, Run
 from spikebridge.report.panels import Panel, panels
 from spikebridge.report.run_page import about, label_of, source_of, started
+from spikebridge.report.sections import Block, Section, Table
 from spikebridge.report.text import (
     DATA,
     DATA_NAMES,
@@ -23,10 +25,17 @@ from spikebridge.report.text import (
     number,
     plural,
     seconds_text,
+    si_text,
     spread_text,
 )
 from spikebridge.report.theme import Drawer, Plot, colour_of
 
+ENERGIES = ("PCM crossbar", "digital, int8, events")
+IN_MEMORY = (
+    "Mean ± standard deviation over {chips} chips, several for each seed. Energy per inference; "
+    "the pages of the runs have its parts and where each figure comes from. Units with matrices that "
+    "torch keeps to itself (RNN, GRU, LSTM) cannot lie on cells and are absent."
+)
 SEEDS = "A seed fixes all random choices of a run, so several seeds show what is luck."
 
 
@@ -46,6 +55,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "about": about_all(rows, data),
         "metric": metric,
         "rows": [table_row(row, metric, row is best) for row in rows],
+        "memory": memory_section(rows, metric),
         "results": [plot for plot in result_plots(rows, metric, drawer) if plot],
         "learning": [plot for plot in learning_plots(rows, metric, drawer) if plot],
         "examples": example_panels(rows, drawer),
@@ -95,6 +105,36 @@ def table_row(row: Row, metric: Metric, best: bool) -> dict[str, Any]:
         "published": known if known != NOTHING else "unknown",
         "source": source_of(published),
     }
+
+
+def memory_section(rows: list[Row], metric: Metric) -> Section | None:
+    """What the units do in memory cells, where their runs have been programmed."""
+    known = [
+        (row, row.facts["memory"]) for row in rows if isinstance(row.facts.get("memory"), dict)
+    ]
+    if not known:
+        return None
+    first = known[0][1]
+    lines = []
+    for row, memory in known:
+        moments = zip(memory["means"], memory["stds"], strict=True)
+        lines.append(
+            [
+                row.label,
+                count_text(memory["cells"]),
+                metric_text(metric, row.facts.get("test_mean"), unit=False),
+                *(spread_text(metric, mean, std) for mean, std in moments),
+                *(si_text(memory["energy_pJ"][name] * 1e-12, "J") for name in ENERGIES),
+            ]
+        )
+    times = [f"after {in_words(time_s)}" for time_s in first["times_s"]]
+    heads = ("unit", "cells", "in software", *times, "energy on PCM", "on digital int8")
+    return Section(
+        "In memory",
+        f"The trained networks, programmed into simulated phase-change cells of the model "
+        f"{first['device']} and left alone, with global drift compensation: test {metric.axis}.",
+        (Block(table=Table(heads, lines), below=IN_MEMORY.format(chips=first["chips"])),),
+    )
 
 
 def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot | None]:
