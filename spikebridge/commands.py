@@ -245,7 +245,7 @@ def evaluate(run: Path, steps: Sequence[int], *, page: bool, as_json: bool) -> N
 def program(runs: Sequence[Path], plan: Any, *, page: bool, as_json: bool) -> None:
     """Program networks into memory cells and tell how they do over time."""
     from spikebridge import deployment
-    from spikebridge.duration import in_words
+    from spikebridge.quantities import in_words
 
     if not runs:
         raise UsageError("no run is named; give the folder of a finished run")
@@ -269,7 +269,7 @@ def program(runs: Sequence[Path], plan: Any, *, page: bool, as_json: bool) -> No
 
 def _programmed(content: dict[str, Any]) -> list[str]:
     """The table of memory.json."""
-    from spikebridge.duration import in_words
+    from spikebridge.quantities import in_si, in_words
 
     metric = METRICS[content["metric"]]
     lines = [
@@ -285,11 +285,14 @@ def _programmed(content: dict[str, Any]) -> list[str]:
             mean = statistics.fmean(values)
             cells.append(f"{kind} {metric.figure(mean)} ± {metric.figure(spread)}")
         lines.append(f"{in_words(time_s):>9}  " + "   ".join(cells))
-    lines.append(f"energy per {content['energy']['per']}:")
-    for name, found in content["energy"]["hardware"].items():
-        lines.append(
-            f"  {name:<24} {found['total_pJ'] / 1e3:12,.2f} nJ  {found['seconds_s']:.3g} s"
-        )
+    costs = {f"energy per {content['energy']['per']}": content["energy"]}
+    if content["training"]:
+        costs["energy of the whole training"] = content["training"]
+    for what, parts in costs.items():
+        lines.append(f"{what}:")
+        for name, found in parts["hardware"].items():
+            joules, seconds = found["total_pJ"] * 1e-12, found["seconds_s"]
+            lines.append(f"  {name:<24} {in_si(joules, 'J'):>10} {in_si(seconds, 's'):>10}")
     return lines
 
 

@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from spikebridge import energy, evaluation, rundir, tasks
 from spikebridge.memory import pcm
@@ -112,6 +113,7 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
         "layers": _layers(first.chip, [chip["errors"] for chip in chips]),
         **first.content(),
         "energy": bench.energy(first.chip),
+        "training": bench.training(first.chip, directory),
     }
     rundir.write_json(directory / rundir.MEMORY, content)
     return content
@@ -158,8 +160,8 @@ class _Bench:
                 tell(number, time_s, tests[-1][1])
         return {"tests": tests, "errors": errors}
 
-    def energy(self, chip: Chip) -> dict[str, Any]:
-        """Energy and time per inference, on the crossbar and on digital hardware."""
+    def events(self, chip: Chip) -> tuple[energy.Counts, energy.Counts]:
+        """Events per inference, of spike inputs and of others; from at most eight batches."""
         with (
             listening(self.network) as (traffic, updates),
             evaluation.evaluating(self.network),
@@ -167,34 +169,67 @@ class _Bench:
             inferences = 0.0
             state = None
             judge = generator(self.judge, "test")
-            for number, batch in enumerate(self.task.batches("test", self.size, judge)):
-                if number == (self.batches or 8):
-                    break
+            batches = self.task.batches("test", self.size, judge)
+            for batch in islice(batches, self.batches or 8):
                 state = self.network(batch.x, state if self.task.carries_state else None)[1]
                 steps, width = batch.x.shape[:2]
                 inferences += steps * width if self.task.carries_state else width
-        sparse, dense = counts(traffic, updates, chip, inferences)
+        return counts(traffic, updates, chip, inferences)
+
+    @property
+    def costs(self) -> energy.CrossbarCosts:
+        """Of the crossbar; converters that the simulation leaves exact count with 8 bits."""
         memory = self.plan.memory
-        costs = energy.pcm(adc_bits=memory.adc_bits or 8, dac_bits=memory.dac_bits or 8)
+        return energy.pcm(adc_bits=memory.adc_bits or 8, dac_bits=memory.dac_bits or 8)
+
+    def energy(self, chip: Chip) -> dict[str, Any]:
+        """Energy and time per inference, on the crossbar and on digital hardware."""
+        sparse, dense = self.events(chip)
         digital = {
             f"digital, {name}, {what}": energy.on_digital(sparse, cost, sparse=what == "events")
             + energy.on_digital(dense, cost, sparse=False)
             for name, cost in (("int8", energy.INT8_45NM), ("fp32", energy.FP32_45NM))
             for what in ("events", "dense")
         }
-        both = {"PCM crossbar": energy.on_crossbar(sparse + dense, costs), **digital}
+        both = {"PCM crossbar": energy.on_crossbar(sparse + dense, self.costs), **digital}
         return {
             "per": "word" if self.task.carries_state else "sample",
             "counts": dataclasses.asdict(sparse + dense),
-            "hardware": {
-                name: {
-                    "total_pJ": found.total_pJ,
-                    "seconds_s": found.seconds_s,
-                    "rows": [dataclasses.asdict(row) for row in found],
-                }
-                for name, found in both.items()
-            },
+            "hardware": {name: _plain(found) for name, found in both.items()},
         }
+
+    def training(self, chip: Chip, directory: Path) -> dict[str, Any] | None:
+        """Energy and time of the whole training, for a run that was trained on cells.
+
+        Forward passes and pulses on the crossbar; backward passes in fp32, each with as many
+        products again for the inputs and for the weights.
+        """
+        path = directory / rundir.CHIP
+        if not path.exists():
+            return None
+        tensors = load_file(path)
+        sent = {
+            kind: float(sum(v.sum() for k, v in tensors.items() if k.endswith(f"device.{kind}")))
+            for kind in ("pulses", "writes")
+        }
+        passes = self.task.size("train") * rundir.read_result(directory).epochs
+        forward = sum(self.events(chip), energy.Counts()) * passes
+        pulses = energy.Counts(set_pulses=sent["pulses"], reset_pulses=sent["writes"])
+        products = energy.Counts(macs=forward.macs, weights_fetched=forward.weights_fetched)
+        backward = energy.on_digital(products * 2, energy.FP32_45NM, sparse=False)
+        found = {
+            "PCM in the loop": energy.on_crossbar(forward + pulses, self.costs) + backward,
+            "digital, fp32": energy.on_digital(forward, energy.FP32_45NM, sparse=False) + backward,
+        }
+        return {"hardware": {name: _plain(one) for name, one in found.items()}}
+
+
+def _plain(found: energy.Energy) -> dict[str, Any]:
+    return {
+        "total_pJ": found.total_pJ,
+        "seconds_s": found.seconds_s,
+        "rows": [dataclasses.asdict(row) for row in found],
+    }
 
 
 class _Look:

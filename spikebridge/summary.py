@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from spikebridge import rundir
 from spikebridge.config import data_name, task_name, variant_of
 from spikebridge.contenders import Planned
-from spikebridge.duration import in_words
 from spikebridge.metrics import METRICS
+from spikebridge.quantities import in_words
 from spikebridge.rundir import Result
 
 if TYPE_CHECKING:

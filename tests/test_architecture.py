@@ -14,7 +14,7 @@ import spikebridge
 ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
-    ["duration", "metrics", "presets", "records"],
+    ["metrics", "presets", "quantities", "records"],
     ["energy", "memory_config", "model_config", "task_configs"],
     ["config"],
     ["catalog", "gradients", "published", "rundir", "tasks"],

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from spikebridge.duration import in_words
 from spikebridge.metrics import Metric
+from spikebridge.quantities import in_words
 from spikebridge.report.curves import steep
 from spikebridge.report.deployed import Deployed, Hardware, Level, Look, Points
 from spikebridge.report.text import si_text

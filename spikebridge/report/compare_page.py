@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spikebridge.duration import in_words
+from spikebridge.quantities import in_words
 from spikebridge.report import overview
 from spikebridge.report.curves import loss_axis
 from spikebridge.report.load import Comparison, Row, Run
@@ -33,7 +33,7 @@ from spikebridge.report.theme import Drawer, Plot, colour_of
 ENERGIES = ("PCM crossbar", "digital, int8, events")
 IN_MEMORY = (
     "Mean ± standard deviation over {chips} chips, several for each seed. Energy per inference; "
-    "the pages of the runs have its parts and where each figure comes from. Units with matrices that "
+    "the pages of the runs have its parts and where each figure comes from. Units whose matrices "
     "torch keeps to itself (RNN, GRU, LSTM) cannot lie on cells and are absent."
 )
 SEEDS = "A seed fixes all random choices of a run, so several seeds show what is luck."

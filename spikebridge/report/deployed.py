@@ -103,6 +103,8 @@ class Deployed:
     drift: tuple[Level, ...]
     hardware: tuple[Hardware, ...]
     """The crossbar first."""
+    training: tuple[Hardware, ...] = ()
+    """What the whole training cost, for a run that was trained on cells."""
 
     @property
     def chips(self) -> int:
@@ -240,7 +242,14 @@ def _deployed(file: _Fields) -> Deployed:
         drift_s=drift_s,
         drift=tuple(_level(curve, len(drift_s)) for curve in drift.objects("curves")),
         hardware=_hardware(file.fields("energy").fields("hardware")),
+        training=_training(file),
     )
+
+
+def _training(file: _Fields) -> tuple[Hardware, ...]:
+    if file.value.get("training") is None:
+        return ()
+    return _hardware(file.fields("training").fields("hardware"))
 
 
 def _layer(row: _Fields) -> Layer:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from spikebridge.duration import in_words
 from spikebridge.metrics import Metric
+from spikebridge.quantities import in_words
 from spikebridge.report import cells
 from spikebridge.report.deployed import Deployed, Hardware, Part
 from spikebridge.report.load import Run
@@ -57,6 +57,11 @@ HARDWARE = (
 MARKS = (
     "Published: stands in the source. Derived: arithmetic on such figures. Assumed: ours, with its "
     "reasoning. Parts that this network does not use are left out."
+)
+TRAINING = (
+    "In the loop: forward passes and programming pulses on the crossbar, one pulse at a time, "
+    "which is an upper bound on the time; backward passes in fp32, with the products for inputs "
+    "and for weights. Both lines leave out the optimiser itself."
 )
 LAYERS = (
     "Read-back error: root mean square of the weights as first read less those meant, over the "
@@ -252,7 +257,16 @@ def energy_blocks(found: Deployed, run: Run, drawer: Drawer) -> list[Block]:
             table=parts_table(crossbar),
             below=MARKS,
         ),
+        *training_blocks(found),
     ]
+
+
+def training_blocks(found: Deployed) -> list[Block]:
+    """What the whole training cost, where it was done on cells."""
+    if not found.training:
+        return []
+    table = hardware_table(found.training, "training")
+    return [Block("Training, from the first epoch to the last", table=table, below=TRAINING)]
 
 
 def converters_text(found: Deployed) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spikebridge.metrics import METRICS, Metric
+from spikebridge.quantities import in_si
 from spikebridge.task_configs import MusicConfig
 
 NOTHING = "–"
-SI = dict(enumerate(("a", "f", "p", "n", "µ", "m", "", "k", "M", "G", "T"), start=-6))
 
 
 DATA_NAMES = {
@@ -114,11 +114,7 @@ def si_text(value: Any, unit: str) -> str:
     plain = number(value)
     if plain is None:
         return NOTHING
-    rounded = float(f"{plain:.3g}")
-    if not rounded:
-        return f"0\u00a0{unit}"
-    power = min(max(math.floor(math.log10(abs(rounded)) / 3 + 1e-9), -6), 4)
-    return f"{rounded / 1000.0**power:.3g}\u00a0{SI[power]}{unit}"
+    return in_si(plain, unit, "\u00a0")
 
 
 def share_text(value: Any) -> str:
