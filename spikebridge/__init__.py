@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from spikebridge.experiment import run
     from spikebridge.gradients import Surrogate, forward_as, modulate
     from spikebridge.layers import Layer
+    from spikebridge.memory.crossbar import from_crossbar, to_crossbar
+    from spikebridge.memory.training import InMemory
+    from spikebridge.memory_config import MemoryConfig
     from spikebridge.network import Network, build, load_network, save_network
     from spikebridge.recompute import spikes_as_bits
     from spikebridge.rnn import SNU, SoftSNU
@@ -25,7 +28,9 @@ _HOME = {
     "Conv2d": "synapses",
     "Dense": "synapses",
     "Embedding": "synapses",
+    "InMemory": "memory.training",
     "Layer": "layers",
+    "MemoryConfig": "memory_config",
     "Network": "network",
     "Rule": "units",
     "SNU": "rnn",
@@ -35,6 +40,7 @@ _HOME = {
     "Surrogate": "gradients",
     "build": "network",
     "forward_as": "gradients",
+    "from_crossbar": "memory.crossbar",
     "load_network": "network",
     "make_unit": "units",
     "modulate": "gradients",
@@ -42,6 +48,7 @@ _HOME = {
     "run": "experiment",
     "save_network": "network",
     "spikes_as_bits": "recompute",
+    "to_crossbar": "memory.crossbar",
 }
 
 __all__ = [
@@ -51,7 +58,9 @@ __all__ = [
     "Conv2d",
     "Dense",
     "Embedding",
+    "InMemory",
     "Layer",
+    "MemoryConfig",
     "Network",
     "Rule",
     "SNUnit",
@@ -60,6 +69,7 @@ __all__ = [
     "Surrogate",
     "build",
     "forward_as",
+    "from_crossbar",
     "load_network",
     "make_unit",
     "modulate",
@@ -67,6 +77,7 @@ __all__ = [
     "run",
     "save_network",
     "spikes_as_bits",
+    "to_crossbar",
 ]
 
 
