@@ -229,7 +229,13 @@ CATALOG: tuple[Entry, ...] = (
         rows=(
             Row(
                 "recurrent-softsnu",
-                {"dropout_recurrent": 0.5},
+                {
+                    "dropout_recurrent": 0.5,
+                    "lr": 2e-2,
+                    "ema": 0.995,
+                    "decay_to": 0.98,
+                    "g": "identity",
+                },
                 name="softsnu",
                 label="recurrent soft SNU, 2 x 200",
             ),
