@@ -7,7 +7,6 @@ from typing import Literal
 
 from spikebridge.records import at_least, check_types, require
 
-DEVICES = ("accumulation", "accumulation-2020", "iterative", "ideal")
 # Largest steps of refreshing, as shares of what pulses can reach: aihwkit's OneSidedUnitCell.
 REFRESH_HIGH, REFRESH_LOW = 0.75, 0.25
 
@@ -16,9 +15,10 @@ REFRESH_HIGH, REFRESH_LOW = 0.75, 0.25
 class MemoryConfig:
     """The in-memory hardware that holds the weights while they are trained; none by default."""
 
-    device: Literal["", "accumulation", "accumulation-2020", "iterative", "ideal"] = ""
+    device: Literal["", "pcm", "accumulation", "accumulation-2020", "iterative", "ideal"] = ""
     """Model of the memory cells: single SET pulses (accumulation), programming with verification
-    (iterative), or without errors (ideal); empty = train without hardware."""
+    (iterative), whichever of these two fits the purpose (pcm), or without errors (ideal); empty =
+    train without hardware."""
     device_table: str = ""
     """A CSV file with measured curves of your own device, instead of --device."""
     levels: int = 0

@@ -36,11 +36,15 @@ MakeDevice = Callable[[tuple[int, ...]], Device]
 MAPPED = (Dense, Conv2d, Embedding, nn.Linear, nn.Conv2d)
 
 
-def cell_of(config: MemoryConfig) -> Cell:
-    """The device model of a config.  Raises UsageError."""
+def cell_of(config: MemoryConfig, *, pulsed: bool = False) -> Cell:
+    """The device model of a config; "pcm" is the one for pulses, or for programmed targets.
+
+    Raises UsageError.
+    """
     if config.device_table:
         return read_table(config.device_table)
     models = {cell.name: cell for cell in (pcm.ACCUMULATION, pcm.ACCUMULATION_2020, pcm.ITERATIVE)}
+    models["pcm"] = pcm.ACCUMULATION if pulsed else pcm.ITERATIVE
     if config.device == "ideal":
         return pcm.ideal(config.levels)
     if config.device not in models:

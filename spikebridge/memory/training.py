@@ -126,7 +126,7 @@ class InMemory:
 
 def begin(network: nn.Module, config: MemoryConfig, seed: int) -> Chip:
     """Put a network itself on the hardware of a config, before it is trained there."""
-    return to_crossbar(network, cell_of(config), config, seed=seed, in_place=True)
+    return to_crossbar(network, cell_of(config, pulsed=True), config, seed=seed, in_place=True)
 
 
 def in_memory(optimizer: torch.optim.Optimizer, chip: Chip, config: MemoryConfig) -> InMemory:
