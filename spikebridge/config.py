@@ -137,6 +137,11 @@ class Config:
             f"weight_noise={self.train.weight_noise}, weight_bits={self.model.weight_bits}: noise "
             "on rounded weights is not rounded; leave one of them out",
         )
+        require(
+            not (self.train.weight_noise and self.train.recompute),
+            f"weight_noise={self.train.weight_noise}, recompute={self.train.recompute}: what is "
+            "computed twice would draw other noise; leave one of them out",
+        )
         if not self.memory.used:
             return
         require(
@@ -150,9 +155,9 @@ class Config:
             "pass --ema 0",
         )
         require(
-            self.train.recompute == 0 and self.train.weight_noise == 0,
-            "recompute and weight_noise do not go with --device: each read draws anew; leave them "
-            "out",
+            not (self.train.recompute or self.train.weight_noise or self.model.weight_bits),
+            "recompute, weight_noise and weight_bits do not go with --device: each read draws "
+            "anew, and cells hold what they hold; leave them out",
         )
 
 

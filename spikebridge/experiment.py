@@ -277,6 +277,8 @@ class _Run:
                 self.average.update()
             else:
                 skipped += 1
+                if self.chip is not None:
+                    self.optimizer.updates += 1
             self.state.step += 1
             weight = batch.counted
             total, count = total + value * weight, count + weight

@@ -31,9 +31,9 @@ class MemoryConfig:
     """The weight that all of a cell's range stands for; 0 = the largest weight of each tile when
     it is programmed."""
     dac_bits: int = 0
-    """Bits of the converters that drive rows, 2 to 16; 0 = exact."""
+    """Bits of the converters that drive rows, 2 to 14; 0 = exact."""
     adc_bits: int = 0
-    """Bits of the converters that read columns, 2 to 16; 0 = exact."""
+    """Bits of the converters that read columns, 2 to 14; 0 = exact."""
     adc_range: float = 10.0
     """Range of the converters of a tile's columns, in products of its largest weight with the
     largest input."""
@@ -60,8 +60,8 @@ class MemoryConfig:
         for name in ("dac_bits", "adc_bits"):
             bits, flag = getattr(self, name), name.replace("_", "-")
             require(
-                bits == 0 or 2 <= bits <= 16,
-                f"{name}={bits}: a converter has 2 to 16 bits; pass --{flag} 8, or 0 for none",
+                bits == 0 or 2 <= bits <= 14,
+                f"{name}={bits}: a converter has 2 to 14 bits; pass --{flag} 8, or 0 for none",
             )
         require(self.adc_range > 0, f"adc_range={self.adc_range}: it must be above 0; pass 10")
         require(

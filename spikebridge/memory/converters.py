@@ -54,38 +54,32 @@ class Converted(nn.Module):
         if not hasattr(array, "kernel_size") and not hasattr(array, "in_shape"):
             y = self._product(x, array.weight)
             return y if self.bias is None else y + self.bias
-        images = x.reshape(-1, *array.in_shape) if hasattr(array, "in_shape") else x
+        own = hasattr(array, "in_shape")  # ours takes flattened images
+        images = x.reshape(-1, *array.in_shape) if own else x
+        if images.dim() == 3:
+            images = images.unsqueeze(0)
+        images = padded(images, array)
         weight = array.weight
-        patches = F.unfold(
-            images,
-            weight.shape[2:],
-            dilation=getattr(array, "dilation", 1),
-            padding=array.padding,
-            stride=array.stride,
-        )
+        dilation = getattr(array, "dilation", 1)
+        patches = F.unfold(images, weight.shape[2:], dilation=dilation, stride=array.stride)
         y = self._product(patches.transpose(1, 2), weight.flatten(1)).transpose(1, 2)
         if self.bias is not None:
             y = y + self.bias[:, None]
-        sides = self._sides(images.shape[-2:])
-        y = y.unflatten(-1, sides)
-        if hasattr(array, "in_shape"):
+        y = y.unflatten(-1, self._sides(images.shape[-2:]))
+        if own:
             y = F.avg_pool2d(y, array.pool) if array.pool > 1 else y
             return y.reshape(*x.shape[:-1], array.out_features)
-        return y
+        return y if x.dim() == 4 else y.squeeze(0)
 
     def _sides(self, sizes: torch.Size) -> tuple[int, int]:
-        kernel = self.crossbar.weight_shape[2:]
+        """Rows and columns of the output, of those of the padded image."""
         found = []
-        for axis, (size, k) in enumerate(zip(sizes, kernel, strict=True)):
-            stride, padding, dilation = (
+        for axis, (size, k) in enumerate(zip(sizes, self.crossbar.weight_shape[2:], strict=True)):
+            stride, dilation = (
                 value[axis] if isinstance(value, tuple) else value
-                for value in (
-                    self.array.stride,
-                    self.array.padding,
-                    getattr(self.array, "dilation", 1),
-                )
+                for value in (self.array.stride, getattr(self.array, "dilation", 1))
             )
-            found.append((size + 2 * padding - dilation * (k - 1) - 1) // stride + 1)
+            found.append((size - dilation * (k - 1) - 1) // stride + 1)
         return found[0], found[1]
 
     def _product(self, x: Tensor, matrix: Tensor) -> Tensor:
@@ -111,3 +105,11 @@ def _converted(x: Tensor, bound: Tensor, bits: int) -> Tensor:
     most = 2 ** (bits - 1) - 1
     hard = (x.detach() * (most / bound)).round_().clamp_(-most, most).mul_(bound / most)
     return forward_as(x, hard) if torch.is_grad_enabled() else hard
+
+
+def padded(images: Tensor, array: Any) -> Tensor:
+    """Images with the padding of a convolution, in its own way."""
+    if hasattr(array, "in_shape"):
+        return F.pad(images, (array.padding,) * 4)
+    mode = "constant" if array.padding_mode == "zeros" else array.padding_mode
+    return F.pad(images, array._reversed_padding_repeated_twice, mode=mode)

@@ -212,7 +212,7 @@ class Crossbar(nn.Module):
         """Conductances as they act behind the resistance of a column's wire, to first order.
 
         Cell j of a column sees its input less R sum_m min(j, m) G_m x_m, with rows counted from the
-        converter and all inputs at half their range.
+        converter, while half of all rows are driven.
         """
         tile, found = self.config.tile, g_uS.clone()
         for start in range(0, g_uS.shape[-1], tile):
@@ -221,6 +221,10 @@ class Crossbar(nn.Module):
             lost = part @ torch.minimum(rows[:, None], rows) * (0.5e-6 * self.config.wire_ohm)
             found[..., start : start + tile] = part * (1 - lost).clamp_min(0)
         return found
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Crossbar:
+        """Conductances and their scale stay in float32 on the CPU, wherever the network goes."""
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Crossbar:
         """A chip of its own; a device outside this process is shared."""
@@ -281,12 +285,16 @@ class Chip:
         save_file(tensors, path, {"format": "spikebridge-chip-1"})
 
     def errors(self) -> dict[str, float]:
-        """Root mean square of (read - meant) over that of the meant weights, for each matrix."""
+        """Root mean square of (read - meant) over that of the meant weights, for each matrix.
+
+        Where all weights are meant to be 0, over 1.
+        """
         found = {}
         for name, crossbar in self.crossbars.items():
             meant = self.aimed[name].float()
             gap = crossbar.weights() - meant
-            found[name] = float(gap.square().mean().sqrt() / meant.square().mean().sqrt())
+            size = float(meant.square().mean().sqrt())
+            found[name] = float(gap.square().mean().sqrt()) / (size or 1.0)
         return found
 
 
@@ -316,7 +324,10 @@ def to_crossbar(
     network = network if in_place else copy.deepcopy(network)
     found = list(_weights(network))
     if not found:
-        raise UsageError("the network has no Linear, Conv2d or spiking layer to put on a crossbar")
+        raise UsageError(
+            "the network has no Linear, Conv2d or spiking layer to put on a crossbar; name one "
+            "that has"
+        )
     seeds = torch.Generator().manual_seed(seed)
     chip = Chip(network, {}, {})
     for name, module, field in found:
@@ -329,7 +340,8 @@ def to_crossbar(
     if config.dac_bits or config.adc_bits:
         for name, module, _ in found:
             if not isinstance(module, Layer | Embedding):
-                _swap(network, name.rpartition(".")[0], Converted(module, chip.crossbars[name]))
+                new = Converted(module, chip.crossbars[name])
+                chip.network = _swapped(chip.network, name.rpartition(".")[0], new)
     return chip
 
 
@@ -338,7 +350,7 @@ def from_crossbar(chip: Chip) -> nn.Module:
     network = copy.deepcopy(chip.network)
     for name, module in list(network.named_modules()):
         if isinstance(module, Converted):
-            _swap(network, name, module.array)
+            network = _swapped(network, name, module.array)
     for name, crossbar in chip.crossbars.items():
         owner, _, field = name.rpartition(".")
         module = network.get_submodule(owner)
@@ -376,7 +388,10 @@ def _device(device: Cell | MakeDevice, weight: Tensor, config: MemoryConfig, see
     return device(shape)
 
 
-def _swap(network: nn.Module, name: str, new: nn.Module) -> None:
+def _swapped(network: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """The network with another module in a place; that module itself where it was all of it."""
+    if not name:
+        return new
     owner, _, field = name.rpartition(".")
-    parent = network.get_submodule(owner)
-    parent._modules[field] = new
+    network.get_submodule(owner)._modules[field] = new
+    return network

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spikebridge.energy import Counts
 from spikebridge.layers import Layer
-from spikebridge.memory.converters import Converted
+from spikebridge.memory.converters import Converted, padded
 from spikebridge.memory.crossbar import MAPPED, Chip
 from spikebridge.synapses import Embedding
 
@@ -92,7 +92,8 @@ def counts(
         crossbar = chip.crossbars.get(name, crossbar)
         if crossbar is None:
             continue
-        along = crossbar.tiles[1]
+        tile = crossbar.config.tile
+        across, along = math.ceil(seen.columns / tile), math.ceil(seen.rows / tile)
         cells = seen.events * 2 * crossbar.config.pairs
         reading = Counts(
             macs=seen.macs,
@@ -101,8 +102,8 @@ def counts(
             cell_reads=cells,
             read_uS=cells * float(crossbar.device.read().mean()),
             adc_conversions=seen.vectors * seen.columns * along,
-            row_events=seen.active * crossbar.tiles[0] if seen.binary else 0.0,
-            dac_conversions=0.0 if seen.binary else seen.active * crossbar.tiles[0],
+            row_events=seen.active * across if seen.binary else 0.0,
+            dac_conversions=0.0 if seen.binary else seen.active * across,
             tile_reads=seen.vectors,  # all tiles of a matrix at the same time
         )
         if seen.binary:
@@ -129,11 +130,11 @@ def _of_array(traffic: dict[str, Traffic], key: str) -> Callable[..., None]:
             seen.active += float(torch.count_nonzero(x))
             return
         images = x.reshape(-1, *array.in_shape) if hasattr(array, "in_shape") else x
+        images = (images.unsqueeze(0) if images.dim() == 3 else images) != 0
         patches = F.conv2d(
-            (images != 0).float(),
+            padded(images.float(), array),
             torch.ones(1, *shape[1:]),
             stride=array.stride,
-            padding=array.padding,
             dilation=getattr(array, "dilation", 1),
         )
         seen.vectors += patches.numel()
@@ -154,6 +155,8 @@ def _of_layer(
         seen = traffic.setdefault(f"{prefix}recurrent", Traffic(size, size))
         seen.vectors += y.shape[0] * y.shape[1]
         seen.active += float(torch.count_nonzero(y[:-1]))
+        if len(given) > 1 and given[1] is not None:  # outputs that came with the state
+            seen.active += float(torch.count_nonzero(given[1].y))
         seen.binary &= module.spiking
 
     return hook

@@ -283,7 +283,7 @@ def read(mean_uS: Tensor, sigma_uS: Tensor | None, generator: torch.Generator) -
 def mean_curve_uS(cell: Cell) -> Tensor:
     """Conductance after 0, 1, 2, .. pulses from RESET if each took its mean effect, (n,).
 
-    As far as pulses still raise it by a thousandth of the range, at most `MOST_PULSES` of them.
+    As far as pulses still do a thousandth of what the strongest does, at most `MOST_PULSES`.
     Raises ValueError where the model of the device knows no pulses.
     """
     if cell.pulse is None:
@@ -291,11 +291,13 @@ def mean_curve_uS(cell: Cell) -> Tensor:
             f"the device model {cell.name!r} knows no single pulses; take 'accumulation'"
         )
     g, memory = torch.tensor(cell.reset_uS), torch.tensor(cell.pulse.memory_start)
-    found = [g]
+    found, strongest = [g], 0.0
     while len(found) <= MOST_PULSES:
         change, memory = cell.pulse.mean_step_uS(g, memory)
         g = (g + change).clamp(cell.g_min_uS, cell.g_max_uS)
-        if float(g - found[-1]) < 1e-3 * cell.g_max_uS * (1 - 1e-4):
+        rise = float(g - found[-1])
+        strongest = max(strongest, rise)
+        if rise <= 1e-3 * strongest:
             break
         found.append(g)
     return torch.stack(found)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikebridge.memory.converters import Converted
 from spikebridge.memory.crossbar import Chip, Crossbar, cell_of, to_crossbar
 from spikebridge.memory_config import MemoryConfig
 
@@ -64,7 +65,7 @@ class InMemory:
             )
         self.originals = originals
         self.updates = 0
-        """Updates done; set it when going on with a run, so that refreshing keeps its rhythm."""
+        """Updates done or left out; set when going on with a run, for the rhythm of refreshing."""
         self.pulses = 0
         """Pulses sent, since the last `taken`."""
         self.refreshed = 0
@@ -146,5 +147,7 @@ def _originals(chip: Chip) -> list[tuple[str, nn.Parameter]]:
     for name in chip.crossbars:
         owner, _, field = name.rpartition(".")
         module: Any = chip.network.get_submodule(owner)
+        if isinstance(module, Converted):
+            module = module.array
         found.append((name, module.parametrizations[field].original))
     return found
