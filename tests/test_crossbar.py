@@ -42,7 +42,7 @@ MODELS: dict[str, tuple[ModelConfig, tuple[int, ...], Any]] = {
 }
 IDEAL = ideal()
 NETWORKS = pytest.mark.parametrize("name", [*MODELS, "torch"])
-CONVERTERS: dict[str, Any] = {"dac_bits": 14, "adc_bits": 14, "adc_range": 3.0}
+CONVERTERS: dict[str, Any] = {"dac_bits": 14, "adc_bits": 14, "adc_range": 6.0, "tile": 6}
 
 
 def network_of(name: str) -> Any:
