@@ -41,6 +41,7 @@ class Plan:
         times_s: times after programming, rising.
         samples: of the test set, for each chip and time; 0 = all.
         seed: of the chips.
+        split: what is tested on: "test", or "valid" for choosing settings such as w_max.
     """
 
     memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(device="iterative"))
@@ -48,6 +49,7 @@ class Plan:
     times_s: tuple[float, ...] = TIMES_S
     samples: int = 0
     seed: int = 0
+    split: str = "test"
 
     def __post_init__(self) -> None:
         if self.chips < 1:
@@ -60,6 +62,8 @@ class Plan:
             )
         if self.samples < 0:
             raise UsageError(f"samples={self.samples}: 0 or more; pass --samples 2000")
+        if self.split not in ("test", "valid"):
+            raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
         if not self.memory.used:
             raise UsageError("there is no device; pass --device iterative")
 
@@ -106,6 +110,7 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
         "cells": first.chip.cells,
         "samples": plan.samples,
         "seed": plan.seed,
+        "split": plan.split,
         "software": software,
         "times_s": list(plan.times_s),
         "plain": [[row[0] for row in chip["tests"]] for chip in chips],
@@ -128,10 +133,10 @@ class _Bench:
         self.batches = math.ceil(plan.samples / self.size) if plan.samples else None
 
     def test(self, network: Any) -> float:
-        """The metric on the test set, always on the same inputs."""
-        judge = generator(self.judge, "test")
+        """The metric on the split, always on the same inputs."""
+        judge, split = generator(self.judge, self.plan.split), self.plan.split
         score = evaluation.evaluate(
-            network, self.task, "test", self.size, judge, batches=self.batches
+            network, self.task, split, self.size, judge, batches=self.batches
         )
         return score.metric
 

@@ -294,6 +294,8 @@ class Program:
     """Test samples for each chip and time; 0 = all."""
     seed: int = 0
     """Seed of the chips."""
+    split: Literal["test", "valid"] = "test"
+    """What is tested on; valid is for choosing settings such as --w-max."""
     json: Flag = False
     """Print one JSON object."""
     report: Flag = True
@@ -303,7 +305,7 @@ class Program:
         from spikebridge import commands
         from spikebridge.deployment import Plan
 
-        plan = Plan(self.memory, self.chips, self.times, self.samples, self.seed)
+        plan = Plan(self.memory, self.chips, self.times, self.samples, self.seed, self.split)
         commands.program(self.runs, plan, page=self.report, as_json=self.json)
 
 
