@@ -30,6 +30,9 @@ class MemoryConfig:
     w_max: float = 0.0
     """The weight that all of a cell's range stands for; 0 = the largest weight of each tile when
     it is programmed."""
+    clip_rms: float = 0.0
+    """Where above 0, and without --w-max: weights are cut off at so many root mean squares of
+    their tile, so that the others use more of the range."""
     dac_bits: int = 0
     """Bits of the converters that drive rows, 2 to 14; 0 = exact."""
     adc_bits: int = 0
@@ -55,7 +58,17 @@ class MemoryConfig:
         check_types(self)
         at_least(self, 1, "1", "pairs", "tile")
         at_least(
-            self, 0, "0", "w_max", "wire_ohm", "dead", "stuck", "epsilon", "refresh_every", "step_s"
+            self,
+            0,
+            "0",
+            "w_max",
+            "clip_rms",
+            "wire_ohm",
+            "dead",
+            "stuck",
+            "epsilon",
+            "refresh_every",
+            "step_s",
         )
         for name in ("dac_bits", "adc_bits"):
             bits, flag = getattr(self, name), name.replace("_", "-")

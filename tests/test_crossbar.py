@@ -190,6 +190,8 @@ def test_cells_of_a_network_and_cut_off_weights() -> None:
     wanted = torch.tensor([[0.2, -0.5, 0.5], [-0.5, 0.0, 0.5]])
     torch.testing.assert_close(crossbar.weights(), wanted)
     torch.testing.assert_close(crossbar.clip(network[0].weight.detach()), wanted)
+    rms = math.sqrt(sum(v**2 for v in (0.2, 0.5, 0.7, 3.0, 0.5)) / 6)
+    assert float(on_chip(network, IDEAL, clip_rms=1.5)[1].w_max.max()) == pytest.approx(1.5 * rms)
     error = math.sqrt((0.2**2 + 2.5**2) / (0.04 + 0.25 + 0.49 + 9 + 0.25))
     assert chip.errors()["0.weight"] == pytest.approx(error, rel=1e-5)
 

@@ -23,7 +23,7 @@ from spikebridge.gradients import forward_as
 from spikebridge.layers import Baseline, Layer
 from spikebridge.memory import pcm
 from spikebridge.memory.array import Device, SimulatedArray
-from spikebridge.memory.converters import Converted
+from spikebridge.memory.converters import Converted, behind_wires
 from spikebridge.memory.measured import read_table
 from spikebridge.memory.pcm import Cell
 from spikebridge.memory_config import REFRESH_HIGH, REFRESH_LOW, MemoryConfig
@@ -110,7 +110,7 @@ class Crossbar(nn.Module):
         """The weights that the cells hold, as one read sees them, float32 of the weight's shape."""
         g = self.device.read()
         if self.config.wire_ohm:
-            g = self._behind_wires(g)
+            g = behind_wires(g, self.config.tile, self.config.wire_ohm)
         # Not a mean over both: each polarity sums on its own line before the difference is taken.
         value = (g[0].mean(0) - g[1].mean(0)) / self.scale * self.correction
         return value.reshape(self.weight_shape)
@@ -200,27 +200,18 @@ class Crossbar(nn.Module):
             return
         for a in range(0, matrix.shape[0], tile):
             for b in range(0, matrix.shape[1], tile):
-                largest = float(matrix[a : a + tile, b : b + tile].abs().max())
+                part = matrix[a : a + tile, b : b + tile]
+                largest = float(part.abs().max())
+                if self.config.clip_rms:
+                    largest = min(
+                        largest, self.config.clip_rms * float(part.square().mean().sqrt())
+                    )
                 self.scale[a : a + tile, b : b + tile] = top / (largest or 1.0)
 
     def _targets(self, matrix: Tensor) -> Tensor:
         g = (matrix * self.scale).clamp(-self.device.g_max_uS, self.device.g_max_uS)
         both = torch.stack([g.clamp_min(0), (-g).clamp_min(0)])
         return both.unsqueeze(1).expand(self.device.shape)
-
-    def _behind_wires(self, g_uS: Tensor) -> Tensor:
-        """Conductances as they act behind the resistance of a column's wire, to first order.
-
-        Cell j of a column sees its input less R sum_m min(j, m) G_m x_m, with rows counted from the
-        converter, while half of all rows are driven.
-        """
-        tile, found = self.config.tile, g_uS.clone()
-        for start in range(0, g_uS.shape[-1], tile):
-            part = g_uS[..., start : start + tile]
-            rows = torch.arange(1, part.shape[-1] + 1, dtype=part.dtype)
-            lost = part @ torch.minimum(rows[:, None], rows) * (0.5e-6 * self.config.wire_ohm)
-            found[..., start : start + tile] = part * (1 - lost).clamp_min(0)
-        return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> Crossbar:
         """Conductances and their scale stay in float32 on the CPU, wherever the network goes."""
