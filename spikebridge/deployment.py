@@ -96,9 +96,11 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
     bench = _Bench(network, tasks.load(config.task), config.train, plan)
     software = bench.test(network)
     chips, first = [], None
+    costs = None
     for number in range(plan.chips):
         chip = bench.program(number)
         first = first or _Look(chip, plan)
+        costs = costs or bench.energy(chip)  # with conductances as they were written
         chips.append(bench.over_time(chip, number, tell, first if number == 0 else None))
     assert first is not None
     result = rundir.read_result(directory)
@@ -117,8 +119,8 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
         "compensated": [[row[1] for row in chip["tests"]] for chip in chips],
         "layers": _layers(first.chip, [chip["errors"] for chip in chips]),
         **first.content(),
-        "energy": bench.energy(first.chip),
-        "training": bench.training(first.chip, directory),
+        "energy": costs,
+        "training": bench.training(config.memory, directory),
     }
     rundir.write_json(directory / rundir.MEMORY, content)
     return content
@@ -142,7 +144,7 @@ class _Bench:
 
     def program(self, number: int) -> Chip:
         """A chip of its own draws."""
-        seed = seed_of(self.plan.seed + number, "cells")
+        seed = (seed_of(self.plan.seed, "cells") + number) % 2**63
         return to_crossbar(self.network, cell_of(self.plan.memory), self.plan.memory, seed=seed)
 
     def over_time(
@@ -165,68 +167,74 @@ class _Bench:
                 tell(number, time_s, tests[-1][1])
         return {"tests": tests, "errors": errors}
 
-    def events(self, chip: Chip) -> tuple[energy.Counts, energy.Counts]:
-        """Events per inference, of spike inputs and of others; from at most eight batches."""
+    def events(self, chip: Chip, split: str) -> tuple[energy.Counts, energy.Counts]:
+        """Events per inference, of spike inputs and of others; from some samples of a split."""
+        judge = generator(self.judge, split if split == "test" else "valid")
+        size, limit = self.size, self.batches or 8
+        first = next(iter(self.task.batches(split, size, judge)))
+        if first.mask is not None:  # sequences of a batch are padded, which is no event
+            size, limit = 1, min(limit * size, 64)
         with (
             listening(self.network) as (traffic, updates),
             evaluation.evaluating(self.network),
         ):
             inferences = 0.0
             state = None
-            judge = generator(self.judge, "test")
-            batches = self.task.batches("test", self.size, judge)
-            for batch in islice(batches, self.batches or 8):
+            for batch in islice(self.task.batches(split, size, judge), limit):
                 state = self.network(batch.x, state if self.task.carries_state else None)[1]
                 steps, width = batch.x.shape[:2]
                 inferences += steps * width if self.task.carries_state else width
         return counts(traffic, updates, chip, inferences)
 
-    @property
-    def costs(self) -> energy.CrossbarCosts:
-        """Of the crossbar; converters that the simulation leaves exact count with 8 bits."""
-        memory = self.plan.memory
-        return energy.pcm(adc_bits=memory.adc_bits or 8, dac_bits=memory.dac_bits or 8)
-
     def energy(self, chip: Chip) -> dict[str, Any]:
         """Energy and time per inference, on the crossbar and on digital hardware."""
-        sparse, dense = self.events(chip)
+        sparse, dense = self.events(chip, "test")
         digital = {
             f"digital, {name}, {what}": energy.on_digital(sparse, cost, sparse=what == "events")
             + energy.on_digital(dense, cost, sparse=False)
             for name, cost in (("int8", energy.INT8_45NM), ("fp32", energy.FP32_45NM))
             for what in ("events", "dense")
         }
-        both = {"PCM crossbar": energy.on_crossbar(sparse + dense, self.costs), **digital}
+        both = {
+            "PCM crossbar": energy.on_crossbar(sparse + dense, _costs(self.plan.memory)),
+            **digital,
+        }
         return {
             "per": "word" if self.task.carries_state else "sample",
             "counts": dataclasses.asdict(sparse + dense),
             "hardware": {name: _plain(found) for name, found in both.items()},
         }
 
-    def training(self, chip: Chip, directory: Path) -> dict[str, Any] | None:
+    def training(self, memory: MemoryConfig, directory: Path) -> dict[str, Any] | None:
         """Energy and time of the whole training, for a run that was trained on cells.
 
-        Forward passes and pulses on the crossbar; backward passes in fp32, each with as many
-        products again for the inputs and for the weights.
+        Forward passes and pulses on the run's own hardware; backward passes in fp32, each with as
+        many products again for the inputs and for the weights.
         """
         path = directory / rundir.CHIP
-        if not path.exists():
+        if not path.exists() or not memory.used:
             return None
+        chip = to_crossbar(self.network, cell_of(memory, pulsed=True), memory)
         tensors = load_file(path)
         sent = {
             kind: float(sum(v.sum() for k, v in tensors.items() if k.endswith(f"device.{kind}")))
             for kind in ("pulses", "writes")
         }
         passes = self.task.size("train") * rundir.read_result(directory).epochs
-        forward = sum(self.events(chip), energy.Counts()) * passes
+        forward = sum(self.events(chip, "train"), energy.Counts()) * passes
         pulses = energy.Counts(set_pulses=sent["pulses"], reset_pulses=sent["writes"])
         products = energy.Counts(macs=forward.macs, weights_fetched=forward.weights_fetched)
         backward = energy.on_digital(products * 2, energy.FP32_45NM, sparse=False)
         found = {
-            "PCM in the loop": energy.on_crossbar(forward + pulses, self.costs) + backward,
+            "PCM in the loop": energy.on_crossbar(forward + pulses, _costs(memory)) + backward,
             "digital, fp32": energy.on_digital(forward, energy.FP32_45NM, sparse=False) + backward,
         }
         return {"hardware": {name: _plain(one) for name, one in found.items()}}
+
+
+def _costs(memory: MemoryConfig) -> energy.CrossbarCosts:
+    """Of the crossbar; converters that the simulation leaves exact count with 8 bits."""
+    return energy.pcm(adc_bits=memory.adc_bits or 8, dac_bits=memory.dac_bits or 8)
 
 
 def _plain(found: energy.Energy) -> dict[str, Any]:

@@ -346,6 +346,7 @@ class _Run:
             self.network, self.task, "test", size, generator(seed, "test")
         )
         if self.chip is not None:
+            self.chip.settle()
             replace(self.directory / rundir.CHIP, self.chip.save)
         plain: Any = self.network if self.chip is None else from_crossbar(self.chip)
         network.save_network(plain, self.directory / rundir.MODEL)

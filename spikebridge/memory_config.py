@@ -29,7 +29,7 @@ class MemoryConfig:
     """Rows and columns of weights on a tile, at least 1; larger matrices take several."""
     w_max: float = 0.0
     """The weight that all of a cell's range stands for; 0 = the largest weight of each tile when
-    it is programmed."""
+    it is programmed, and four root mean squares of a matrix where it is trained on the cells."""
     clip_rms: float = 0.0
     """Where above 0, and without --w-max: weights are cut off at so many root mean squares of
     their tile, so that the others use more of the range."""

@@ -65,7 +65,8 @@ def _in_memory(directories: Sequence[Path]) -> dict[str, Any] | None:
     if not all(path.exists() for path in paths):
         return None
     found = [rundir.read_json(path, "run `spikebridge program` again") for path in paths]
-    if any(one["times_s"] != found[0]["times_s"] for one in found):
+    alike = ("times_s", "memory", "samples", "split")
+    if any(one[name] != found[0][name] for one in found for name in alike):
         return None
     moments = [
         [chip[i] for one in found for chip in one["compensated"]]
@@ -75,7 +76,10 @@ def _in_memory(directories: Sequence[Path]) -> dict[str, Any] | None:
     return {
         "device": found[0]["device"]["name"],
         "cells": found[0]["cells"],
-        "chips": len(moments[0]),
+        "networks": len(found),
+        "chips": len(found[0]["compensated"]),
+        "memory": found[0]["memory"],
+        "split": found[0]["split"],
         "times_s": found[0]["times_s"],
         "means": [statistics.fmean(values) for values in moments],
         "stds": [statistics.stdev(values) if len(values) > 1 else None for values in moments],
@@ -95,9 +99,11 @@ def memory_table(content: dict[str, Any]) -> Table | None:
     if not rows:
         return None
     metric, first = METRICS[content["metric"]], rows[0]["memory"]
+    same = ("times_s", "memory", "split", "networks", "chips")
+    rows = [row for row in rows if all(row["memory"][name] == first[name] for name in same)]
     title = (
         f"In {first['device']} phase-change cells, drift compensated: {metric.axis}, mean of "
-        f"{first['chips']} chips"
+        f"{first['networks']} networks x {first['chips']} chips"
     )
     built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     built.add_column("unit")

@@ -24,7 +24,7 @@ from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import ModelConfig
 from spikebridge.network import build, operations
 from spikebridge.records import UsageError
-from spikebridge.synapses import Conv2d, Normalised
+from spikebridge.synapses import Conv2d, Embedding, Normalised
 
 YEAR_S = 365 * 86_400.0
 STEPS, BATCH, SYMBOLS = 5, 3, 20
@@ -313,6 +313,7 @@ def test_many_bits_approach_the_exact_result_and_gradients_pass(name: str) -> No
     torch.testing.assert_close(results(hard, x), results(network, x), rtol=1e-2, atol=2e-3)
 
 
+TIED = "embedding.weight"
 SHAPES: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Linear(4, 3), (2, 4)),
     (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")), (2, 2, 6, 6)),
@@ -389,10 +390,14 @@ def test_traffic_is_what_layers_send(name: str) -> None:
     traffic, updates = found
     assert sum(updates.values()) == STEPS * BATCH * sum(r.unit.size for r in network.layers)
     inputs = inputs_of(network, x)
-    assert traffic.keys() == inputs.keys() == chip.crossbars.keys()
+    assert traffic.keys() == chip.crossbars.keys() == inputs.keys() | ({TIED} & traffic.keys())
+    assert (TIED in traffic) == network.tied
     for key, sent in inputs.items():
         count, rows = sent.shape
         columns, binary = chip.crossbars[key].scale.numel() // rows, set(sent.unique().tolist())
+        if isinstance(network.get_submodule(key.rpartition(".")[0]), Embedding):
+            assert traffic[key] == Traffic(1, columns, count, count)  # rows that are looked up
+            continue
         active = int(sent.count_nonzero())
         assert traffic[key] == Traffic(rows, columns, count, active, binary <= {0, 1}), key
     if network.readout.reduce == "each" and x.is_floating_point():

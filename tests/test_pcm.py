@@ -188,7 +188,13 @@ def test_reads_scatter_as_declared(case: Case, t: float) -> None:
     array.wait(t)
     array.g_uS.fill_(1)
     array.g_uS.copy_(g / array.conductance())  # so that drift has led to g
-    errors = [numbers(array.read()) - numbers(g) for _ in range(2)]
+    errors = []
+    for _ in range(2):
+        errors.append(numbers(array.read()) - numbers(g))
+        noise = case.cell.noise
+        slow = noise is not None and noise.slow  # then reads at one time are the same
+        assert torch.equal(array.read(), array.read()) == (slow or noise is None)
+        array.wait(0.0)
     check_law(case.read, errors[0], g, array.g_uS, t)
     assert case.read is EXACTLY_0 or abs(np.corrcoef(errors)[0, 1]) < 5 / math.sqrt(MANY)
 
@@ -233,6 +239,7 @@ def test_targets_get_the_number_of_pulses_that_comes_nearest() -> None:
 
 def exercise(array: SimulatedArray) -> list[Tensor]:
     """Some of everything; what was read."""
+    top = None if array.cell.overshoot else array.g_max_uS
     draw, found = torch.Generator().manual_seed(3), []
     assert isinstance(array, Device)
     for _ in range(2):
@@ -244,7 +251,7 @@ def exercise(array: SimulatedArray) -> list[Tensor]:
         array.wait(70.0)
         array.reset(chance > 0.9)
         found.append(array.read())
-        assert torch.equal(array.g_uS, array.g_uS.clamp(array.cell.g_min_uS, array.g_max_uS))
+        assert torch.equal(array.g_uS, array.g_uS.clamp(array.cell.g_min_uS, top))
         assert all(bool((g >= 0).all()) for g in found)
     return found
 

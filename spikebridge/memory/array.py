@@ -169,7 +169,10 @@ class SimulatedArray(nn.Module):
     def read(self) -> Tensor:
         """Conductances with the noise of this read."""
         if self._expected is None:  # reads at the same time share what is slow
-            self._expected = pcm.expected(self.cell, self.cells, self.clock_s)
+            mean, sigma = pcm.expected(self.cell, self.cells, self.clock_s)
+            if self.cell.noise is not None and self.cell.noise.slow:
+                mean, sigma = pcm.read(mean, sigma, self._generator), None
+            self._expected = mean, sigma
         return self._with_faults(pcm.read(*self._expected, self._generator))
 
     def conductance(self) -> Tensor:
@@ -200,6 +203,8 @@ class SimulatedArray(nn.Module):
         return where.reshape(-1).nonzero().squeeze(1)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # What was drawn for this time is not saved: the next read draws, here as there.
+        self._expected = None
         self.draws.copy_(self._generator.get_state())
         super()._save_to_state_dict(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What surrounds the cells of a tile: converters that drive rows and read columns, wires."""
+"""What surrounds the cells of a tile: converters that drive rows and read columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikebridge.gradients import forward_as
 
 if TYPE_CHECKING:
-    from spikebridge.memory.crossbar import Crossbar
+    from spikebridge.memory.matrix import Crossbar
 
 
 class Converted(nn.Module):
@@ -93,7 +93,9 @@ class Converted(nn.Module):
         for start in range(0, matrix.shape[1], config.tile):
             part = x[..., start : start + config.tile] @ matrix[:, start : start + config.tile].T
             if config.adc_bits:
-                bound = config.adc_range * top * largest[:, start]
+                # What scales outputs digitally comes after the converter.
+                factor = self.crossbar.correction.to(matrix.device, matrix.dtype)
+                bound = config.adc_range * top * largest[:, start] * factor
                 part = _converted(part, bound, config.adc_bits)
             total = part if total is None else total + part
         assert total is not None
@@ -113,18 +115,3 @@ def padded(images: Tensor, array: Any) -> Tensor:
         return F.pad(images, (array.padding,) * 4)
     mode = "constant" if array.padding_mode == "zeros" else array.padding_mode
     return F.pad(images, array._reversed_padding_repeated_twice, mode=mode)
-
-
-def behind_wires(g_uS: Tensor, tile: int, wire_ohm: float) -> Tensor:
-    """Conductances (..., I) as they act behind the resistance of a column's wire, to first order.
-
-    Cell j of a column sees its input less R sum_m min(j, m) G_m x_m, with rows counted from the
-    converter, while half of all rows are driven.
-    """
-    found = g_uS.clone()
-    for start in range(0, g_uS.shape[-1], tile):
-        part = g_uS[..., start : start + tile]
-        rows = torch.arange(1, part.shape[-1] + 1, dtype=part.dtype)
-        lost = part @ torch.minimum(rows[:, None], rows) * (0.5e-6 * wire_ohm)
-        found[..., start : start + tile] = part * (1 - lost).clamp_min(0)
-    return found

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikebridge.energy import Counts
-from spikebridge.layers import Layer
+from spikebridge.layers import Layer, Readout
 from spikebridge.memory.converters import Converted, padded
 from spikebridge.memory.crossbar import MAPPED, Chip
 from spikebridge.synapses import Embedding
@@ -69,6 +69,8 @@ def listening(network: nn.Module) -> Iterator[tuple[dict[str, Traffic], dict[str
             hooks.append(module.register_forward_pre_hook(_of_array(traffic, key)))
         elif isinstance(module, MAPPED):
             hooks.append(module.register_forward_pre_hook(_of_array(traffic, f"{prefix}weight")))
+        elif isinstance(module, Readout) and module.bias is not None:
+            hooks.append(module.linear.register_forward_hook(_of_tied(traffic, len(module.bias))))
         elif isinstance(module, Layer):
             hooks.append(module.register_forward_hook(_of_layer(traffic, updates, name, prefix)))
     try:
@@ -117,7 +119,7 @@ def _of_array(traffic: dict[str, Traffic], key: str) -> Callable[..., None]:
     def hook(module: Any, given: tuple[Any, ...]) -> None:
         x = given[0].detach()
         if isinstance(module, Embedding):
-            seen = traffic.setdefault(key, Traffic(module.in_features, module.out_features))
+            seen = traffic.setdefault(key, Traffic(1, module.out_features))  # a row is looked up
             seen.vectors += x.numel()
             seen.active += x.numel()
             return
@@ -158,6 +160,18 @@ def _of_layer(
         if len(given) > 1 and given[1] is not None:  # outputs that came with the state
             seen.active += float(torch.count_nonzero(given[1].y))
         seen.binary &= module.spiking
+
+    return hook
+
+
+def _of_tied(traffic: dict[str, Traffic], outputs: int) -> Callable[..., None]:
+    """The product with the embedding's matrix behind the linear map of a tied readout."""
+
+    def hook(module: Any, given: tuple[Any, ...], output: Tensor) -> None:
+        width = output.shape[-1]
+        seen = traffic.setdefault("embedding.weight", Traffic(width, outputs, binary=False))
+        seen.vectors += output.numel() / width
+        seen.active += float(torch.count_nonzero(output.detach()))
 
     return hook
 

@@ -84,6 +84,8 @@ class TableDrift(_Table):
 class TableNoise(_Table):
     """Read noise by its measured spread."""
 
+    slow: bool = False
+
     def sigma_uS(self, g_uS: Tensor, written_uS: Tensor, elapsed_s: Tensor) -> Tensor:
         return self.at(g_uS, self.sd)
 

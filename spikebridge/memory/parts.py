@@ -63,6 +63,11 @@ class Ageing(Protocol):
 class Noise(Protocol):
     """What a read adds."""
 
+    @property
+    def slow(self) -> bool:
+        """Whether reads at the same time see the same noise, rather than each its own."""
+        ...
+
     def sigma_uS(self, g_uS: Tensor, written_uS: Tensor, elapsed_s: Tensor) -> Tensor:
         """Standard deviation of a read, of the conductance now and as it was written."""
         ...
@@ -238,6 +243,7 @@ class LinearNoise:
     slope: float = 0.03
     """uS per uS."""
     floor_uS: float = 0.13
+    slow: bool = False
     source: str = NANDAKUMAR_2018
 
     def sigma_uS(self, g_uS: Tensor, written_uS: Tensor, elapsed_s: Tensor) -> Tensor:
@@ -246,7 +252,7 @@ class LinearNoise:
 
 @dataclass(frozen=True)
 class NoiseOneOverF:
-    """Low-frequency noise, accumulated from the write to the read.
+    """Low-frequency noise, accumulated from the write to the read: one draw for each time.
 
     sigma = G q sqrt(ln((t + t_read) / (2 t_read))), t = elapsed + t0,
     q = min(q_max, q_scale / max((G_written / g_max)^q_power, 1e-3)).
@@ -258,6 +264,7 @@ class NoiseOneOverF:
     q_max: float = 0.2
     t_read_s: float = 250e-9
     t0_s: float = 20.0
+    slow: bool = True
     source: str = ICECS_2019
 
     def sigma_uS(self, g_uS: Tensor, written_uS: Tensor, elapsed_s: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class Cell:
         pulse: what SET pulses do; None where the model knows none.
         write: what programming with verification reaches; None: RESET and a number of SET pulses.
         drift, noise: what time and reads do; None: nothing.
+        overshoot: writes may end above g_max_uS, which then only bounds their targets.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Cell:
     write: Write | None = None
     drift: Ageing | None = None
     noise: Noise | None = None
+    overshoot: bool = False
     source: str = field(default="", kw_only=True)
 
 
@@ -120,6 +122,7 @@ ITERATIVE = Cell(
         source=ICECS_2019,
     ),
     noise=NoiseOneOverF(),
+    overshoot=True,
     source=ICECS_2019,
 )
 
@@ -334,7 +337,8 @@ def _put(
     generator: torch.Generator,
 ) -> None:
     """Write down new conductances, clamped, with the time and new exponents."""
-    cells.g_uS.view(-1)[at] = g_uS.clamp(cell.g_min_uS, cell.g_max_uS)
+    top = None if cell.overshoot else cell.g_max_uS
+    cells.g_uS.view(-1)[at] = g_uS.clamp(cell.g_min_uS, top)
     cells.written_s.view(-1)[at] = now_s
     if cell.drift is not None:
         cells.nu.view(-1)[at] = cell.drift.exponents(aimed_uS, generator)

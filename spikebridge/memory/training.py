@@ -14,6 +14,9 @@ from spikebridge.memory_config import MemoryConfig
 __all__ = ["InMemory", "begin", "in_memory"]
 
 
+HEADROOM = 4.0
+
+
 class InMemory:
     """An optimiser whose updates of mapped weights go to memory cells as whole pulses.
 
@@ -21,7 +24,7 @@ class InMemory:
     optimiser would add to a weight is added up digitally in chi; whole multiples of epsilon are
     taken off it and become that many pulses on G+ or G-, and nothing is read to verify them.
     Thresholds, biases and other parameters that lie on no crossbar are changed as ever.  On an
-    ideal device epsilon -> 0 gives the wrapped optimiser.
+    ideal device whose pulse is worth epsilon, epsilon -> 0 gives the wrapped optimiser.
 
     The wrapped optimiser sees the weights as the last forward pass read them, so weight decay acts
     on what is there.  chi is part of its state and goes into its `state_dict`.
@@ -53,7 +56,9 @@ class InMemory:
         self.optimizer, self.chip = optimizer, chip
         self.refresh_every, self.step_s = refresh_every, step_s
         self.epsilons = {
-            name: epsilon or crossbar.epsilon for name, crossbar in chip.crossbars.items()
+            name: crossbar.epsilon if epsilon is None else epsilon
+            for name, crossbar in chip.crossbars.items()
+            if len(crossbar.device.pulse_curve_uS) > 1 or crossbar.epsilon
         }
         originals = dict(_originals(chip))
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -114,20 +119,29 @@ class InMemory:
             self.refreshed += sum(c.refresh() for c in self.chip.crossbars.values())
 
     def _pulse(
-        self, crossbar: Crossbar, parameter: nn.Parameter, change: Tensor, epsilon: float
+        self, crossbar: Crossbar, parameter: nn.Parameter, change: Tensor, epsilon: float | Tensor
     ) -> None:
         state = self.optimizer.state[parameter]
         chi = state.setdefault("chi", torch.zeros_like(parameter))
         chi += change
         counts = (chi / epsilon).trunc()
-        chi.sub_(counts, alpha=epsilon)
+        chi.sub_(counts * epsilon)
         self.pulses += int(counts.abs().sum())
         crossbar.pulse(counts.to("cpu", torch.int64))
 
 
 def begin(network: nn.Module, config: MemoryConfig, seed: int) -> Chip:
-    """Put a network itself on the hardware of a config, before it is trained there."""
-    return to_crossbar(network, cell_of(config, pulsed=True), config, seed=seed, in_place=True)
+    """Put a network itself on the hardware of a config, before it is trained there.
+
+    Without w_max the range of a matrix stands for `HEADROOM` root mean squares of its first
+    weights: weights grow in training.
+    """
+    chip = to_crossbar(network, cell_of(config, pulsed=True), config, seed=seed, in_place=True)
+    if not config.w_max:
+        for name, crossbar in chip.crossbars.items():
+            rms = float(chip.aimed[name].float().square().mean().sqrt())
+            crossbar.program(chip.aimed[name], largest=HEADROOM * rms or 1.0)
+    return chip
 
 
 def in_memory(optimizer: torch.optim.Optimizer, chip: Chip, config: MemoryConfig) -> InMemory:

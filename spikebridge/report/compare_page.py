@@ -32,7 +32,7 @@ from spikebridge.report.theme import Drawer, Plot, colour_of
 
 ENERGIES = ("PCM crossbar", "digital, int8, events")
 IN_MEMORY = (
-    "Mean ± standard deviation over {chips} chips, several for each seed. Energy per inference; "
+    "Mean ± standard deviation over {networks} networks x {chips} chips. Energy per inference; "
     "the pages of the runs have its parts and where each figure comes from. Units whose matrices "
     "torch keeps to itself (RNN, GRU, LSTM) cannot lie on cells and are absent."
 )
@@ -115,6 +115,8 @@ def memory_section(rows: list[Row], metric: Metric) -> Section | None:
     if not known:
         return None
     first = known[0][1]
+    same = ("times_s", "memory", "split", "networks", "chips")
+    known = [pair for pair in known if all(pair[1][name] == first[name] for name in same)]
     lines = []
     for row, memory in known:
         moments = zip(memory["means"], memory["stds"], strict=True)
@@ -133,7 +135,7 @@ def memory_section(rows: list[Row], metric: Metric) -> Section | None:
         "In memory",
         f"The trained networks, programmed into simulated phase-change cells of the model "
         f"{first['device']} and left alone, with global drift compensation: test {metric.axis}.",
-        (Block(table=Table(heads, lines), below=IN_MEMORY.format(chips=first["chips"])),),
+        (Block(table=Table(heads, lines), below=IN_MEMORY.format(**first)),),
     )
 
 
