@@ -11,7 +11,7 @@ of phase-change memory (PCM) does, `on_digital` what digital logic does.  Each f
 Figures of different process nodes stand side by side as published, they are not rescaled.  Counted
 nowhere: leakage, clock, wires between tiles and memory banks, moving inputs and spikes, amplifiers
 in front of converters, the sigmoid of a soft unit.  Memory is charged as banks of 8 KB, the
-cheapest there are, which favours digital hardware.
+cheapest there are, which favours digital hardware; what counts `weights_fetched` decides on reuse.
 """
 
 from __future__ import annotations
