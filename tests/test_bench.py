@@ -24,6 +24,9 @@ from typing import Any
 
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor
 
 from spikebridge.memory import bench, command, pcm, remote, wire
@@ -32,8 +35,6 @@ from spikebridge.memory.bench import SESSIONS, Server, serve
 from spikebridge.memory.command import Bench
 from spikebridge.memory.remote import RemoteDevice, _Failure, _Link
 from spikebridge.records import RunError, UsageError
-
-pytest.importorskip("grpc", reason="grpcio is not installed; pip install 'spikebridge[remote]'")
 
 SHAPE = (4, 6)
 SESSION = "0123456789abcdef"
@@ -495,10 +496,6 @@ def test_beyond_loopback_it_takes_tls_and_a_token(
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A self-signed certificate for localhost and 127.0.0.1, its key, and a stranger's."""
-    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     folder = tmp_path_factory.mktemp("pem")
     now = datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench")])

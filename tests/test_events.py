@@ -250,7 +250,10 @@ def test_the_picture_tells_the_polarities_apart() -> None:
 def nmnist() -> Path:
     root = os.environ.get(files.VARIABLE, "")
     if not root or not (Path(root) / "nmnist").is_dir():
-        pytest.skip(f"nmnist is not under ${files.VARIABLE} ({root or 'not set'})")
+        pytest.skip(
+            "the real N-MNIST recordings are too large to come along, and no public address serves "
+            f"them singly: set ${files.VARIABLE} to a folder with nmnist/Train and nmnist/Test"
+        )
     return Path(root) / "nmnist"
 
 
