@@ -253,18 +253,15 @@ class _Look:
         self.pairs: list[dict[str, list[float]]] = []
         self.histograms: list[dict[str, Any]] = []
         self.targets = torch.cat(
-            [c._targets(c._matrix(chip.aimed[name])).flatten() for name, c in self._items()]
+            [c.targets_uS(chip.aimed[name]).flatten() for name, c in chip.crossbars.items()]
         )
         some = torch.Generator().manual_seed(0)
         count = min(POINTS, len(self.targets))
         self.chosen = torch.randperm(len(self.targets), generator=some)[:count]
 
-    def _items(self) -> list[tuple[str, Any]]:
-        return list(self.chip.crossbars.items())
-
     def at(self, time_s: float) -> None:
         """Note what the cells hold now."""
-        g = torch.cat([c.device.read().flatten() for _, c in self._items()])
+        g = torch.cat([c.device.read().flatten() for c in self.chip.crossbars.values()])
         top = self.cell.g_max_uS
         found = torch.histc(g, BINS, 0.0, top)
         self.histograms.append({"time_s": time_s, "cells": found.int().tolist()})

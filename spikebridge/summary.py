@@ -26,13 +26,24 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
         group.append((run, rundir.read_result(run.directory)))
     first = planned[0]
     result = next(iter(groups.values()))[0][1]
+    rows = [_row(group) for group in groups.values()]
+    _keep_alike(rows)
     return {
         "task": task_name(first.config),
         "data": data_name(first.config),
         "metric": result.metric,
         "higher_is_better": result.higher_is_better,
-        "rows": [_row(group) for group in groups.values()],
+        "rows": rows,
     }
+
+
+def _keep_alike(rows: list[dict[str, Any]]) -> None:
+    """Only deployments like the first stand in one table."""
+    names = ("times_s", "memory", "split", "networks", "chips")
+    known = [row for row in rows if row["memory"]]
+    for row in known[1:]:
+        if any(row["memory"][name] != known[0]["memory"][name] for name in names):
+            row["memory"] = None
 
 
 def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
@@ -99,8 +110,6 @@ def memory_table(content: dict[str, Any]) -> Table | None:
     if not rows:
         return None
     metric, first = METRICS[content["metric"]], rows[0]["memory"]
-    same = ("times_s", "memory", "split", "networks", "chips")
-    rows = [row for row in rows if all(row["memory"][name] == first[name] for name in same)]
     title = (
         f"In {first['device']} phase-change cells, drift compensated: {metric.axis}, mean of "
         f"{first['networks']} networks x {first['chips']} chips"

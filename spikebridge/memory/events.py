@@ -64,10 +64,7 @@ def listening(network: nn.Module) -> Iterator[tuple[dict[str, Traffic], dict[str
         prefix = f"{name}." if name else ""
         if id(module) in inside:
             continue
-        if isinstance(module, Converted):
-            key = f"{prefix}array.weight"
-            hooks.append(module.register_forward_pre_hook(_of_array(traffic, key)))
-        elif isinstance(module, MAPPED):
+        if isinstance(module, (Converted, *MAPPED)):
             hooks.append(module.register_forward_pre_hook(_of_array(traffic, f"{prefix}weight")))
         elif isinstance(module, Readout) and module.bias is not None:
             hooks.append(module.linear.register_forward_hook(_of_tied(traffic, len(module.bias))))
@@ -89,11 +86,7 @@ def counts(
     """
     sparse, dense = Counts(neuron_updates=sum(updates.values())), Counts()
     for name, seen in traffic.items():
-        crossbar = chip.crossbars.get(name.replace(".array.array.", ".array."))
-        crossbar = crossbar or chip.crossbars.get(name.replace("array.weight", "weight"))
-        crossbar = chip.crossbars.get(name, crossbar)
-        if crossbar is None:
-            continue
+        crossbar = chip.crossbars[name]
         tile = crossbar.config.tile
         across, along = math.ceil(seen.columns / tile), math.ceil(seen.rows / tile)
         cells = seen.events * 2 * crossbar.config.pairs

@@ -94,7 +94,7 @@ class Crossbar(nn.Module):
             self._set_scale(matrix)
         else:
             self.scale.fill_(self.device.g_max_uS / largest)
-        self.device.program(self._targets(matrix))
+        self.device.program(self.targets_uS(weight))
         self.settle()
 
     def settle(self) -> None:
@@ -200,8 +200,9 @@ class Crossbar(nn.Module):
                     )
                 self.scale[a : a + tile, b : b + tile] = top / (largest or 1.0)
 
-    def _targets(self, matrix: Tensor) -> Tensor:
-        g = (matrix * self.scale).clamp(-self.device.g_max_uS, self.device.g_max_uS)
+    def targets_uS(self, weight: Tensor) -> Tensor:
+        """What the cells are to hold for a weight, (2, pairs, N, I), with the scale in force."""
+        g = (self._matrix(weight) * self.scale).clamp(-self.device.g_max_uS, self.device.g_max_uS)
         both = torch.stack([g.clamp_min(0), (-g).clamp_min(0)])
         return both.unsqueeze(1).expand(self.device.shape)
 

@@ -55,11 +55,9 @@ class InMemory:
             )
         self.optimizer, self.chip = optimizer, chip
         self.refresh_every, self.step_s = refresh_every, step_s
-        self.epsilons = {
-            name: crossbar.epsilon if epsilon is None else epsilon
-            for name, crossbar in chip.crossbars.items()
-            if len(crossbar.device.pulse_curve_uS) > 1 or crossbar.epsilon
-        }
+        # Asked for in any case: a device without pulses says so here, not at the first update.
+        usual = {name: crossbar.epsilon for name, crossbar in chip.crossbars.items()}
+        self.epsilons = usual if epsilon is None else dict.fromkeys(usual, epsilon)
         originals = dict(_originals(chip))
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         missing = [name for name, p in originals.items() if id(p) not in known]

@@ -115,8 +115,6 @@ def memory_section(rows: list[Row], metric: Metric) -> Section | None:
     if not known:
         return None
     first = known[0][1]
-    same = ("times_s", "memory", "split", "networks", "chips")
-    known = [pair for pair in known if all(pair[1][name] == first[name] for name in same)]
     lines = []
     for row, memory in known:
         moments = zip(memory["means"], memory["stds"], strict=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spikebridge import rundir
+from spikebridge.energy import Row
 from spikebridge.records import RunError
 from spikebridge.report.load import REPEAT, ReportError
 from spikebridge.report.text import number
@@ -56,26 +57,13 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A line of an energy table."""
-
-    name: str
-    count: float
-    unit_pJ: float
-    node_nm: int
-    source: str
-    mark: str
-    energy_pJ: float
-
-
-@dataclass(frozen=True)
 class Hardware:
     """What an inference costs on one kind of hardware."""
 
     name: str
     total_pJ: float
     seconds_s: float
-    parts: tuple[Part, ...]
+    parts: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -279,7 +267,7 @@ def _hardware(found: _Fields) -> tuple[Hardware, ...]:
 
 def _costs(name: str, costs: _Fields) -> Hardware:
     parts = tuple(
-        Part(
+        Row(
             row.text("part"),
             row.number("count", 0),
             row.number("unit_pJ", 0),

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from spikebridge.energy import Row
 from spikebridge.metrics import Metric
 from spikebridge.quantities import in_words
 from spikebridge.report import cells
-from spikebridge.report.deployed import Deployed, Hardware, Part
+from spikebridge.report.deployed import Deployed, Hardware
 from spikebridge.report.load import Run
 from spikebridge.report.sections import Block, Card, Section, Table, figures
 from spikebridge.report.text import (
@@ -300,14 +301,14 @@ def nodes_text(found: Hardware) -> str:
     return f"{', '.join(map(str, nodes))}\u00a0nm" if nodes else NOTHING
 
 
-def used(found: Hardware) -> list[Part]:
+def used(found: Hardware) -> list[Row]:
     return [part for part in found.parts if part.count]
 
 
 def parts_table(found: Hardware) -> Table:
     rows = [
         [
-            part.name,
+            part.part,
             count_text(part.count),
             si_text(1e-12 * part.unit_pJ, "J"),
             si_text(1e-12 * part.energy_pJ, "J"),
