@@ -68,7 +68,7 @@ _CHART = "Woźniak et al. 2020, Nature Machine Intelligence 2:325, result chart 
 _OURS = "ours; nothing published beside it"
 _FIVE = ("snu", "softsnu", "rnn", "gru", "lstm")
 _BITS = (2, 3, 4, 5, 6, 8)
-# The best on validation of 39 trials: docs/results/search-jsb-in-memory.json.
+# The best on validation of 38 trials: docs/results/search-jsb-in-memory.json.
 _CELLS: dict[str, Any] = {
     "device": "accumulation",
     "w_max": 0.8,
