@@ -1,7 +1,7 @@
 """The tuned settings of each unit on each data set, as data; see `config.preset`.
 
-How they were found: `spikebridge search`, with its trials in docs/results/search-*.json; what has no trials
-there was found in the studies of docs/log.md.
+How they were found: `spikebridge search`, with its trials in docs/results/search-*.json; what has
+no trials there was found in the studies of docs/log.md.
 """
 
 from __future__ import annotations
