@@ -24,7 +24,7 @@ ORDER = [
     ["synapses"],
     ["layers"],
     ["network", "rnn"],
-    ["memory"],
+    ["chip", "memory"],
     ["averaging", "checkpoint", "evaluation", "optimisation", "sampling", "seeding", "watching"],
     ["experiment", "writing"],
     ["deployment", "search", "stepwise"],

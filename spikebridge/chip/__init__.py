@@ -1,0 +1,1 @@
+"""The digital chip: compiled programs, their integer model, Verilog, and what they cost."""
