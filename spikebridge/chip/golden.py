@@ -97,13 +97,13 @@ class Golden:
         """Membranes and spikes; leaves the membranes for the next step in place."""
         bits = self.program.decay_bits
         s = np.where(v >= 0, v, (v * layer.slope) >> bits)
-        y = s > layer.spread(layer.threshold)
-        kept = (s * layer.spread(layer.decay)) >> bits
+        y = s > layer.threshold
+        kept = (s * layer.decay) >> bits
         if layer.reset == "gate":
             kept[y] = 0
         elif layer.reset == "subtract":
-            kept[y] -= layer.spread(layer.amount)[y]
-        self.v[number] = kept + layer.spread(layer.bias)
+            kept[y] -= layer.amount[y]
+        self.v[number] = kept + layer.bias
         return s, y
 
     def _after_readout(self, number: int, layer: Layer) -> None:

@@ -114,7 +114,7 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer; P parameters: one per neuron, of a convolution one per channel.
+    """One layer of N neurons, each with parameters of its own, also in a convolution.
 
     Input events are numbers below `inputs`; of a convolution they count (C, H, W) row by row, as
     its neurons count (C', H', W').
@@ -122,11 +122,11 @@ class Layer:
 
     name: str
     weight: np.ndarray  # int32: (inputs + own spikes, N), or of a convolution (C, K, K, C')
-    bias: np.ndarray  # (P,) int64, drive of each step
-    threshold: np.ndarray  # (P,) int64
-    decay: np.ndarray  # (P,) int64, in units of 2^-D; of a readout its factor
-    amount: np.ndarray  # (P,) int64, taken off by a spike
-    scale: np.ndarray  # (P,) float64: what 1 in v stands for in the network
+    bias: np.ndarray  # (N,) int64, drive of each step
+    threshold: np.ndarray  # (N,) int64
+    decay: np.ndarray  # (N,) int64, in units of 2^-D; of a readout its factor
+    amount: np.ndarray  # (N,) int64, taken off by a spike
+    scale: np.ndarray  # (N,) float64: what 1 in v stands for in the network
     inputs: int
     reset: Reset = "gate"
     slope: int = 0  # of negative membranes, in units of 2^-D
@@ -148,10 +148,6 @@ class Layer:
     def weight_rows(self) -> int:
         """Rows of weights."""
         return self.weight.size // self.width
-
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """(P,) to (N,)."""
-        return np.repeat(values, self.neurons // len(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +213,8 @@ class Program:
 
     @property
     def parameter_memory_bits(self) -> int:
-        """Of all thresholds, amounts, constant drives and decays, rows filled up."""
-        return sum(self.chunks(layer) for layer in self.layers) * self.parameter_bits
+        """Of all thresholds, amounts, constant drives and decays; a row for each of membranes."""
+        return sum(self.rows(layer) for layer in self.layers) * self.parameter_bits
 
     @property
     def event_bits(self) -> int:
@@ -268,7 +264,7 @@ class ChipCounts:
 
 def silent(layer: Layer) -> np.ndarray:
     """Membranes before the first step, (N,) int64."""
-    return layer.spread(layer.bias).astype(np.int64)
+    return layer.bias.astype(np.int64)
 
 
 def with_chip(program: Program, **settings: int | float) -> Program:
@@ -305,12 +301,12 @@ def _check(program: Program) -> None:
 
 
 def _check_layer(program: Program, layer: Layer) -> None:
-    name, parameters = layer.name, layer.width
+    name, neurons = layer.name, layer.neurons
     for part in ("bias", "threshold", "decay", "amount", "scale"):
         value = getattr(layer, part)
         _rule(
-            value.shape == (parameters,),
-            f"{name}: {part} has shape {value.shape} instead of ({parameters},)",
+            value.shape == (neurons,),
+            f"{name}: {part} has shape {value.shape} instead of ({neurons},), one per neuron",
         )
     if layer.geometry is not None:
         g = layer.geometry
@@ -319,7 +315,7 @@ def _check_layer(program: Program, layer: Layer) -> None:
         _rule(not layer.recurrent, f"{name}: a convolution cannot be recurrent")
     else:
         own = layer.weight.shape[-1] if layer.recurrent else 0
-        wanted = (layer.inputs + own, parameters)
+        wanted = (layer.inputs + own, neurons)
     _rule(layer.weight.shape == wanted, f"{name}: weights {layer.weight.shape}, not {wanted}")
     top = 1 << program.weight_bits - 1
     _rule(
@@ -328,7 +324,7 @@ def _check_layer(program: Program, layer: Layer) -> None:
     )
     one = 1 << program.decay_bits
     _rule(
-        0 <= layer.decay.min() and layer.decay.max() <= one and 0 <= layer.slope <= one,
+        layer.decay.min() >= 0 and layer.decay.max() <= one and 0 <= layer.slope <= one,
         f"{name}: decays and slopes lie in 0 to {one}",
     )
     top = 1 << program.membrane_bits - 1

@@ -1,0 +1,84 @@
+"""How far membranes can go: integer intervals over any input, so that no sum can overflow."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spikebridge.chip.spec import Layer
+
+CONVERGED_WITHIN = 4000
+
+
+def bounds(
+    layer: Layer, decay_bits: int, fraction_bits: int, max_steps: int
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Lowest and highest value, (N,) int64 each, that a membrane or a partial sum can take.
+
+    Each input may or may not spike in each step, in any order, and no neuron knows of another:
+    intervals of what waits for a step are carried from step to step and only ever widened.  They
+    either stop growing, then they hold for any number of steps, or `max_steps` steps are counted.
+
+    Returns:
+        Lowest, highest, and whether they hold for any number of steps.
+    """
+    down, up = _reach(layer, fraction_bits)
+    low = high = layer.bias.astype(np.int64)
+    limited: tuple[np.ndarray, np.ndarray] | None = None
+    for done in range(1, max(max_steps, CONVERGED_WITHIN) + 1):
+        bottom, top = low + down, high + up
+        after = _kept(layer, bottom, top, decay_bits)
+        wider = np.minimum(low, after[0]), np.maximum(high, after[1])
+        if done == max_steps:
+            limited = bottom, top
+        if (wider[0] == low).all() and (wider[1] == high).all():
+            return bottom, top, True
+        low, high = wider
+    assert limited is not None
+    return *limited, False
+
+
+def bits_for(low: int, high: int) -> int:
+    """Bits of the narrowest signed integer that holds all of [low, high]."""
+    return max(int(high).bit_length(), int(-low - 1).bit_length() if low < 0 else 0) + 1
+
+
+def _reach(layer: Layer, fraction_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Least and most that one step can add."""
+    weight = layer.weight.reshape(-1, layer.width).astype(np.int64)
+    # Every place of a square that is pooled hears each tap once.
+    times = layer.geometry.pool**2 if layer.geometry is not None else 1
+    found = [part.sum(0) * times << fraction_bits for part in (weight.clip(max=0), weight.clip(0))]
+    down, up = (np.repeat(part, layer.neurons // layer.width) for part in found)
+    return down, up
+
+
+def _kept(
+    layer: Layer, low: np.ndarray, high: np.ndarray, decay_bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Range of what waits for the next step, after membranes in [low, high]."""
+    if layer.reduce is not None:
+        kept = (low, high) if layer.reduce == "sum" else (0 * low, 0 * high)
+        return kept[0] + layer.bias, kept[1] + layer.bias
+    low, high = (np.where(v >= 0, v, (v * layer.slope) >> decay_bits) for v in (low, high))
+    silent = low <= layer.threshold
+    fires = high > layer.threshold
+    quiet = _leaked(layer, low, np.minimum(high, layer.threshold), decay_bits)
+    if layer.reset == "gate":
+        loud = 0 * low, 0 * high
+    else:
+        loud = _leaked(layer, np.maximum(low, layer.threshold + 1), high, decay_bits)
+        if layer.reset == "subtract":
+            loud = loud[0] - layer.amount, loud[1] - layer.amount
+    bottom = np.where(
+        silent & fires, np.minimum(quiet[0], loud[0]), np.where(fires, loud[0], quiet[0])
+    )
+    top = np.where(
+        silent & fires, np.maximum(quiet[1], loud[1]), np.where(fires, loud[1], quiet[1])
+    )
+    return bottom + layer.bias, top + layer.bias
+
+
+def _leaked(
+    layer: Layer, low: np.ndarray, high: np.ndarray, decay_bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    return (low * layer.decay) >> decay_bits, (high * layer.decay) >> decay_bits

@@ -1,0 +1,89 @@
+"""Programs as files: npz without pickles, checked when read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikebridge.chip.spec import Chip, Geometry, Layer, Program
+from spikebridge.rundir import replace
+
+FORMAT = "spikebridge-program-1"
+ARRAYS = ("weight", "bias", "threshold", "decay", "amount", "scale")
+NUMBERS = ("weight_bits", "decay_bits", "fraction_bits", "membrane_bits", "max_steps")
+
+
+def save_program(program: Program, path: str | Path) -> None:
+    """Write a program, whole or not at all."""
+    program.check()
+    head: dict[str, Any] = {"format": FORMAT, "chip": dataclasses.asdict(program.chip)}
+    head |= {name: getattr(program, name) for name in NUMBERS}
+    head["layers"] = [_plain(layer) for layer in program.layers]
+    arrays = {
+        f"{number}.{name}": getattr(layer, name)
+        for number, layer in enumerate(program.layers)
+        for name in ARRAYS
+    }
+    arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:  # given a name, numpy would add .npz to it
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    replace(Path(path), write)
+
+
+def load_program(path: str | Path) -> Program:
+    """Read a program.
+
+    Raises FileNotFoundError where there is none, ValueError where the file is damaged, of another
+    version, or no program.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        head = json.loads(arrays.pop("head").tobytes())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: there is no such program; write one with spikebridge export"
+        ) from error
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a whole program ({error}); export the network again"
+        ) from error
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        found = head.get("format") if isinstance(head, dict) else None
+        raise ValueError(
+            f"{path} has format {found!r}, this version reads {FORMAT!r}; export the network again"
+        )
+    try:
+        layers = tuple(
+            _layer(plain, {name: arrays[f"{number}.{name}"] for name in ARRAYS})
+            for number, plain in enumerate(head["layers"])
+        )
+        numbers = {name: int(head[name]) for name in NUMBERS}
+        return Program(layers=layers, chip=Chip(**head["chip"]), **numbers).check()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole program ({error}); export again") from error
+
+
+def _plain(layer: Layer) -> dict[str, Any]:
+    names = ("name", "inputs", "reset", "slope", "recurrent", "reduce")
+    found = {name: getattr(layer, name) for name in names}
+    found["geometry"] = None if layer.geometry is None else dataclasses.asdict(layer.geometry)
+    return found
+
+
+def _layer(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> Layer:
+    geometry = plain.pop("geometry")
+    if geometry is not None:
+        for name in ("in_shape", "out_shape"):
+            geometry[name] = tuple(geometry[name])
+        geometry = Geometry(**geometry)
+    return Layer(geometry=geometry, **plain, **arrays)
