@@ -1,0 +1,253 @@
+"""A trained network to a program of the chip: integers for weights, thresholds and decays.
+
+Each neuron has a scale of its own, which its threshold takes up, so that the largest of its
+weights uses all bits (the readout has one scale for all outputs, so that they compare).  Spikes
+are 0 or 1 on both sides; what rounding loses is told by `losses`, and by `spikebridge export` as
+spikes and accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from torch import Tensor
+
+from spikebridge.chip.bounds import bits_for, bounds
+from spikebridge.chip.spec import MEMBRANE_BITS, Chip, Geometry, Layer, Program, Reduce, Reset
+from spikebridge.layers import Baseline, Readout
+from spikebridge.network import Network
+from spikebridge.records import UsageError
+from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised
+from spikebridge.units import AdaptiveUnit, Unit
+
+SHIFTS = (1, 2, 4)
+"""Strides and pools that the chip can divide by: it has shifts, and no dividers."""
+
+
+class Loss(NamedTuple):
+    """What rounding took from a layer."""
+
+    name: str
+    weight: float  # root mean square error of weights, in shares of their root mean square
+    decay: float  # largest error of a decay
+    drive: float  # largest error of a constant drive, in shares of the layer's largest weight
+
+
+def compile(network: Network, chip: Chip | None = None) -> Program:
+    """The program of a trained network.
+
+    Args:
+        network: SNU, binary-di or binary-ci layers, dense, recurrent or convolutional, and a
+            linear readout.
+        chip: bits, lanes and so on.
+
+    Returns:
+        A program with membranes just wide enough that nothing can overflow, which `bounds` proves.
+
+    Raises UsageError for what the chip cannot do, with the reason and the nearest that it can.
+    """
+    chip = chip or Chip()
+    wanted = _all(network)
+    fraction = chip.fraction_bits
+    if fraction < 0:
+        fraction = 4 if any(layer.decay.any() for layer in wanted[:-1]) else 0
+    layers, ends, forever = [], [0], True
+    for layer in (_rounded(layer, chip, fraction) for layer in wanted):
+        low, high, holds = bounds(layer, chip.decay_bits, fraction, chip.max_steps)
+        forever = forever and holds
+        ends += [low.min(), high.max(), -layer.amount.max()]
+        # Beyond what membranes can reach, all thresholds decide the same.
+        layers.append(replace(layer, threshold=layer.threshold.clip(low - 1, high)))
+    bits = bits_for(min(ends) - 1, max(ends))
+    if bits > MEMBRANE_BITS:
+        raise UsageError(
+            f"membranes would need {bits} bits for {chip.max_steps} steps, the chip has "
+            f"{MEMBRANE_BITS}; pass fewer --weight-bits, --fraction-bits or --max-steps"
+        )
+    steps = 0 if forever else chip.max_steps
+    numbers = (chip.weight_bits, chip.decay_bits, fraction, bits, steps)
+    return Program(tuple(layers), *numbers, chip).check()
+
+
+def losses(network: Network, program: Program) -> list[Loss]:
+    """What rounding took from each layer of a program of this network."""
+    found = []
+    for layer, wanted in zip(program.layers, _all(network), strict=True):
+        scale = layer.scale.reshape(layer.width, -1)[:, 0]
+        error = layer.weight * scale - wanted.weight
+        drive = layer.bias * layer.scale / (1 << program.fraction_bits) - wanted.drive
+        decay = layer.decay / (1 << program.decay_bits) - wanted.decay
+        largest = np.abs(wanted.weight).max() or 1.0
+        size = math.sqrt(float((wanted.weight**2).mean())) or 1.0
+        found.append(
+            Loss(
+                wanted.name,
+                math.sqrt(float((error**2).mean())) / size,
+                float(np.abs(decay).max()),
+                float(np.abs(drive).max() / largest),
+            )
+        )
+    return found
+
+
+class _Wanted(NamedTuple):
+    """A layer before rounding, all factors put into its weights; float64."""
+
+    name: str
+    inputs: int
+    weight: np.ndarray  # (inputs + own spikes, N), or of a convolution (C, K, K, C')
+    drive: np.ndarray  # (N,) constant drive
+    threshold: np.ndarray  # (N,)
+    decay: np.ndarray  # (N,)
+    amount: float = 0.0
+    slope: float = 1.0
+    reset: Reset = "none"
+    recurrent: bool = False
+    geometry: Geometry | None = None
+    reduce: Reduce | None = None
+
+
+def _all(network: Network) -> list[_Wanted]:
+    if network.embedding is not None:
+        _refuse("its embedding sends numbers", "symbols that drive the first layer, --embedding 0")
+    if network.read > 1:
+        _refuse("its readout reads several layers", "one that reads the last, --no-read-all")
+    hidden = [_hidden(layer, f"layer{n}") for n, layer in enumerate(network.layers, start=1)]
+    return [*hidden, _readout(network.readout)]
+
+
+def _refuse(reason: str, nearest: str) -> NoReturn:
+    raise UsageError(f"the chip cannot run this network: {reason}; the nearest it can is {nearest}")
+
+
+def _check_unit(layer: Any, name: str) -> Unit:
+    if isinstance(layer, Baseline):
+        _refuse(f"{name} is one of torch's own", "a spiking unit such as snu")
+    unit = layer.unit
+    if not unit.spiking:
+        _refuse(f"{name} sends numbers, not spikes", "snu, the spiking form of softsnu")
+    if isinstance(unit, AdaptiveUnit):
+        _refuse(f"the thresholds of {name} move", "snu, whose thresholds stay")
+    if unit.rule.reset == "lateral":
+        _refuse(f"a spike resets all of {name}", "snu, where it resets its own neuron")
+    if unit.rule.g == "elu":
+        _refuse(f"{name} has g=elu", "leaky_relu, relu or identity")
+    return unit
+
+
+def _hidden(layer: Any, name: str) -> _Wanted:
+    unit = _check_unit(layer, name)
+    rule = unit.rule
+    weight, drive, geometry = _synapses(layer.array, name)
+    inputs = math.prod(geometry.in_shape) if geometry is not None else len(weight)
+    if layer.recurrent is not None:
+        weight = np.concatenate([weight, _array(layer.recurrent).T])
+    drive, decay = (_each(value, unit.size) for value in (drive, _array(unit.decay)))
+    threshold = -_array(unit.bias)
+    if not decay.any():  # without a memory a constant drive is a shift of the threshold
+        threshold, drive = threshold - drive, 0 * drive
+    return _Wanted(
+        name=name,
+        inputs=inputs,
+        weight=weight,
+        drive=drive,
+        threshold=threshold,
+        decay=decay,
+        amount=rule.amount if rule.reset == "subtract" else 0.0,
+        slope={"identity": 1.0, "relu": 0.0}.get(rule.g, rule.slope),
+        reset=rule.reset,  # type: ignore[arg-type]
+        recurrent=layer.recurrent is not None,
+        geometry=geometry,
+    )
+
+
+def _readout(readout: Readout) -> _Wanted:
+    if readout.bias is not None:
+        _refuse("its readout is tied to an embedding", "one of its own, --no-tied")
+    weight, bias = _array(readout.linear.weight).T, _array(readout.linear.bias)
+    reduce: dict[str, Reduce] = {"mean": "sum", "last": "last", "each": "each"}
+    nothing = np.zeros(len(bias))
+    return _Wanted(
+        "readout", len(weight), weight, bias, nothing, nothing + 1, reduce=reduce[readout.reduce]
+    )
+
+
+def _synapses(array: Any, name: str) -> tuple[np.ndarray, np.ndarray, Geometry | None]:
+    """Weights as rows of the chip, constant drive (N or channels,), and the convolution's shape."""
+    factor, shift = np.ones(()), np.zeros(())
+    if isinstance(array, Normalised):
+        factor, shift = (_array(value) for value in array.folded())
+        array = array.array
+    if isinstance(array, Embedding):  # a symbol is one event
+        return _array(array.weight), np.zeros(array.out_features), None
+    if not isinstance(array, Dense | Conv2d):
+        kind = type(array).__name__
+        _refuse(f"the synapses of {name} are {kind}", "Dense or Conv2d (see from_crossbar)")
+    weight = _array(array.weight) * factor.reshape(-1, *[1] * (array.weight.dim() - 1))
+    outputs = len(weight)
+    bias = getattr(array, "bias", None)
+    own = 0.0 if bias is None else _array(bias)
+    drive = np.broadcast_to(own * factor + shift, (outputs,))
+    if isinstance(array, Dense):
+        return weight.T, drive, None
+    for what, value in (("stride", array.stride), ("pool", array.pool)):
+        if value not in SHIFTS:
+            _refuse(f"{name} has a {what} of {value}", "1, 2 or 4")
+    sides = array.in_shape, array.out_shape
+    geometry = Geometry(*sides, weight.shape[-1], array.stride, array.padding, array.pool)
+    # The network averages over the squares of a pool, the chip adds up.
+    return weight.transpose(1, 2, 3, 0) / array.pool**2, drive, geometry
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().double().cpu().numpy()
+
+
+def _each(values: np.ndarray, size: int) -> np.ndarray:
+    """One number of all, one per channel or one per neuron, as (N,)."""
+    return np.repeat(values, size // values.size)
+
+
+def _rounded(wanted: _Wanted, chip: Chip, fraction: int) -> Layer:
+    weight, scale = _weights(wanted, chip.weight_bits)
+    scale = _each(scale, len(wanted.threshold))
+    per_unit, one = (1 << fraction) / scale, 1 << chip.decay_bits
+    top = 1 << MEMBRANE_BITS - 1
+    # A sum of whole weights is above a threshold where it is above the whole number below it.
+    threshold = np.floor(wanted.threshold * per_unit).clip(-top, top - 1)
+    return Layer(
+        name=wanted.name,
+        weight=weight,
+        bias=_whole(wanted.drive * per_unit),
+        threshold=threshold.astype(np.int64),
+        decay=_whole(wanted.decay * one),
+        amount=_whole(wanted.amount * per_unit),
+        scale=scale,
+        inputs=wanted.inputs,
+        reset=wanted.reset,
+        slope=round(wanted.slope * one),
+        recurrent=wanted.recurrent,
+        geometry=wanted.geometry,
+        reduce=wanted.reduce,
+    )
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    return np.rint(values).astype(np.int64)
+
+
+def _weights(wanted: _Wanted, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights as int32 and what 1 in them stands for, one per neuron or channel.
+
+    As `synapses.Rounded` has them: levels symmetric about 0, the outermost at the largest weight of
+    a neuron; of the readout, at the largest of all.
+    """
+    levels = (1 << bits - 1) - 1
+    largest = np.abs(wanted.weight).reshape(-1, wanted.weight.shape[-1]).max(0)
+    if wanted.reduce is not None:
+        largest = np.full_like(largest, largest.max())
+    scale = np.where(largest > 0, largest, 1.0) / levels
+    return np.rint(wanted.weight / scale).astype(np.int32), scale
