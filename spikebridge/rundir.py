@@ -27,6 +27,8 @@ SYMBOLS = "symbols.json"
 STEPS = "steps.json"
 CHIP = "chip.safetensors"
 MEMORY = "memory.json"
+PROGRAM = "program.npz"
+DIGITAL = "digital.json"
 RESULT = "result.json"
 TENSORBOARD = "tensorboard"
 REPORT = "report.html"
@@ -43,6 +45,8 @@ FILES = (
     STEPS,
     CHIP,
     MEMORY,
+    PROGRAM,
+    DIGITAL,
     REPORT,
     ENVIRONMENT,
     CONFIG,

@@ -7,6 +7,8 @@ import numpy as np
 from spikebridge.chip.spec import Layer
 
 CONVERGED_WITHIN = 4000
+GROWS_FOR = 300
+"""After so many equal steps of growth it is taken to go on; a leak near 1 has long tails."""
 
 
 def bounds(
@@ -24,14 +26,21 @@ def bounds(
     down, up = _reach(layer, fraction_bits)
     low = high = layer.bias.astype(np.int64)
     limited: tuple[np.ndarray, np.ndarray] | None = None
+    growth = alike = 0
     for done in range(1, max(max_steps, CONVERGED_WITHIN) + 1):
         bottom, top = low + down, high + up
         after = _kept(layer, bottom, top, decay_bits)
         wider = np.minimum(low, after[0]), np.maximum(high, after[1])
+        # A slope lifts negative membranes, at most to 0.
+        ends = bottom, np.maximum(top, _sloped(layer, top, decay_bits))
         if done == max_steps:
-            limited = bottom, top
+            limited = ends
         if (wider[0] == low).all() and (wider[1] == high).all():
-            return bottom, top, True
+            return *ends, True
+        widest = int(max((low - wider[0]).max(), (wider[1] - high).max()))
+        growth, alike = widest, alike + 1 if widest == growth else 0
+        if limited is not None and alike >= GROWS_FOR:
+            break
         low, high = wider
     assert limited is not None
     return *limited, False
@@ -59,7 +68,7 @@ def _kept(
     if layer.reduce is not None:
         kept = (low, high) if layer.reduce == "sum" else (0 * low, 0 * high)
         return kept[0] + layer.bias, kept[1] + layer.bias
-    low, high = (np.where(v >= 0, v, (v * layer.slope) >> decay_bits) for v in (low, high))
+    low, high = (_sloped(layer, v, decay_bits) for v in (low, high))
     silent = low <= layer.threshold
     fires = high > layer.threshold
     quiet = _leaked(layer, low, np.minimum(high, layer.threshold), decay_bits)
@@ -76,6 +85,10 @@ def _kept(
         silent & fires, np.maximum(quiet[1], loud[1]), np.where(fires, loud[1], quiet[1])
     )
     return bottom + layer.bias, top + layer.bias
+
+
+def _sloped(layer: Layer, v: np.ndarray, decay_bits: int) -> np.ndarray:
+    return np.where(v >= 0, v, (v * layer.slope) >> decay_bits)
 
 
 def _leaked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,15 @@ def load_program(path: str | Path) -> Program:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        # Opened here because numpy leaves a file that is no archive open.
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         head = json.loads(arrays.pop("head").tobytes())
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}: there is no such program; write one with spikebridge export"
         ) from error
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is not a whole program ({error}); export the network again"
         ) from error

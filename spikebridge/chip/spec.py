@@ -46,7 +46,7 @@ class Chip:
     lanes: int = 64
     """Neurons that are added to at the same time, a power of two up to 1,024."""
     max_steps: int = 256
-    """Time steps of a sample that membranes without a leak must bear, at least 1."""
+    """Time steps of a sample that membranes without a leak must bear, 1 to 16,384."""
     queue: int = 64
     """Input words that wait, a power of two up to 65,536."""
     clock_MHz: float = 200.0
@@ -58,7 +58,7 @@ class Chip:
             ("decay_bits", 1, 14),
             ("fraction_bits", -1, 8),
             ("lanes", 1, 1024),
-            ("max_steps", 1, 1 << 20),
+            ("max_steps", 1, 1 << 14),
             ("queue", 2, 1 << 16),
         ):
             value = getattr(self, name)

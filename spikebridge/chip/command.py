@@ -1,0 +1,161 @@
+"""The commands `spikebridge export` and `spikebridge verify`: a network on the digital chip."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from spikebridge.records import UsageError
+
+VERILOG = "verilog"
+"""Folder, inside that of the run, for the Verilog."""
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Compile a trained network for the digital chip: integers, energy, and Verilog."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a finished run of snu, binary-di or binary-ci."""
+    to: Literal["program", "verilog"] = "program"
+    """program tests the network in integers and writes program.npz and digital.json; verilog also
+    writes the design with memory images and a self-checking test bench."""
+    weight_bits: int = 0
+    """Bits of a weight, 2 to 16; 0 = as trained with --weight-bits, else 8."""
+    decay_bits: int = 8
+    """Bits behind the point of decays, 1 to 14."""
+    fraction_bits: int = -1
+    """Bits of a membrane below those of a weight, 0 to 8; -1 = 4, or 0 where no membrane is kept
+    from step to step."""
+    lanes: int = 64
+    """Neurons that are added to at the same time, a power of two up to 1,024."""
+    max_steps: int = 0
+    """Time steps of a sample that membranes without a leak must bear; 0 = as many as the task has,
+    or 256."""
+    queue: int = 64
+    """Input words that wait, a power of two."""
+    clock_MHz: float = 200.0
+    """Clock, above 0."""
+    samples: int = 0
+    """Samples to test in integers; 0 = all."""
+    split: Literal["test", "valid"] = "test"
+    """What is tested on; valid is for choosing settings."""
+    images: int = 20
+    """Test samples that the test bench of --to verilog goes through."""
+    out: Path | None = None
+    """Folder for the Verilog; by default verilog in that of the run."""
+    json: Flag = False
+    """Print digital.json on stdout."""
+    report: Flag = True
+    """Write the run's report.html anew."""
+
+    def run(self) -> None:
+        if self.images < 1:
+            raise UsageError(f"images={self.images}: at least 1; pass --images 20")
+        from spikebridge import digital
+        from spikebridge.chip.files import load_program
+        from spikebridge.rundir import PROGRAM
+
+        plan = digital.Plan(self._chip(), self.samples, self.split)
+        content = digital.export(self.run_dir, plan)
+        written = None
+        if self.to == "verilog":
+            from spikebridge.chip import verilog
+
+            written = verilog.write(
+                load_program(self.run_dir / PROGRAM),
+                self.out or self.run_dir / VERILOG,
+                digital.samples_for_rtl(self.run_dir, self.images),
+                about=f"{self.run_dir.name}, {content['metric']} {content['integer']:.4g}",
+            )
+        self._tell(content, written)
+
+    def _chip(self) -> dict[str, Any]:
+        names = ("decay_bits", "fraction_bits", "lanes", "queue", "clock_MHz")
+        found = {name: getattr(self, name) for name in names}
+        for name in ("weight_bits", "max_steps"):
+            if getattr(self, name):
+                found[name] = getattr(self, name)
+        return found
+
+    def _tell(self, content: dict[str, Any], written: Path | None) -> None:
+        page = None
+        if self.report:
+            from spikebridge.report.page import write
+
+            page = str(write(self.run_dir))
+        if self.json:
+            folder = None if written is None else str(written)
+            print(json.dumps({**content, "verilog": folder, "report": page}))
+            return
+        print("\n".join(told(content)))
+        if written is not None:
+            print(f"verilog: {written}; prove it with: spikebridge verify {written}")
+        if page:
+            print(f"page: {page}")
+
+
+def told(content: dict[str, Any]) -> list[str]:
+    """digital.json in a few lines."""
+    from spikebridge.metrics import METRICS
+    from spikebridge.quantities import in_si
+
+    metric, program, counts = METRICS[content["metric"]], content["program"], content["counts"]
+    energy, per = content["energy"], content["per"]
+    lines = [
+        f"{content['split']} {metric.axis}: {metric.figure(content['integer'])} in integers, "
+        f"{metric.figure(content['software'])} in software ({content['samples']:,} {per}s)",
+        f"{program['weight_bits']}-bit weights in {program['weight_memory_bits'] / 8192:,.1f} KiB, "
+        f"membranes of {program['membrane_bits']} bits",
+    ]
+    for layer in content["layers"]:
+        same = "" if layer["same_spikes"] is None else f", {layer['same_spikes']:.3%} same spikes"
+        lines.append(
+            f"  {layer['name']}: {layer['inputs']} to {layer['neurons']}, weights off by "
+            f"{layer['weight_error']:.2%}{same}"
+        )
+    each = {name: counts[name] / counts["samples"] for name in ("cycles", "additions", "spikes")}
+    ends = [in_si(energy[name]["total_pJ"] * 1e-12, "J") for name in ("nominal", "low", "high")]
+    lines.append(
+        f"per {per}: {each['spikes']:,.0f} spikes, {each['additions']:,.0f} additions, "
+        f"{each['cycles']:,.0f} cycles ({in_si(energy['nominal']['seconds_s'], 's')})"
+    )
+    lines.append(f"energy per {per}, 40 nm: {ends[0]} ({ends[1]} to {ends[2]})")
+    for row in energy["nominal"]["rows"]:
+        if row["energy_pJ"]:
+            lines.append(f"  {row['part']:<26} {in_si(row['energy_pJ'] * 1e-12, 'J'):>10}")
+    return lines
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Run exported Verilog in simulators and compare it with the integer model, bit for bit."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder that `spikebridge export RUN --to verilog` has written."""
+    simulators: tuple[Literal["icarus", "verilator"], ...] = ("icarus", "verilator")
+    """Simulators to run."""
+    synthesise: Flag = False
+    """Synthesise with Yosys too: cells and memory bits."""
+    json: Flag = False
+    """Print one JSON object."""
+
+    def run(self) -> None:
+        from spikebridge.chip import verify
+
+        content: dict[str, Any] = verify.verify(self.directory, self.simulators)
+        if self.synthesise:
+            content["synthesis"] = verify.synthesise(self.directory)
+        if self.json:
+            print(json.dumps(content))
+        else:
+            print("\n".join(verify.told(content)))
+        if not content["equal"]:
+            sys.exit(1)

@@ -1,0 +1,303 @@
+"""A trained network on the digital chip: integer accuracy, spikes, cycles, energy, beside software.
+
+`export` compiles the network of a finished run, runs it on the test set in integers, and writes
+program.npz and digital.json into the run's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikebridge import evaluation, rundir, silicon, tasks
+from spikebridge.chip.compile import compile, losses
+from spikebridge.chip.engine import Engine
+from spikebridge.chip.files import save_program
+from spikebridge.chip.spec import Chip, ChipCounts, Program
+from spikebridge.config import Config
+from spikebridge.metrics import from_mean
+from spikebridge.network import Network, load_network
+from spikebridge.records import RunError, UsageError
+from spikebridge.seeding import generator
+from spikebridge.tasks.base import Batch, Task
+
+LOOKED_AT = 32
+"""Samples whose spikes are compared one by one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried.
+
+    Args:
+        chip: the settings of the chip that are given; others follow from the run: as many bits of
+            a weight as it was trained with (8 where it was not rounded), and its time steps.
+        samples: of the split; 0 = all.
+        split: "test", or "valid" for choosing settings.
+    """
+
+    chip: dict[str, Any] = dataclasses.field(default_factory=dict)
+    samples: int = 0
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise UsageError(f"samples={self.samples}: 0 or more; pass --samples 1000")
+        if self.split not in ("test", "valid"):
+            raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
+
+
+def export(directory: Path, plan: Plan | None = None) -> dict[str, Any]:
+    """Compile the network of a finished run and test the program beside it.
+
+    Args:
+        directory: of the run.
+        plan: what is tried.
+
+    Returns the content of digital.json.  Raises UsageError where the run is not complete, or the
+    chip cannot run its network or its inputs.
+    """
+    plan = plan or Plan()
+    config, network = load(directory)
+    task = tasks.load(config.task)
+    program = compile(network, chip_for(config, task, plan.chip))
+    trial = _Trial(network, program, task, config, plan)
+    content = {
+        "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
+        "split": plan.split,
+        "samples": trial.counts.samples,
+        "software": trial.software,
+        "integer": trial.integer,
+        "chip": dataclasses.asdict(program.chip),
+        "program": _sizes(program),
+        "layers": _layers(network, program, trial.agreement()),
+        "counts": dataclasses.asdict(trial.counts),
+        "per": "step" if task.carries_state else "sample",
+        "energy": _energy(trial.counts, program),
+        "area_mm2": silicon.area_mm2(program),
+    }
+    save_program(program, directory / rundir.PROGRAM)
+    rundir.write_json(directory / rundir.DIGITAL, content)
+    return content
+
+
+def load(directory: Path) -> tuple[Config, Network]:
+    """Settings and network of a finished run.  Raises UsageError where it is not finished."""
+    if not rundir.is_complete(directory):
+        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
+    try:
+        return rundir.read_config(directory), load_network(directory / rundir.MODEL).eval()
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(str(error)) from error
+
+
+def chip_for(config: Config, task: Task, given: dict[str, Any]) -> Chip:
+    """The chip for a run: what is given, and otherwise what its training and its task say."""
+    found: dict[str, Any] = {}
+    if config.model.weight_bits:
+        found["weight_bits"] = config.model.weight_bits
+    steps = [getattr(config.task, name, 0) for name in ("steps", "steps_test")]
+    if not task.carries_state and max(steps):
+        found["max_steps"] = max(max(steps), getattr(task, "steps", 0))
+    return Chip(**{**found, **given})
+
+
+def spikes_of(task: Task, batch: Batch) -> np.ndarray:
+    """Inputs (T, B, I) as booleans.  Raises UsageError where they are not spikes."""
+    if task.symbols:
+        return torch.nn.functional.one_hot(batch.x, task.input_size).bool().numpy()
+    if not bool(((batch.x == 0) | (batch.x == 1)).all()):
+        raise UsageError(
+            f"the inputs of {task.name} are numbers, and the chip takes spikes, 0 or 1; train with "
+            "inputs by rate or by threshold (digits: --coding rate, events: --coding binary)"
+        )
+    return batch.x.bool().numpy()
+
+
+def samples_for_rtl(directory: Path, count: int) -> list[list[np.ndarray]]:
+    """The first test samples of a run, per sample and step the rising numbers of its spikes."""
+    config, _ = load(directory)
+    task = tasks.load(config.task)
+    judge = generator(config.train.eval_seed, "test")
+    found: list[list[np.ndarray]] = []
+    for batch in task.batches("test", min(count, config.train.batch_size), judge):
+        x = spikes_of(task, batch)
+        lengths = [len(x)] * x.shape[1]
+        if batch.mask is not None:
+            lengths = batch.mask.sum(0).tolist()
+        for number, length in enumerate(lengths):
+            found.append([np.flatnonzero(x[t, number]) for t in range(length)])
+            if len(found) == count:
+                return found
+    return found
+
+
+class _Trial:
+    """A network and its program on the same inputs."""
+
+    def __init__(
+        self, network: Network, program: Program, task: Task, config: Config, plan: Plan
+    ) -> None:
+        self.network, self.program, self.task, self.plan = network, program, task, plan
+        self.size, self.judge = config.train.batch_size, config.train.eval_seed
+        self.counts = ChipCounts()
+        scale = program.readout.scale / (1 << program.fraction_bits)
+        self.scale = torch.from_numpy(scale).float()
+        self.software, self.integer = self._both()
+
+    def batches(self) -> Iterator[Batch]:
+        """The inputs, always the same ones."""
+        limit = -(-self.plan.samples // self.size) if self.plan.samples else None
+        judge = generator(self.judge, self.plan.split)
+        return islice(self.task.batches(self.plan.split, self.size, judge), limit)
+
+    def _both(self) -> tuple[float, float]:
+        """The metric in software and in integers."""
+        sums = [[0.0, 0], [0.0, 0]]
+        engines = _Streams(self.program) if self.task.carries_state else None
+        state = None
+        with evaluation.evaluating(self.network):
+            for batch in self.batches():
+                output, state = self.network(batch.x, state if engines else None)
+                x = spikes_of(self.task, batch)
+                found = engines.run(x) if engines else self._run(x, batch)
+                for total, answer in zip(sums, (output, self._meant(found, len(x))), strict=True):
+                    score, count = self.task.score(answer, batch)
+                    total[0] += score
+                    total[1] += count
+        if engines:
+            self.counts = engines.counts()
+        software, integer = (from_mean(self.task.metric, total / n) for total, n in sums)
+        return software, integer
+
+    def _run(self, x: np.ndarray, batch: Batch) -> np.ndarray:
+        """Outputs of the program, those of padding 0, and what it did."""
+        if batch.mask is None or self.program.readout.reduce != "each":
+            found = Engine(self.program).run(x)
+            self.counts += found.counts
+            return found.outputs
+        # Padding is no time step: each sequence runs for its own length.
+        outputs = np.zeros((*x.shape[:2], self.program.outputs), np.int64)
+        for number, length in enumerate(batch.mask.sum(0).tolist()):
+            one = slice(number, number + 1)
+            found = Engine(self.program).run(x[:length, one])
+            outputs[:length, one] = found.outputs
+            self.counts += found.counts
+        return outputs
+
+    def _meant(self, outputs: np.ndarray, steps: int) -> Tensor:
+        """Integer outputs as the numbers of the network's readout."""
+        value = torch.from_numpy(outputs).float() * self.scale
+        return value / steps if self.program.readout.reduce == "sum" else value
+
+    def agreement(self) -> list[float]:
+        """Of each hidden layer: share of neurons and steps that do the same in both, on a few."""
+        batch = next(self.batches())
+        x = batch.x[:, :LOOKED_AT]
+        with evaluation.evaluating(self.network):
+            seen = self.network.observe(x)
+        spikes = spikes_of(self.task, batch._replace(x=x))
+        lengths = [len(x)] * x.shape[1]
+        if batch.mask is not None:
+            lengths = batch.mask[:, :LOOKED_AT].sum(0).tolist()
+        same, total = [0] * len(seen.layers), 0
+        for number, length in enumerate(lengths):
+            engine = Engine(self.program)
+            total += length
+            for t in range(length):
+                engine.step(np.flatnonzero(spikes[t, number]))
+                for at, layer in enumerate(seen.layers):
+                    fired = np.zeros(layer.y.shape[-1], bool)
+                    fired[engine.spikes[at]] = True
+                    same[at] += int((fired == layer.y[t, number].bool().numpy()).sum())
+        sizes = [layer.y.shape[-1] for layer in seen.layers]
+        return [equal / (total * size) for equal, size in zip(same, sizes, strict=True)]
+
+
+class _Streams:
+    """One engine for each of the texts or tables that are read side by side."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.engines: list[Engine] = []
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Outputs (T, B, O) of inputs (T, B, I), which go on where the last ones stopped."""
+        steps, width = x.shape[:2]
+        while len(self.engines) < width:
+            self.engines.append(Engine(self.program))
+        outputs = np.zeros((steps, width, self.program.outputs), np.int64)
+        for number in range(width):
+            for t in range(steps):
+                outputs[t, number] = self.engines[number].step(np.flatnonzero(x[t, number]))
+        return outputs
+
+    def counts(self) -> ChipCounts:
+        """What all did; a time step counts as a sample."""
+        total = sum((engine.counts for engine in self.engines), ChipCounts())
+        return dataclasses.replace(total, samples=total.steps)
+
+
+def _sizes(program: Program) -> dict[str, Any]:
+    numbers = ("weight_bits", "decay_bits", "fraction_bits", "membrane_bits", "max_steps")
+    memories = (
+        "weight_memory_bits",
+        "membrane_memory_bits",
+        "parameter_memory_bits",
+        "event_memory_bits",
+    )
+    found = {name: getattr(program, name) for name in (*numbers, *memories)}
+    return found | {"inputs": program.inputs, "multiplies": program.multiplies}
+
+
+def _layers(network: Network, program: Program, agreement: list[float]) -> list[dict[str, Any]]:
+    found = []
+    same = [*agreement, None]
+    for layer, lost, equal in zip(program.layers, losses(network, program), same, strict=True):
+        found.append(
+            {
+                "name": layer.name,
+                "kind": "convolution" if layer.geometry else "dense",
+                "recurrent": layer.recurrent,
+                "inputs": layer.inputs,
+                "neurons": layer.neurons,
+                "weights": int(layer.weight.size),
+                "weight_error": lost.weight,
+                "decay_error": lost.decay,
+                "drive_error": lost.drive,
+                "same_spikes": equal,
+            }
+        )
+    return found
+
+
+def _energy(counts: ChipCounts, program: Program) -> dict[str, Any]:
+    """Energy and time per sample: what is likely, and the ends of the range."""
+    low, nominal, high = silicon.span(counts, program)
+    samples = counts.samples
+
+    def per_sample(energy: Any) -> dict[str, Any]:
+        rows = [
+            dataclasses.asdict(row)
+            | {"count": row.count / samples, "energy_pJ": row.energy_pJ / samples}
+            for row in energy
+        ]
+        return {
+            "total_pJ": energy.total_pJ / samples,
+            "seconds_s": energy.seconds_s / samples,
+            "rows": rows,
+        }
+
+    names = ("low", "nominal", "high")
+    return {
+        name: per_sample(energy) for name, energy in zip(names, (low, nominal, high), strict=True)
+    }
