@@ -83,7 +83,7 @@ def export(directory: Path, plan: Plan | None = None) -> dict[str, Any]:
         "counts": dataclasses.asdict(trial.counts),
         "per": "step" if task.carries_state else "sample",
         "energy": _energy(trial.counts, program),
-        "area_mm2": silicon.area_mm2(program),
+        "area_mm2": {name: part.value for name, part in silicon.area_mm2(program).items()},
     }
     save_program(program, directory / rundir.PROGRAM)
     rundir.write_json(directory / rundir.DIGITAL, content)

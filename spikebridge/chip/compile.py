@@ -177,9 +177,9 @@ def _readout(readout: Readout) -> _Wanted:
 
 def _synapses(array: Any, name: str) -> tuple[np.ndarray, np.ndarray, Geometry | None]:
     """Weights as rows of the chip, constant drive (N or channels,), and the convolution's shape."""
-    factor, shift = np.ones(()), np.zeros(())
+    factor, constant = np.ones(()), None
     if isinstance(array, Normalised):
-        factor, shift = (_array(value) for value in array.folded())
+        factor, constant = (_array(value) for value in array.folded())
         array = array.array
     if isinstance(array, Embedding):  # a symbol is one event
         return _array(array.weight), np.zeros(array.out_features), None
@@ -187,10 +187,9 @@ def _synapses(array: Any, name: str) -> tuple[np.ndarray, np.ndarray, Geometry |
         kind = type(array).__name__
         _refuse(f"the synapses of {name} are {kind}", "Dense or Conv2d (see from_crossbar)")
     weight = _array(array.weight) * factor.reshape(-1, *[1] * (array.weight.dim() - 1))
-    outputs = len(weight)
-    bias = getattr(array, "bias", None)
-    own = 0.0 if bias is None else _array(bias)
-    drive = np.broadcast_to(own * factor + shift, (outputs,))
+    drive = np.zeros(len(weight)) if constant is None else constant
+    if constant is None and array.bias is not None:
+        drive = _array(array.bias)
     if isinstance(array, Dense):
         return weight.T, drive, None
     for what, value in (("stride", array.stride), ("pool", array.pool)):
