@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "chip_door.h"
 #include "memory.h"
 #include "scan.h"
 
@@ -179,6 +180,14 @@ void backward(const Sizes& sizes, const Operand& grad_y, Address recurrent, Addr
 
 }  // namespace
 
+const ChipKernels& spikebridge::chip_kernels() {
+#ifdef SPIKEBRIDGE_X86
+  if (chosen == Isa::avx512) return avx512::chip_kernels;
+  if (chosen == Isa::avx2) return avx2::chip_kernels;
+#endif
+  return baseline::chip_kernels;
+}
+
 NB_MODULE(_native, m) {
   m.doc() = "Fused scans of spikebridge on raw pointers; see native/scan.h.";
   m.def("instruction_set", [] { return std::string(kNames[static_cast<int>(chosen)]); });
@@ -204,4 +213,5 @@ NB_MODULE(_native, m) {
   m.def("backward_float32", &backward<float, float>, Release());
   m.def("backward_float64", &backward<double, double>, Release());
   m.def("backward_bfloat16", &backward<Bf16, float>, Release());
+  bind_chip(m);
 }
