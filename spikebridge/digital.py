@@ -22,11 +22,12 @@ from spikebridge.chip.compile import compile, losses
 from spikebridge.chip.engine import Engine
 from spikebridge.chip.files import save_program
 from spikebridge.chip.spec import Chip, ChipCounts, Program
-from spikebridge.config import Config
+from spikebridge.config import Config, override
 from spikebridge.metrics import from_mean
 from spikebridge.network import Network, load_network
 from spikebridge.records import RunError, UsageError
 from spikebridge.seeding import generator
+from spikebridge.stepwise import with_steps
 from spikebridge.tasks.base import Batch, Task
 
 LOOKED_AT = 32
@@ -42,17 +43,21 @@ class Plan:
             a weight as it was trained with (8 where it was not rounded), and its time steps.
         samples: of the split; 0 = all.
         split: "test", or "valid" for choosing settings.
+        steps: time steps of a sample, for digits and events; 0 = as the run was tested.
     """
 
     chip: dict[str, Any] = dataclasses.field(default_factory=dict)
     samples: int = 0
     split: str = "test"
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if self.samples < 0:
             raise UsageError(f"samples={self.samples}: 0 or more; pass --samples 1000")
         if self.split not in ("test", "valid"):
             raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
+        if self.steps < 0:
+            raise UsageError(f"steps={self.steps}: 0 or more; pass --steps 4")
 
 
 def export(directory: Path, plan: Plan | None = None) -> dict[str, Any]:
@@ -65,16 +70,24 @@ def export(directory: Path, plan: Plan | None = None) -> dict[str, Any]:
     Returns the content of digital.json.  Raises UsageError where the run is not complete, or the
     chip cannot run its network or its inputs.
     """
-    plan = plan or Plan()
-    config, network = load(directory)
+    program, content = measure(directory, plan or Plan())
+    save_program(program, directory / rundir.PROGRAM)
+    rundir.write_json(directory / rundir.DIGITAL, content)
+    return content
+
+
+def measure(directory: Path, plan: Plan) -> tuple[Program, dict[str, Any]]:
+    """The program of a finished run and the content of digital.json; nothing is written."""
+    config, network = load(directory, plan.steps)
     task = tasks.load(config.task)
     program = compile(network, chip_for(config, task, plan.chip))
     trial = _Trial(network, program, task, config, plan)
-    content = {
+    return program, {
         "metric": task.metric,
         "higher_is_better": task.higher_is_better,
         "split": plan.split,
         "samples": trial.counts.samples,
+        "steps": trial.counts.steps / trial.counts.samples,
         "software": trial.software,
         "integer": trial.integer,
         "chip": dataclasses.asdict(program.chip),
@@ -85,17 +98,20 @@ def export(directory: Path, plan: Plan | None = None) -> dict[str, Any]:
         "energy": _energy(trial.counts, program),
         "area_mm2": {name: part.value for name, part in silicon.area_mm2(program).items()},
     }
-    save_program(program, directory / rundir.PROGRAM)
-    rundir.write_json(directory / rundir.DIGITAL, content)
-    return content
 
 
-def load(directory: Path) -> tuple[Config, Network]:
-    """Settings and network of a finished run.  Raises UsageError where it is not finished."""
+def load(directory: Path, steps: int = 0) -> tuple[Config, Network]:
+    """Settings and network of a finished run, tested with so many steps where that is not 0.
+
+    Raises UsageError where it is not finished, or its number of steps is not a choice.
+    """
     if not rundir.is_complete(directory):
         raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
+    config = rundir.read_config(directory)
+    if steps:
+        config = override(config, **with_steps(config, directory, steps))
     try:
-        return rundir.read_config(directory), load_network(directory / rundir.MODEL).eval()
+        return config, load_network(directory / rundir.MODEL).eval()
     except (FileNotFoundError, ValueError) as error:
         raise RunError(str(error)) from error
 
@@ -123,9 +139,9 @@ def spikes_of(task: Task, batch: Batch) -> np.ndarray:
     return batch.x.bool().numpy()
 
 
-def samples_for_rtl(directory: Path, count: int) -> list[list[np.ndarray]]:
+def samples_for_rtl(directory: Path, count: int, steps: int = 0) -> list[list[np.ndarray]]:
     """The first test samples of a run, per sample and step the rising numbers of its spikes."""
-    config, _ = load(directory)
+    config, _ = load(directory, steps)
     task = tasks.load(config.task)
     judge = generator(config.train.eval_seed, "test")
     found: list[list[np.ndarray]] = []
@@ -182,17 +198,19 @@ class _Trial:
     def _run(self, x: np.ndarray, batch: Batch) -> np.ndarray:
         """Outputs of the program, those of padding 0, and what it did."""
         if batch.mask is None or self.program.readout.reduce != "each":
-            found = Engine(self.program).run(x)
-            self.counts += found.counts
-            return found.outputs
+            return self._counted(x)
         # Padding is no time step: each sequence runs for its own length.
         outputs = np.zeros((*x.shape[:2], self.program.outputs), np.int64)
         for number, length in enumerate(batch.mask.sum(0).tolist()):
             one = slice(number, number + 1)
-            found = Engine(self.program).run(x[:length, one])
-            outputs[:length, one] = found.outputs
-            self.counts += found.counts
+            outputs[:length, one] = self._counted(x[:length, one])
         return outputs
+
+    def _counted(self, x: np.ndarray) -> np.ndarray:
+        found = Engine(self.program).run(x, counts=True)
+        assert found.counts is not None
+        self.counts += found.counts
+        return found.outputs
 
     def _meant(self, outputs: np.ndarray, steps: int) -> Tensor:
         """Integer outputs as the numbers of the network's readout."""

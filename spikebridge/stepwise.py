@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import evaluation, rundir, tasks
+from spikebridge.config import Config
 from spikebridge.network import load_network
 from spikebridge.records import RunError, UsageError
 from spikebridge.seeding import generator
@@ -28,21 +29,17 @@ def by_steps(
         raise UsageError(f"steps={list(steps)}: each must be at least 1; pass --steps 5 10 20")
     config = rundir.read_config(directory)
     task = config.task
-    if not isinstance(task, DigitsConfig | EventsConfig) or task.coding == "rows":
-        raise UsageError(
-            f"{directory}: its inputs have as many steps as the data give them; the number of "
-            "steps is a choice only for images by rate or current, and for events"
-        )
+    own = getattr(task, "steps", 1)
+    settings = [with_steps(config, directory, count) for count in sorted(set(steps))]
     try:
         network = load_network(directory / rundir.MODEL)
     except (FileNotFoundError, ValueError) as error:
         raise RunError(str(error)) from error
     tests, spikes = [], []
-    for count in sorted(set(steps)):
-        longer = {"steps_test": count} if isinstance(task, DigitsConfig) else {"steps": count}
+    for count, longer in zip(sorted(set(steps)), settings, strict=True):
         loaded = tasks.load(dataclasses.replace(task, **longer))  # type: ignore[arg-type]
         # As many samples at a time as keep the work within the memory that training took.
-        size = max(1, config.train.batch_size * task.steps // max(count, task.steps))
+        size = max(1, config.train.batch_size * own // max(count, own))
         judge = generator(config.train.eval_seed, "test")
         score, activity = evaluation.observe(network, loaded, "test", size, judge)
         tests.append(score.metric)
@@ -51,10 +48,24 @@ def by_steps(
             tell(count)
     content = {
         "metric": rundir.read_result(directory).metric,
-        "trained_with": task.steps,
+        "trained_with": own,
         "steps": sorted(set(steps)),
         "test": tests,
         "spikes_per_inference": spikes,
     }
     rundir.write_json(directory / rundir.STEPS, content)
     return content
+
+
+def with_steps(config: Config, directory: Path, count: int) -> dict[str, int]:
+    """The settings that make a test last so many steps.
+
+    Raises UsageError where the number of steps is not a choice.
+    """
+    task = config.task
+    if not isinstance(task, DigitsConfig | EventsConfig) or task.coding == "rows":
+        raise UsageError(
+            f"{directory}: its inputs have as many steps as the data give them; the number of "
+            "steps is a choice only for images by rate, threshold or current, and for events"
+        )
+    return {"steps_test": count} if isinstance(task, DigitsConfig) else {"steps": count}

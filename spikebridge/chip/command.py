@@ -47,6 +47,8 @@ class Export:
     """Samples to test in integers; 0 = all."""
     split: Literal["test", "valid"] = "test"
     """What is tested on; valid is for choosing settings."""
+    steps: int = 0
+    """Time steps of a sample, for digits and events; 0 = as the run was tested."""
     images: int = 20
     """Test samples that the test bench of --to verilog goes through."""
     out: Path | None = None
@@ -63,7 +65,7 @@ class Export:
         from spikebridge.chip.files import load_program
         from spikebridge.rundir import PROGRAM
 
-        plan = digital.Plan(self._chip(), self.samples, self.split)
+        plan = digital.Plan(self._chip(), self.samples, self.split, self.steps)
         content = digital.export(self.run_dir, plan)
         written = None
         if self.to == "verilog":
@@ -72,7 +74,7 @@ class Export:
             written = verilog.write(
                 load_program(self.run_dir / PROGRAM),
                 self.out or self.run_dir / VERILOG,
-                digital.samples_for_rtl(self.run_dir, self.images),
+                digital.samples_for_rtl(self.run_dir, self.images, self.steps),
                 about=f"{self.run_dir.name}, {content['metric']} {content['integer']:.4g}",
             )
         self._tell(content, written)

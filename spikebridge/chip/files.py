@@ -82,7 +82,7 @@ def _plain(layer: Layer) -> dict[str, Any]:
     return found
 
 
-def _layer(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> Layer:
+def _layer(plain: dict[str, Any], arrays: dict[str, Any]) -> Layer:
     geometry = plain.pop("geometry")
     if geometry is not None:
         for name in ("in_shape", "out_shape"):

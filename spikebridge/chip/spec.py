@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -267,7 +267,7 @@ def silent(layer: Layer) -> np.ndarray:
     return layer.bias.astype(np.int64)
 
 
-def with_chip(program: Program, **settings: int | float) -> Program:
+def with_chip(program: Program, **settings: Any) -> Program:
     """The same program on a chip with other lanes, queue or clock.
 
     Bits are part of the program: to change them, compile again.
@@ -310,7 +310,7 @@ def _check_layer(program: Program, layer: Layer) -> None:
         )
     if layer.geometry is not None:
         g = layer.geometry
-        wanted = (g.in_shape[0], g.kernel, g.kernel, g.out_shape[0])
+        wanted: tuple[int, ...] = (g.in_shape[0], g.kernel, g.kernel, g.out_shape[0])
         _rule(layer.inputs == math.prod(g.in_shape), f"{name}: inputs do not fit the image")
         _rule(not layer.recurrent, f"{name}: a convolution cannot be recurrent")
     else:
