@@ -48,6 +48,13 @@ class TrainConfig:
     """Passes over the training set, at least 1."""
     batch_size: int = 32
     """Samples (images, songs) per optimiser step, at least 1."""
+    loss: Literal["task", "squared_hinge"] = "task"
+    """What is minimised: the task's own loss, or, where targets are classes, the mean over classes
+    of max(0, 1 - t y)^2 with t = 1 for the right one and -1 for the others.  Validation and test
+    always report the task's own."""
+    activity: float = 0.0
+    """Price on spikes: the loss grows by this times the mean square of the outputs of each hidden
+    layer, over its neurons, samples and real steps; 0 = none."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Optimiser; sgd has momentum 0.9."""
     lr: float = 1e-3
@@ -96,6 +103,12 @@ class TrainConfig:
         at_least(self, 1, "32", "batch_size")
         require(self.lr > 0, f"lr={self.lr}: the learning rate must be above 0; pass --lr 1e-3")
         at_least(self, 0, "0", "weight_decay", "weight_noise", "clip_norm", "patience", "sampled")
+        at_least(self, 0, "0", "activity")
+        require(
+            not self.sampled or self.loss == "task",
+            f"sampled={self.sampled}, loss={self.loss}: only the task's own loss is corrected for "
+            "how outputs are drawn; leave one of them out",
+        )
         for name in ("ema", "beta2"):
             value = getattr(self, name)
             require(
@@ -174,7 +187,7 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
     data = default_data(kind) if data is None else data
     name, recurrent = split_variant(unit)
     found: dict[str, Any] = {}
-    for row in ((data, ""), (data, unit)):
+    for row in ((data, ""), ("", unit), (data, unit)):
         found |= PRESETS.get(row, {})
     found |= {"unit": name, "recurrent": recurrent} | settings
     # Built at once, not overridden: a task's settings may only make sense together.

@@ -24,14 +24,14 @@ from spikebridge.config import Config, data_name, label_of, to_dict, variant_of
 from spikebridge.memory.crossbar import from_crossbar
 from spikebridge.memory.training import begin, in_memory
 from spikebridge.network import start_from
+from spikebridge.objective import Objective
 from spikebridge.optimisation import best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import Result, replace
-from spikebridge.sampling import Sampler
 from spikebridge.seeding import generator, seed_of
 from spikebridge.synapses import noisy_weights, plain_weights
 from spikebridge.task_configs import OwnConfig
-from spikebridge.tasks.base import Batch, Task
+from spikebridge.tasks.base import Task
 from spikebridge.watching import Progress, Silent, board, tell_board
 
 __all__ = ["Progress", "Result", "Silent", "run"]
@@ -128,7 +128,7 @@ class _Run:
         self.train = config.train
         # Data that are missing must not leave a begun run behind.
         self.task = tasks.load(config.task) if task is None else task
-        self._check_sampling()
+        self.objective = Objective(self.train, self.task)
         torch.manual_seed(seed_of(self.train.seed, "init"))
         self.network = network.build(
             config.model,
@@ -160,17 +160,6 @@ class _Run:
         self.batches = self.task.count_batches(self.train.batch_size)
         self.state = checkpoint.Position(step=0, history=[], best={})
         self.average = Average(self.network, self.train.ema)
-
-    def _check_sampling(self) -> None:
-        if not self.train.sampled:
-            return
-        frequencies = getattr(self.task, "frequencies", None)
-        if frequencies is None:
-            raise UsageError(
-                f"sampled={self.train.sampled}: drawing among outputs is for texts; "
-                "leave --sampled out"
-            )
-        self.sampler = Sampler(frequencies, self.train.sampled)
 
     def _try_backend(self) -> None:
         """Find out before the run begins that a backend which was asked for cannot serve."""
@@ -264,7 +253,7 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
-            loss, after = self._loss(batch, state)
+            loss, after = self.objective(self.network, batch, state, self.data)
             state = detached(after) if self.task.carries_state else None
             value = self._check_finite("loss", loss.item(), epoch)
             loss.backward()
@@ -288,17 +277,6 @@ class _Run:
         means = {"train_loss": total / count, "grad_norm": norms / (number - skipped)}
         sent = {} if self.chip is None else self.optimizer.taken()
         return means | {"lr": rate, "skipped": skipped} | sent
-
-    def _loss(self, batch: Batch, state: Any) -> tuple[Tensor, Any]:
-        """The loss on a batch, and the state after it."""
-        low = self.train.precision == "bfloat16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            if not self.train.sampled:
-                output, after = self.network(batch.x, state)
-                return self.task.loss(output, batch), after
-            drawn = self.sampler.draw(batch.target, self.data)
-            output, after = self.network(batch.x, state, among=drawn.among)
-            return drawn.loss(output), after
 
     def _clip(self) -> Tensor:
         limit = self.train.clip_norm or math.inf

@@ -7,16 +7,30 @@ from typing import Literal, get_args
 
 from spikebridge.records import at_least, check_types, require
 
-UnitName = Literal["snu", "softsnu", "li-snu", "adaptive-snu", "rnn", "gru", "lstm"]
+UnitName = Literal[
+    "snu",
+    "softsnu",
+    "li-snu",
+    "adaptive-snu",
+    "binary-di",
+    "binary-ci",
+    "rnn",
+    "gru",
+    "lstm",
+]
 VariantName = Literal[
     "snu",
     "softsnu",
     "li-snu",
     "adaptive-snu",
+    "binary-di",
+    "binary-ci",
     "recurrent-snu",
     "recurrent-softsnu",
     "recurrent-li-snu",
     "recurrent-adaptive-snu",
+    "recurrent-binary-di",
+    "recurrent-binary-ci",
     "rnn",
     "gru",
     "lstm",
@@ -25,11 +39,14 @@ VariantName = Literal[
 UNITS: tuple[str, ...] = get_args(UnitName)
 VARIANTS: tuple[str, ...] = get_args(VariantName)
 BASELINES = ("rnn", "gru", "lstm")
+BINARY = ("binary-di", "binary-ci")
 LABELS = {
     "snu": "SNU",
     "softsnu": "soft SNU",
     "li-snu": "LI-SNU",
     "adaptive-snu": "adaptive SNU",
+    "binary-di": "binary DI",
+    "binary-ci": "binary CI",
     "rnn": "RNN",
     "gru": "GRU",
     "lstm": "LSTM",
@@ -42,7 +59,8 @@ class ModelConfig:
 
     unit: UnitName = "snu"
     """The neuron model: snu (spiking), softsnu (the same with a sigmoid output), li-snu (lateral
-    inhibition), adaptive-snu (adaptive threshold), or a baseline: rnn, gru, lstm."""
+    inhibition), adaptive-snu (adaptive threshold), binary-di and binary-ci (binary activations
+    with discontinuous and with continuous integration), or a baseline: rnn, gru, lstm."""
     hidden: tuple[int, ...] = (128, 128)
     """Neurons of each hidden layer, first to last; each at least 1."""
     channels: tuple[int, ...] = ()
@@ -56,6 +74,12 @@ class ModelConfig:
     norm: bool = False
     """Whether drives are scaled, feature by feature, to a learned root mean square: in training by
     that of the batch, in use by a running one, which is a factor on the weights."""
+    centre: bool = False
+    """Whether --norm also takes off the mean and adds a learned shift: batch normalisation, which
+    folds into weights and a constant drive; binary-di: into weights and threshold."""
+    drive_bias: bool = False
+    """Whether each neuron (of convolutions: each channel) has a learned constant drive at every
+    step; binary-ci always does, and with --centre the shift is it."""
     embedding: int = 0
     """For tasks with symbols: length of the vector of each, trained; 0 = each symbol drives the
     first layer by a row of its own."""
@@ -71,18 +95,20 @@ class ModelConfig:
     """Whether each layer's outputs feed back to it at the next step; rnn, gru, lstm always do."""
     g: Literal["identity", "relu", "leaky_relu", "elu"] = "leaky_relu"
     """Nonlinearity inside the membrane loop, s = g(drive + decay * kept state); not used by rnn,
-    gru and lstm, like all settings of the membrane below."""
+    gru and lstm, like all settings of the membrane below.  Binary units have identity."""
     g_slope: float = 0.1
     """Slope of leaky_relu for negative membrane states, 0 to 1."""
     decay: float = 0.8
-    """Share of the membrane state that stays from one step to the next, above 0 and at most 1."""
+    """Share of the membrane state that stays from one step to the next, above 0 and at most 1; not
+    used by binary-di, which has 0, and binary-ci, which has 1."""
     decay_to: float = 0.0
     """Above 0: the neurons of a layer start with decays spread evenly from --decay to here."""
     train_decay: bool = False
     """Whether the decay is learned (kept inside (0, 1]), starting at --decay, then below 1."""
     reset: Literal["gate", "subtract", "none"] = "gate"
     """What a spike does to the membrane: gate (the kept state is multiplied by 1 - y, as in the SNU
-    paper), subtract (the initial threshold is taken off) or none."""
+    paper), subtract (the initial threshold is taken off) or none; not used by binary-di, which has
+    none, and binary-ci, which has subtract."""
     surrogate: Literal[
         "tanh_prime", "window", "triangle", "fast_sigmoid", "arctan", "sigmoid_prime"
     ] = "tanh_prime"
@@ -92,7 +118,8 @@ class ModelConfig:
     surrogate_height: float = 1.0
     """Height of the surrogate: the pseudo-derivative at the threshold, above 0."""
     threshold: float = 1.0
-    """Initial firing threshold (bias = -threshold), in units of membrane state; then trained."""
+    """Initial firing threshold (bias = -threshold), in units of membrane state; then trained, but
+    for binary-ci, whose constant drive is trained instead."""
     dropout: float = 0.0
     """Probability of dropping an output of a hidden layer in training, 0 to below 1."""
     dropout_in: float = 0.0
@@ -128,6 +155,7 @@ class ModelConfig:
             "decay=1.0: a learned decay must start below 1; pass --decay 0.95 or --no-train-decay",
         )
         self._check_unit()
+        self._check_binary()
         require(
             self.surrogate_width > 0,
             f"surrogate_width={self.surrogate_width}: the width must be above 0; "
@@ -171,7 +199,11 @@ class ModelConfig:
             not self.tied or self.embedding > 0,
             "tied=True: there is no embedding to be tied to; pass --embedding 512 or --no-tied",
         )
-        for name in ("weight_bits", "channels", "dropout_recurrent"):
+        require(
+            self.norm or not self.centre,
+            "centre=True: the mean is taken off of scaled drives; pass --norm too, or --no-centre",
+        )
+        for name in ("weight_bits", "channels", "dropout_recurrent", "drive_bias"):
             flag = name.replace("_", "-")
             require(
                 self.unit not in BASELINES or not getattr(self, name),
@@ -192,8 +224,26 @@ class ModelConfig:
             self.unit != "li-snu" or self.reset == "gate",
             f"reset={self.reset}: li-snu resets by lateral inhibition; leave --reset out",
         )
+        subtracts = self.unit == "binary-ci" or (
+            self.reset == "subtract" and self.unit not in BINARY
+        )
         require(
-            self.reset != "subtract" or self.threshold >= 0,
+            not subtracts or self.threshold >= 0,
             f"threshold={self.threshold}: what reset subtract takes off must not be negative; "
             "pass --threshold 1",
+        )
+
+    def _check_binary(self) -> None:
+        if self.unit not in BINARY:
+            return
+        decay = {"binary-di": 0, "binary-ci": 1}[self.unit]
+        require(
+            not self.train_decay,
+            f"train_decay=True: the decay of {self.unit} is {decay} and nothing to be learned; "
+            "leave --train-decay out",
+        )
+        require(
+            self.decay_to == 0,
+            f"decay_to={self.decay_to}: the decay of {self.unit} is {decay} for all its neurons; "
+            "leave --decay-to out",
         )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spikebridge.gradients import Surrogate
 from spikebridge.layers import Baseline, Dropout, Layer, Readout, Reduction
-from spikebridge.model_config import BASELINES, ModelConfig
+from spikebridge.model_config import BASELINES, BINARY, ModelConfig
 from spikebridge.records import UsageError, require
 from spikebridge.scan import Backend
 from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised, round_weights
@@ -273,11 +273,12 @@ def _arrays(
             features = math.prod(shape)
     if symbols and model.embedding:
         features = model.embedding
-    elif symbols:  # each symbol drives the first layer by a row of its own
+    elif symbols:  # each symbol drives the first layer by a row of its own, a constant included
         features = sizes.pop(0)
         found.append((partial(Embedding, input_size, features), input_size, features))
     for size in sizes:
-        found.append((partial(_normalised, model, partial(Dense, features, size)), features, size))
+        dense = partial(Dense, features, size, bias=_drive_bias(model))
+        found.append((partial(_normalised, model, dense), features, size))
         features = size
     return found
 
@@ -293,11 +294,17 @@ def _convolution(
         padding=model.kernel_size // 2,
         pool=model.pool,
         unit=unit,
+        bias=_drive_bias(model),
     )
 
 
 def _normalised(model: ModelConfig, make: Maker, unit: Unit | None) -> Any:
-    return Normalised(make(unit), unit) if model.norm else make(unit)
+    return Normalised(make(unit), unit, centre=model.centre) if model.norm else make(unit)
+
+
+def _drive_bias(model: ModelConfig) -> bool:
+    """Whether arrays have a bias of their own; a centred drive has its shift."""
+    return (model.drive_bias or model.unit == "binary-ci") and not model.centre
 
 
 def _embedding(symbols: int, width: int) -> nn.Embedding:
@@ -308,6 +315,8 @@ def _embedding(symbols: int, width: int) -> nn.Embedding:
 
 def _unit(model: ModelConfig, size: int) -> Unit:
     surrogate = Surrogate(model.surrogate, model.surrogate_width, model.surrogate_height)
+    if model.unit in BINARY:
+        return make_unit(model.unit, size, surrogate=surrogate, threshold=model.threshold)
     return make_unit(
         model.unit,
         size,

@@ -35,8 +35,22 @@ _IMAGES: dict[str, Any] = {
     "dropout": 0.3,
 }
 
-# (data, variant) -> settings; variant "" holds for every unit of that data set.
+# What Yin et al. 2017 train binary activations with; these membranes have no decay to set.
+_BINARY: dict[str, Any] = {
+    "surrogate": "window",
+    "surrogate_width": 1.0,
+    "surrogate_height": 0.5,
+    "decay_to": 0.0,
+    "train_decay": False,
+}
+
+# (data, variant) -> settings; variant "" holds for every unit of that data set, data "" for a unit
+# on all data, before what is said of the two together.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("", "binary-di"): _BINARY,
+    ("", "binary-ci"): _BINARY,
+    ("", "recurrent-binary-di"): _BINARY,
+    ("", "recurrent-binary-ci"): _BINARY,
     ("digits8x8", ""): {
         "hidden": (128, 128),
         "steps": 20,

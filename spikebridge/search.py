@@ -15,7 +15,7 @@ from typing import Any
 from spikebridge import environment, experiment, rundir
 from spikebridge.config import Config, override, preset, split_variant, to_dict
 from spikebridge.metrics import METRICS
-from spikebridge.model_config import BASELINES
+from spikebridge.model_config import BASELINES, BINARY
 from spikebridge.optimisation import best_epoch
 from spikebridge.records import RunError, UsageError
 
@@ -63,8 +63,10 @@ def space(task: str, variant: str) -> dict[str, Any]:
         raise UsageError(f"task={task!r}: there is no search space for it; see search.SHARED")
     unit, _ = split_variant(variant)
     found = dict(SHARED[task])
-    if unit not in BASELINES:
-        found |= MEMBRANE | ({} if unit == "softsnu" else SPIKES)
+    if unit not in (*BASELINES, *BINARY):  # a binary unit's decay and g are its name
+        found |= MEMBRANE
+    if unit not in (*BASELINES, "softsnu"):
+        found |= SPIKES
     return found
 
 

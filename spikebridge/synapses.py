@@ -29,9 +29,10 @@ __all__ = [
 
 @runtime_checkable
 class Array(Protocol):
-    """A synapse array: x (..., in_features) to drive (..., out_features), without a bias.
+    """A synapse array: x (..., in_features) to drive (..., out_features).
 
-    The bias of a spiking layer is its threshold and belongs to the unit.
+    The bias of a spiking layer is its threshold and belongs to the unit.  A bias of an array is
+    something else, a constant drive at every step, which only some units have use for.
     """
 
     in_features: int
@@ -68,28 +69,35 @@ def gain(unit: Unit | None) -> float:
 
 
 class Dense(nn.Module):
-    """All-to-all synapses: drive = W x.
+    """All-to-all synapses: drive = W x, or W x + c.
 
     Args:
         in_features: I.
         out_features: N.
         unit: the unit that is driven; sets the scale of the initial weights, see `gain`.
+        bias: add a trained constant drive c (N,), at first 0, at every step; None as attribute
+            `bias` says that there is none.  Yin et al. 2017: it plays the leak of a membrane that
+            has no other.
     """
 
-    def __init__(self, in_features: int, out_features: int, unit: Unit | None = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, unit: Unit | None = None, *, bias: bool = False
+    ) -> None:
         super().__init__()
         _positive(in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         _uniform(self.weight, gain(unit), in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
         _check_last(x, self.in_features)
-        return linear(x, self.weight)
+        drive = linear(x, self.weight)
+        return drive if self.bias is None else drive + self.bias.to(drive.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}"
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
 class Conv2d(nn.Module):
@@ -102,6 +110,7 @@ class Conv2d(nn.Module):
         pool: the drive is averaged over squares of this side; what does not fill one is left out.
             Averaging the drive rather than the spikes keeps what layers exchange at 0 and 1.
         unit: as in `Dense`.
+        bias: as in `Dense`, one constant drive per channel, (C',).
     """
 
     def __init__(
@@ -114,6 +123,7 @@ class Conv2d(nn.Module):
         padding: int = 0,
         pool: int = 1,
         unit: Unit | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         c, height, width = in_shape
@@ -130,6 +140,7 @@ class Conv2d(nn.Module):
         self.in_features, self.out_features = math.prod(in_shape), math.prod(self.out_shape)
         self.stride, self.padding, self.pool = stride, padding, pool
         self.weight = nn.Parameter(torch.empty(channels, c, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         self.operations = channels * inner * c * kernel_size**2
         _uniform(self.weight, gain(unit), c * kernel_size**2)
 
@@ -137,13 +148,15 @@ class Conv2d(nn.Module):
         """x (..., C H W) to (..., C' H' W')."""
         _check_last(x, self.in_features)
         images = x.reshape(-1, *self.in_shape)
-        drive = F.conv2d(images, self.weight, stride=self.stride, padding=self.padding)
+        drive = F.conv2d(images, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if self.pool > 1:
             drive = F.avg_pool2d(drive, self.pool)
         return drive.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"{self.in_shape} -> {self.out_shape}, stride={self.stride}, pool={self.pool}"
+        bias = self.bias is not None
+        shapes = f"{self.in_shape} -> {self.out_shape}"
+        return f"{shapes}, stride={self.stride}, pool={self.pool}, bias={bias}"
 
 
 class Embedding(nn.Module):
@@ -174,47 +187,106 @@ class Normalised(nn.Module):
     """An array whose drive is scaled, feature by feature, to a trained root mean square.
 
     In training by that of the batch, over all samples and time steps, in use by a running one: a
-    factor on the weights, and nothing else, so that hardware needs no part for it.  (Batch
-    normalisation, Ioffe and Szegedy 2015, also takes off the mean, which would leave a constant
-    drive behind: no shift of a threshold stands for that where a membrane leaks and is reset.)
-    The drive starts with the size that `gain` gives it for inputs of mean square 1/4.
+    factor on the weights, and nothing else, so that hardware needs no part for it.  The drive
+    starts with the size that `gain` gives it for inputs of mean square 1/4.
+
+    With `centre` it is batch normalisation (Ioffe and Szegedy 2015), which takes off the mean too
+    and adds a trained shift:
+
+        drive = size (W x - mean) / sqrt(mean_square + EPS) + shift
+
+    That folds into weights and a constant drive, `folded`, or into weights and a threshold where
+    a membrane keeps nothing (binary-di).  Where it leaks and is reset, no shift of a threshold
+    stands for a constant drive.
 
     Args:
         array: (..., I) to (..., N); a `Conv2d` is scaled channel by channel.
         unit: as in `Dense`.
-        momentum: share of a batch in the running mean square.
+        momentum: share of a batch in the running mean and mean square.
+        centre: take off the mean and add a shift, at first 0; the array must then have no bias.
+
+    Attributes, each (groups,), one per feature or channel:
+        size: trained.
+        mean_square: running mean square of what is scaled, with `centre` the (biased) variance.
+        mean, shift: the running mean, and trained; None without `centre`.
+
+    Raises ValueError for a bias under `centre`: the mean would take it off again.
     """
 
     EPS = 1e-6
 
     def __init__(
-        self, array: Dense | Conv2d, unit: Unit | None = None, *, momentum: float = 0.05
+        self,
+        array: Dense | Conv2d,
+        unit: Unit | None = None,
+        *,
+        momentum: float = 0.05,
+        centre: bool = False,
     ) -> None:
         super().__init__()
-        self.array, self.momentum = array, momentum
+        if centre and array.bias is not None:
+            raise ValueError(
+                "centre=True takes the mean off, and a bias of the array with it; make the array "
+                "with bias=False, the shift stands for it"
+            )
+        self.array, self.momentum, self.centre = array, momentum, centre
         self.in_features, self.out_features = array.in_features, array.out_features
         self.groups = array.out_shape[0] if isinstance(array, Conv2d) else array.out_features
         self.size = nn.Parameter(torch.full((self.groups,), gain(unit) / 2))
         self.mean_square: Tensor
         self.register_buffer("mean_square", torch.ones(self.groups))
+        # None is no entry of the state: files from before there was a centre still load.
+        self.mean: Tensor | None
+        self.register_buffer("mean", torch.zeros(self.groups) if centre else None)
+        self.shift = nn.Parameter(torch.zeros(self.groups)) if centre else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
         drive = self.array(x)
         # (samples, features, pixels of a feature): one pixel where the array is no convolution.
         seen = drive.reshape(-1, self.groups, drive.shape[-1] // self.groups)
-        if self.training and len(seen):
-            kind = torch.promote_types(seen.dtype, torch.float32)
-            mean_square = seen.square().mean((0, 2), dtype=kind)
-            with torch.no_grad():
-                self.mean_square.lerp_(mean_square.to(self.mean_square.dtype), self.momentum)
-        else:
-            mean_square = self.mean_square
+        mean, mean_square = self._batch(seen) if self.training and len(seen) else self._running()
+        factor, constant = self._affine(mean, mean_square)
+        scaled = seen * factor.to(seen.dtype).unsqueeze(1)
+        if constant is not None:
+            scaled = scaled + constant.to(seen.dtype).unsqueeze(1)
+        return scaled.reshape(drive.shape)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Factor on the weights and constant drive, (groups,) each, that stand for it in use.
+
+        A bias of the array is part of the constant.
+        """
+        factor, constant = self._affine(*self._running())
+        constant = torch.zeros_like(factor) if constant is None else constant
+        own = self.array.bias
+        return factor, constant if own is None else constant + factor * own
+
+    def _affine(self, mean: Tensor | None, mean_square: Tensor) -> tuple[Tensor, Tensor | None]:
         factor = self.size * (mean_square + self.EPS).rsqrt()
-        return (seen * factor.to(seen.dtype).unsqueeze(1)).reshape(drive.shape)
+        if mean is None or self.shift is None:
+            return factor, None
+        return factor, self.shift - mean * factor
+
+    def _running(self) -> tuple[Tensor | None, Tensor]:
+        return self.mean, self.mean_square
+
+    def _batch(self, seen: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Mean and mean square of a batch, which the running ones take in."""
+        kind = torch.promote_types(seen.dtype, torch.float32)
+        mean: Tensor | None = None
+        if self.mean is None:
+            mean_square = seen.square().mean((0, 2), dtype=kind)
+        else:  # in one pass and without cancellation
+            mean_square, mean = torch.var_mean(seen.to(kind), (0, 2), correction=0)
+        with torch.no_grad():
+            self.mean_square.lerp_(mean_square.to(self.mean_square.dtype), self.momentum)
+            if self.mean is not None and mean is not None:
+                self.mean.lerp_(mean.to(self.mean.dtype), self.momentum)
+        return mean, mean_square
 
     def extra_repr(self) -> str:
-        return f"{self.groups} features"
+        return f"{self.groups} features, centre={self.centre}"
 
 
 class Rounded(nn.Module):

@@ -7,6 +7,8 @@ All units are members of one recurrence (Woźniak et al. 2020, Eq. of the SNU, e
     y' = h(s' + b),   b = -threshold
 
 with h the step (SNU) or the logistic function (soft SNU).  What differs is data: a frozen `Rule`.
+The binary units of Yin et al. 2017 are its two corners: decay 0, which is a plain network of binary
+activations, and decay 1 with a reset by subtraction, which integrates without any leak.
 State is passed in and handed out, never kept in a module.
 """
 
@@ -62,7 +64,7 @@ class State(NamedTuple):
 class Params(NamedTuple):
     """The tensors of a step: each () when shared or (N,) per unit, in the dtype of the state."""
 
-    decay: Tensor  # in (0, 1]
+    decay: Tensor  # in (0, 1]; 0 in memoryless units
     bias: Tensor  # b = -threshold
 
 
@@ -144,6 +146,7 @@ class Unit(nn.Module):
         per_unit: one decay per unit rather than one for the layer (implied by a tensor).
         threshold: initial threshold; the parameter is b = -threshold, one per unit.
         bias: train b; False keeps the threshold where it is.
+        memoryless: nothing stays of the membrane: its decay is 0, `decay` is not looked at.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class Unit(nn.Module):
         per_unit: bool = False,
         threshold: float = 1.0,
         bias: bool = True,
+        memoryless: bool = False,
     ) -> None:
         super().__init__()
         if size < 1:
@@ -163,7 +167,10 @@ class Unit(nn.Module):
         if not math.isfinite(threshold):
             raise ValueError(f"threshold must be finite, got {threshold}")
         self.size, self.rule = size, rule
+        if memoryless and train_decay:
+            raise ValueError("a memoryless unit has no decay to train; leave train_decay out")
         value = _checked_decay(decay, size, per_unit, train_decay)
+        value = torch.zeros_like(value) if memoryless else value
         self.train_decay = train_decay
         self.fixed_decay: Tensor
         if train_decay:
@@ -182,7 +189,7 @@ class Unit(nn.Module):
 
     @property
     def decay(self) -> Tensor:
-        """The decay in force, () or (N,), always inside (0, 1]."""
+        """The decay in force, () or (N,), always inside (0, 1]; 0 in memoryless units."""
         if not self.train_decay:
             return self.fixed_decay
         return torch.sigmoid(self.decay_logit).clamp(min=torch.finfo(self.decay_logit.dtype).tiny)
@@ -270,7 +277,11 @@ def _checked_decay(decay: float | Tensor, size: int, per_unit: bool, train_decay
 
 
 # The names that the command line, the networks and the test suite know.
-KINDS = ("snu", "softsnu", "li-snu", "adaptive-snu")
+KINDS = ("snu", "softsnu", "li-snu", "adaptive-snu", "binary-di", "binary-ci")
+# What the binary units' names settle; Yin et al. 2017, as in their code: the backward pass takes
+# the step for a ramp of slope 1/2 over 0 < V < 2, the threshold being 1.
+BINARY_RESETS = {"binary-di": "none", "binary-ci": "subtract"}
+BINARY_SURROGATE = Surrogate("window", 1.0, 0.5)
 
 
 def make_unit(
@@ -284,14 +295,24 @@ def make_unit(
     amount: float = 1.0,
     **params: Any,
 ) -> Unit:
-    """A unit by name: "snu", "softsnu", "li-snu" (lateral inhibition) or "adaptive-snu".
+    """A unit by name: "snu", "softsnu", "li-snu" (lateral inhibition), "adaptive-snu", or binary.
+
+    The binary units of Yin et al. 2017 (arXiv 1709.06206) have g = identity:
+
+        binary-di   discontinuous integration: V = drive, s = 1[V > 1], nothing stays from step to
+                    step (decay 0); its bias is trained, which is the paper's bias of each step
+        binary-ci   continuous integration: V = V_prev + drive - s_prev, decay 1; its threshold is
+                    fixed, and the paper's bias of each step is the `bias` of its array
 
     Args:
         kind: one of `KINDS`.
         size: N.
-        surrogate: spike function; None is the SNU paper's tanh'.
-        g, slope, reset, amount: see `Rule`.
+        surrogate: spike function; None is the SNU paper's tanh', for binary units a window of
+            half-width 1 and height 1/2.
+        g, slope, reset, amount: see `Rule`; of binary-ci the amount is its threshold.
         params: decay, train_decay, per_unit, threshold, bias; see `Unit`.
+
+    Raises ValueError for what a unit does not have, such as another decay of a binary one.
     """
     if kind not in KINDS:
         raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
@@ -299,7 +320,29 @@ def make_unit(
         raise ValueError("a soft unit has no surrogate: its output is smooth; leave it out")
     if kind == "li-snu" and reset not in ("gate", "lateral"):
         raise ValueError(f"li-snu resets by lateral inhibition, got reset={reset!r}; leave it out")
+    if kind in BINARY_RESETS:
+        return _binary(kind, size, surrogate or BINARY_SURROGATE, g, reset, params)
     fire = None if kind == "softsnu" else surrogate or Surrogate()
     rule = Rule(fire, g, slope, "lateral" if kind == "li-snu" else reset, amount)
     unit = AdaptiveUnit if kind == "adaptive-snu" else SNUnit
     return unit(size, rule, **params)
+
+
+def _binary(
+    kind: str, size: int, fire: Surrogate, g: str, reset: str, params: dict[str, Any]
+) -> SNUnit:
+    memoryless = kind == "binary-di"
+    fixed: dict[str, tuple[Any, Any]] = {
+        "g": (g, "identity"),
+        "reset": (reset, BINARY_RESETS[kind]),
+    }
+    own_params = {"decay": 0.0 if memoryless else 1.0, "train_decay": False, "per_unit": False}
+    fixed |= {name: (params.pop(name, value), value) for name, value in own_params.items()}
+    for name, (given, own) in fixed.items():
+        unsaid = name == "reset" and given == "gate"  # the default of `make_unit`
+        if isinstance(given, Tensor) or not (given == own or unsaid):
+            raise ValueError(f"{kind} has {name}={own}, got {name}={given}; leave it out")
+    threshold = params.get("threshold", 1.0)
+    rule = Rule(fire, reset=BINARY_RESETS[kind], amount=1.0 if memoryless else threshold)
+    options = {"bias": memoryless} | params
+    return SNUnit(size, rule, decay=1.0, memoryless=memoryless, **options)

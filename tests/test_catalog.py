@@ -13,7 +13,7 @@ from spikebridge import catalog, cli, comparison, experiment, rundir, search
 from spikebridge.catalog import CATALOG, Entry, Row
 from spikebridge.config import override, preset, variant_of
 from spikebridge.metrics import METRICS
-from spikebridge.model_config import BASELINES
+from spikebridge.model_config import BASELINES, BINARY
 from spikebridge.records import UsageError
 from spikebridge.report.still import draw, markdown
 
@@ -162,6 +162,8 @@ def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
             mine = search.space(task, unit)
             assert {name: mine[name] for name in shared} == shared
             assert not set(search.MEMBRANE) - set(mine)
+        for unit in BINARY:
+            assert search.space(task, f"recurrent-{unit}") == shared | search.SPIKES
         assert all(set(search.MEMBRANE).isdisjoint(search.space(task, u)) for u in BASELINES)
     with pytest.raises(UsageError, match="task='forecast': there is no search space"):
         search.space("forecast", "snu")

@@ -30,7 +30,7 @@ from spikebridge.config import (
     to_dict,
     variant_of,
 )
-from spikebridge.model_config import UNITS, VARIANTS, ModelConfig
+from spikebridge.model_config import BINARY, UNITS, VARIANTS, ModelConfig
 from spikebridge.records import ConfigError
 from spikebridge.task_configs import (
     TASKS,
@@ -71,7 +71,7 @@ digits = st.builds(
 )
 models = st.builds(
     ModelConfig,
-    unit=st.sampled_from([unit for unit in UNITS if unit != "li-snu"]),
+    unit=st.sampled_from([unit for unit in UNITS if unit not in ("li-snu", *BINARY)]),
     hidden=st.lists(st.integers(1, 4096), min_size=1, max_size=4).map(tuple),
     recurrent=st.booleans(),
     g=one_of(ModelConfig, "g"),
@@ -92,6 +92,8 @@ trains = st.builds(
     optimizer=one_of(TrainConfig, "optimizer"),
     lr=st.floats(1e-9, 10),
     weight_decay=st.floats(0, 1),
+    loss=one_of(TrainConfig, "loss"),
+    activity=st.floats(0, 1),
     schedule=one_of(TrainConfig, "schedule"),
     clip_norm=st.floats(0, 100),
     patience=st.integers(0, 100),
@@ -100,7 +102,17 @@ trains = st.builds(
     backend=one_of(TrainConfig, "backend"),
     threads=st.integers(0, 64),
 )
-configs = st.builds(Config, task=digits | st.sampled_from(OTHERS), model=models, train=trains)
+binaries = st.builds(
+    ModelConfig,
+    unit=st.sampled_from(BINARY),
+    norm=st.just(True),
+    centre=st.booleans(),
+    drive_bias=st.booleans(),
+    threshold=st.floats(0, 10),
+)
+configs = st.builds(
+    Config, task=digits | st.sampled_from(OTHERS), model=models | binaries, train=trains
+)
 
 
 @given(configs)
@@ -140,6 +152,14 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
         ({"dropout": 1}, "dropout=1.0"),
         ({"g_slope": -1}, "g_slope=-1.0"),
         ({"surrogate_width": 0}, "surrogate_width=0.0"),
+        ({"centre": True}, "centre=True: .*; pass --norm too, or --no-centre"),
+        ({"unit": "binary-di", "train_decay": True}, "train_decay=True: the decay of binary-di is"),
+        ({"unit": "binary-ci", "decay_to": 0.9}, "decay_to=0.9: .* is 1 for all .*--decay-to out"),
+        ({"unit": "binary-ci", "threshold": -1}, "threshold=-1.0: .* must not be negative"),
+        ({"unit": "lstm", "drive_bias": True}, "unit=lstm: drive_bias .* leave --drive-bias out"),
+        ({"loss": "hinge"}, "loss='hinge': expected one of squared_hinge, task"),
+        ({"loss": "squared_hinge", "sampled": 5}, "sampled=5, loss=squared_hinge: only the task's"),
+        ({"activity": -0.1}, "activity=-0.1: it must be at least 0"),
         ({"lr": 0}, "lr=0.0"),
         ({"lr": float("nan")}, "lr=nan: expected a finite number"),
         ({"lr": "0.1"}, "lr='0.1': expected a finite number"),
@@ -153,7 +173,7 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
         ({"recurrent": 1}, "recurrent=1: expected true or false"),
         ({"hidden": ["8"]}, "hidden=.*whole numbers"),
         ({"hidden": 8}, "hidden=8: expected a list"),
-        ({"unit": "ssnu"}, "unit='ssnu': expected one of adaptive-snu, gru"),
+        ({"unit": "ssnu"}, "unit='ssnu': expected one of adaptive-snu, binary-ci"),
         ({"data": "cifar"}, "data='cifar': expected one of digits8x8, idx, mnist"),
         ({"learning_rate": 1}, "unknown key 'learning_rate'; the known ones are .*lr"),
     ],
@@ -261,8 +281,23 @@ def test_presets(task: str, data: str, variant: str) -> None:
 
 def test_the_rows_of_the_preset_table_name_what_exists() -> None:
     for data, variant in PRESETS:
-        assert any(data in get_args(get_type_hints(kind)["data"]) for kind in TASKS.values())
+        known = [get_args(get_type_hints(kind)["data"]) for kind in TASKS.values()]
+        assert any(data in names for names in known) or data == ""
         assert variant in ("", *VARIANTS)
+        assert data or variant
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.removeprefix("recurrent-") in BINARY])
+def test_what_a_unit_has_on_all_data(variant: str) -> None:
+    """It stands above what all units of a data set share, such as decays that are trained."""
+    assert PRESETS["jsb", ""]["train_decay"]
+    for task in ("digits", "music", "events"):
+        model = preset(task, variant).model
+        assert (model.surrogate, model.surrogate_width, model.surrogate_height) == (
+            "window", 1.0, 0.5,
+        )  # fmt: skip
+        assert not model.train_decay
+        assert model.decay_to == 0
 
 
 @pytest.mark.parametrize(
@@ -281,5 +316,7 @@ def test_a_preset_that_does_not_exist(arguments: tuple[str, ...], message: str) 
 
 def test_labels() -> None:
     assert label_of("recurrent-softsnu") == "recurrent soft SNU"
+    assert label_of("recurrent-binary-ci") == "recurrent binary CI"
+    assert label_of("binary-di") == "binary DI"
     assert label_of("lstm") == "LSTM"
     assert variant_of(ModelConfig(unit="lstm", recurrent=True)) == "lstm"

@@ -29,6 +29,7 @@ from spikebridge.synapses import Conv2d, Embedding, Normalised
 YEAR_S = 365 * 86_400.0
 STEPS, BATCH, SYMBOLS = 5, 3, 20
 CONV: dict[str, Any] = {"channels": (4,), "kernel_size": 3, "stride": 1, "pool": 2, "hidden": (7,)}
+CENTRED: dict[str, Any] = {"norm": True, "centre": True}
 TEXT: dict[str, Any] = {"unit": "softsnu", "recurrent": True, "hidden": (8, 6), "embedding": 5}
 # Model, shape of an input, readout; no shape stands for symbols.
 MODELS: dict[str, tuple[ModelConfig, tuple[int, ...], Any]] = {
@@ -36,6 +37,9 @@ MODELS: dict[str, tuple[ModelConfig, tuple[int, ...], Any]] = {
     "recurrent snu": (ModelConfig(hidden=(12, 9), recurrent=True), (10,), "each"),
     "soft snu": (ModelConfig(unit="softsnu", hidden=(12, 9), norm=True), (10,), "each"),
     "conv": (ModelConfig(**CONV), (2, 8, 8), "each"),
+    "binary di": (ModelConfig(unit="binary-di", hidden=(12, 9), **CENTRED), (10,), "each"),
+    "binary ci": (ModelConfig(unit="binary-ci", hidden=(12, 9)), (10,), "mean"),
+    "binary ci conv": (ModelConfig(**CONV | {"unit": "binary-ci"}), (2, 8, 8), "each"),
     "li-snu": (ModelConfig(unit="li-snu", hidden=(12,)), (10,), "last"),
     "tied text": (ModelConfig(**TEXT, tied=True), (), "each"),
     "text": (ModelConfig(hidden=(8, 6), recurrent=True), (), "each"),
@@ -53,7 +57,11 @@ def network_of(name: str) -> Any:
     model, shape, readout = MODELS[name]
     if not shape:
         return build(model, SYMBOLS, SYMBOLS, readout, symbols=True)
-    return build(model, math.prod(shape), 4, readout, image=shape if len(shape) == 3 else None)
+    made = build(model, math.prod(shape), 4, readout, image=shape if len(shape) == 3 else None)
+    for layer in made.layers:
+        if getattr(layer.array, "bias", None) is not None:  # a constant drive, 0 at first
+            nn.init.uniform_(layer.array.bias, -0.5, 0.5)
+    return made
 
 
 def input_of(name: str) -> Tensor:
@@ -127,7 +135,9 @@ def test_taken_off_again_it_is_a_network_like_any_other(name: str, more: dict[st
     hard, plain = output_of(chip.network, x), from_crossbar(chip)
     assert [type(module) for module in plain.modules()] == [type(m) for m in network.modules()]
     assert plain.state_dict().keys() == network.state_dict().keys()
-    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in plain.parameters())
+    assert all(isinstance(p, nn.Parameter) for p in plain.parameters())
+    trained = [[p.requires_grad for p in n.parameters()] for n in (plain, network)]
+    assert trained[0] == trained[1]
     wanted = output_of(network, x) if more else hard  # converters stay behind on the chip
     torch.testing.assert_close(output_of(plain, x), wanted, rtol=0, atol=1e-6)
     with torch.no_grad():  # the chip goes on as before, and is not bound to what came off it

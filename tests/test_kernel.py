@@ -80,8 +80,9 @@ def results(
         (v * torch.randn(v.shape, generator=noise, dtype=v.dtype)).sum()
         for v in (y, last.s, last.y)
     )
-    inputs = [*leaves.values(), *unit.parameters()]
-    names = [*leaves, *(name for name, _ in unit.named_parameters())]
+    trained = {name: p for name, p in unit.named_parameters() if p.requires_grad}
+    inputs = [*leaves.values(), *trained.values()]
+    names = [*leaves, *trained]
     grads = torch.autograd.grad(loss, inputs, allow_unused=True)
     found = {
         f"grad {n}": torch.zeros_like(i) if g is None else g
@@ -110,21 +111,23 @@ def assert_equal_to_loop(
 
 
 def unit_of(kind: str, n: int, dtype: torch.dtype, **options) -> Unit:
-    unit = make_unit(kind, n, train_decay=True, per_unit=True, **options)
-    return unit.to(state_dtype(dtype))
+    own = {} if kind.startswith("binary-") else {"train_decay": True, "per_unit": True}
+    return make_unit(kind, n, **own, **options).to(state_dtype(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 @pytest.mark.parametrize(
     ("kind", "g", "reset"),
-    list(
-        itertools.product(
+    [
+        *itertools.product(
             ("snu", "softsnu"),
             ("identity", "relu", "leaky_relu", "elu"),
             ("gate", "subtract", "none"),
-        )
-    ),
+        ),
+        ("binary-di", "identity", "none"),
+        ("binary-ci", "identity", "subtract"),
+    ],
 )
 def test_every_member_of_the_family(
     kind: str, g: str, reset: str, dtype: torch.dtype, recurrent: bool, instruction_set: str
@@ -153,8 +156,33 @@ def test_every_surrogate(
     )
 
 
+@pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
+@pytest.mark.parametrize("kind", ["binary-di", "binary-ci"])
+def test_sums_of_quarters_are_exact_and_so_are_binary_units(
+    kind: str, recurrent: bool, instruction_set: str
+) -> None:
+    """Where nothing rounds, values and gradients of the kernel are those of the loop bit for bit.
+
+    Membranes, thresholds and slopes are multiples of powers of two here, and small.
+    """
+    unit, b, n = make_unit(kind, 37), 3, 37
+    drive = torch.randint(-8, 12, (6, b, n)) / 4
+    matrix = torch.randint(-2, 3, (n, n)) / 4 if recurrent else None
+    found = []
+    for backend in ("loop", "native"):
+        leaves = [drive.clone().requires_grad_()]
+        leaves += [matrix.clone().requires_grad_()] if matrix is not None else []
+        y, last = scan(unit, leaves[0], matrix if matrix is None else leaves[1], backend=backend)
+        weight = torch.arange(y.numel()).reshape(y.shape) % 5
+        trained = [p for p in unit.parameters() if p.requires_grad]
+        loss = (y * weight).sum() + last.s.sum()
+        found.append([y, last.s, *torch.autograd.grad(loss, [*leaves, *trained])])
+    for loop, kernel in zip(*found, strict=True):
+        assert torch.equal(loop, kernel)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", ["snu", "softsnu"])
+@pytest.mark.parametrize("kind", ["snu", "softsnu", "binary-di", "binary-ci"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 def test_awkward_sizes(
@@ -165,7 +193,7 @@ def test_awkward_sizes(
     instruction_set: str,
 ) -> None:
     t, b, n = size
-    unit = unit_of(kind, n, dtype, g="leaky_relu")
+    unit = unit_of(kind, n, dtype, g="identity" if "binary" in kind else "leaky_relu")
     assert_equal_to_loop(
         unit,
         torch.randn(t, b, n, dtype=dtype) * 2,

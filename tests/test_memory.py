@@ -76,7 +76,8 @@ def assert_same(one: list[Tensor], other: list[Tensor], bound: float) -> None:
 def test_recomputing_changes_no_value_and_no_gradient(
     kind: str, recurrent: bool, every: int
 ) -> None:
-    unit = make_unit(kind, 24, train_decay=True, per_unit=True)
+    own = {} if kind.startswith("binary-") else {"train_decay": True, "per_unit": True}
+    unit = make_unit(kind, 24, **own)
     layer = Layer(Dense(40, 24, unit), unit, recurrent=recurrent).double()
     x = (torch.rand(17, 11, 40) > 0.6).double()
     start = layer(x[:2])[1].detach()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from spikebridge.layers import Baseline, Dropout, Layer, Readout
-from spikebridge.model_config import BASELINES, UNITS, ModelConfig
+from spikebridge.model_config import BASELINES, BINARY, UNITS, ModelConfig
 from spikebridge.network import Network, build, load_network, save_network
 from spikebridge.synapses import Array, Conv2d, Dense, Embedding
 from spikebridge.units import KINDS, make_unit
@@ -17,20 +18,34 @@ from spikebridge.units import KINDS, make_unit
 ARRAYS = {
     "dense": (lambda: Dense(6, 4), lambda *s: torch.randn(*s, 6)),
     "conv": (lambda: Conv2d((2, 5, 4), 3, 3, padding=1), lambda *s: torch.randn(*s, 40)),
+    "dense and drive": (lambda: biased(Dense(6, 4, bias=True)), lambda *s: torch.randn(*s, 6)),
+    "conv and drive": (
+        lambda: biased(Conv2d((2, 5, 4), 3, 3, padding=1, pool=2, bias=True)),
+        lambda *s: torch.randn(*s, 40),
+    ),
     "strided conv": (lambda: Conv2d((1, 5, 5), 2, 3, stride=2), lambda *s: torch.randn(*s, 25)),
 }
 arrays = pytest.mark.parametrize("name", ARRAYS)
 
 
+def biased(array: torch.nn.Module) -> torch.nn.Module:
+    """With a constant drive that is not 0, as it is at first."""
+    assert not array.bias.any()
+    torch.nn.init.normal_(array.bias)
+    return array
+
+
 @arrays
-def test_arrays_are_linear_and_act_on_the_last_dimension(name: str) -> None:
+def test_arrays_are_affine_and_act_on_the_last_dimension(name: str) -> None:
     make, inputs = ARRAYS[name]
     array = make().double()
     assert isinstance(array, Array)
     x, y = inputs(3, 2).double(), inputs(3, 2).double()
     assert array(x).shape == (3, 2, array.out_features)
     assert x.shape[-1] == array.in_features
-    torch.testing.assert_close(array(2 * x + y), 2 * array(x) + array(y))
+    constant = array(torch.zeros_like(x))
+    torch.testing.assert_close(array(2 * x + y), 2 * array(x) + array(y) - 2 * constant)
+    assert bool(constant.any()) == (array.bias is not None)
     torch.testing.assert_close(array(x)[1, 1], array(x[1, 1]))
 
 
@@ -39,9 +54,13 @@ def test_gradients_of_arrays(name: str) -> None:
     make, inputs = ARRAYS[name]
     array = make().double()
     x = inputs(2, 1).double().requires_grad_()
-    weight = array.weight.detach().clone().requires_grad_()
-    call = lambda x, w: torch.func.functional_call(array, {"weight": w}, (x,))  # noqa: E731
-    assert torch.autograd.gradcheck(call, (x, weight))
+    names = [name for name, _ in array.named_parameters()]
+    leaves = [p.detach().clone().requires_grad_() for p in array.parameters()]
+
+    def call(x: torch.Tensor, *leaves: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(array, dict(zip(names, leaves, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *leaves))
 
 
 def test_a_convolution_is_the_dense_array_that_it_stands_for() -> None:
@@ -51,6 +70,8 @@ def test_a_convolution_is_the_dense_array_that_it_stands_for() -> None:
         dense.weight.copy_(conv(torch.eye(conv.in_features)).T)
     x = torch.randn(5, conv.in_features)
     torch.testing.assert_close(conv(x), dense(x))
+    conv.bias = torch.nn.Parameter(torch.randn(3))
+    torch.testing.assert_close(conv(x), dense(x) + conv.bias.repeat_interleave(16))
 
 
 def test_an_embedding_is_a_dense_array_on_one_hot_symbols() -> None:
@@ -81,6 +102,27 @@ def test_fresh_spiking_networks_are_alive_in_their_eighth_layer(
     assert layers[-1].y.mean(0).std(0).mean() > 0.005
     network(x)[0].pow(2).sum().backward()
     assert network.layers[0].array.weight.grad.norm() > 1e-3
+
+
+@pytest.mark.parametrize("unit", BINARY)
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+@pytest.mark.parametrize("scaled", [{}, {"norm": True}, {"norm": True, "centre": True}], ids=len)
+def test_fresh_binary_networks_are_alive_in_their_eighth_layer(
+    unit: str, rate: float, scaled: dict
+) -> None:
+    model = ModelConfig(
+        unit=unit, hidden=(256,) * 8, surrogate="window", surrogate_height=0.5, **scaled
+    )
+    network = build(model, 256, 10, "mean")
+    brightness = torch.rand(1, 32, 256) ** 2
+    x = (torch.rand(20, 32, 256) < brightness / brightness.mean() * rate).float()
+    layers = network.observe(x).layers
+    for layer in layers:
+        assert 0.05 < layer.y.mean() < 0.5, layer.name
+    assert layers[-1].y.mean(0).std(0).mean() > 0.05
+    network(x)[0].pow(2).sum().backward()
+    first = network.layers[0].array
+    assert (first.array if scaled else first).weight.grad.norm() > 1e-3
 
 
 @pytest.mark.parametrize("g", ["identity", "leaky_relu"])
@@ -117,7 +159,7 @@ def test_any_unit_and_depth_behind_one_interface(model: ModelConfig, readout: st
     output, state = network(x)
     assert output.shape == ((5, 2, 3) if readout == "each" else (2, 3))
     output.sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
     if readout == "each":
         first, middle = network(x[:2])
         second, _ = network(x[2:], middle)
@@ -148,6 +190,49 @@ def test_networks_survive_a_file(model: ModelConfig, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     again = load_network(path).eval()
     x = torch.randn(5, 2, 7)
+    assert torch.equal(again(x)[0], network(x)[0])
+
+
+@pytest.mark.parametrize("unit", ["snu", "softsnu", *BINARY])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("drive_bias", [False, True])
+def test_which_networks_have_a_constant_drive(
+    unit: str, norm: bool, centre: bool, drive_bias: bool, tmp_path: Path
+) -> None:
+    if centre and not norm:
+        return
+    model = ModelConfig(
+        unit=unit, hidden=(5,), channels=(3,), kernel_size=3, norm=norm, centre=centre,
+        drive_bias=drive_bias,
+    )  # fmt: skip
+    network = build(model, 64, 3, "each", image=(1, 8, 8)).eval()
+    for layer, groups in zip(network.layers, (3, 5), strict=True):
+        inner = layer.array.array if norm else layer.array
+        has = (drive_bias or unit == "binary-ci") and not centre
+        assert (inner.bias is not None) == has
+        assert inner.bias is None or inner.bias.shape == (groups,)
+        assert layer.unit.bias.requires_grad == (unit != "binary-ci")
+        assert not norm or (layer.array.shift is not None) == centre
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_network(network, tmp_path / "net.safetensors")
+    x = torch.rand(3, 2, 64)
+    again = load_network(tmp_path / "net.safetensors").eval()
+    assert torch.equal(again(x)[0], network(x)[0])
+
+
+def test_files_from_before_there_were_constant_drives_still_load(tmp_path: Path) -> None:
+    network = build(ModelConfig(hidden=(4,), norm=True), 7, 3, "each").eval()
+    assert set(network.layers[0].array.state_dict()) == {"size", "mean_square", "array.weight"}
+    model = json.loads(network.description["model"])
+    old = {name: value for name, value in model.items() if name not in ("centre", "drive_bias")}
+    assert len(old) == len(model) - 2
+    network.description["model"] = json.dumps(old)
+    save_network(network, tmp_path / "old.safetensors")
+    x = torch.randn(5, 2, 7)
+    again = load_network(tmp_path / "old.safetensors").eval()
     assert torch.equal(again(x)[0], network(x)[0])
 
 

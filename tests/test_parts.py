@@ -15,6 +15,7 @@ from spikebridge.layers import Layer, Readout
 from spikebridge.model_config import ModelConfig
 from spikebridge.network import build, load_network, operations, save_network
 from spikebridge.records import ConfigError
+from spikebridge.scan import scan
 from spikebridge.synapses import Conv2d, Dense, Normalised, Rounded, round_weights
 from spikebridge.units import make_unit
 
@@ -40,15 +41,78 @@ def spikes(*shape: int, p: float = 0.3) -> torch.Tensor:
 # --- drives of one size ---
 
 
+CENTRE = pytest.mark.parametrize("centre", [False, True])
+
+
+@CENTRE
 @pytest.mark.parametrize("kind", ["dense", "conv"])
-def test_a_scaled_drive_has_the_learned_size(kind: str) -> None:
+def test_a_scaled_drive_has_the_learned_size(kind: str, centre: bool) -> None:
     unit = make_unit("snu", 98 if kind == "conv" else 20)
     array = Conv2d((1, 7, 7), 2, 3, padding=1) if kind == "conv" else Dense(49, 20)
-    scaled = Normalised(array, unit)
-    drive = scaled(spikes(6, 32, 49))
+    scaled = Normalised(array, unit, centre=centre)
+    drive = scaled(spikes(6, 32, 49)).detach()
     sizes = drive.reshape(-1, scaled.groups, drive.shape[-1] // scaled.groups)
     found = sizes.square().mean((0, 2)).sqrt()
     torch.testing.assert_close(found, scaled.size.detach(), rtol=1e-3, atol=1e-4)
+    if centre:
+        assert float(sizes.mean((0, 2)).abs().max()) < 1e-5
+        with torch.no_grad():
+            scaled.shift.copy_(torch.linspace(-1, 1, scaled.groups))
+        shifted = scaled(spikes(6, 32, 49)).detach().reshape(sizes.shape)
+        torch.testing.assert_close(shifted.mean((0, 2)), scaled.shift.detach())
+
+
+def test_a_centred_drive_is_torchs_batch_norm() -> None:
+    ours = Normalised(Dense(9, 5), centre=True, momentum=0.3)
+    theirs = nn.BatchNorm1d(5, eps=ours.EPS, momentum=0.3)
+    with torch.no_grad():
+        ours.shift.normal_()
+        theirs.weight.copy_(ours.size)
+        theirs.bias.copy_(ours.shift)
+    for _ in range(4):
+        x = spikes(6, 50, 9)
+        raw = ours.array(x).flatten(0, 1)
+        torch.testing.assert_close(ours(x).flatten(0, 1), theirs(raw))
+    torch.testing.assert_close(ours.mean, theirs.running_mean)
+    # Theirs keeps the variance that is unbiased.
+    torch.testing.assert_close(ours.mean_square, theirs.running_var, rtol=2e-2, atol=0)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x).flatten(0, 1), theirs(raw), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize("own", ["centre", "bias", "neither"])
+def test_what_it_folds_into(kind: str, own: str) -> None:
+    """Weights and a constant drive; of a memoryless unit, weights and a threshold."""
+    bias = own == "bias"
+    if kind == "conv":
+        array, twin = (Conv2d((1, 7, 7), 3, 3, padding=1, pool=2, bias=b) for b in (bias, True))
+    else:
+        array, twin = (Dense(49, 27, bias=b) for b in (bias, True))
+    scaled = Normalised(array, centre=own == "centre")
+    with torch.no_grad():
+        for parameter in scaled.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    for _ in range(60):
+        scaled(spikes(4, 16, 49))
+    factor, constant = (value.detach() for value in scaled.eval().folded())
+    assert factor.shape == constant.shape == (scaled.groups,)
+    with torch.no_grad():
+        twin.weight.copy_(array.weight * factor.view(-1, *[1] * (array.weight.dim() - 1)))
+        twin.bias.copy_(constant)
+    x = spikes(4, 5, 49)
+    torch.testing.assert_close(twin(x), scaled(x))
+    assert bool(constant.any()) == (own != "neither")
+    unit, moved = make_unit("binary-di", 27), make_unit("binary-di", 27)
+    with torch.no_grad():
+        moved.bias.add_(constant.repeat_interleave(27 // scaled.groups))
+        twin.bias.zero_()
+    assert torch.equal(scan(moved, twin(x))[0], scan(unit, scaled(x))[0])
+
+
+def test_a_bias_that_the_mean_would_take_off_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"make the array with bias=False, the shift stands"):
+        Normalised(Dense(3, 4, bias=True), centre=True)
 
 
 def test_in_use_it_is_a_factor_on_the_weights() -> None:
@@ -68,16 +132,18 @@ def test_in_use_it_is_a_factor_on_the_weights() -> None:
     torch.testing.assert_close(scaled(x), folded(x), rtol=0.2, atol=0.2)
 
 
-def test_gradients_of_a_scaled_drive() -> None:
-    scaled = Normalised(Dense(4, 3)).double()
+@CENTRE
+def test_gradients_of_a_scaled_drive(centre: bool) -> None:
+    scaled = Normalised(Dense(4, 3), centre=centre).double()
     x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
-    weight = scaled.array.weight.detach().clone().requires_grad_()
+    names = [name for name, _ in scaled.named_parameters()]
+    leaves = [p.detach().clone().requires_grad_() for p in scaled.parameters()]
+    scaled.momentum = 0.0  # the running mean is no part of the function
 
-    def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        scaled.momentum = 0.0  # the running mean is no part of the function
-        return torch.func.functional_call(scaled, {"array.weight": weight}, (x,))
+    def call(x: torch.Tensor, *leaves: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(scaled, dict(zip(names, leaves, strict=True)), (x,))
 
-    assert torch.autograd.gradcheck(call, (x, weight))
+    assert torch.autograd.gradcheck(call, (x, *leaves))
 
 
 # --- rounded weights ---

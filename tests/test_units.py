@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spikebridge.gradients import FORMULAS, Surrogate
 from spikebridge.scan import loop, scan
-from spikebridge.units import KINDS, Rule, State, Unit, make_unit
+from spikebridge.units import BINARY_RESETS, KINDS, Rule, SNUnit, State, Unit, make_unit
 
 N = 7
 CASES = [
@@ -19,6 +19,7 @@ CASES = [
         KINDS, ("identity", "relu", "leaky_relu", "elu"), ("gate", "subtract", "none")
     )
     if not (kind == "li-snu" and reset != "gate")  # lateral inhibition is itself a reset
+    and (kind not in BINARY_RESETS or (g, reset) == ("identity", BINARY_RESETS[kind]))
 ]
 laws = pytest.mark.parametrize(("kind", "g", "reset"), CASES, ids=lambda v: v)
 recurrence = pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
@@ -27,7 +28,13 @@ recurrence = pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec
 def made(kind: str, g: str, reset: str, **options) -> Unit:
     if kind == "softsnu":
         options.pop("surrogate", None)
-    return make_unit(kind, N, g=g, reset=reset, **options).double()
+    return make_unit(kind, N, g=g, reset=reset, **without_own(kind, options)).double()
+
+
+def without_own(kind: str, options: dict) -> dict:
+    """Options without those that a unit's name settles."""
+    own = ("decay", "train_decay", "per_unit") if kind in BINARY_RESETS else ()
+    return {name: value for name, value in options.items() if name not in own}
 
 
 def drive_of(t: int, b: int = 3) -> Tensor:
@@ -105,7 +112,8 @@ def test_without_input_the_membrane_decays_in_closed_form(kind: str, g: str, res
         s=torch.rand(2, N, dtype=torch.float64)
     )  # positive and below threshold
     trace = loop(unit, torch.zeros(6, 2, N, dtype=torch.float64), None, start)
-    expected = torch.stack([start.s * 0.9**k for k in range(1, 7)])
+    assert float(unit.decay) == pytest.approx({"binary-di": 0, "binary-ci": 1}.get(kind, 0.9))
+    expected = torch.stack([start.s * unit.decay**k for k in range(1, 7)])
     torch.testing.assert_close(trace.s, expected)
 
 
@@ -159,14 +167,14 @@ class _Call(torch.nn.Module):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_every_dtype_goes_in_and_comes_out(kind: str, dtype: torch.dtype) -> None:
-    unit = make_unit(kind, N, train_decay=True).to(dtype)
+    unit = make_unit(kind, N, **without_own(kind, {"train_decay": True})).to(dtype)
     drive = (torch.randn(5, 2, N) * 2).to(dtype).requires_grad_()
     y, state = scan(unit, drive)
     y2, _ = scan(unit, drive, None, state)
     (y.sum() + y2.sum()).backward()
     assert y.dtype == drive.grad.dtype == dtype
     assert state.s.dtype == torch.promote_types(dtype, torch.float32)
-    assert all(bool(p.grad.isfinite().all()) for p in unit.parameters())
+    assert all(bool(p.grad.isfinite().all()) for p in unit.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("per_unit", [False, True])
@@ -202,6 +210,42 @@ def test_lateral_inhibition_lets_one_spike_reset_its_sample_and_no_other() -> No
     assert state.s.tolist() == [[0.0] * 3, [0.5] * 3]
 
 
+@pytest.mark.parametrize("backend", ["loop", "native"])
+def test_binary_units_are_the_equations_of_the_paper(backend: str) -> None:
+    """Yin et al. 2017: V = I + b, s = 1[V > 1]; and V(t) = V(t-1) - s(t-1) + I(t) from V(0) = 0."""
+    drive = torch.randint(-8, 12, (40, 3, N)) / 4  # quarters, so that 1 itself is met: no spike
+    y, _ = scan(make_unit("binary-di", N), drive, backend=backend)
+    assert torch.equal(y, (drive > 1).float())
+    assert bool((drive == 1).any())
+    y, state = scan(make_unit("binary-ci", N), drive, backend=backend)
+    v, s = torch.zeros(3, N), torch.zeros(3, N)
+    for now, spikes in zip(drive, y, strict=True):
+        v = v - s + now
+        s = (v > 1).float()
+        assert torch.equal(spikes, s)
+    assert torch.equal(state.s, v)
+
+
+def test_continuous_integration_takes_its_threshold_off_and_leaves_it_fixed() -> None:
+    unit = make_unit("binary-ci", N, threshold=0.25)
+    assert unit.rule.amount == 0.25
+    assert not unit.bias.requires_grad
+    drive = torch.full((4 * 40, 1, N), 0.0625)
+    assert scan(unit, drive)[0].sum(0).unique().item() == 39.0  # what was put in, in thresholds
+    assert make_unit("binary-di", N).bias.requires_grad
+
+
+def test_discontinuous_integration_forgets() -> None:
+    """Steps do not act on one another, so one step in training stands for any number in use."""
+    unit, drive = make_unit("binary-di", N), torch.randn(5, 3, N).requires_grad_()
+    start = State(torch.randn(3, N), torch.ones(3, N))
+    steps = [scan(unit, one[None], None, start)[0] for one in drive]
+    assert torch.equal(scan(unit, drive)[0], torch.cat(steps))
+    (grad,) = torch.autograd.grad(scan(unit, drive)[0][3].sum(), drive)
+    assert torch.equal(grad[3], 0.5 * ((drive[3] > 0) & (drive[3] < 2)))
+    assert not grad[[0, 1, 2, 4]].any()
+
+
 def test_activity_raises_an_adaptive_threshold() -> None:
     drive = torch.full((60, 1, 1), 1.5)
     plain = scan(make_unit("snu", 1), drive)[0].mean()
@@ -235,6 +279,13 @@ def test_the_surrogate_decides_the_gradient_and_not_the_spikes(formula: str) -> 
         ({"reset": "hard"}, ValueError, "not known; choose one of"),
         ({"kind": "softsnu", "surrogate": Surrogate()}, ValueError, "has no surrogate"),
         ({"kind": "li-snu", "reset": "subtract"}, ValueError, "by lateral inhibition"),
+        ({"kind": "binary-di", "g": "relu"}, ValueError, "binary-di has g=identity, got g=relu"),
+        ({"kind": "binary-di", "reset": "subtract"}, ValueError, "has reset=none, got reset=sub"),
+        ({"kind": "binary-ci", "reset": "none"}, ValueError, "has reset=subtract"),
+        ({"kind": "binary-ci", "decay": 0.9}, ValueError, "binary-ci has decay=1.0, got decay=0.9"),
+        ({"kind": "binary-di", "decay": torch.zeros(N)}, ValueError, "has decay=0.0"),
+        ({"kind": "binary-di", "train_decay": True}, ValueError, "has train_decay=False"),
+        ({"kind": "binary-ci", "threshold": -1.0}, ValueError, "amount must be finite and not neg"),
         ({"slope": -0.1}, ValueError, "slope must be finite and not negative"),
         ({"kind": "adaptive-snu", "rho": 1.0}, ValueError, r"rho must be in \[0, 1\)"),
         ({"kind": "adaptive-snu", "beta": -1.0}, ValueError, "beta must be finite"),
@@ -299,6 +350,12 @@ def test_a_slow_leak_survives_low_precision() -> None:
         assert unit.bias.dtype == dtype
         assert unit.decay.item() == pytest.approx(0.999)
     assert make_unit("snu", N).double().decay.dtype == torch.float64
+
+
+def test_only_memoryless_units_have_no_decay() -> None:
+    assert SNUnit(N, Rule(), memoryless=True).decay.item() == 0.0
+    with pytest.raises(ValueError, match="a memoryless unit has no decay to train"):
+        SNUnit(N, Rule(), memoryless=True, train_decay=True)
 
 
 def test_rules_are_frozen_and_backends_known() -> None:

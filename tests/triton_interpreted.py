@@ -31,12 +31,16 @@ def each_with_a_dtype(*axes) -> list[tuple]:
 
 @pytest.mark.parametrize(
     ("kind", "g", "reset", "recurrent", "dtype"),
-    each_with_a_dtype(
-        ("snu", "softsnu"),
-        ("identity", "relu", "leaky_relu", "elu"),
-        ("gate", "subtract", "none"),
-        (False, True),
-    ),
+    [
+        *each_with_a_dtype(
+            ("snu", "softsnu"),
+            ("identity", "relu", "leaky_relu", "elu"),
+            ("gate", "subtract", "none"),
+            (False, True),
+        ),
+        *each_with_a_dtype(("binary-di",), ("identity",), ("none",), (False, True)),
+        *each_with_a_dtype(("binary-ci",), ("identity",), ("subtract",), (False, True)),
+    ],
 )
 def test_every_member_of_the_family(
     kind: str, g: str, reset: str, recurrent: bool, dtype: torch.dtype

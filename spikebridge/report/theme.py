@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Okabe and Ito's palette, which stays distinguishable with colour-blind vision; its yellow and
-# black are left out because one vanishes on a light page and the other on a dark one.
+# black are left out because one vanishes on a light page and the other on a dark one.  The binary
+# units have two of Tol's muted scheme, made for the same.
 COLOURS = {
     "snu": "#0072B2",
     "softsnu": "#D55E00",
     "li-snu": "#56B4E9",
     "adaptive-snu": "#009E73",
+    "binary-di": "#882255",
+    "binary-ci": "#999933",
     "rnn": "#808080",
     "gru": "#E69F00",
     "lstm": "#CC79A7",

@@ -92,7 +92,7 @@ class Task:
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar to minimise, a mean over what counts; output holds logits, or numbers."""
-        output, target = self._answers(output, batch)
+        output, target = self.answers(output, batch)
         if target.is_floating_point():
             return F.mse_loss(output, target)
         return F.cross_entropy(output, target)
@@ -102,13 +102,13 @@ class Task:
 
         See `metrics.from_mean`.
         """
-        output, target = self._answers(output, batch)
+        output, target = self.answers(output, batch)
         if target.is_floating_point():
             return float((output - target).square().sum(dtype=torch.float64)), target.numel()
         return float((output.argmax(-1) == target).sum()), target.numel()
 
-    def _answers(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Output (n, O) and target (n,) or (n, O) of all that counts."""
+    def answers(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Output (n, O) in at least float32 and target (n,) or (n, O) of all that counts."""
         target = batch.target
         shape = tuple(target.shape)
         wanted = shape if target.is_floating_point() else (*shape, self.output_size)

@@ -72,13 +72,13 @@ class Music(Task):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Nats per real frame; output (T, B, 88) logits."""
-        logits, target = self._answers(output, batch)
+        logits, target = self.answers(output, batch)
         total = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
         return total / len(logits)
 
     def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
         """(nats, real frames)."""
-        logits, target = self._answers(output, batch)
+        logits, target = self.answers(output, batch)
         nats = F.binary_cross_entropy_with_logits(logits.detach(), target, reduction="none")
         return float(nats.sum(dtype=torch.float64)), len(logits)
 
