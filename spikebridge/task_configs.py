@@ -27,10 +27,11 @@ class DigitsConfig:
     data_dir: str = ""
     """Folder with images and labels in the idx format, for training and test, gzipped or not, such
     as train-images-idx3-ubyte and t10k-images-idx3-ubyte."""
-    coding: Literal["rate", "current", "rows"] = "rate"
+    coding: Literal["rate", "threshold", "current", "rows"] = "rate"
     """How a pixel p in [0, 1] becomes a sequence: rate (a spike with probability gain x p, drawn
-    afresh at each step), current (the value gain x p at every step) or rows (step t is image row t,
-    times the gain)."""
+    afresh at each step), threshold (a spike at each step where gain x p is 0.5 or more, without
+    chance), current (the value gain x p at every step) or rows (step t is image row t, times the
+    gain)."""
     steps: int = 20
     """Time steps per image, at least 1; coding rows has one step per row instead."""
     steps_test: int = 0

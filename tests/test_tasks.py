@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -55,7 +56,7 @@ def jsb() -> Music:
 @pytest.fixture(
     scope="module",
     params=[
-        *("rate", "current", "rows", "music", "events", *KINDS),
+        *("rate", "threshold", "current", "rows", "music", "events", *KINDS),
         pytest.param("jsb", marks=pytest.mark.data),
     ],
 )
@@ -204,6 +205,19 @@ def test_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Digits
+
+
+def test_by_a_threshold_a_pixel_spikes_always_or_never() -> None:
+    config = DigitsConfig(coding="threshold", steps=3, steps_test=5, gain=0.75)
+    task = tasks.load(config)
+    values = tasks.load(dataclasses.replace(config, coding="current"))
+    for split, steps in (("train", 3), ("valid", 5)):
+        x = next(task.batches(split, 50, seeded())).x
+        current = next(values.batches(split, 50, seeded())).x
+        assert x.shape == current.shape == (steps, 50, 64)
+        assert torch.equal(x, (current >= 0.5).float())
+    assert bool((current == 0.5625).any())  # 0.75 x 12/16: half bright enough, and
+    assert float(x[current == 0.75].min()) == 1.0
 
 
 def test_digits8x8_split_is_fixed_stratified_disjoint_and_whole() -> None:

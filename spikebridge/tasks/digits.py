@@ -1,4 +1,4 @@
-"""Handwritten digits as sequences: spikes at a rate, a constant current, or row by row."""
+"""Handwritten digits as sequences: spikes at a rate or by a threshold, a current, or rows."""
 
 from __future__ import annotations
 
@@ -88,6 +88,9 @@ class Digits(Task):
         if self.config.coding == "rows":
             return value.transpose(0, 1).contiguous()
         value = value.flatten(1)
+        if self.config.coding == "threshold":
+            value = value.ge(0.5).to(value.dtype)
+            return value.expand(steps, -1, -1).contiguous()
         if self.config.coding == "current":
             return value.expand(steps, -1, -1).contiguous()
         return bernoulli(value, steps, generator)
