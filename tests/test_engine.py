@@ -276,6 +276,20 @@ def test_odd_batches_run(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_events_and_spikes_may_lie_anywhere_in_memory(backend: Any) -> None:
+    engine, wanted = Engine(small(), backend), np.array([0, 2, 5])
+    packed = np.zeros(3, [("name", "i1"), ("number", "i8"), ("x", "f4", (2, 6))])
+    packed["number"] = wanted
+    shifted = np.frombuffer(b"?" + wanted.tobytes(), np.int64, 3, 1)
+    first = engine.step(wanted, last=True).tolist()
+    for events in (packed["number"], shifted, wanted[::-1][::-1], wanted.astype(">i8"), (0, 2, 5)):
+        assert engine.step(events, last=True).tolist() == first
+    packed["x"][:, :, wanted] = 1
+    for x in (packed["x"], packed["x"].astype(">f4")):
+        assert engine.run(x[:1]).outputs.tolist() == [first, first]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_program_is_copied(backend: Any) -> None:
     if backend == "numpy":
         pytest.skip("the definition reads the program itself")

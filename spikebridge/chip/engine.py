@@ -83,7 +83,12 @@ class Engine:
                 program bears.  Nothing has changed then.
         """
         # Types are compared by identity first: this is half of what a small network costs.
-        if type(events) is not np.ndarray or events.dtype is not INT64 or events.ndim != 1:
+        if (
+            type(events) is not np.ndarray
+            or events.dtype is not INT64
+            or events.ndim != 1
+            or not events.flags.aligned
+        ):
             events = _numbers(events)
         if not self._step(events, bool(last)):
             raise ValueError(_refusal(self.program, events, self._runner.steps))
@@ -336,8 +341,8 @@ def _spikes(program: Program, x: Any) -> np.ndarray:
     if found.dtype in (np.bool_, np.uint8):
         return np.ascontiguousarray(found).view(np.uint8)
     # No number but 1 becomes 1 in float64, and none but 0 becomes 0.
-    same = found.dtype in (np.float32, np.float64)
-    return np.ascontiguousarray(found, found.dtype.newbyteorder("=") if same else np.float64)
+    kind = np.float32 if found.dtype == np.float32 else np.float64
+    return np.require(found, kind, ["C", "A"])
 
 
 def _not_a_spike(x: np.ndarray, place: int) -> str:
