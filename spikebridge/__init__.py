@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from spikebridge.complexity import Complexity
     from spikebridge.config import Config, preset
     from spikebridge.experiment import run
     from spikebridge.gradients import Surrogate, forward_as, modulate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Names are loaded when first used: the command line answers --help without loading torch.
 _HOME = {
     "AdaptiveUnit": "units",
+    "Complexity": "complexity",
     "Config": "config",
     "Conv2d": "synapses",
     "Dense": "synapses",
@@ -54,6 +56,7 @@ _HOME = {
 __all__ = [
     "SNU",
     "AdaptiveUnit",
+    "Complexity",
     "Config",
     "Conv2d",
     "Dense",

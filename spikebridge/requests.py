@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from spikebridge.complexity_command import Complexity
 from spikebridge.memory.command import Bench
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import VariantName
@@ -309,4 +310,16 @@ class Program:
         commands.program(self.runs, plan, page=self.report, as_json=self.json)
 
 
-SIMPLE = (Report, Demo, Info, Sample, Compose, Evaluate, Search, Reproduce, Program, Bench)
+SIMPLE = (
+    Report,
+    Demo,
+    Info,
+    Sample,
+    Compose,
+    Evaluate,
+    Search,
+    Reproduce,
+    Program,
+    Complexity,
+    Bench,
+)
