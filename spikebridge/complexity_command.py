@@ -16,7 +16,7 @@ from spikebridge.records import RunError, UsageError
 if TYPE_CHECKING:
     from spikebridge.tasks.base import Batch
 
-FILE = "complexity.json"
+FILE = rundir.COMPLEXITY
 SOURCE = "definitions of NeuroBench 2.3.0 (Yik et al. 2025)"
 
 

@@ -121,9 +121,10 @@ def chip_for(config: Config, task: Task, given: dict[str, Any]) -> Chip:
     found: dict[str, Any] = {}
     if config.model.weight_bits:
         found["weight_bits"] = config.model.weight_bits
-    steps = [getattr(config.task, name, 0) for name in ("steps", "steps_test")]
-    if not task.carries_state and max(steps):
-        found["max_steps"] = max(max(steps), getattr(task, "steps", 0))
+    if not task.carries_state:
+        judge = generator(config.train.eval_seed, "test")
+        size = config.train.batch_size
+        found["max_steps"] = max(len(batch.x) for batch in task.batches("test", size, judge))
     return Chip(**{**found, **given})
 
 

@@ -29,6 +29,8 @@ CHIP = "chip.safetensors"
 MEMORY = "memory.json"
 PROGRAM = "program.npz"
 DIGITAL = "digital.json"
+RTL = "rtl.json"
+COMPLEXITY = "complexity.json"
 RESULT = "result.json"
 TENSORBOARD = "tensorboard"
 REPORT = "report.html"
@@ -47,6 +49,8 @@ FILES = (
     MEMORY,
     PROGRAM,
     DIGITAL,
+    RTL,
+    COMPLEXITY,
     REPORT,
     ENVIRONMENT,
     CONFIG,

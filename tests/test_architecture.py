@@ -29,11 +29,12 @@ ORDER = [
     ["objective"],
     ["experiment", "silicon", "writing"],
     ["complexity", "deployment", "search", "stepwise"],
+    ["digital"],
     ["report"],
     ["contenders"],
     ["summary"],
     ["comparison", "compose", "progress"],
-    ["commands", "complexity_command"],
+    ["commands", "complexity_command", "digital_command"],
     ["requests"],
     ["cli"],
 ]
