@@ -14,6 +14,7 @@ import numpy as np
 from spikebridge import rundir
 from spikebridge.energy import Row
 from spikebridge.records import RunError
+from spikebridge.report.fields import Fields
 from spikebridge.report.load import REPEAT, ReportError
 from spikebridge.report.text import number
 
@@ -110,7 +111,7 @@ def load(directory: Path) -> Deployed | None:
         return None
     remedy = f"program the run again with `spikebridge program {directory}`"
     try:
-        return _deployed(_Fields(rundir.read_json(path, remedy), "the file"))
+        return _deployed(Fields(rundir.read_json(path, remedy), "the file"))
     except RunError as error:
         raise ReportError(str(error)) from error
     except ValueError as error:
@@ -141,61 +142,7 @@ def load_counts(directory: Path, name: str) -> np.ndarray | None:
     return counts
 
 
-class _Fields:
-    """An object of a JSON file whose values are checked as they are taken.
-
-    Raises ValueError, which names the value, where one is missing or not as it must be.
-    """
-
-    def __init__(self, value: Any, name: str) -> None:
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} is no object")
-        self.value = value
-
-    def text(self, name: str) -> str:
-        found = self.value.get(name)
-        if not isinstance(found, str):
-            raise ValueError(f'"{name}" is no text')
-        return found
-
-    def number(self, name: str, least: float | None = None) -> float:
-        found = number(self.value.get(name))
-        if found is None or (least is not None and found < least):
-            raise ValueError(f'"{name}" is no number' + (f" from {least:g}" if least else ""))
-        return found
-
-    def count(self, name: str) -> int:
-        return int(self.number(name, 0))
-
-    def fields(self, name: str) -> _Fields:
-        return _Fields(self.value.get(name), f'"{name}"')
-
-    def objects(self, name: str) -> list[_Fields]:
-        return [_Fields(item, f'an entry of "{name}"') for item in self._list(name)]
-
-    def array(self, name: str, *shape: int | None) -> np.ndarray:
-        """Finite numbers of a shape, whose sides may be left open by None but are not 0."""
-        try:
-            found = np.array(self._list(name), np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'"{name}" is no list of numbers') from error
-        fits = found.ndim == len(shape) and all(
-            side > 0 and side == (wanted or side)
-            for side, wanted in zip(found.shape, shape, strict=True)
-        )
-        if not fits or not np.isfinite(found).all():
-            sides = " x ".join("any" if side is None else str(side) for side in shape)
-            raise ValueError(f'"{name}" does not hold {sides} finite numbers')
-        return found
-
-    def _list(self, name: str) -> list[Any]:
-        found = self.value.get(name)
-        if not isinstance(found, list) or not found:
-            raise ValueError(f'"{name}" is no list, or an empty one')
-        return found
-
-
-def _deployed(file: _Fields) -> Deployed:
+def _deployed(file: Fields) -> Deployed:
     times = file.array("times_s", None)
     if times[0] < 0 or (np.diff(times) <= 0).any():
         raise ValueError('"times_s" do not rise from 0 or more')
@@ -234,13 +181,13 @@ def _deployed(file: _Fields) -> Deployed:
     )
 
 
-def _training(file: _Fields) -> tuple[Hardware, ...]:
+def _training(file: Fields) -> tuple[Hardware, ...]:
     if file.value.get("training") is None:
         return ()
     return _hardware(file.fields("training").fields("hardware"))
 
 
-def _layer(row: _Fields) -> Layer:
+def _layer(row: Fields) -> Layer:
     return Layer(
         row.text("name"),
         tuple(row.array("shape", None).astype(int).tolist()),
@@ -250,22 +197,23 @@ def _layer(row: _Fields) -> Layer:
     )
 
 
-def _points(row: _Fields) -> Points:
+def _points(row: Fields) -> Points:
     target = row.array("target_uS", None)
     return Points(target, row.array("read_uS", len(target)))
 
 
-def _level(row: _Fields, times: int) -> Level:
+def _level(row: Fields, times: int) -> Level:
     return Level(row.number("target_uS"), row.array("mean_uS", times), row.array("sd_uS", times))
 
 
-def _hardware(found: _Fields) -> tuple[Hardware, ...]:
+def _hardware(found: Fields) -> tuple[Hardware, ...]:
     if not found.value:
         raise ValueError('"hardware" is empty')
-    return tuple(_costs(name, found.fields(name)) for name in found.value)
+    return tuple(costs(name, found.fields(name)) for name in found.value)
 
 
-def _costs(name: str, costs: _Fields) -> Hardware:
+def costs(name: str, found: Fields) -> Hardware:
+    """Energy, time and parts of one kind of hardware, or of one end of a range."""
     parts = tuple(
         Row(
             row.text("part"),
@@ -276,6 +224,6 @@ def _costs(name: str, costs: _Fields) -> Hardware:
             row.text("mark"),
             row.number("energy_pJ", 0),
         )
-        for row in costs.objects("rows")
+        for row in found.objects("rows")
     )
-    return Hardware(name, costs.number("total_pJ", 0), costs.number("seconds_s", 0), parts)
+    return Hardware(name, found.number("total_pJ", 0), found.number("seconds_s", 0), parts)

@@ -6,11 +6,12 @@ import shlex
 from typing import Any
 
 from spikebridge import config
-from spikebridge.report import curves, deployed
+from spikebridge.report import compiled, curves, deployed
 from spikebridge.report.composition import composition
 from spikebridge.report.in_loop import in_the_loop
 from spikebridge.report.in_memory import in_memory
 from spikebridge.report.load import Run
+from spikebridge.report.on_chip import on_chip
 from spikebridge.report.panels import more_text, panels
 from spikebridge.report.sections import Card, Section
 from spikebridge.report.text import (
@@ -67,9 +68,13 @@ def context(run: Run) -> dict[str, Any]:
 
 
 def hardware(run: Run, programmed: deployed.Deployed | None, drawer: Drawer) -> list[Section]:
-    """The sections of memory cells that the run was programmed into, or trained on."""
+    """The sections of memory cells, programmed or trained on, and of the digital chip."""
     found = [None if programmed is None else in_memory(programmed, run, drawer)]
-    return [part for part in [*found, in_the_loop(run, drawer)] if part]
+    found.append(in_the_loop(run, drawer))
+    program = compiled.load(run.directory)
+    if program is not None:
+        found.append(on_chip(program, compiled.load_proof(run.directory), run, drawer))
+    return [part for part in found if part]
 
 
 def label_of(run: Run) -> str:

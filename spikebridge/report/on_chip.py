@@ -1,0 +1,330 @@
+"""What the page of a run says of its network on the digital chip, for a hardware designer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from spikebridge.metrics import Metric
+from spikebridge.report.compiled import Compiled, Proof
+from spikebridge.report.deployed import Hardware
+from spikebridge.report.in_memory import MARKS, parts_table
+from spikebridge.report.load import Run
+from spikebridge.report.sections import Block, Card, Section, Table, figures
+from spikebridge.report.text import (
+    NOTHING,
+    count_text,
+    metric_of,
+    metric_text,
+    plural,
+    share_text,
+    si_text,
+)
+from spikebridge.report.theme import COLOURS, NEUTRAL, Chart, Drawer, fade
+from spikebridge.silicon import PUBLISHED
+
+GROUPS = {
+    "weight memory": COLOURS["snu"],
+    "other memories": COLOURS["li-snu"],
+    "arithmetic": COLOURS["adaptive-snu"],
+    "registers and clock": COLOURS["gru"],
+    "leakage of memories": COLOURS["softsnu"],
+    "leakage of logic": COLOURS["lstm"],
+}
+COUNTED = {
+    "input_events": "spikes that come in",
+    "spikes": "spikes of the neurons",
+    "weight_reads": "rows read from the weight memory, one weight per lane",
+    "additions": "weights added to membranes; lanes without a neuron do not count",
+    "membrane_reads": "rows read from the membrane memory, one membrane per lane",
+    "membrane_writes": "rows written back to it",
+    "parameter_reads": "rows of thresholds, decays, amounts and biases",
+    "event_reads": "numbers of spikes taken from the lists between layers",
+    "event_writes": "numbers of spikes put into them",
+    "updates": "neurons × time steps: leak, comparison, reset",
+    "cycles": "of the clock",
+}
+ENERGY = (
+    "Counts of what happened × energies of parts in 40 nm. The three bars differ in the process "
+    "deck of the memories (low standby power, low operating power or high performance), in the "
+    "source of adders and multipliers, and in the largest macro that memories are built of."
+)
+NOT_COUNTED = (
+    "Not counted: the wires between memory macros and lanes, the clock tree, pads, and bringing "
+    "the inputs to the chip. No register is gated: all are clocked in every cycle. Nothing is "
+    "calibrated to a published chip."
+)
+LEAKAGE = (
+    "Leakage goes with time and capacity, whatever the network does, and differs most between "
+    "decks: it decides the range. What holds in one deck only says more of the deck than of the "
+    "network."
+)
+LAYERS = (
+    "Weights off by: root mean square of what rounding took from the weights, over that of the "
+    "weights. Same spikes: share of neurons and time steps that do the same in integers as in "
+    "software, over some samples of the test; one early spike that differs may change later ones. "
+    "The readout has none."
+)
+AREA = (
+    "Sums of macros and cells, without the wires and gaps between them, control and pads: "
+    "the chip would be larger."
+)
+
+
+def on_chip(found: Compiled, proof: Proof | None, run: Run, drawer: Drawer) -> Section:
+    """The section of a run that was compiled for the digital chip."""
+    metric, per = metric_of(found.metric), run.inference
+    nominal = found.energy[1]
+    bars = drawer.plot(
+        energy_bars(found, per),
+        f"Energy per {per} on the chip",
+        f"{ENERGY} {NOT_COUNTED}",
+        wide=True,
+    )
+    return Section(
+        "On the digital chip",
+        about(found, per),
+        (
+            Block(cards=tuple(cards(found, metric, per)), below=proof_text(proof)),
+            figures(bars),
+            Block(table=range_table(found, per), below=beside(run)),
+            parts_block(nominal, per),
+            Block("Layers in integers", table=layer_table(found), below=LAYERS),
+            Block(f"What the chip does per {per}", table=count_table(found, per)),
+            Block("Memories and area, 40 nm", table=area_table(found), below=AREA),
+        ),
+    )
+
+
+def about(found: Compiled, per: str) -> str:
+    """What was compiled, and how it was tested."""
+    multiplier = (
+        f"the leak multiplies by a number of {found.decay_bits} bits behind the point"
+        if found.multiplies
+        else "nothing is multiplied"
+    )
+    which = {"test": "test", "valid": "validation"}.get(found.split, found.split)
+    return (
+        f"The trained network, compiled to integers for an event-driven chip that adds one row of "
+        f"weights to the membranes for each spike: weights of {found.weight_bits} bits, membranes "
+        f"of {found.membrane_bits} bits ({found.fraction_bits} of them below those of a weight), "
+        f"{plural(found.lanes, 'lane')} (neurons that are added to at the same time), "
+        f"{found.clock_MHz:g}\u00a0MHz, {kib_text(sum(found.memory_bits.values()))} of memory; "
+        f"{multiplier}. Tested in integers and in software on the same {plural(found.samples, per)}"
+        f" of the {which} set."
+    )
+
+
+def proof_text(proof: Proof | None) -> str:
+    """What simulators of the Verilog said; empty where none was asked."""
+    if proof is None:
+        return ""
+    if proof.equal is None:
+        return f"The Verilog of this network was not simulated: {proof.reason}."
+    told = f"on {plural(proof.samples, 'sample')} in {' and '.join(proof.simulators)}"
+    if proof.equal:
+        return f"RTL equal to the integer model {told}: spikes, membranes, cycles."
+    return f"RTL NOT equal to the integer model {told}: {proof.reason}."
+
+
+def cards(found: Compiled, metric: Metric, per: str) -> list[Card]:
+    """The headline figures."""
+    low, nominal, high = (si_text(1e-12 * end.total_pJ, "J") for end in found.energy)
+    software = metric_text(metric, found.software, unit=False)
+    return [
+        Card(
+            f"{metric.name} in integers",
+            metric_text(metric, found.integer, unit=metric.unit == "%"),
+            f"{software} in software",
+        ),
+        Card(f"energy per {per}", nominal, f"{low} to {high}; 40\u00a0nm"),
+        Card(
+            f"time per {per}",
+            si_text(found.energy[1].seconds_s, "s"),
+            f"{count_text(round(found.each('cycles')))} cycles at {found.clock_MHz:g}\u00a0MHz",
+        ),
+        Card(
+            f"additions per {per}",
+            count_text(round(found.each("additions"))),
+            dense_text(found),
+        ),
+        Card(
+            "area",
+            area_text(sum(found.area_mm2.values())),
+            f"40\u00a0nm, without wires; {plural(found.lanes, 'lane')}",
+        ),
+    ]
+
+
+def dense_text(found: Compiled) -> str:
+    """What a chip that does not wait for spikes would add."""
+    dense = found.dense_additions
+    if not dense:
+        return "weights added to membranes"
+    share = share_text(found.each("additions") / dense)
+    return f"of {count_text(round(dense))} dense: {share}"
+
+
+def kib_text(bits: float) -> str:
+    return f"{bits / 8192:,.3g}\u00a0KiB" if bits < 8192e3 else f"{bits / 8192:,.0f}\u00a0KiB"
+
+
+def area_text(mm2: float) -> str:
+    return f"{mm2:.3g}\u00a0mm²"
+
+
+def group_of(part: str) -> str:
+    """Which colour of the figure a part of the energy belongs to."""
+    if part in GROUPS:
+        return part
+    if part.startswith("weight memory"):
+        return "weight memory"
+    return "other memories" if " memory " in part else "arithmetic"
+
+
+def groups_of(end: Hardware) -> dict[str, float]:
+    """Energy of each colour, in picojoules."""
+    found = dict.fromkeys(GROUPS, 0.0)
+    for part in end.parts:
+        found[group_of(part.part)] += part.energy_pJ
+    return found
+
+
+def energy_bars(found: Compiled, per: str) -> Chart | None:
+    """Energy per sample by part, one bar for each end of the range and one for what is likely."""
+    most_J = 1e-12 * max(end.total_pJ for end in found.energy)
+    if most_J <= 0:
+        return None
+    names = [end.name for end in found.energy]
+    groups = [groups_of(end) for end in found.energy]
+    at = list(range(len(names)))
+    # plotly's own order of the names is that of bars from right to left.
+    chart = Chart(330, {"barmode": "stack", "legend": {"traceorder": "normal"}})
+    for name, colour in GROUPS.items():
+        joules = [1e-12 * group[name] for group in groups]
+        chart.add(
+            "bar",
+            y=at,
+            x=[float(f"{energy:.6g}") for energy in joules],
+            orientation="h",
+            width=0.62,
+            name=name,
+            marker={"color": colour, "line": {"width": 1, "color": fade(NEUTRAL, 0.25)}},
+            customdata=[si_text(energy, "J") for energy in joules],
+            hovertemplate="%{customdata}",
+        )
+    for place, end in zip(at, found.energy, strict=True):
+        joules_of = 1e-12 * end.total_pJ
+        chart.write(si_text(joules_of, "J"), x=joules_of, y=place, xanchor="left", xshift=6)
+    chart.y(tickvals=at, ticktext=names, autorange="reversed", showgrid=False)
+    step = _round_step(most_J / 5)
+    ticks = [step * number for number in range(int(most_J / step) + 1)]
+    chart.x(
+        title=f"energy per {per}",
+        range=[0, 1.2 * most_J],
+        tickvals=ticks,
+        ticktext=[si_text(tick, "J") if tick else "0" for tick in ticks],
+    )
+    return chart
+
+
+def _round_step(value: float) -> float:
+    """The next of 1, 2, 5, 10, .. from a value on."""
+    power = 10.0 ** int(f"{value:e}".partition("e")[2])
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * 0.999)
+
+
+def range_table(found: Compiled, per: str) -> Table:
+    """The three bars in numbers, with what leaks and where the memories come from."""
+    rows = []
+    for end in found.energy:
+        leaks = sum(part.energy_pJ for part in end.parts if part.part.startswith("leakage"))
+        rows.append(
+            [
+                end.name,
+                si_text(1e-12 * end.total_pJ, "J"),
+                si_text(1e-12 * leaks, "J"),
+                share_text(leaks / end.total_pJ if end.total_pJ else None),
+                decks_of(end),
+            ]
+        )
+    heads = ("", f"energy per {per}", "of it leakage", "share", "deck of the memories")
+    return Table(heads, rows, text=(4,))
+
+
+def decks_of(end: Hardware) -> str:
+    """The process decks that sources of parts name, such as "itrs-lop"."""
+    named = {deck for part in end.parts for deck in re.findall(r"itrs-\w+", part.source)}
+    return ", ".join(sorted(named)) or NOTHING
+
+
+def parts_block(end: Hardware, per: str) -> Block:
+    """The energy part by part; sources that several parts share are told once, by a number."""
+    sources = [part.source.rpartition("; ") for part in end.parts]
+    shared = [of for _, _, of in sources if [s[2] for s in sources].count(of) > 1]
+    numbers = {of: f"source {at}" for at, of in enumerate(dict.fromkeys(shared), start=1)}
+    parts = [
+        replace(part, source=f"{how}{mark}{numbers.get(of, of)}")
+        for part, (how, mark, of) in zip(end.parts, sources, strict=True)
+    ]
+    told = "".join(f" {name.capitalize()}: {of}." for of, name in numbers.items())
+    table = parts_table(replace(end, parts=tuple(parts)))
+    return Block(f"Parts of the nominal energy, per {per}", table=table, below=f"{MARKS}{told}")
+
+
+def beside(run: Run) -> str:
+    """What the range means; for MNIST, the published chip that may stand beside ours."""
+    if run.data != "mnist":
+        return LEAKAGE
+    least, most = (PUBLISHED[f"MNIST, {end} energy per image"].value for end in ("least", "most"))
+    accuracy = PUBLISHED["MNIST, accuracy more than"]
+    return (
+        f"{LEAKAGE} Published: {least:g} to {most:g} nJ per image of MNIST with more than "
+        f"{accuracy.value:g} % accuracy in 40 nm ({accuracy.source}); which network reaches "
+        "which is unknown. Our figures are not calibrated to these."
+    )
+
+
+def layer_table(found: Compiled) -> Table:
+    rows = [
+        [
+            layer.name,
+            f"recurrent {layer.kind}" if layer.recurrent else layer.kind,
+            f"{layer.inputs:,}",
+            f"{layer.neurons:,}",
+            f"{layer.weights:,}",
+            share_text(layer.weight_error),
+            f"{layer.decay_error:.2g}",
+            share_text(layer.same_spikes),
+        ]
+        for layer in found.layers
+    ]
+    heads = ("layer", "kind", "inputs", "neurons", "weights", "weights off by", "decays off by")
+    return Table((*heads, "same spikes"), rows)
+
+
+def count_table(found: Compiled, per: str) -> Table:
+    rows = [["time steps", count_text(found.steps), f"{found.counts['steps']:,}", ""]]
+    rows += [
+        [name.replace("_", " "), count_text(found.each(name)), f"{found.counts[name]:,}", meaning]
+        for name, meaning in COUNTED.items()
+    ]
+    heads = ("", f"per {per}", f"all {plural(found.samples, per)}", "what is counted")
+    return Table(heads, rows, text=(3,))
+
+
+def area_table(found: Compiled) -> Table:
+    """Each part with its area and, for memories, what the program puts into them."""
+    held = {f"{name} memory": bits for name, bits in found.memory_bits.items()}
+    total = sum(found.area_mm2.values())
+    rows = [
+        [
+            name,
+            kib_text(held[name]) if name in held else NOTHING,
+            area_text(area),
+            share_text(area / total if total else None),
+        ]
+        for name, area in found.area_mm2.items()
+    ]
+    rows.append(["all parts", kib_text(sum(held.values())), area_text(total), ""])
+    return Table(("part", "holds", "area", "share"), rows)
