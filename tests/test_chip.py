@@ -267,6 +267,14 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_program(path)
 
 
+def test_a_program_that_could_overflow_is_refused(tmp_path: Path) -> None:
+    program = compile(exact("binary-ci"), Chip(max_steps=20))
+    for wrong in ({"membrane_bits": program.membrane_bits - 1}, {"max_steps": 4000}):
+        save_program(replace(program, **wrong), tmp_path / "program.npz")
+        with pytest.raises(ValueError, match="may overflow"):
+            load_program(tmp_path / "program.npz")
+
+
 def test_parts_that_do_not_fit_together_are_refused() -> None:
     program = compile(exact("snu"))
     first, second, readout = program.layers

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spikebridge.chip.bounds import bounds
 from spikebridge.chip.spec import Chip, Geometry, Layer, Program
 from spikebridge.rundir import replace
 
@@ -70,9 +71,21 @@ def load_program(path: str | Path) -> Program:
             for number, plain in enumerate(head["layers"])
         )
         numbers = {name: int(head[name]) for name in NUMBERS}
-        return Program(layers=layers, chip=Chip(**head["chip"]), **numbers).check()
+        program = Program(layers=layers, chip=Chip(**head["chip"]), **numbers).check()
+        return _bounded(program)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a whole program ({error}); export again") from error
+
+
+def _bounded(program: Program) -> Program:
+    """The program itself; ValueError where a membrane could overflow."""
+    top = 1 << program.membrane_bits - 1
+    for layer in program.layers:
+        steps = program.max_steps or 1
+        low, high, forever = bounds(layer, program.decay_bits, program.fraction_bits, steps)
+        if low.min() < -top or high.max() >= top or not (forever or program.max_steps):
+            raise ValueError(f"membranes of {layer.name} may overflow {program.membrane_bits} bits")
+    return program
 
 
 def _plain(layer: Layer) -> dict[str, Any]:

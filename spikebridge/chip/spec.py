@@ -286,6 +286,15 @@ def _check(program: Program) -> None:
     layers = program.layers
     _rule(len(layers) >= 2, "a program has a hidden layer and a readout at least")
     _rule(layers[-1].reduce is not None, "the last layer must be the readout")
+    for name, low, high in (
+        ("weight_bits", 2, 16),
+        ("decay_bits", 1, 14),
+        ("fraction_bits", 0, 8),
+        ("membrane_bits", 1, MEMBRANE_BITS),
+        ("max_steps", 0, 1 << 14),
+    ):
+        value = getattr(program, name)
+        _rule(low <= value <= high, f"{name} is {value}, and must be {low} to {high}")
     for layer in layers:
         _check_layer(program, layer)
     for before, after in pairwise(layers):
@@ -294,10 +303,6 @@ def _check(program: Program) -> None:
             before.neurons == after.inputs,
             f"{after.name} has {after.inputs} inputs, {before.name} {before.neurons} neurons",
         )
-    _rule(
-        1 <= program.membrane_bits <= MEMBRANE_BITS,
-        f"membranes have {program.membrane_bits} bits, at most {MEMBRANE_BITS} are possible",
-    )
 
 
 def _check_layer(program: Program, layer: Layer) -> None:
@@ -311,6 +316,12 @@ def _check_layer(program: Program, layer: Layer) -> None:
     if layer.geometry is not None:
         g = layer.geometry
         wanted: tuple[int, ...] = (g.in_shape[0], g.kernel, g.kernel, g.out_shape[0])
+        _rule(
+            min(g.kernel, g.stride, g.pool, *g.in_shape, *g.out_shape) >= 1 and g.padding >= 0,
+            f"{name}: a side of its convolution is below 1",
+        )
+        sides = tuple(side // g.pool for side in g.rows_columns)
+        _rule(sides == g.out_shape[1:], f"{name}: its neurons do not fit the convolution")
         _rule(layer.inputs == math.prod(g.in_shape), f"{name}: inputs do not fit the image")
         _rule(not layer.recurrent, f"{name}: a convolution cannot be recurrent")
     else:
