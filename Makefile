@@ -7,12 +7,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test check format bench tools clean
 help:
 	@echo "make demo    train spiking units beside an LSTM on real digits, then show where the page is"
 	@echo "make test    the test suite (no GPU, no network)"
 	@echo "make check   formatting, lint, types"
 	@echo "make bench   speed, side by side with torch and, where installed, other libraries"
+	@echo "make tools   simulators and synthesis of Verilog: Icarus, Verilator, Yosys (apt, root)"
 
 install: $(STAMP)
 
@@ -41,6 +42,13 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/speed.py
+
+# The tests of the Verilog skip, and say so, where these are missing.
+TOOLS := iverilog verilator yosys
+tools:
+	@command -v apt-get >/dev/null || { echo "there is no apt-get here; install $(TOOLS) with your package manager"; exit 1; }
+	@test "$$(id -u)" = 0 || { echo "run it as root: sudo make tools"; exit 1; }
+	@apt-get install -y -q $(TOOLS) || { apt-get update -q && apt-get install -y -q $(TOOLS); }
 
 clean:
 	rm -rf .venv build

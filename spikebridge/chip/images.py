@@ -1,4 +1,4 @@
-"""How a program lies in the memories of the Verilog core: sizes, addresses, codes, images.  No torch.
+"""How a program lies in the memories of the Verilog core: sizes, addresses, codes.  No torch.
 
 Neurons of a convolution are laid out pixel by pixel, channels side by side in the lanes: row
 (y * W' + x) * chunks + chunk.  A spike is sent as the code that its listener decodes without a
@@ -92,9 +92,12 @@ def check(program: Program) -> None:
                 f"{after.name} is a convolution after the dense {before.name}; the Verilog core "
                 "runs convolutions first and dense layers after them"
             )
-        if after.geometry is not None and before.geometry is not None:
-            if after.geometry.in_shape != before.geometry.out_shape:
-                raise UsageError(f"{after.name} sees another image than {before.name} sends")
+        shapes = [
+            after.geometry.in_shape if after.geometry else None,
+            before.geometry.out_shape if before.geometry else None,
+        ]
+        if None not in shapes and shapes[0] != shapes[1]:
+            raise UsageError(f"{after.name} sees another image than {before.name} sends")
     for layer in program.layers:
         g = layer.geometry
         if g is not None and (g.stride not in SHIFTS or g.pool not in SHIFTS):
@@ -304,7 +307,7 @@ def _word(fields: dict[str, int], size: Sizes) -> np.ndarray:
 
 
 def bits(values: np.ndarray, width: int) -> np.ndarray:
-    """Bits of rows of integers, (R, L) to (R, L x width) uint8: highest bit of the last lane first."""
+    """Bits of rows of integers, (R, L) to (R, L x width): highest bit of the last lane first."""
     shifts = np.arange(width - 1, -1, -1)
     found = (values[:, ::-1, None].astype(np.int64) >> shifts) & 1
     return found.astype(np.uint8).reshape(len(values), -1)

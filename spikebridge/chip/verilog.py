@@ -26,6 +26,7 @@ from spikebridge.records import UsageError
 
 FORMAT = "spikebridge-verilog-1"
 SOURCES = Path(__file__).parent / "rtl"
+README = SOURCES / "README.template.md"
 IMAGES = ("weights.mem", "parameters.mem", "descriptors.mem", "program.vh")
 END_OF_STEP, END_OF_SAMPLE = 1, 3
 
@@ -248,4 +249,40 @@ def _write_json(
 
 
 def _readme(program: Program, size: Sizes, bench: Bench, about: str) -> str:
-    return about
+    memories = "\n".join(f"| {name} | {count:,} |" for name, count in size.memory_bits().items())
+    g = program.layers[0].geometry
+    if g is None:
+        code = f"the number of the input, 0 to {program.inputs - 1}"
+    else:
+        code = (
+            f"`{{y, x, channel}}` of the input: y from bit {size.cbits + size.xbits}, x from bit "
+            f"{size.cbits}, channel from bit 0, below {g.in_shape[1]}, {g.in_shape[2]} and "
+            f"{g.in_shape[0]}"
+        )
+    limit = f"{program.max_steps}" if program.max_steps else "no limit"
+    values = {
+        "about": f"{about}\n\n" if about else "",
+        "top": size.code + 1,
+        "codes": size.code,
+        "membrane_top": size.membrane - 1,
+        "code": code,
+        "limit": limit,
+        "queue": program.chip.queue,
+        "memories": memories,
+        "layers": "\n".join(_layer_line(program, n) for n in range(len(program.layers))),
+        "bench": f"{bench.samples:,} samples, {bench.steps:,} steps, {bench.cycles:,} cycles",
+        "sources": " ".join(
+            f"rtl/{path.name}" for path in sorted(SOURCES.glob("*.v")) if path.name != "sb_bench.v"
+        ),
+    }
+    return README.read_text(encoding="utf-8").format(**values)
+
+
+def _layer_line(program: Program, number: int) -> str:
+    layer = program.layers[number]
+    kind = "convolution" if layer.geometry else "recurrent" if layer.recurrent else "dense"
+    kind = f"readout ({layer.reduce})" if layer.reduce else kind
+    return (
+        f"| {number} | {layer.name} | {kind} | {layer.inputs:,} | {layer.neurons:,} | "
+        f"{program.rows(layer):,} | {layer.weight_rows * program.chunks(layer):,} |"
+    )

@@ -104,10 +104,8 @@ module sb_core #(
     reg [ADDRESS-1:0] spikes;         // listed so far
     reg [ADDRESS-1:0] row, row_address, chunk, x, weights, line_code, pixel_code, code;
     reg [COORDINATE-1:0] ky, kx;
-    reg [WIDE-1:0] sums;              // of the row at work; of a readout its answers
     reg [LANES-1:0] fired;            // lanes still to be sent
-    reg fresh, adding, drained;       // stages of the pipeline
-    reg hearing, hearing_own;
+    reg hearing, hearing_own, drained;
     reg some;                         // the step has had an event:
     reg [CODE-1:0] previous;
 
@@ -163,7 +161,8 @@ module sb_core #(
     wire fetch = state == TAP && hit;
     wire [ADDRESS-1:0] tap_weight, tap_row;
     wire tapping = state == TAP || state == ADD;
-    wire [WIDE-1:0] membranes, sum, after;
+    wire [WIDE-1:0] membranes;
+    reg [WIDE-1:0] data;
     wire [LANES*WEIGHT-1:0] weight_row;
     wire [LANES*(3*MEMBRANE+FACTOR+1)-1:0] parameters;
     wire [CODE-1:0] number;
@@ -190,36 +189,44 @@ module sb_core #(
         .clk(clk), .enable(state == ROW || fetch || state == ADD || threshold),
         .write(state == ADD || threshold),
         .address(tapping ? first_row + tap_row + chunk : row_address),
-        .data(threshold ? after : sum), .q(membranes));
+        .data(data), .q(membranes));
 
     sb_rom #(.WIDTH(LANES * (3 * MEMBRANE + FACTOR + 1)), .DEPTH(MEMBRANE_ROWS),
              .INDEX(MEMBRANE_INDEX), .ADDRESS(ADDRESS), .IMAGE(PARAMETER_IMAGE)) parameter_memory (
         .clk(clk), .enable(state == ROW), .address(row_address), .q(parameters));
 
     // ---------------------------------------------------------------------------- the lanes
-    wire [WIDE-1:0] level, answers;
+    reg fresh, adding;                // stages of the pipeline: membranes, weights have come
+    wire send = state == EMIT && is_readout;
+    wire sent = state == EMIT && (!is_readout || out_ready);
     wire [LANES-1:0] spiking, present;
-    wire [WIDE-1:0] addend = state == ADD ? membranes : sums;
+    reg [WIDE-1:0] level;
     genvar lane;
     generate
         for (lane = 0; lane < LANES; lane = lane + 1) begin : lanes
             localparam [ADDRESS-1:0] LANE = lane;
-            wire [WEIGHT-1:0] weight = weight_row[lane*WEIGHT +: WEIGHT];
-            assign sum[lane*MEMBRANE +: MEMBRANE] = addend[lane*MEMBRANE +: MEMBRANE]
-                + ({{(MEMBRANE - WEIGHT){weight[WEIGHT-1]}}, weight} << FRACTION);
+            wire [MEMBRANE-1:0] next, here, here_s;
+            if (lane == LANES - 1) begin : end_of_row
+                assign next = {MEMBRANE{1'b0}};
+            end else begin : in_row
+                assign next = lanes[lane+1].here;
+            end
             assign present[lane] = chunk != last_chunk || LANE < lanes_used;
-            // Between rows the unit gets zeros, so that it does not toggle with every addition.
-            sb_neuron #(.MEMBRANE(MEMBRANE), .FACTOR(FACTOR), .MULTIPLY(MULTIPLY)) neuron (
-                .v(sums[lane*MEMBRANE +: MEMBRANE] & {MEMBRANE{threshold}}),
+            sb_lane #(.WEIGHT(WEIGHT), .MEMBRANE(MEMBRANE), .FRACTION(FRACTION), .FACTOR(FACTOR),
+                      .MULTIPLY(MULTIPLY)) one (
+                .clk(clk), .take(fresh), .accumulate(adding), .add(state == ADD), .pass(threshold),
+                .send(send), .shift(send && sent),
+                .membrane(membranes[lane*MEMBRANE +: MEMBRANE]),
+                .weight(weight_row[lane*WEIGHT +: WEIGHT]), .next(next),
                 .threshold(parameters[lane*MEMBRANE +: MEMBRANE]),
                 .amount(parameters[WIDE + lane*MEMBRANE +: MEMBRANE]),
                 .bias(parameters[2*WIDE + lane*MEMBRANE +: MEMBRANE]),
                 .decay(parameters[3*WIDE + lane*(FACTOR+1) +: FACTOR+1]),
                 .slope(slope), .readout(is_readout), .sum(is_sum), .gate(is_gate),
-                .subtract(is_subtract), .last(last),
-                .s(level[lane*MEMBRANE +: MEMBRANE]), .spike(spiking[lane]),
-                .answer(answers[lane*MEMBRANE +: MEMBRANE]),
-                .after(after[lane*MEMBRANE +: MEMBRANE]));
+                .subtract(is_subtract), .last(last), .s(here_s),
+                .spike(spiking[lane]), .data(here));
+            always @* data[lane*MEMBRANE +: MEMBRANE] = here;
+            always @* level[lane*MEMBRANE +: MEMBRANE] = here_s;
         end
     endgenerate
 
@@ -236,7 +243,8 @@ module sb_core #(
     end
     wire [LANES-1:0] rest = fired & (fired - 1'b1);
     wire [ADDRESS-1:0] number_a = code + {{(ADDRESS - LANEBITS){1'b0}}, lowest};
-    assign number = number_a[CODE-1:0];
+    wire [ADDRESS-CODE-1:0] unused;
+    assign {unused, number} = number_a;
 
     // ----------------------------------------------------------------------- convolution
     wire none, taps_end_y, taps_end_x;
@@ -253,7 +261,6 @@ module sb_core #(
     wire event_done = tap_done ? taps_end_y && taps_end_x : state == DECODE && none;
 
     // --------------------------------------------------------------------------- sequence
-    wire sent = state == EMIT && (!is_readout || out_ready);
     wire row_done = (threshold && firing == 0) || (sent && rest == 0);
     wire layer_done = row_done && row == last_row;
     wire step_done = layer_done && is_readout;
@@ -392,19 +399,15 @@ module sb_core #(
         end
     end
 
-    // The row at work.
+    // Lanes whose spikes or answers are still to be sent.
     always @(posedge clk) begin
-        if (fresh) sums <= membranes;
-        else if (adding) sums <= sum;
-        else if (threshold && is_readout) sums <= answers;
-        else if (sent && is_readout) sums <= sums >> MEMBRANE;
         if (threshold) fired <= firing;
         else if (sent) fired <= rest;
     end
 
     // ------------------------------------------------------------------------------ output
-    assign out_valid = state == EMIT && is_readout;
-    assign out_data = sums[MEMBRANE-1:0];
+    assign out_valid = send;
+    assign out_data = data[MEMBRANE-1:0];
     assign out_index = number;
     assign out_last = last && row == last_row && rest == 0;
 
@@ -424,5 +427,4 @@ module sb_core #(
     assign trace_row = row;
     assign trace_membranes = TRACE != 0 ? level : {WIDE{1'b0}};
     assign trace_spikes = TRACE != 0 && !is_readout ? spiking : {LANES{1'b0}};
-    wire unused = &{1'b0, number_a, heard, is_each};
 endmodule

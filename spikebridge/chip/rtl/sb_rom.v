@@ -13,7 +13,7 @@ module sb_rom #(
     output reg [WIDTH-1:0] q
 );
     reg [WIDTH-1:0] memory [0:DEPTH-1];
-    wire unused = &{1'b0, address};
+    wire [ADDRESS-INDEX:0] unused = address[ADDRESS-1:INDEX-1];
 
     initial $readmemh(IMAGE, memory);
 

@@ -1,0 +1,263 @@
+"""Simulation, lint and synthesis of what `spikebridge.chip.verilog` writes.
+
+    verify("chip")       both simulators compare every membrane, spike, output and cycle count
+    synthesise("chip")   cells, flip-flops and memory bits of Yosys
+
+The tools are those of every Linux distribution; `make tools` installs them.  A tool that is not
+there is named under "missing".  No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spikebridge.chip.verilog import FORMAT
+from spikebridge.records import RunError, UsageError
+from spikebridge.rundir import read_json
+
+BENCH = "rtl/sb_bench.v"
+PROGRAMS = {
+    "icarus": ("iverilog", "vvp"),
+    "verilator": ("verilator", "g++", "make"),
+    "yosys": ("yosys",),
+}
+LIMIT_S = 1800.0
+_AGAIN = "write the Verilog again"
+_VERDICT = re.compile(r"^(PASS|FAIL): (.*)$", re.MULTILINE)
+_COUNTS = re.compile(r"(\d+) (samples|rows|outputs|cycles)")
+
+
+def missing(tool: str) -> str:
+    """Why "icarus", "verilator" or "yosys" cannot be used here; empty where it can."""
+    absent = [name for name in PROGRAMS[tool] if shutil.which(name) is None]
+    return f"{' and '.join(absent)} not installed: make tools" if absent else ""
+
+
+def verify(
+    directory: str | Path,
+    simulators: Sequence[str] = ("icarus", "verilator"),
+    *,
+    stall: int = 0,
+    seed: int = 1,
+    reset: int = 0,
+    limit_s: float = LIMIT_S,
+) -> dict[str, Any]:
+    """Compare the Verilog with the integer model, bit for bit, in each simulator; and lint it.
+
+    Args:
+        directory: a folder of `verilog.write`.
+        simulators: of "icarus" and "verilator"; empty: only the lint.
+        stall: percent of cycles in which the host pauses, on both ports, 0 to 99.
+        seed: of the pauses.
+        reset: cycle in which a reset falls, after which all starts again; 0 = none.
+        limit_s: seconds that each tool may take.
+
+    Returns:
+        "passed": whether all that ran is right, and at least one did;
+        "simulators": per simulator "passed", "verdict" (its line, with the first difference),
+        "samples", "rows", "outputs", "cycles" where it passed, "build_s", "run_s";
+        "lint": "clean" and "messages" of verilator -Wall;
+        "missing": per tool, why it could not be used.
+
+    Raises UsageError for a folder that is not of `write` and for unknown simulators, RunError for
+    damaged memory images, for what does not build, and for what takes longer than `limit_s`.
+    """
+    directory = Path(directory)
+    _check_arguments(simulators, stall)
+    check_images(directory)
+    ways = {"icarus": _icarus, "verilator": _verilator}
+    plus = [f"+stall={stall}", f"+seed={seed}", f"+reset={reset}"]
+    done: dict[str, Any] = {}
+    absent = {tool: why for tool in simulators if (why := missing(tool))}
+    for name in simulators:
+        if name not in absent:
+            with tempfile.TemporaryDirectory(prefix="spikebridge-") as scratch:
+                done[name] = _simulate(ways[name], directory, Path(scratch), plus, limit_s)
+    found: dict[str, Any] = {"simulators": done, "missing": absent, "lint": {}}
+    if why := missing("verilator"):
+        absent["verilator"] = why
+    else:
+        found["lint"] = _lint(directory, limit_s)
+    right = [each["passed"] for each in done.values()]
+    right += [found["lint"]["clean"]] if found["lint"] else []
+    return {"passed": bool(right) and all(right), **found}
+
+
+def synthesise(directory: str | Path, *, limit_s: float = LIMIT_S) -> dict[str, Any]:
+    """What the core is made of, by Yosys: two-input gates, flip-flops, and memories kept whole.
+
+    Returns:
+        "cells" by type of Yosys, "gates" and "flip_flops" (their sums), "memories" (words, bits
+        of a word, bits of each), "memory_bits", "seconds"; or "missing", the reason.
+
+    Raises UsageError and RunError as `verify` does.
+    """
+    directory = Path(directory)
+    check_images(directory)
+    if why := missing("yosys"):
+        return {"missing": why}
+    with tempfile.TemporaryDirectory(prefix="spikebridge-") as scratch:
+        memories, cells = Path(scratch) / "memories.txt", Path(scratch) / "cells.txt"
+        script = "; ".join(
+            [
+                f"read_verilog -defer -I. {' '.join(_sources(directory))}",
+                "hierarchy -check -top sb_chip; proc; flatten; opt; memory -nomap; opt -full",
+                f"tee -q -o {memories} dump t:$mem_v2",
+                "techmap; opt; abc -g AND,OR,XOR,MUX,NAND,NOR,XNOR; opt_clean",
+                f"check -assert; tee -q -o {cells} stat",
+            ]
+        )
+        start = time.perf_counter()
+        _run(["yosys", "-q", "-p", script], directory, limit_s)
+        return {
+            **_cells(cells.read_text(encoding="utf-8")),
+            **_memories(memories.read_text(encoding="utf-8")),
+            "seconds": time.perf_counter() - start,
+        }
+
+
+def check_images(directory: Path) -> dict[str, Any]:
+    """program.json, after a look whether the memory images are those that were written.
+
+    Raises UsageError for a folder that is not of `write`, RunError for a missing, shortened or
+    changed image.
+    """
+    path = directory / "program.json"
+    if not path.is_file():
+        raise UsageError(
+            f"{directory}: there is no program.json in it; name a folder that "
+            "spikebridge.chip.verilog.write made"
+        )
+    record = read_json(path, _AGAIN)
+    if record.get("format") != FORMAT:
+        raise UsageError(
+            f"{path} has format {record.get('format')!r}, this version reads {FORMAT!r}; {_AGAIN}"
+        )
+    for name, wanted in record["images"].items():
+        try:
+            content = (directory / name).read_bytes()
+        except OSError as error:
+            raise RunError(f"{directory / name}: {error.strerror}; {_AGAIN}") from error
+        if len(content) != wanted["bytes"]:
+            raise RunError(
+                f"{directory / name} has {len(content):,} bytes instead of {wanted['bytes']:,}; "
+                f"it was cut off or changed; {_AGAIN}"
+            )
+        if hashlib.sha256(content).hexdigest() != wanted["sha256"]:
+            raise RunError(f"{directory / name} was changed (another sha256); {_AGAIN}")
+    return record
+
+
+def _check_arguments(simulators: Sequence[str], stall: int) -> None:
+    for name in simulators:
+        if name not in ("icarus", "verilator"):
+            raise UsageError(f"{name!r} is no simulator; the known ones are icarus, verilator")
+    if not 0 <= stall <= 99:
+        raise UsageError(f"stall={stall}: it must be 0 to 99 percent")
+
+
+def _sources(directory: Path) -> list[str]:
+    found = sorted(f"rtl/{path.name}" for path in (directory / "rtl").glob("*.v"))
+    return [name for name in found if name != BENCH]
+
+
+def _simulate(way: Any, directory: Path, scratch: Path, plus: list[str], limit_s: float) -> Any:
+    start = time.perf_counter()
+    command = way(directory, scratch, limit_s)
+    built = time.perf_counter()
+    output = _run([*command, *plus], directory, limit_s)
+    seconds = {"build_s": built - start, "run_s": time.perf_counter() - built}
+    verdict = _VERDICT.search(output)
+    if verdict is None:
+        raise RunError(f"{directory}: the bench ended without a verdict: {_end(output)}")
+    passed = verdict[1] == "PASS"
+    counts = {name: int(n) for n, name in _COUNTS.findall(verdict[2])} if passed else {}
+    return {"passed": passed, "verdict": verdict[0], **counts, **seconds}
+
+
+def _icarus(directory: Path, scratch: Path, limit_s: float) -> list[str]:
+    bench = str(scratch / "bench.vvp")
+    head = ["iverilog", "-g2005", "-Wall", "-I.", "-s", "sb_bench", "-o", bench]
+    said = _run([*head, *_sources(directory), BENCH], directory, limit_s)
+    if said.strip():
+        raise RunError(f"{directory}: iverilog warns: {_end(said)}")
+    return ["vvp", "-n", bench]
+
+
+def _verilator(directory: Path, scratch: Path, limit_s: float) -> list[str]:
+    jobs = str(os.cpu_count() or 1)
+    # What is not reset starts with random bits, other than zero and the same each time.
+    unknown = ["--x-assign", "unique", "--x-initial", "unique"]
+    head = ["verilator", "--binary", "--timing", "-O3", "-CFLAGS", "-O1", "-j", jobs, *unknown]
+    tail = ["-I.", "--top-module", "sb_bench", "--Mdir", str(scratch), "-o", "bench"]
+    _run([*head, *tail, *_sources(directory), BENCH], directory, limit_s)
+    return [str(scratch / "bench"), "+verilator+rand+reset+2", "+verilator+seed+1"]
+
+
+def _lint(directory: Path, limit_s: float) -> dict[str, Any]:
+    command = ["verilator", "--lint-only", "-Wall", "-I.", "--top-module", "sb_chip"]
+    done = _finished([*command, *_sources(directory)], directory, limit_s)
+    messages = [line for line in done.stdout.splitlines() if line.startswith("%")]
+    return {"clean": done.returncode == 0 and not messages, "messages": messages}
+
+
+def _run(command: list[str], directory: Path, limit_s: float) -> str:
+    done = _finished(command, directory, limit_s)
+    if done.returncode != 0:
+        raise RunError(f"{directory}: {Path(command[0]).name} failed: {_end(done.stdout)}")
+    return done.stdout
+
+
+def _finished(
+    command: list[str], directory: Path, limit_s: float
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunError(
+            f"{directory}: {Path(command[0]).name} took longer than {limit_s:g} s; allow it more, "
+            "or use fewer samples"
+        ) from error
+
+
+def _end(text: str) -> str:
+    return " / ".join(text.strip().splitlines()[-5:]) or "it said nothing"
+
+
+def _cells(text: str) -> dict[str, Any]:
+    cells = {kind: int(n) for kind, n in re.findall(r"^ +(\$\S+) +(\d+)$", text, re.MULTILINE)}
+    flops = {kind: n for kind, n in cells.items() if "DFF" in kind}
+    gates = {kind: n for kind, n in cells.items() if kind.startswith("$_") and kind not in flops}
+    return {"cells": cells, "gates": sum(gates.values()), "flip_flops": sum(flops.values())}
+
+
+def _memories(text: str) -> dict[str, Any]:
+    found = {}
+    for block in text.split("cell $mem_v2")[1:]:
+        numbers = {
+            name: int(re.search(rf"parameter (?:signed )?\\{name} (\d+)", block)[1])  # type: ignore[index]
+            for name in ("SIZE", "WIDTH")
+        }
+        name = re.search(r'parameter \\MEMID "([^"]*)"', block)[1]  # type: ignore[index]
+        name = name.replace("\\", "").removeprefix("core.").removesuffix(".memory")
+        words, width = numbers["SIZE"], numbers["WIDTH"]
+        found[name] = {"words": words, "word_bits": width, "bits": words * width}
+    return {"memories": found, "memory_bits": sum(each["bits"] for each in found.values())}
