@@ -293,19 +293,22 @@ class Rounded(nn.Module):
     """A weight matrix as `bits` can hold it, with the gradient of the full one.
 
     Each row (all weights of one neuron) has 2^bits - 1 levels, evenly spaced and symmetric about
-    0, the outermost at its largest weight, so that a row's scale can go into a threshold.
+    0, the outermost at its largest weight, so that a row's scale can go into a threshold.  Rows
+    that are compared with each other, those of a readout, share one scale.
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, *, shared: bool = False) -> None:
         super().__init__()
         if not 2 <= bits <= 16:
             raise ValueError(f"weights have 2 to 16 bits, got {bits}")
-        self.bits = bits
+        self.bits, self.shared = bits, shared
 
     def forward(self, weight: Tensor) -> Tensor:
         """The rounded weights, of the same shape."""
         levels = 2 ** (self.bits - 1) - 1
         largest = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12)
+        if self.shared:
+            largest = largest.amax().expand_as(largest)
         scale = (largest / levels).view(-1, *[1] * (weight.dim() - 1))
         return forward_as(weight, (weight.detach() / scale).round() * scale)
 
@@ -365,7 +368,9 @@ def round_weights(module: nn.Module, bits: int) -> None:
     Biases, thresholds, decays and normalisations keep full precision.
     """
     for part, name in weight_matrices(module):
-        register_parametrization(part, name, Rounded(bits))
+        # Arrays have classes of their own: torch's Linear is a readout.
+        shared = isinstance(part, nn.Linear)
+        register_parametrization(part, name, Rounded(bits, shared=shared))
 
 
 def _uniform(weight: nn.Parameter, std: float, fan_in: int) -> None:
