@@ -164,6 +164,12 @@ def test_rounded_weights_lie_on_few_levels(bits: int, seed: int) -> None:
         assert float(row.abs().max()) == pytest.approx(float(full.abs().max()), rel=1e-5)
 
 
+def test_rows_that_are_compared_share_a_scale() -> None:
+    weight = torch.tensor([[1.0, -0.2], [0.1, 0.3]])
+    rounded = Rounded(3, shared=True)(weight)
+    torch.testing.assert_close(rounded, torch.tensor([[1.0, -1 / 3], [0.0, 1 / 3]]))
+
+
 def test_the_gradient_passes_the_rounding_straight_through() -> None:
     weight = torch.randn(3, 4, requires_grad=True)
     factor = torch.randn(3, 4)
@@ -188,7 +194,7 @@ def test_every_matrix_is_rounded_and_nothing_else() -> None:
 
 def test_weights_of_few_bits_still_learn() -> None:
     torch.manual_seed(0)
-    layer = nn.Sequential(nn.Linear(20, 2))
+    layer = nn.Sequential(Dense(20, 2))
     round_weights(layer, 2)
     x = torch.randn(256, 20)
     target = (x[:, 0] > 0).long()
