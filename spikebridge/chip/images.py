@@ -110,44 +110,27 @@ def check(program: Program) -> None:
 def sizes(program: Program) -> Sizes:
     """What the core must be built for.  Raises UsageError for what it cannot hold."""
     check(program)
-    first, images = program.layers[0], [g.geometry for g in program.layers if g.geometry]
-    channels, heights, widths = (
-        max([g.in_shape[axis] for g in images], default=1) for axis in range(3)
-    )
-    cbits, ybits, xbits = (index_bits(n) for n in (channels, heights, widths))
-    lanebits = index_bits(program.chip.lanes)
+    fields = _fields_of_images(program)
     most = max(max(layer.inputs, layer.neurons) for layer in program.layers)
-    code = max(index_bits(most), cbits + ybits + xbits, lanebits)
-    reach = [
-        max(*g.in_shape[1:], *g.rows_columns) + g.padding + g.kernel + g.stride for g in images
-    ]
-    coordinate = max(xbits, ybits, max(reach, default=1).bit_length()) + 1
+    packed = fields["cbits"] + fields["ybits"] + fields["xbits"]
+    lanes, lanebits = program.chip.lanes, index_bits(program.chip.lanes)
+    code = max(index_bits(most), packed, lanebits)
     weight_rows = max(2, sum(p.weight_rows * program.chunks(p) for p in program.layers))
     membrane_rows = sum(program.rows(layer) for layer in program.layers)
-    event_words = max(2, lists(program)[-1][0])
-    counted = max(weight_rows, membrane_rows, event_words, program.chip.lanes)
-    shape = first.geometry.in_shape if first.geometry else (first.inputs, 1, 1)
+    event_words = lists(program)[-1][0]
+    counted = max(weight_rows, membrane_rows, event_words, lanes)
     return Sizes(
         layers=len(program.layers),
-        lanes=program.chip.lanes,
+        lanes=lanes,
         lanebits=lanebits,
         weight=program.weight_bits,
         membrane=max(program.membrane_bits, program.weight_bits + program.fraction_bits + 1),
         fraction=program.fraction_bits,
         factor=program.decay_bits,
         multiply=int(program.multiplies),
-        convolve=int(bool(images)),
         max_steps=program.max_steps,
         code=code,
-        address=max(counted.bit_length(), code + 1, coordinate + 1),
-        coordinate=coordinate,
-        xbits=xbits,
-        ybits=ybits,
-        cbits=cbits,
-        in_image=int(first.geometry is not None),
-        in_size=shape[0],
-        in_height=shape[1],
-        in_width=shape[2],
+        address=max(counted.bit_length(), code + 1, fields["coordinate"] + 1),
         queue_index=index_bits(program.chip.queue),
         weight_rows=weight_rows,
         weight_index=index_bits(weight_rows),
@@ -156,7 +139,33 @@ def sizes(program: Program) -> Sizes:
         event_words=event_words,
         event_index=index_bits(event_words),
         layer_index=index_bits(len(program.layers)),
+        **fields,
     )
+
+
+def _fields_of_images(program: Program) -> dict[str, int]:
+    """Sizes that convolutions need, and what the host's events are."""
+    images = [layer.geometry for layer in program.layers if layer.geometry]
+    channels, height, width = (
+        max([g.in_shape[axis] for g in images], default=1) for axis in range(3)
+    )
+    reach = [
+        max(*g.in_shape[1:], *g.rows_columns) + g.padding + g.kernel + g.stride for g in images
+    ]
+    first = program.layers[0]
+    shape = first.geometry.in_shape if first.geometry else (first.inputs, 1, 1)
+    xbits, ybits = index_bits(width), index_bits(height)
+    return {
+        "convolve": int(bool(images)),
+        "cbits": index_bits(channels),
+        "xbits": xbits,
+        "ybits": ybits,
+        "coordinate": max(xbits, ybits, max(reach, default=1).bit_length()) + 1,
+        "in_image": int(first.geometry is not None),
+        "in_size": shape[0],
+        "in_height": shape[1],
+        "in_width": shape[2],
+    }
 
 
 def lists(program: Program) -> list[tuple[int, int]]:
