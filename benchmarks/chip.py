@@ -44,19 +44,19 @@ COMMON: dict[str, Any] = {
     "activity": 0.3,
     "threads": 1,
 }
-SMALL = {"dropout": 0.05, "dropout_in": 0.05}
+FREE = {"activity": 0.03, "dropout": 0.05, "dropout_in": 0.05}
 BENT = {"elastic": 1.0, "epochs": 16}
 NETWORKS: dict[str, dict[str, Any]] = {
     "w64-b4": {"hidden": (64, 64), "weight_bits": 4, "dropout": 0.05},
     "w128-b2": {"hidden": (128, 128), "weight_bits": 2},
     "w128-b4": {"hidden": (128, 128), "weight_bits": 4},
     "w256-b2": {"hidden": (256, 256), "weight_bits": 2},
-    "w256-b4": {"hidden": (256, 256), "weight_bits": 4},
-    "w256-b8": {"hidden": (256, 256)},
-    "w256-b4-quiet": {"hidden": (256, 256), "weight_bits": 4, "activity": 1.0},
-    "w256-b8-rate": {"hidden": (256, 256), "coding": "rate"},
-    "w256-b4-elastic": {"hidden": (256, 256), "weight_bits": 4, **SMALL, **BENT},
-    "w512-b4-elastic": {"hidden": (512, 512), "weight_bits": 4, **BENT},
+    "w256-b4-elastic": {"hidden": (256, 256), "weight_bits": 4, **FREE, **BENT},
+    "w512-b4-elastic": {"hidden": (512, 512), "weight_bits": 4, **FREE, **BENT},
+    "w256-b4": {"hidden": (256, 256), "weight_bits": 4, "activity": 0.03},
+    "w128-b4-elastic": {"hidden": (128, 128), "weight_bits": 4, **FREE, **BENT},
+    "w256-b8-elastic": {"hidden": (256, 256), **FREE, **BENT},
+    "w256-b8-rate": {"hidden": (256, 256), "coding": "rate", "activity": 0.03},
 }
 STEPS = (1, 2, 4, 8)
 LANES = (64, 256)
