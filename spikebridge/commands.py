@@ -13,7 +13,6 @@ from typing import Any
 from spikebridge import catalog, comparison, environment, progress, rundir
 from spikebridge.config import Config, data_name, default_data, flatten, variant_of
 from spikebridge.metrics import METRICS
-from spikebridge.model_config import BASELINES
 from spikebridge.records import UsageError
 from spikebridge.rundir import Result
 from spikebridge.task_configs import TASKS
@@ -33,7 +32,7 @@ def train(
     """Train one unit and tell what came out."""
     name = f"{variant_of(config.model)}-{config.train.seed}"
     out = out or FOLDER / f"{data_name(config)}-{name}"
-    _tell(f"{out}:\n{_settings(flatten(config))}")
+    say(f"{out}:\n{_settings(flatten(config))}")
     result = None
     if rundir.has_run(out) and not overwrite:  # answered before torch is loaded
         result = rundir.earlier(out, config, resume)
@@ -44,7 +43,7 @@ def train(
             result = experiment.run(
                 config, out, resume=resume, overwrite=overwrite, progress=display(name)
             )
-    written = _page(out) if page else None
+    written = page_of(out) if page else None
     if as_json:
         print(json.dumps({**result.to_dict(), "directory": str(out), "report": written}))
         return
@@ -67,41 +66,15 @@ def compare(
     """Train units over seeds and show them side by side."""
     out = out or FOLDER / f"compare-{data_name(configs[0])}"
     planned = comparison.plan([comparison.of_unit(c) for c in configs], seeds, out, jobs=jobs)
-    _tell(_shared_settings([run.config for run in planned]))
+    say(_shared_settings([run.config for run in planned]))
     kept = 0 if overwrite else sum(run.complete for run in planned)
-    _tell_of_kernels(jobs)
-    _tell(f"{len(planned)} runs in {out}" + (f", {kept} of them complete" if kept else ""))
+    tell_of_kernels(jobs)
+    say(f"{len(planned)} runs in {out}" + (f", {kept} of them complete" if kept else ""))
     with progress.display() as display:
         content = comparison.compare(
             planned, out, jobs=jobs, overwrite=overwrite, page=page, progress=display
         )
-    _show(content, out, page, as_json)
-
-
-def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
-    """Compare SNU, soft SNU and LSTM on the digits that come with scikit-learn."""
-    contenders = comparison.demo_contenders()
-    planned = comparison.plan(contenders, comparison.DEMO_SEEDS, out, jobs=jobs)
-    if comparison.is_complete(planned) and not overwrite:
-        _tell(f"The demo in {out} is complete already; --overwrite starts it anew.")
-    else:
-        _tell_of_kernels(jobs)
-        _tell(f"{len(planned)} runs on 1,797 handwritten digits, in {out}; about two minutes.")
-    with progress.display() as display:
-        content = comparison.compare(
-            planned, out, jobs=jobs, overwrite=overwrite, progress=display, finish=_on_chips
-        )
-    _show(content, out, True, as_json)
-
-
-def _on_chips(run: comparison.Planned) -> None:
-    """Program a run of the demo into memory cells, unless that was done or cannot be."""
-    if run.config.model.unit in BASELINES or (run.directory / rundir.MEMORY).exists():
-        return
-    from spikebridge import deployment
-
-    _tell(f"{run.name}: programmed into simulated phase-change memory")
-    deployment.deploy(run.directory, deployment.Plan(chips=5, times_s=deployment.DEMO_TIMES_S))
+    show(content, out, page, as_json)
 
 
 def reproduce(
@@ -122,9 +95,9 @@ def reproduce(
     planned = comparison.plan(contenders, range(count), out, jobs=jobs)
     kept = 0 if overwrite else sum(run.complete for run in planned)
     takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
-    _tell(f"{entry.title}\n{entry.source}")
-    _tell_of_kernels(jobs)
-    _tell(f"{len(planned)} runs in {out}{takes}" + (f"; {kept} are complete" if kept else ""))
+    say(f"{entry.title}\n{entry.source}")
+    tell_of_kernels(jobs)
+    say(f"{len(planned)} runs in {out}{takes}" + (f"; {kept} are complete" if kept else ""))
     with progress.display() as display:
         content = comparison.compare(
             planned, out, jobs=jobs, overwrite=overwrite, progress=display, about=entry.title
@@ -133,7 +106,7 @@ def reproduce(
 
     rundir.write_text(out / "table.md", markdown(content, entry.source))
     draw(content, out / "plot.png")
-    _show(content, out, True, as_json)
+    show(content, out, True, as_json)
     if not as_json:
         print(f"table: {out / 'table.md'}\nplot: {out / 'plot.png'}")
 
@@ -158,9 +131,7 @@ def search(
     for unit in units:
 
         def tell(number: int, value: float, chosen: dict[str, Any], unit: str = unit) -> None:
-            _tell(
-                f"{unit}  trial {number}/{trials}  valid {value:.5g}  {_settings(chosen).strip()}"
-            )
+            say(f"{unit}  trial {number}/{trials}  valid {value:.5g}  {_settings(chosen).strip()}")
 
         content = searching.search(
             task, unit, out, trials=trials, data=data, settings=given, tell=tell
@@ -189,19 +160,19 @@ def show_catalog(*, as_json: bool) -> None:
         print(f"{entry.name:18} {takes:>9}  {runs:12}  {entry.title}")
 
 
-def _tell_of_kernels(jobs: int) -> None:
+def tell_of_kernels(jobs: int) -> None:
     """Working processes keep quiet about missing kernels: their parent says it once."""
     from spikebridge.kernels import native
 
     if jobs > 1 and native.missing is not None:
-        _tell(f"units run in the Python loop, which is slower: {native.missing}")
+        say(f"units run in the Python loop, which is slower: {native.missing}")
 
 
 def report(runs: Sequence[Path], *, as_json: bool) -> None:
     """Write the page of each folder."""
     if not runs:
         raise UsageError("no folder is given; name one that train, compare or demo has written")
-    pages = [_page(run) for run in runs]
+    pages = [page_of(run) for run in runs]
     if as_json:
         print(json.dumps({"pages": pages}))
     else:
@@ -229,8 +200,8 @@ def evaluate(run: Path, steps: Sequence[int], *, page: bool, as_json: bool) -> N
     """Test a trained network at several numbers of time steps."""
     from spikebridge import stepwise
 
-    content = stepwise.by_steps(run, steps, lambda count: _tell(f"{count} steps tested"))
-    written = _page(run) if page else None
+    content = stepwise.by_steps(run, steps, lambda count: say(f"{count} steps tested"))
+    written = page_of(run) if page else None
     if as_json:
         print(json.dumps({**content, "report": written}))
         return
@@ -253,10 +224,10 @@ def program(runs: Sequence[Path], plan: Any, *, page: bool, as_json: bool) -> No
     for run in runs:
 
         def tell(number: int, time_s: float, value: float, run: Path = run) -> None:
-            _tell(f"{run}  chip {number + 1}/{plan.chips}  {in_words(time_s):>9}  {value:.4f}")
+            say(f"{run}  chip {number + 1}/{plan.chips}  {in_words(time_s):>9}  {value:.4f}")
 
         contents[str(run)] = content = deployment.deploy(run, plan, tell)
-        written = _page(run) if page else None
+        written = page_of(run) if page else None
         if as_json:
             continue
         for line in _programmed(content):
@@ -304,7 +275,7 @@ def compose(
 
     written = composing.compose(run, composing.Settings(**settings), out)
     beside = written.midi.resolve().parent == run.resolve()  # the page shows what lies beside it
-    report = _page(run) if page and beside else None
+    report = page_of(run) if page and beside else None
     if as_json:
         files = {"midi": str(written.midi), "wav": str(written.wav), "report": report}
         print(json.dumps({"made": written.facts, **files}))
@@ -333,7 +304,8 @@ def info(*, as_json: bool) -> None:
             print(f"{f'{name} {key}'.strip():18} {'unknown' if detail is None else detail}")
 
 
-def _page(directory: Path) -> str:
+def page_of(directory: Path) -> str:
+    """Write the page of a folder; its path."""
     from spikebridge.report.page import write
 
     return str(write(directory))
@@ -375,7 +347,8 @@ def _told(result: Result) -> list[str]:
     return [*lines, f"run: {result.directory}"]
 
 
-def _show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:
+def show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:
+    """Print the tables of a comparison, or its compare.json."""
     if as_json:
         print(json.dumps(content))
         return
@@ -385,12 +358,13 @@ def _show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None
     if not console.is_terminal:  # a file has no width; never fold the table there
         console = Console(width=160)
     console.print(comparison.table(content))
-    in_memory = comparison.memory_table(content)
-    if in_memory is not None:
-        console.print(in_memory)
+    for more in (comparison.memory_table(content), comparison.chip_table(content)):
+        if more is not None:
+            console.print(more)
     if page:
         print(f"page: {out / rundir.REPORT}")
 
 
-def _tell(text: str) -> None:
+def say(text: str) -> None:
+    """Say what is being done."""
     print(text, file=sys.stderr, flush=True)

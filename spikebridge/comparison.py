@@ -28,7 +28,7 @@ from spikebridge.contenders import (
     plan,
 )
 from spikebridge.records import RunError, SpikebridgeError
-from spikebridge.summary import memory_table, summary, table
+from spikebridge.summary import chip_table, memory_table, summary, table
 
 if TYPE_CHECKING:
     from spikebridge.experiment import Progress
@@ -38,6 +38,7 @@ __all__ = [
     "DEMO_SEEDS",
     "Contender",
     "Planned",
+    "chip_table",
     "compare",
     "demo_contenders",
     "is_complete",

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from spikebridge.complexity_command import Complexity
+from spikebridge.digital_command import Export, Verify
 from spikebridge.memory.command import Bench
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import VariantName
@@ -92,9 +93,9 @@ class Demo:
     """Print compare.json on stdout."""
 
     def run(self) -> None:
-        from spikebridge import commands
+        from spikebridge import demo
 
-        commands.demo(self.out, jobs=self.jobs, overwrite=self.overwrite, as_json=self.json)
+        demo.demo(self.out, jobs=self.jobs, overwrite=self.overwrite, as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -320,6 +321,8 @@ SIMPLE = (
     Search,
     Reproduce,
     Program,
+    Export,
+    Verify,
     Complexity,
     Bench,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,24 @@ from spikebridge.config import data_name, task_name, variant_of
 from spikebridge.contenders import Planned
 from spikebridge.metrics import METRICS
 from spikebridge.quantities import in_words
+from spikebridge.report import compiled
+from spikebridge.report.text import plural
 from spikebridge.rundir import Result
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+ALIKE = (
+    "split",
+    "per",
+    "samples",
+    "lanes",
+    "clock_MHz",
+    "weight_bits",
+    "decay_bits",
+    "fraction_bits",
+)
+"""Settings of the chip that runs share which are taken together."""
 
 
 def summary(planned: Sequence[Planned]) -> dict[str, Any]:
@@ -27,23 +42,24 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
     first = planned[0]
     result = next(iter(groups.values()))[0][1]
     rows = [_row(group) for group in groups.values()]
-    _keep_alike(rows)
+    _keep_alike(rows, "memory", ("times_s", "memory", "split", "networks", "chips"))
+    _keep_alike(rows, "chip", ("split", "samples", "lanes", "clock_MHz"))
     return {
         "task": task_name(first.config),
         "data": data_name(first.config),
         "metric": result.metric,
         "higher_is_better": result.higher_is_better,
         "rows": rows,
+        "rtl": _proof(planned),
     }
 
 
-def _keep_alike(rows: list[dict[str, Any]]) -> None:
-    """Only deployments like the first stand in one table."""
-    names = ("times_s", "memory", "split", "networks", "chips")
-    known = [row for row in rows if row["memory"]]
+def _keep_alike(rows: list[dict[str, Any]], key: str, names: Sequence[str]) -> None:
+    """Only deployments like the first stand in one table: those with the same `names`."""
+    known = [row for row in rows if row[key]]
     for row in known[1:]:
-        if any(row["memory"][name] != known[0]["memory"][name] for name in names):
-            row["memory"] = None
+        if any(row[key][name] != known[0][key][name] for name in names):
+            row[key] = None
 
 
 def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
@@ -66,6 +82,7 @@ def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
         "spikes_mean": statistics.fmean(counted) if counted else None,
         "published": one.published,
         "memory": _in_memory([run.directory for run, _ in group]),
+        "chip": _on_chip([run.directory for run, _ in group]),
         "runs": [run.name for run, _ in group],
     }
 
@@ -99,6 +116,81 @@ def _in_memory(directories: Sequence[Path]) -> dict[str, Any] | None:
             for name in energies[0]
         },
     }
+
+
+def _on_chip(directories: Sequence[Path]) -> dict[str, Any] | None:
+    """Over all runs, where every run has been exported alike; energies in pJ, per sample."""
+    found = [one for one in map(compiled.load, directories) if one is not None]
+    if len(found) < len(directories) or any(
+        getattr(one, name) != getattr(found[0], name) for one in found for name in ALIKE
+    ):
+        return None
+    integers = [one.integer for one in found]
+    ends = zip(compiled.ENDS, zip(*(one.energy for one in found), strict=True), strict=True)
+    return {
+        **{name: getattr(found[0], name) for name in ALIKE},
+        "networks": len(found),
+        "software_mean": statistics.fmean(one.software for one in found),
+        "mean": statistics.fmean(integers),
+        "std": statistics.stdev(integers) if len(integers) > 1 else None,
+        "energy_pJ": {
+            name: statistics.fmean(end.total_pJ for end in energies) for name, energies in ends
+        },
+        "cycles": statistics.fmean(one.each("cycles") for one in found),
+        "additions": statistics.fmean(one.each("additions") for one in found),
+    }
+
+
+def _proof(planned: Sequence[Planned]) -> dict[str, Any] | None:
+    """What simulators said of the Verilog of the first run that has been put to them."""
+    for run in planned:
+        proof = compiled.load_proof(run.directory)
+        if proof is not None:
+            # Lists, as compare.json gives them back: what is equal is not written again.
+            simulators = {"simulators": list(proof.simulators)}
+            return {"run": run.name, **dataclasses.asdict(proof), **simulators}
+    return None
+
+
+def chip_table(content: dict[str, Any]) -> Table | None:
+    """What the units do on the digital chip, as a table for a terminal; None where none does."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    found = [row["chip"] for row in content["rows"] if row.get("chip")]
+    if not found:
+        return None
+    metric, first = METRICS[content["metric"]], found[0]
+    title = (
+        f"On the digital chip, 40 nm, {first['lanes']} lanes at {first['clock_MHz']:g} MHz: "
+        f"{metric.axis}, mean of {plural(first['networks'], 'network')}"
+    )
+    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    built.add_column("unit")
+    per = first["per"]
+    for name in ("bits", "software", "integers", f"nJ/{per}", "low to high", f"cycles/{per}"):
+        built.add_column(name, justify="right")
+    for row in content["rows"]:
+        chip = row.get("chip")
+        if not chip:
+            built.add_row(row["label"], *["-"] * 6)
+            continue
+        low, nominal, high = (_nanojoules(chip["energy_pJ"][name]) for name in compiled.ENDS)
+        built.add_row(
+            row["label"],
+            str(chip["weight_bits"]),
+            metric.figure(chip["software_mean"]),
+            _spread(metric, chip["mean"], chip["std"]),
+            nominal,
+            f"{low} to {high}",
+            f"{chip['cycles']:,.0f}",
+        )
+    return built
+
+
+def _nanojoules(energy_pJ: float) -> str:
+    value = energy_pJ / 1e3
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def memory_table(content: dict[str, Any]) -> Table | None:

@@ -35,6 +35,7 @@ ORDER = [
     ["summary"],
     ["comparison", "compose", "progress"],
     ["commands", "complexity_command", "digital_command"],
+    ["demo"],
     ["requests"],
     ["cli"],
 ]

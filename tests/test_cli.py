@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from spikebridge import cli, commands, comparison, experiment, progress, rundir
+from spikebridge import cli, commands, comparison, demo, experiment, progress, rundir
 from spikebridge.config import PRESETS, Config, flatten, override, preset, to_dict
 from spikebridge.records import RunError
 from spikebridge.rundir import Result
@@ -217,6 +217,7 @@ def test_demo_is_shown_again_at_once(
         replace(one, config=override(one.config, **small)) for one in comparison.demo_contenders()
     ]
     monkeypatch.setattr(comparison, "demo_contenders", lambda: contenders)
+    monkeypatch.setattr(demo, "SIMULATORS", ())  # tests/test_chip_commands.py has one
     assert spikebridge("demo --jobs 1") == 0
     first = capsys.readouterr()
     assert "page: runs/demo/report.html" in first.out
@@ -322,8 +323,9 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("compare", "demo", "train", "info"):
+    for name in ("compare", "train", "info"):
         monkeypatch.setattr(commands, name, interrupted)
+    monkeypatch.setattr(demo, "demo", interrupted)
     assert spikebridge(line) == 130
     assert message in capsys.readouterr().err
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from spikebridge.quantities import in_words
 from spikebridge.report import overview
+from spikebridge.report.compiled import ENDS, proof_of
 from spikebridge.report.curves import loss_axis
 from spikebridge.report.load import Comparison, Row, Run
+from spikebridge.report.on_chip import proof_text
 from spikebridge.report.panels import Panel, panels
 from spikebridge.report.run_page import about, label_of, source_of, started
 from spikebridge.report.sections import Block, Section, Table
@@ -36,6 +38,12 @@ IN_MEMORY = (
     "the pages of the runs have its parts and where each figure comes from. Units whose matrices "
     "torch keeps to itself (RNN, GRU, LSTM) cannot lie on cells and are absent."
 )
+ON_CHIP = (
+    "Mean ± standard deviation over {networks} networks on {samples} samples. Low to high: process "
+    "decks of the memories, sources of adders and multipliers, sizes of macros; leakage decides. "
+    "Wires between memory macros and the clock tree are not counted, and nothing is calibrated to "
+    "a published chip. The pages of the runs have all parts and sources."
+)
 SEEDS = "A seed fixes all random choices of a run, so several seeds show what is luck."
 
 
@@ -55,7 +63,14 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "about": about_all(rows, data),
         "metric": metric,
         "rows": [table_row(row, metric, row is best) for row in rows],
-        "memory": memory_section(rows, metric),
+        "hardware": [
+            section
+            for section in (
+                memory_section(rows, metric),
+                chip_section(rows, metric, facts.get("rtl")),
+            )
+            if section
+        ],
         "results": [plot for plot in result_plots(rows, metric, drawer) if plot],
         "learning": [plot for plot in learning_plots(rows, metric, drawer) if plot],
         "examples": example_panels(rows, drawer),
@@ -135,6 +150,57 @@ def memory_section(rows: list[Row], metric: Metric) -> Section | None:
         f"{first['device']} and left alone, with global drift compensation: test {metric.axis}.",
         (Block(table=Table(heads, lines), below=IN_MEMORY.format(**first)),),
     )
+
+
+def chip_section(rows: list[Row], metric: Metric, rtl: Any) -> Section | None:
+    """What the units do on the digital chip, where their runs have been exported."""
+    known = [row.facts["chip"] for row in rows if isinstance(row.facts.get("chip"), dict)]
+    if not known:
+        return None
+    first = known[0]
+    per = next((row.runs[0].inference for row in rows if row.runs), first["per"])
+    lines, absent = [], []
+    for row in rows:
+        chip = row.facts.get("chip")
+        if not isinstance(chip, dict):
+            lines.append([row.label, *[NOTHING] * 8])
+            absent.append(row)
+            continue
+        low, nominal, high = (si_text(1e-12 * chip["energy_pJ"][end], "J") for end in ENDS)
+        lines.append(
+            [
+                row.label,
+                f"{chip['weight_bits']} bits",
+                metric_text(metric, chip["software_mean"], unit=False),
+                spread_text(metric, chip["mean"], chip["std"]),
+                nominal,
+                f"{low} to {high}",
+                count_text(round(chip["cycles"])),
+                si_text(chip["cycles"] / chip["clock_MHz"] * 1e-6, "s"),
+                count_text(round(chip["additions"])),
+            ]
+        )
+    heads = ("unit", "weights", "in software", "in integers", "energy", "low to high", "cycles")
+    return Section(
+        "On the digital chip",
+        f"The same networks, compiled to integers for an event-driven chip in 40 nm with "
+        f"{first['lanes']} lanes at {first['clock_MHz']:g}\u00a0MHz: {first['split']} "
+        f"{metric.axis}, and what it takes per {per}. {proof_text(proof_of(rtl), per)}".strip(),
+        (
+            Block(
+                table=Table((*heads, "time", "additions"), lines),
+                below=ON_CHIP.format(**first) + "".join(map(why_absent, absent)),
+            ),
+        ),
+    )
+
+
+def why_absent(row: Row) -> str:
+    """Why a unit has no figures of the chip, as a sentence."""
+    complete = [run for run in row.runs if run.result is not None]
+    if complete and number(row.facts.get("spikes_mean")) is None:
+        return f" {row.label}: sends numbers, and the chip adds weights where a spike comes."
+    return f" {row.label}: its runs were not exported, or not alike."
 
 
 def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot | None]:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from spikebridge import rundir
 from spikebridge.records import RunError
@@ -61,6 +61,8 @@ class Compiled:
 
     metric: str
     split: str
+    per: str
+    """What a sample is: "sample", or "step" where a stream never ends."""
     steps: float
     """Time steps of a sample, the mean over the samples."""
     software: float
@@ -129,6 +131,14 @@ def load_proof(directory: Path) -> Proof | None:
     return found[1]
 
 
+def proof_of(content: Any) -> Proof | None:
+    """What compare.json says of the Verilog; None where it says nothing."""
+    if not isinstance(content, dict):
+        return None
+    names = ("samples", "simulators", "equal", "reason")
+    return Proof(**{name: content[name] for name in names})
+
+
 def program_sha256(directory: Path) -> str:
     """Of the compiled program of a run, by which a proof knows what it is of; "" without one."""
     try:
@@ -158,6 +168,7 @@ def _compiled(file: Fields) -> Compiled:
     return Compiled(
         metric=file.text("metric"),
         split=file.text("split"),
+        per=file.text("per"),
         steps=file.number("steps", 0),
         software=file.number("software"),
         integer=file.number("integer"),

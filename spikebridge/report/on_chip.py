@@ -85,7 +85,7 @@ def on_chip(found: Compiled, proof: Proof | None, run: Run, drawer: Drawer) -> S
         "On the digital chip",
         about(found, per),
         (
-            Block(cards=tuple(cards(found, metric, per)), below=proof_text(proof)),
+            Block(cards=tuple(cards(found, metric, per)), below=proof_text(proof, per)),
             figures(bars),
             Block(table=range_table(found, per), below=beside(run)),
             parts_block(nominal, per),
@@ -115,13 +115,13 @@ def about(found: Compiled, per: str) -> str:
     )
 
 
-def proof_text(proof: Proof | None) -> str:
-    """What simulators of the Verilog said; empty where none was asked."""
+def proof_text(proof: Proof | None, per: str) -> str:
+    """What simulators of the Verilog said; empty where none was asked.  per: as "image"."""
     if proof is None:
         return ""
     if proof.equal is None:
         return f"The Verilog of this network was not simulated: {proof.reason}."
-    told = f"on {plural(proof.samples, 'sample')} in {' and '.join(proof.simulators)}"
+    told = f"on {plural(proof.samples, per)} in {' and '.join(proof.simulators)}"
     if proof.equal:
         return f"RTL equal to the integer model {told}: spikes, membranes, cycles."
     return f"RTL NOT equal to the integer model {told}: {proof.reason}."
