@@ -158,6 +158,24 @@ class Verify:
         if self.json:
             print(json.dumps(content))
         else:
-            print("\n".join(verify.told(content)))
-        if not content["equal"]:
+            print("\n".join(verified(content)))
+        if not content["passed"]:
             sys.exit(1)
+
+
+def verified(content: dict[str, Any]) -> list[str]:
+    """What `chip.verify` found, in a few lines."""
+    lines = [f"{name}: {found['verdict']}" for name, found in content["simulators"].items()]
+    lint = content["lint"]
+    if lint:
+        lines.append(f"lint: {'clean' if lint['clean'] else '; '.join(lint['messages'])}")
+    lines += [f"{tool}: {why}" for tool, why in content["missing"].items()]
+    made = content.get("synthesis")
+    if made:
+        lines.append(
+            f"synthesis: {made['missing']}"
+            if "missing" in made
+            else f"synthesis: {made['gates']:,} gates, {made['flip_flops']:,} flip-flops, "
+            f"{made['memory_bits']:,} bits of memory"
+        )
+    return lines

@@ -163,12 +163,12 @@ def chip_table(content: dict[str, Any]) -> Table | None:
     metric, first = METRICS[content["metric"]], found[0]
     title = (
         f"On the digital chip, 40 nm, {first['lanes']} lanes at {first['clock_MHz']:g} MHz: "
-        f"{metric.axis}, mean of {plural(first['networks'], 'network')}"
+        f"{metric.axis}, mean of {plural(first['networks'], 'network')}; "
+        f"nJ and cycles per {first['per']}"
     )
     built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     built.add_column("unit")
-    per = first["per"]
-    for name in ("bits", "software", "integers", f"nJ/{per}", "low to high", f"cycles/{per}"):
+    for name in ("bits", "in software", "in integers", "nJ", "low to high", "cycles"):
         built.add_column(name, justify="right")
     for row in content["rows"]:
         chip = row.get("chip")

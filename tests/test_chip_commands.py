@@ -122,6 +122,22 @@ def test_wrong_words_are_named(
     assert said.out == ""
 
 
+def test_verify_runs_what_export_wrote(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"export {run} --to verilog --images 3 --samples 100 --no-report"
+    assert spikebridge(line) == 0
+    assert f"spikebridge verify {run / 'verilog'}" in capsys.readouterr().out
+    monkeypatch.setattr(verify, "verify", passes)
+    assert spikebridge(f"verify {run / 'verilog'} --simulators icarus") == 0
+    assert "icarus: PASS: 20 samples" in capsys.readouterr().out
+    monkeypatch.setattr(verify, "verify", fails)
+    assert spikebridge(f"verify {run / 'verilog'} --simulators icarus") == 1
+    assert "icarus: FAIL: sample 3" in capsys.readouterr().out
+    assert spikebridge(f"verify {run / 'verilog'} --simulators icarus --json") == 1
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of a small demo, trained only."""
@@ -153,14 +169,14 @@ def installed(monkeypatch: pytest.MonkeyPatch, name: str, answer: Verify) -> Non
     monkeypatch.setattr(verify, "verify", answer)
 
 
-def passes(directory: Path, simulators: tuple[str, ...]) -> dict[str, Any]:
+def passes(directory: Path, simulators: tuple[str, ...], **_: Any) -> dict[str, Any]:
     assert (directory / "program.json").exists()
     (name,) = simulators
     verdict = {"passed": True, "verdict": "PASS: 20 samples"}
     return {"passed": True, "simulators": {name: verdict}, "missing": {}, "lint": {}}
 
 
-def fails(directory: Path, simulators: tuple[str, ...]) -> dict[str, Any]:
+def fails(directory: Path, simulators: tuple[str, ...], **_: Any) -> dict[str, Any]:
     (name,) = simulators
     verdict = {"passed": False, "verdict": "FAIL: sample 3, layer 1: membrane 5, not 6"}
     return {"passed": False, "simulators": {name: verdict}, "missing": {}, "lint": {}}
@@ -182,7 +198,7 @@ def test_the_demo_takes_what_it_can_to_the_chip(
     assert content["rtl"]["run"] == "snu-0"
     assert content["rtl"]["equal"] is True
     page = (folder / "report.html").read_text()
-    for told in (EQUAL, "LSTM: sends numbers", "snu-0/report.html"):
+    for told in (EQUAL, "soft SNU, LSTM: numbers instead of spikes", "snu-0/report.html"):
         assert told in page
     own = (folder / "snu-0" / "report.html").read_text()
     assert EQUAL in own
@@ -220,7 +236,7 @@ def test_a_simulator_that_fails_loses_nothing_and_is_asked_again(
 ) -> None:
     asked = []
 
-    def broken(directory: Path, simulators: tuple[str, ...]) -> dict[str, Any]:
+    def broken(directory: Path, simulators: tuple[str, ...], **_: Any) -> dict[str, Any]:
         asked.append(simulators)
         raise RunError("icarus failed: it said\nnothing")
 

@@ -477,7 +477,7 @@ def test_a_comparison_holds_means_over_its_networks(tmp_path: Path) -> None:
     text = shown(content)
     assert "On the digital chip, 40 nm, 64 lanes at 200 MHz: accuracy (%), mean of 3" in text
     assert "96.83 ± 1.04" in text
-    for told in ("298", "198 to 1,698", "968,333", "nJ/sample", "cycles/sample"):
+    for told in ("298", "198 to 1,698", "968,333", "nJ and cycles per sample"):
         assert told in text
     assert text.count("soft SNU") == text.count("LSTM") == 1
     assert [word for word in text.splitlines()[-2].split() if word != "LSTM"] == ["-"] * 6
@@ -489,8 +489,7 @@ def test_a_comparison_holds_means_over_its_networks(tmp_path: Path) -> None:
     for told in (
         "over 3 networks on 200 samples",
         "what it takes per image",
-        "soft SNU: sends numbers, and the chip adds weights where a spike comes.",
-        "LSTM: sends numbers",
+        "soft SNU, LSTM: numbers instead of spikes, which the chip cannot take.",
         "the clock tree are not counted",
     ):
         assert told in page
@@ -509,7 +508,7 @@ def test_only_runs_that_were_exported_alike_stand_together(tmp_path: Path) -> No
     first, second = comparison.compare(planned, tmp_path)["rows"]
     assert first["chip"] is None
     assert second["chip"]["lanes"] == 64
-    assert "SNU: its runs were not exported, or not alike." in page_of(tmp_path)
+    assert "SNU: runs that were not exported, or not alike." in page_of(tmp_path)
     for run in planned[:3]:  # all three: another chip than that of the second unit
         export(run, other)
     first, second = comparison.compare(planned, tmp_path)["rows"]

@@ -44,6 +44,7 @@ ON_CHIP = (
     "Wires between memory macros and the clock tree are not counted, and nothing is calibrated to "
     "a published chip. The pages of the runs have all parts and sources."
 )
+NOT_ALIKE = "runs that were not exported, or not alike"
 SEEDS = "A seed fixes all random choices of a run, so several seeds show what is luck."
 
 
@@ -189,18 +190,21 @@ def chip_section(rows: list[Row], metric: Metric, rtl: Any) -> Section | None:
         (
             Block(
                 table=Table((*heads, "time", "additions"), lines),
-                below=ON_CHIP.format(**first) + "".join(map(why_absent, absent)),
+                below=ON_CHIP.format(**first) + why_absent(absent),
             ),
         ),
     )
 
 
-def why_absent(row: Row) -> str:
-    """Why a unit has no figures of the chip, as a sentence."""
-    complete = [run for run in row.runs if run.result is not None]
-    if complete and number(row.facts.get("spikes_mean")) is None:
-        return f" {row.label}: sends numbers, and the chip adds weights where a spike comes."
-    return f" {row.label}: its runs were not exported, or not alike."
+def why_absent(rows: list[Row]) -> str:
+    """Why units have no figures of the chip, a sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        complete = [run for run in row.runs if run.result is not None]
+        graded = complete and number(row.facts.get("spikes_mean")) is None
+        why = "numbers instead of spikes, which the chip cannot take" if graded else NOT_ALIKE
+        reasons.setdefault(why, []).append(row.label)
+    return "".join(f" {', '.join(labels)}: {why}." for why, labels in reasons.items())
 
 
 def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot | None]:
