@@ -44,6 +44,16 @@ _BINARY: dict[str, Any] = {
     "train_decay": False,
 }
 
+_IMAGES_BINARY: dict[str, Any] = {
+    "hidden": (512, 512),
+    "norm": True,
+    "centre": True,
+    "steps_test": 10,
+    "optimizer": "adamw",
+    "weight_decay": 0.02,
+    "dropout_in": 0.1,
+}
+
 # (data, variant) -> settings; variant "" holds for every unit of that data set, data "" for a unit
 # on all data, before what is said of the two together.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -83,6 +93,9 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "decay_to": 0.98,
         "g": "identity",
     },
+    # One step in training, since steps do not act on one another: five times cheaper than five.
+    ("mnist", "binary-di"): _IMAGES_BINARY | {"steps": 1, "epochs": 25},
+    ("mnist", "binary-ci"): _IMAGES_BINARY | {"steps": 4, "epochs": 12},
     ("mnist", "rnn"): {"lr": 6.5e-3, "dropout": 0.1, "dropout_in": 0.1, "ema": 0.0},
     ("mnist", "gru"): {"lr": 6.9e-3, "dropout": 0.5, "ema": 0.99},
     ("mnist", "lstm"): {"lr": 6.9e-3, "dropout": 0.5, "ema": 0.99},
@@ -135,6 +148,9 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "schedule": "onecycle",
         "dropout": 0.2,
     },
+    # On those 1,000 recordings, validation 0.89 with scaled and centred drives, 0.86 without.
+    ("nmnist", "binary-di"): {"norm": True, "centre": True},
+    ("nmnist", "binary-ci"): {"norm": True, "centre": True},
     # Forecasting needs memories of several lengths, and a reset by the gate cuts them: on a table
     # with a daily cycle, six rows ahead, decays that spread and train took the SNU from 0.97 to
     # 0.66 standard deviations (LSTM 0.57, soft SNU 0.60, "nothing changes" 1.22).

@@ -57,8 +57,10 @@ def test_every_entry_is_whole(entry: Entry) -> None:
 
 def test_units_of_an_entry_have_equal_widths() -> None:
     for entry in CATALOG:
-        widths = {entry.config(row).model.hidden for row in entry.rows}
-        assert len(widths) == 1 or entry.name == "ptb-words", entry.name
+        models = [entry.config(row).model for row in entry.rows]
+        for convolutional in (False, True):
+            widths = {m.hidden for m in models if bool(m.channels) == convolutional}
+            assert len(widths) <= 1 or entry.name == "ptb-words", entry.name
 
 
 def test_names_are_unique() -> None:
