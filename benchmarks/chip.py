@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from spikebridge import digital, environment, experiment, rundir, silicon
 from spikebridge.config import preset
 from spikebridge.progress import display
-from spikebridge.tasks.digits import read_mnist
+from spikebridge.tasks.digits import distorted, read_mnist
 
 COMMON: dict[str, Any] = {
     "coding": "threshold",
@@ -54,13 +56,20 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "w256-b4-elastic": {"hidden": (256, 256), "weight_bits": 4, **FREE, **BENT},
     "w512-b4-elastic": {"hidden": (512, 512), "weight_bits": 4, **FREE, **BENT},
     "w256-b4": {"hidden": (256, 256), "weight_bits": 4, "activity": 0.03},
-    "w128-b4-elastic": {"hidden": (128, 128), "weight_bits": 4, **FREE, **BENT},
-    "w256-b8-elastic": {"hidden": (256, 256), **FREE, **BENT},
     "w256-b8-rate": {"hidden": (256, 256), "coding": "rate", "activity": 0.03},
+    "w128-b4-elastic": {"hidden": (128, 128), "weight_bits": 4, **FREE, **BENT, "epochs": 12},
+    "w256-b4-quiet": {
+        "hidden": (256, 256),
+        "weight_bits": 4,
+        **BENT,
+        "epochs": 12,
+        "activity": 1.0,
+    },
 }
 STEPS = (1, 2, 4, 8)
 LANES = (64, 256)
 PERCEPTRONS = ((32,), (64,), (128,), (64, 64), (256, 256))
+BENT_PERCEPTRONS = ((64,), (128,))
 GRUS = (32, 64, 128)
 
 
@@ -134,21 +143,31 @@ def efficient(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def dense(directory: Path) -> None:
-    """Perceptrons and GRUs of 8-bit weights and activations."""
+    """Perceptrons and GRUs of 8-bit weights and activations; what is there already is kept."""
     images = read_mnist()
-    data = {k: (torch.from_numpy(v.pixels) / 255.0, torch.from_numpy(v.labels).long())
-            for k, v in images.items()}  # fmt: skip
-    points = []
-    for hidden in PERCEPTRONS:
-        torch.manual_seed(0)
-        sizes = (784, *hidden, 10)
-        points.append(_perceptron(sizes, data))
-        print(points[-1], flush=True)
-    for size in GRUS:
-        torch.manual_seed(0)
-        points.append(_gru(size, data))
-        print(points[-1], flush=True)
-    rundir.write_json(directory / "dense.json", {"points": points})
+    data = {
+        name: (torch.from_numpy(part.pixels) / 255.0, torch.from_numpy(part.labels).long())
+        for name, part in images.items()
+    }
+    path = directory / "dense.json"
+    points = json.loads(path.read_text())["points"] if path.exists() else []
+    todo: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        (_name(hidden, bent), partial(_perceptron, hidden, data, bent))
+        for bent, several in ((0.0, PERCEPTRONS), (BENT["elastic"], BENT_PERCEPTRONS))
+        for hidden in several
+    ]
+    todo += [(f"int8 GRU {size}, rows", partial(_gru, size, data)) for size in GRUS]
+    for name, make in todo:
+        if name not in [point["network"] for point in points]:
+            torch.manual_seed(0)
+            points.append({"network": name, **make()})
+            print(points[-1], flush=True)
+            rundir.write_json(path, {"points": points})
+
+
+def _name(hidden: tuple[int, ...], bent: float) -> str:
+    sizes = "-".join(map(str, (784, *hidden, 10)))
+    return f"int8 MLP {sizes}" + (", elastic" if bent else "")
 
 
 class Perceptron(nn.Module):
@@ -186,15 +205,20 @@ class Gru(nn.Module):
         return self.readout(F.dropout(last, 0.1, self.training))
 
 
-def _fit(model: nn.Module, data: dict[str, tuple[Tensor, Tensor]], epochs: int, lr: float) -> None:
+Data = dict[str, tuple[Tensor, Tensor]]
+
+
+def _fit(model: nn.Module, data: Data, epochs: int, lr: float, bent: float = 0.0) -> None:
     x, y = data["train"]
+    draws = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr)
     steps = epochs * -(-len(y) // 128)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     model.train()
     for _ in range(epochs):
         for batch in torch.randperm(len(y)).split(128):
-            loss = F.cross_entropy(model(x[batch]), y[batch])
+            seen = distorted(x[batch], bent, draws) if bent else x[batch]
+            loss = F.cross_entropy(model(seen), y[batch])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -203,7 +227,7 @@ def _fit(model: nn.Module, data: dict[str, tuple[Tensor, Tensor]], epochs: int, 
     model.eval()
 
 
-def _test(model: nn.Module, data: dict[str, tuple[Tensor, Tensor]], split: str) -> float:
+def _test(model: nn.Module, data: Data, split: str) -> float:
     x, y = data[split]
     with torch.no_grad():
         pairs = zip(x.split(1000), y.split(1000), strict=True)
@@ -220,9 +244,10 @@ def _round_weights(model: nn.Module) -> None:
                 value.copy_((value / step).round() * step)
 
 
-def _perceptron(sizes: tuple[int, ...], data: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def _perceptron(hidden: tuple[int, ...], data: Data, bent: float) -> dict[str, Any]:
+    sizes = (784, *hidden, 10)
     model = Perceptron(sizes)
-    _fit(model, data, 15, 2e-3)
+    _fit(model, data, 16 if bent else 15, 2e-3, bent)
     software = _test(model, data, "test")
     _round_weights(model)
     x = data["train"][0][:5000].flatten(1)
@@ -234,21 +259,20 @@ def _perceptron(sizes: tuple[int, ...], data: dict[str, tuple[Tensor, Tensor]]) 
     valid, test = (_test(model, data, split) for split in ("valid", "test"))
     with torch.no_grad():
         model(data["test"][0])
-    name = "-".join(map(str, sizes))
     found = {"valid": valid, "test": test, "software": software, "active": model.active}
     every = _priced(silicon.mlp_counts(sizes))
     some = _priced(silicon.mlp_counts(sizes, model.active))
-    return {"network": f"int8 MLP {name}", **found, **every, "skipping_zeros": some}
+    return {**found, **every, "skipping_zeros": some}
 
 
-def _gru(hidden: int, data: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def _gru(hidden: int, data: Data) -> dict[str, Any]:
     model = Gru(hidden)
     _fit(model, data, 8, 5e-3)
     software = _test(model, data, "test")
     _round_weights(model)  # activations stay as they are, in its favour
     found = {"valid": _test(model, data, "valid"), "test": _test(model, data, "test")}
     costs = _priced(silicon.gru_counts(28, hidden, 28, 10))
-    return {"network": f"int8 GRU {hidden}, rows", **found, "software": software, **costs}
+    return {**found, "software": software, **costs}
 
 
 def _priced(work: silicon.Dense) -> dict[str, float]:

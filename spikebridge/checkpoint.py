@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spikebridge.records import RunError
+from spikebridge.network import Network, load_network
+from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import replace
 
 FORMAT = "spikebridge-checkpoint"
@@ -163,3 +164,22 @@ def _optimizer_state(
             )
         state.setdefault(int(index), {})[name] = value
     return state
+
+
+def start_from(network: Network, path: Path) -> None:
+    """Take over the weights of a network file.  Raises UsageError where they do not fit."""
+    try:
+        given = load_network(path)
+        ours, theirs = (_unit(one) for one in (network, given))
+        if ours != theirs:  # a decay that is not trained would come along
+            raise ValueError(f"the unit there is {theirs}, here {ours}")
+        network.load_state_dict(given.state_dict())
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"start={str(path.parent)!r}: {error}; give the folder of a finished run with the same "
+            "--unit, --hidden and task"
+        ) from error
+
+
+def _unit(network: Network) -> str:
+    return json.loads((network.description or {"model": '{"unit": "none"}'})["model"])["unit"]

@@ -23,7 +23,6 @@ from spikebridge.averaging import Average
 from spikebridge.config import Config, data_name, label_of, to_dict, variant_of
 from spikebridge.memory.crossbar import from_crossbar
 from spikebridge.memory.training import begin, in_memory
-from spikebridge.network import start_from
 from spikebridge.objective import Objective
 from spikebridge.optimisation import best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.records import RunError, UsageError
@@ -143,7 +142,7 @@ class _Run:
         if self.task.prior is not None:
             self.network.readout.start_at(self.task.prior)
         if self.train.start:
-            start_from(self.network, Path(self.train.start) / rundir.MODEL)
+            checkpoint.start_from(self.network, Path(self.train.start) / rundir.MODEL)
         self._try_backend()
         self.chip = None
         if config.memory.used:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from spikebridge.gradients import Surrogate
 from spikebridge.layers import Baseline, Dropout, Layer, Readout, Reduction
 from spikebridge.model_config import BASELINES, BINARY, ModelConfig
-from spikebridge.records import UsageError, require
+from spikebridge.records import require
 from spikebridge.scan import Backend
 from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised, round_weights
 from spikebridge.units import Unit, make_unit
@@ -351,18 +351,6 @@ def save_network(network: Network, path: str | Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def start_from(network: Network, path: Path) -> None:
-    """Take over the weights of a network file.  Raises UsageError where they do not fit."""
-    try:
-        given = load_network(path)
-        network.load_state_dict(given.state_dict())
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"start={str(path.parent)!r}: {error}; give the folder of a finished run with the same "
-            "--unit, --hidden and task"
-        ) from error
 
 
 def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:

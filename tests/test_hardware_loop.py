@@ -306,7 +306,7 @@ def test_a_run_starts_from_the_weights_of_another(
     experiment.run(tiny(folder, **(small | more)), tmp_path / "tuned")
     after, before = (load_file(d / rundir.MODEL) for d in (tmp_path / "tuned", run))
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
-    for wrong in ({"start": str(tmp_path)}, {"hidden": (7,)}):
+    for wrong in ({"start": str(tmp_path)}, {"hidden": (7,)}, {"unit": "li-snu"}):
         with pytest.raises(UsageError, match=r"(?s)start=.*; give the folder of"):
             experiment.run(tiny(folder, **(small | more | wrong)), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
