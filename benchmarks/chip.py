@@ -50,9 +50,8 @@ FREE = {"activity": 0.03, "dropout": 0.05, "dropout_in": 0.05}
 BENT = {"elastic": 1.0, "epochs": 16}
 NETWORKS: dict[str, dict[str, Any]] = {
     "w64-b4": {"hidden": (64, 64), "weight_bits": 4, "dropout": 0.05},
-    "w128-b2": {"hidden": (128, 128), "weight_bits": 2},
     "w128-b4": {"hidden": (128, 128), "weight_bits": 4},
-    "w256-b2": {"hidden": (256, 256), "weight_bits": 2},
+    "w256-b2": {"hidden": (256, 256), "weight_bits": 2, "activity": 0.03},
     "w256-b4-elastic": {"hidden": (256, 256), "weight_bits": 4, **FREE, **BENT},
     "w512-b4-elastic": {"hidden": (512, 512), "weight_bits": 4, **FREE, **BENT},
     "w256-b4": {"hidden": (256, 256), "weight_bits": 4, "activity": 0.03},
