@@ -27,7 +27,7 @@ ON_CHIP = ("snu", "binary-di", "binary-ci")
 SIMULATORS = ("icarus", "verilator")
 """The first that is installed is taken."""
 RTL_SAMPLES = 20
-VERILOG = "verilog"
+VERILOG = rundir.VERILOG
 NO_SIMULATOR = "no simulator is installed; make tools"
 
 

@@ -41,7 +41,7 @@ class Plan:
     Args:
         chip: the settings of the chip that are given; others follow from the run: as many bits of
             a weight as it was trained with (8 where it was not rounded), and its time steps.
-        samples: of the split; 0 = all.
+        samples: of the split, rounded up to whole batches; 0 = all.
         split: "test", or "valid" for choosing settings.
         steps: time steps of a sample, for digits and events; 0 = as the run was tested.
     """
@@ -81,6 +81,11 @@ def measure(directory: Path, plan: Plan) -> tuple[Program, dict[str, Any]]:
     config, network = load(directory, plan.steps)
     task = tasks.load(config.task)
     program = compile(network, chip_for(config, task, plan.chip))
+    if task.carries_state and program.max_steps:
+        raise UsageError(
+            f"{directory}: a stream has no end, and membranes without a leak know no bounds; train "
+            "a unit whose membranes leak, such as snu with a decay below 1"
+        )
     trial = _Trial(network, program, task, config, plan)
     return program, {
         "metric": task.metric,
@@ -121,11 +126,19 @@ def chip_for(config: Config, task: Task, given: dict[str, Any]) -> Chip:
     found: dict[str, Any] = {}
     if config.model.weight_bits:
         found["weight_bits"] = config.model.weight_bits
+    longest = 1
     if not task.carries_state:
         judge = generator(config.train.eval_seed, "test")
         size = config.train.batch_size
-        found["max_steps"] = max(len(batch.x) for batch in task.batches("test", size, judge))
-    return Chip(**{**found, **given})
+        longest = max(len(batch.x) for batch in task.batches("test", size, judge))
+        found["max_steps"] = longest
+    chip = Chip(**{**found, **given})
+    if chip.max_steps < longest:
+        raise UsageError(
+            f"max_steps={chip.max_steps}: a sample has {longest} time steps; pass --max-steps "
+            f"{longest}, or leave it out"
+        )
+    return chip
 
 
 def spikes_of(task: Task, batch: Batch) -> np.ndarray:

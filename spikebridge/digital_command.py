@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from spikebridge import rundir
 from spikebridge.records import UsageError
 
-VERILOG = "verilog"
+VERILOG = rundir.VERILOG
 """Folder, inside that of the run, for the Verilog."""
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -42,9 +43,9 @@ class Export:
     queue: int = 64
     """Input words that wait, a power of two."""
     clock_MHz: float = 200.0
-    """Clock, above 0."""
+    """Clock, above 0, at most 500."""
     samples: int = 0
-    """Samples to test in integers; 0 = all."""
+    """Samples to test in integers, rounded up to whole batches; 0 = all."""
     split: Literal["test", "valid"] = "test"
     """What is tested on; valid is for choosing settings."""
     steps: int = 0
@@ -66,14 +67,17 @@ class Export:
         from spikebridge.rundir import PROGRAM
 
         plan = digital.Plan(self._chip(), self.samples, self.split, self.steps)
-        content = digital.export(self.run_dir, plan)
-        written = None
+        folder = self.out or self.run_dir / VERILOG
         if self.to == "verilog":
             from spikebridge.chip import verilog
 
+            verilog.check_free(folder)  # before the work
+        content = digital.export(self.run_dir, plan)
+        written = None
+        if self.to == "verilog":
             written = verilog.write(
                 load_program(self.run_dir / PROGRAM),
-                self.out or self.run_dir / VERILOG,
+                folder,
                 digital.samples_for_rtl(self.run_dir, self.images, self.steps),
                 about=f"{self.run_dir.name}, {content['metric']} {content['integer']:.4g}",
             )
@@ -130,6 +134,7 @@ def told(content: dict[str, Any]) -> list[str]:
         f"{each['cycles']:,.0f} cycles ({in_si(energy['nominal']['seconds_s'], 's')})"
     )
     lines.append(f"energy per {per}, 40 nm: {ends[0]} ({ends[1]} to {ends[2]})")
+    lines.append(f"area, 40 nm: {sum(content['area_mm2'].values()):.2f} mm² and wires")
     for row in energy["nominal"]["rows"]:
         if row["energy_pJ"]:
             lines.append(f"  {row['part']:<26} {in_si(row['energy_pJ'] * 1e-12, 'J'):>10}")
@@ -152,6 +157,7 @@ class Verify:
     def run(self) -> None:
         from spikebridge.chip import verify
 
+        _check_current(self.directory)
         content: dict[str, Any] = verify.verify(self.directory, self.simulators)
         if self.synthesise:
             content["synthesis"] = verify.synthesise(self.directory)
@@ -161,6 +167,20 @@ class Verify:
             print("\n".join(verified(content)))
         if not content["passed"]:
             sys.exit(1)
+
+
+def _check_current(directory: Path) -> None:
+    """UsageError where the run beside the Verilog has been exported anew since."""
+    from spikebridge.chip.files import digest, load_program
+    from spikebridge.chip.verify import check_images
+    from spikebridge.rundir import PROGRAM
+
+    beside = directory.absolute().parent / PROGRAM
+    if beside.exists() and check_images(directory).get("program") != digest(load_program(beside)):
+        raise UsageError(
+            f"{directory}: it was written from another program than {beside}; write it anew with "
+            "spikebridge export RUN --to verilog"
+        )
 
 
 def verified(content: dict[str, Any]) -> list[str]:

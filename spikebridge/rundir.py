@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ RTL = "rtl.json"
 COMPLEXITY = "complexity.json"
 RESULT = "result.json"
 TENSORBOARD = "tensorboard"
+VERILOG = "verilog"
 REPORT = "report.html"
 # What `compose` adds to a run of the task music; the last says that the others are whole.
 COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
@@ -176,11 +178,13 @@ def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
 
 
 def clear(directory: Path) -> None:
-    """Remove the files of a run, and nothing else."""
+    """Remove the files of a run with its Verilog, and nothing else."""
     for name in (*FILES, *COMPOSITION):
         (directory / name).unlink(missing_ok=True)
         for left_behind in directory.glob(f".{name}.*"):
             left_behind.unlink()
+    if (directory / VERILOG / "program.json").exists():  # of a network that is no more
+        shutil.rmtree(directory / VERILOG)
     for path in sorted((directory / TENSORBOARD).glob("events.out.tfevents.*")):
         path.unlink()
 

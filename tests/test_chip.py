@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from chip_programs import answers, programs, spikes
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spikebridge.chip.bounds import bits_for, bounds
@@ -58,11 +58,10 @@ def test_bounds_of_one_step_are_reached(program: Program, seed: int) -> None:
     layer = program.layers[0]
     neuron = int(np.random.default_rng(seed).integers(layer.neurons))
     top = bounds(layer, program.decay_bits, program.fraction_bits, 1)[1][neuron]
-    if bounds(layer, program.decay_bits, program.fraction_bits, 1)[2]:
-        return  # they hold for any number of steps, of which one need not suffice
+    # Bounds for any number of steps need more than one to be reached, and so do own spikes.
+    assume(not bounds(layer, program.decay_bits, program.fraction_bits, 1)[2])
+    assume(not layer.recurrent or not (layer.weight[layer.inputs :, neuron] > 0).any())
     weight = layer.weight[: layer.inputs, neuron]
-    if layer.recurrent and (layer.weight[layer.inputs :, neuron] > 0).any():
-        return  # nor are there own spikes in the first step
     done = Golden(program).step(np.flatnonzero(weight > 0))
     assert done.layers[0].membrane[neuron] == top
 
@@ -216,6 +215,17 @@ def test_a_stride_of_three_is_refused() -> None:
         compile(network)
 
 
+@pytest.mark.parametrize("unit", ["snu", "binary-ci"])
+@pytest.mark.parametrize("weak", [1e-3, 1e-6, 1e-20, 0.0])
+def test_a_weak_neuron_does_not_widen_all_membranes(unit: str, weak: float) -> None:
+    network = build(ModelConfig(unit=unit, hidden=(30,), drive_bias=True), 20, 3, "mean")
+    with torch.no_grad():
+        network.layers[0].array.bias.fill_(0.1)
+        plain = compile(network, Chip(max_steps=8)).membrane_bits
+        network.layers[0].array.weight[4] *= weak
+    assert compile(network, Chip(max_steps=8)).membrane_bits <= max(plain, 26)
+
+
 def test_membranes_that_would_be_too_wide_are_refused() -> None:
     network = build(ModelConfig(unit="snu", hidden=(9,)), 600, 3, "mean")
     with pytest.raises(UsageError, match=r"would need .* bits.*--weight-bits"):
@@ -231,6 +241,7 @@ def test_membranes_that_would_be_too_wide_are_refused() -> None:
         {"lanes": 2048},
         {"queue": 3},
         {"clock_MHz": 0.0},
+        {"clock_MHz": 1000.0},
         {"max_steps": 0},
     ],
 )

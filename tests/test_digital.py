@@ -40,7 +40,7 @@ def write_text(folder: Path) -> Path:
 
 
 def other_tasks(folder: Path) -> dict[str, Any]:
-    small = {"hidden": (12,), "epochs": 1, "batch_size": 4, "threads": 1}
+    small = {"hidden": (12,), "epochs": 1, "batch_size": 4, "threads": 1, "threshold": 0.02}
     (folder / "music").mkdir()
     write_mat(folder / "music" / "toy.mat", toy_songs())
     music = small | {"data_dir": str(folder / "music")}
@@ -71,6 +71,8 @@ def test_integers_answer_as_software_does(name: str, tmp_path: Path) -> None:
     low, nominal, high = (content["energy"][k]["total_pJ"] for k in ("low", "nominal", "high"))
     assert 0 < low <= nominal <= high
     assert content["layers"][-1]["same_spikes"] is None
+    assert content["layers"][0]["same_spikes"] > 0.99
+    assert counts["spikes"] > 0.015 * counts["updates"], "a silent network shows nothing"
 
 
 def test_padding_is_no_time_step(tmp_path: Path) -> None:
@@ -142,12 +144,23 @@ def test_a_soft_unit_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / rundir.PROGRAM).exists()
 
 
+def test_streams_need_a_leak(tmp_path: Path) -> None:
+    config = other_tasks(tmp_path)["text"]
+    settings = {"data_dir": config.task.data_dir, "embedding": 0, "tied": False, "sampled": 0}
+    settings |= {"hidden": (5,), "epochs": 1, "threads": 1}
+    experiment.run(preset("text", "binary-ci", "files", **settings), tmp_path / "run")
+    with pytest.raises(UsageError, match="a stream has no end"):
+        digital.export(tmp_path / "run")
+
+
 def test_wrong_plans_are_refused(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no complete run"):
         digital.export(tmp_path)
     for wrong, words in (({"samples": -1}, "samples"), ({"split": "train"}, "split")):
         with pytest.raises(UsageError, match=words):
             replace(digital.Plan(), **wrong)
+    with pytest.raises(UsageError, match="a sample has 4 time steps"):
+        digital.export(digits, digital.Plan({"max_steps": 2}))
     with pytest.raises(ConfigError, match="lanes=3"):
         digital.export(digits, digital.Plan({"lanes": 3}))
 

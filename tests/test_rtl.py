@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -297,6 +298,31 @@ def test_other_files_are_not_replaced(tmp_path: Path) -> None:
         verilog.write(small(), tmp_path)
     with pytest.raises(UsageError, match="is a file"):
         verilog.write(small(), tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize("where", ["constraints.xdc", "rtl/mine.v"])
+def test_files_beside_ours_are_not_lost(tmp_path: Path, where: str) -> None:
+    folder = verilog.write(small(), tmp_path / "chip")
+    assert verilog.write(small(1), folder) == folder
+    (folder / where).write_text("here")
+    with pytest.raises(UsageError, match="holds other files, such as"):
+        verilog.write(small(), folder)
+    assert (folder / where).read_text() == "here"
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "program.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds other files"):
+        verilog.write(small(), tmp_path / "project")
+
+
+@needs("icarus")
+def test_a_bench_that_compares_less_has_not_passed(tmp_path: Path) -> None:
+    folder = verilog.write(small(), tmp_path / "chip")
+    for name in ("stimulus.txt", "rows.txt", "outputs.txt", "samples.txt"):
+        (folder / name).write_text("")
+    counts = (folder / "bench.vh").read_text()
+    (folder / "bench.vh").write_text(re.sub(r"\b\d+$", "0", counts, flags=re.MULTILINE))
+    found = run(folder, "icarus")
+    assert not found["passed"]
 
 
 @pytest.mark.parametrize("events", [[9], [-1], [2, 2], [3, 1]])

@@ -23,6 +23,8 @@ from spikebridge.records import UsageError
 from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised
 from spikebridge.units import AdaptiveUnit, Unit
 
+COARSEST = 1 << 22
+"""Most that a constant drive or an amount becomes, fraction bits included."""
 SHIFTS = (1, 2, 4)
 """Strides and pools that the chip can divide by: it has shifts, and no dividers."""
 
@@ -211,7 +213,7 @@ def _each(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _rounded(wanted: _Wanted, chip: Chip, fraction: int) -> Layer:
-    weight, scale = _weights(wanted, chip.weight_bits)
+    weight, scale = _weights(wanted, chip.weight_bits, fraction)
     scale = _each(scale, len(wanted.threshold))
     per_unit, one = (1 << fraction) / scale, 1 << chip.decay_bits
     top = 1 << MEMBRANE_BITS - 1
@@ -238,15 +240,19 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return np.rint(values).astype(np.int64)
 
 
-def _weights(wanted: _Wanted, bits: int) -> tuple[np.ndarray, np.ndarray]:
+def _weights(wanted: _Wanted, bits: int, fraction: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights as int32 and what 1 in them stands for, one per neuron or channel.
 
     As `synapses.Rounded` has them: levels symmetric about 0, the outermost at the largest weight of
-    a neuron; of the readout, at the largest of all.
+    a neuron; of the readout, at the largest of all.  Weights next to nothing beside the drive or
+    the amount of their neuron get coarser levels, or they would make all membranes wider.
     """
     levels = (1 << bits - 1) - 1
     largest = np.abs(wanted.weight).reshape(-1, wanted.weight.shape[-1]).max(0)
     if wanted.reduce is not None:
         largest = np.full_like(largest, largest.max())
     scale = np.where(largest > 0, largest, 1.0) / levels
+    if wanted.reduce is None:
+        beside = np.abs(wanted.drive).reshape(len(scale), -1).max(1).clip(wanted.amount)
+        scale = np.maximum(scale, beside * (1 << fraction) / COARSEST)
     return np.rint(wanted.weight / scale).astype(np.int32), scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import zipfile
 import zlib
@@ -77,11 +78,22 @@ def load_program(path: str | Path) -> Program:
         raise ValueError(f"{path} is not a whole program ({error}); export again") from error
 
 
+def digest(program: Program) -> str:
+    """What tells programs apart: sha256 over all that they hold."""
+    found = hashlib.sha256(repr(program.chip).encode())
+    found.update(repr([getattr(program, name) for name in NUMBERS]).encode())
+    for layer in program.layers:
+        found.update(repr(_plain(layer)).encode())
+        for name in ARRAYS:
+            found.update(np.ascontiguousarray(getattr(layer, name)).tobytes())
+    return found.hexdigest()
+
+
 def _bounded(program: Program) -> Program:
     """The program itself; ValueError where a membrane could overflow."""
     top = 1 << program.membrane_bits - 1
     for layer in program.layers:
-        steps = program.max_steps or 1
+        steps = program.max_steps or program.chip.max_steps
         low, high, forever = bounds(layer, program.decay_bits, program.fraction_bits, steps)
         if low.min() < -top or high.max() >= top or not (forever or program.max_steps):
             raise ValueError(f"membranes of {layer.name} may overflow {program.membrane_bits} bits")

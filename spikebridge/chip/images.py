@@ -31,7 +31,7 @@ class Sizes:
     membrane: int  # bits
     fraction: int
     factor: int  # bits behind the point of factors
-    multiply: int  # 0 or 1
+    multiply: int  # 1 where decays need a multiplier, plus 2 where slopes do
     convolve: int  # 0 or 1
     max_steps: int
     code: int  # bits of an event
@@ -107,6 +107,12 @@ def check(program: Program) -> None:
             )
 
 
+def _multipliers(program: Program) -> int:
+    whole = (0, 1 << program.decay_bits)
+    decays = any(not np.isin(layer.decay, whole).all() for layer in program.layers)
+    return int(decays) + 2 * any(layer.slope not in whole for layer in program.layers)
+
+
 def sizes(program: Program) -> Sizes:
     """What the core must be built for.  Raises UsageError for what it cannot hold."""
     check(program)
@@ -127,7 +133,7 @@ def sizes(program: Program) -> Sizes:
         membrane=max(program.membrane_bits, program.weight_bits + program.fraction_bits + 1),
         fraction=program.fraction_bits,
         factor=program.decay_bits,
-        multiply=int(program.multiplies),
+        multiply=_multipliers(program),
         max_steps=program.max_steps,
         code=code,
         address=max(counted.bit_length(), code + 1, fields["coordinate"] + 1),

@@ -50,7 +50,7 @@ class Chip:
     queue: int = 64
     """Input words that wait, a power of two up to 65,536."""
     clock_MHz: float = 200.0
-    """Clock, above 0."""
+    """Clock, above 0 and at most 500, which memories and adders of 40 nm bear."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -75,8 +75,9 @@ class Chip:
                 f"{1 << value.bit_length() - 1}",
             )
         require(
-            math.isfinite(self.clock_MHz) and self.clock_MHz > 0,
-            f"clock_MHz={self.clock_MHz}: it must be above 0; pass --clock-MHz 200",
+            math.isfinite(self.clock_MHz) and 0 < self.clock_MHz <= 500,
+            f"clock_MHz={self.clock_MHz}: it must be above 0 and at most 500, which memories and "
+            "adders of 40 nm bear; pass --clock-MHz 200",
         )
 
 

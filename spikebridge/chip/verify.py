@@ -76,7 +76,7 @@ def verify(
     """
     directory = Path(directory)
     _check_arguments(simulators, stall)
-    check_images(directory)
+    record = check_images(directory)
     ways = {"icarus": _icarus, "verilator": _verilator}
     plus = [f"+stall={stall}", f"+seed={seed}", f"+reset={reset}"]
     done: dict[str, Any] = {}
@@ -85,6 +85,7 @@ def verify(
         if name not in absent:
             with tempfile.TemporaryDirectory(prefix="spikebridge-") as scratch:
                 done[name] = _simulate(ways[name], directory, Path(scratch), plus, limit_s)
+            _check_counts(done[name], record["bench"])
     found: dict[str, Any] = {"simulators": done, "missing": absent, "lint": {}}
     if lint and (why := missing("verilator")):
         absent["verilator"] = why
@@ -185,6 +186,15 @@ def _simulate(way: Any, directory: Path, scratch: Path, plus: list[str], limit_s
     passed = verdict[1] == "PASS"
     counts = {name: int(n) for n, name in _COUNTS.findall(verdict[2])} if passed else {}
     return {"passed": passed, "verdict": verdict[0], **counts, **seconds}
+
+
+def _check_counts(found: dict[str, Any], bench: dict[str, int]) -> None:
+    """A bench that compared less than was written has not passed."""
+    wanted = {name: bench[name] for name in ("samples", "rows", "outputs", "cycles")}
+    if found["passed"] and any(found.get(name) != n for name, n in wanted.items()):
+        told = ", ".join(f"{n} {name}" for name, n in wanted.items())
+        found["passed"] = False
+        found["verdict"] = f"FAIL: {found['verdict'][6:]} instead of {told}; {_AGAIN}"
 
 
 def _icarus(directory: Path, scratch: Path, limit_s: float) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from spikebridge.chip import images
+from spikebridge.chip.files import digest
 from spikebridge.chip.golden import Golden, Step
 from spikebridge.chip.images import Sizes, bits, hexadecimal
 from spikebridge.chip.spec import Layer, Program
@@ -28,6 +29,20 @@ FORMAT = "spikebridge-verilog-1"
 SOURCES = Path(__file__).parent / "rtl"
 README = SOURCES / "README.template.md"
 IMAGES = ("weights.mem", "parameters.mem", "descriptors.mem", "program.vh")
+# What lies in such a folder, with what the README's commands build there.
+WRITTEN = (
+    *IMAGES,
+    "README.md",
+    "program.json",
+    "rtl",
+    "bench.vh",
+    "stimulus.txt",
+    "rows.txt",
+    "outputs.txt",
+    "samples.txt",
+    "bench.vvp",
+    "build",
+)
 END_OF_STEP, END_OF_SAMPLE = 1, 3
 
 Samples = Sequence[Sequence[np.ndarray]]
@@ -65,11 +80,11 @@ def write(
     Raises UsageError where the folder holds something else, where events do not fit the program,
     and for layers that the core cannot run.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     size = images.sizes(program)
     stimulus = some_samples(program) if samples is None else samples
     _check_samples(program, stimulus)
-    _check_free(directory)
+    check_free(directory)
     part = directory.with_name(f".{directory.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -123,13 +138,24 @@ def _check_samples(program: Program, samples: Samples) -> None:
                 )
 
 
-def _check_free(directory: Path) -> None:
+def check_free(directory: Path) -> None:
+    """UsageError unless `write` may put its files there: nothing but files of its own is lost."""
     if not directory.exists():
         return
     if not directory.is_dir():
         raise UsageError(f"{directory} is a file; name a new folder")
-    if any(directory.iterdir()) and not (directory / "program.json").is_file():
-        raise UsageError(f"{directory} holds other files; name a new folder")
+    found = {path.name for path in directory.iterdir()}
+    if not found:
+        return
+    try:
+        ours = json.loads((directory / "program.json").read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = None
+    sources = {path.name for path in (directory / "rtl").glob("*")}
+    others = (found - set(WRITTEN)) | (sources - {path.name for path in SOURCES.glob("*.v")})
+    if ours != FORMAT or others:
+        named = f", such as {min(others)}" if others else ""
+        raise UsageError(f"{directory} holds other files{named}; name a new folder")
 
 
 def _put(part: Path, directory: Path) -> None:
@@ -237,6 +263,7 @@ def _write_json(
             files[name]["words"] = words[name]
     record = {
         "format": FORMAT,
+        "program": digest(program),
         "inputs": program.inputs,
         "outputs": program.outputs,
         "clock_MHz": program.chip.clock_MHz,

@@ -21,7 +21,7 @@ module sb_core #(
     parameter MEMBRANE = 16,  // bits of a membrane, more than WEIGHT + FRACTION
     parameter FRACTION = 0,   // bits of a membrane below the last bit of a weight
     parameter FACTOR = 8,     // bits of factors behind the point
-    parameter MULTIPLY = 1,   // 0: all factors are 0 or 1
+    parameter MULTIPLY = 3,   // multipliers: 1 of decays, 2 of slopes; else factors are 0 or 1
     parameter CONVOLVE = 1,   // 0: all layers are dense
     parameter TRACE = 0,      // 1: the trace port shows every row at its threshold
     parameter MAX_STEPS = 0,  // of a sample, 0 = any number

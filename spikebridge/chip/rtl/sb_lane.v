@@ -16,7 +16,7 @@ module sb_lane #(
     parameter MEMBRANE = 16,  // bits of a membrane
     parameter FRACTION = 0,   // bits of a membrane below the last bit of a weight
     parameter FACTOR = 8,     // bits of factors behind the point; 1 << FACTOR is the largest
-    parameter MULTIPLY = 1    // 0: all factors are 0 or 1, no multipliers
+    parameter MULTIPLY = 3    // multipliers: 1 of decays, 2 of slopes; else factors are 0 or 1
 ) (
     input wire clk,
     input wire take,          // the membrane comes from its memory
@@ -43,6 +43,7 @@ module sb_lane #(
     output wire [MEMBRANE-1:0] data       // to the memory, or the answer
 );
     localparam [MEMBRANE-1:0] ZERO = 0;
+    localparam PRODUCT = MEMBRANE + FACTOR + 2;
     reg [MEMBRANE-1:0] v;
     wire [MEMBRANE-1:0] total = (add ? membrane : v)
         + {{(MEMBRANE - WEIGHT - FRACTION){weight[WEIGHT-1]}}, weight, {FRACTION{1'b0}}};
@@ -51,20 +52,22 @@ module sb_lane #(
     wire [MEMBRANE-1:0] bent, leaked;
 
     generate
-        if (MULTIPLY != 0) begin : multiplied
-            localparam PRODUCT = MEMBRANE + FACTOR + 2;
-            wire [1:0] unused_top_s, unused_top_k;
-            wire [FACTOR-1:0] unused_s, unused_k;
-            wire signed [PRODUCT-1:0] wide_v = {{(FACTOR + 2){operand[MEMBRANE-1]}}, operand};
-            wire signed [PRODUCT-1:0] wide_s = {{(FACTOR + 2){s[MEMBRANE-1]}}, s};
-            assign {unused_top_s, bent, unused_s}
-                = wide_v * $signed({{(MEMBRANE + 1){1'b0}}, slope});
-            assign {unused_top_k, leaked, unused_k}
-                = wide_s * $signed({{(MEMBRANE + 1){1'b0}}, decay});
-        end else begin : chosen
-            wire [FACTOR-1:0] unused_s = slope[FACTOR-1:0];
-            wire [FACTOR-1:0] unused_k = decay[FACTOR-1:0];
+        if ((MULTIPLY & 2) != 0) begin : slopes
+            wire [1:0] unused_top;
+            wire [FACTOR-1:0] unused;
+            wire signed [PRODUCT-1:0] wide = {{(FACTOR + 2){operand[MEMBRANE-1]}}, operand};
+            assign {unused_top, bent, unused} = wide * $signed({{(MEMBRANE + 1){1'b0}}, slope});
+        end else begin : kinks
+            wire [FACTOR-1:0] unused = slope[FACTOR-1:0];
             assign bent = slope[FACTOR] ? operand : ZERO;
+        end
+        if ((MULTIPLY & 1) != 0) begin : decays
+            wire [1:0] unused_top;
+            wire [FACTOR-1:0] unused;
+            wire signed [PRODUCT-1:0] wide = {{(FACTOR + 2){s[MEMBRANE-1]}}, s};
+            assign {unused_top, leaked, unused} = wide * $signed({{(MEMBRANE + 1){1'b0}}, decay});
+        end else begin : all_or_nothing
+            wire [FACTOR-1:0] unused = decay[FACTOR-1:0];
             assign leaked = decay[FACTOR] ? s : ZERO;
         end
     endgenerate
