@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from spikebridge import rundir
-from spikebridge.records import RunError, UsageError
+from spikebridge.records import UsageError
 
 if TYPE_CHECKING:
     from spikebridge.tasks.base import Batch
@@ -61,18 +61,12 @@ def of_run(directory: Path, split: str = "test", samples: int = 0) -> dict[str, 
         raise UsageError(f"split={split!r}: choose test or valid; pass --split test")
     if samples < 0:
         raise UsageError(f"samples={samples}: 0 (all) or more; pass --samples 2000")
-    if not rundir.is_complete(directory):
-        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
     from spikebridge import tasks
     from spikebridge.complexity import complexity
-    from spikebridge.network import load_network
+    from spikebridge.evaluation import trained
     from spikebridge.seeding import generator
 
-    config = rundir.read_config(directory)
-    try:
-        network = load_network(directory / rundir.MODEL)
-    except (FileNotFoundError, ValueError) as error:
-        raise RunError(str(error)) from error
+    config, network = trained(directory)
     task = tasks.load(config.task)
     judge = generator(config.train.eval_seed, split)
     batches: Iterable[Batch] = task.batches(split, config.train.batch_size, judge)

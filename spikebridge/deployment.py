@@ -19,8 +19,8 @@ from spikebridge.memory.array import SimulatedArray
 from spikebridge.memory.crossbar import Chip, cell_of, to_crossbar
 from spikebridge.memory.events import counts, listening
 from spikebridge.memory_config import MemoryConfig
-from spikebridge.network import Network, load_network
-from spikebridge.records import RunError, UsageError
+from spikebridge.network import Network
+from spikebridge.records import UsageError
 from spikebridge.seeding import generator, seed_of
 from spikebridge.tasks.base import Task
 
@@ -86,13 +86,7 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
 
     Raises UsageError where the run is not complete or its unit cannot lie on a crossbar.
     """
-    if not rundir.is_complete(directory):
-        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
-    config = rundir.read_config(directory)
-    try:
-        network = load_network(directory / rundir.MODEL)
-    except (FileNotFoundError, ValueError) as error:
-        raise RunError(str(error)) from error
+    config, network = evaluation.trained(directory)
     bench = _Bench(network, tasks.load(config.task), config.train, plan)
     software = bench.test(network)
     chips, first = [], None

@@ -24,8 +24,8 @@ from spikebridge.chip.files import save_program
 from spikebridge.chip.spec import Chip, ChipCounts, Program
 from spikebridge.config import Config, override
 from spikebridge.metrics import from_mean
-from spikebridge.network import Network, load_network
-from spikebridge.records import RunError, UsageError
+from spikebridge.network import Network
+from spikebridge.records import UsageError
 from spikebridge.seeding import generator
 from spikebridge.stepwise import with_steps
 from spikebridge.tasks.base import Batch, Task
@@ -110,15 +110,10 @@ def load(directory: Path, steps: int = 0) -> tuple[Config, Network]:
 
     Raises UsageError where it is not finished, or its number of steps is not a choice.
     """
-    if not rundir.is_complete(directory):
-        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
-    config = rundir.read_config(directory)
+    config, network = evaluation.trained(directory)
     if steps:
         config = override(config, **with_steps(config, directory, steps))
-    try:
-        return config, load_network(directory / rundir.MODEL).eval()
-    except (FileNotFoundError, ValueError) as error:
-        raise RunError(str(error)) from error
+    return config, network.eval()
 
 
 def chip_for(config: Config, task: Task, given: dict[str, Any]) -> Chip:

@@ -12,10 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikebridge import rundir
 from spikebridge.metrics import from_mean
+from spikebridge.network import load_network
+from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import replace
 
 if TYPE_CHECKING:
+    from spikebridge.config import Config
     from spikebridge.network import LayerTrace, Network, Observation
     from spikebridge.tasks.base import Batch, Task
 
@@ -36,6 +40,20 @@ class Activity(NamedTuple):
     spikes_per_inference: float | None
     firing_rates: dict[str, float]
     mean_activity: dict[str, float]
+
+
+def trained(directory: Path) -> tuple[Config, Network]:
+    """Settings and network of a finished run.
+
+    Raises UsageError where there is no complete run, RunError where its network is damaged.
+    """
+    if not rundir.is_complete(directory):
+        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
+    config = rundir.read_config(directory)
+    try:
+        return config, load_network(directory / rundir.MODEL)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(str(error)) from error
 
 
 @contextmanager

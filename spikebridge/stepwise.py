@@ -9,8 +9,7 @@ from typing import Any
 
 from spikebridge import evaluation, rundir, tasks
 from spikebridge.config import Config
-from spikebridge.network import load_network
-from spikebridge.records import RunError, UsageError
+from spikebridge.records import UsageError
 from spikebridge.seeding import generator
 from spikebridge.task_configs import DigitsConfig, EventsConfig
 
@@ -23,18 +22,12 @@ def by_steps(
     The weights stay as they are: only the presentation gets longer or shorter, which a network of
     spiking units takes without a change.  Raises UsageError where the run is not of such a task.
     """
-    if not rundir.is_complete(directory):
-        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
+    config, network = evaluation.trained(directory)
     if not steps or min(steps) < 1:
         raise UsageError(f"steps={list(steps)}: each must be at least 1; pass --steps 5 10 20")
-    config = rundir.read_config(directory)
     task = config.task
     own = getattr(task, "steps", 1)
     settings = [with_steps(config, directory, count) for count in sorted(set(steps))]
-    try:
-        network = load_network(directory / rundir.MODEL)
-    except (FileNotFoundError, ValueError) as error:
-        raise RunError(str(error)) from error
     tests, spikes = [], []
     for count, longer in zip(sorted(set(steps)), settings, strict=True):
         loaded = tasks.load(dataclasses.replace(task, **longer))  # type: ignore[arg-type]
