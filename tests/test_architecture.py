@@ -15,7 +15,7 @@ ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
     ["metrics", "presets", "quantities", "records"],
-    ["energy", "memory_config", "model_config", "task_configs"],
+    ["energy", "learning_config", "memory_config", "model_config", "task_configs"],
     ["config"],
     ["catalog", "gradients", "published", "rundir", "tasks"],
     ["sound", "units"],
@@ -24,7 +24,7 @@ ORDER = [
     ["synapses"],
     ["layers"],
     ["network", "rnn"],
-    ["chip", "memory"],
+    ["chip", "learning", "memory"],
     ["averaging", "checkpoint", "evaluation", "optimisation", "sampling", "seeding", "watching"],
     ["objective"],
     ["experiment", "silicon", "writing"],
