@@ -14,7 +14,7 @@ import spikebridge
 ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
-    ["metrics", "presets", "quantities", "records"],
+    ["contrasts", "metrics", "presets", "quantities", "records"],
     ["energy", "learning_config", "memory_config", "model_config", "task_configs"],
     ["config"],
     ["catalog", "gradients", "published", "rundir", "tasks"],
@@ -27,6 +27,7 @@ ORDER = [
     ["chip", "learning", "memory"],
     ["averaging", "checkpoint", "evaluation", "optimisation", "sampling", "seeding", "watching"],
     ["objective"],
+    ["teaching"],
     ["experiment", "silicon", "writing"],
     ["complexity", "deployment", "search", "stepwise"],
     ["digital"],

@@ -1,0 +1,58 @@
+"""What one method does better than another, by seed: mean difference and its 95 % interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The mean of n paired differences; the ends of its 95 % interval, None for a single pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Contrast:
+    """The differences a[i] - b[i] of runs that share seed i.
+
+    The interval is Student's, with n - 1 degrees of freedom: it holds where the differences are
+    about normal.  Source: Student 1908, "The probable error of a mean".
+
+    Raises ValueError where they are not as many, none, or not finite.
+    """
+    if len(a) != len(b) or not len(a):
+        raise ValueError(
+            f"{len(a)} and {len(b)} values: pairs need as many of one as of the other, at least 1; "
+            "give the values of the same seeds in the same order"
+        )
+    differences = [float(x) - float(y) for x, y in zip(a, b, strict=True)]
+    if not all(map(math.isfinite, differences)):
+        raise ValueError(
+            f"differences {differences}: each must be finite; leave out the seeds whose runs failed"
+        )
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return Contrast(mean, None, None, count)
+    from scipy.special import stdtrit
+
+    reach = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * statistics.stdev(differences)
+    reach /= math.sqrt(count)
+    return Contrast(mean, mean - reach, mean + reach, count)
