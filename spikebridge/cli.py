@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
 
 from spikebridge import rundir
 from spikebridge.config import Config, TrainConfig, preset, task_name
+from spikebridge.learning_config import LearningConfig
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import VARIANTS, ModelConfig, UnitName, VariantName
 from spikebridge.records import SpikebridgeError, UsageError
@@ -50,6 +51,7 @@ def _per_task(prefix: str, text: str, last: tuple[str, type]) -> dict[str, type]
                 ("model", ModelConfig),
                 ("train", TrainConfig),
                 ("memory", MemoryConfig),
+                ("learning", LearningConfig),
                 (last[0], last[1], field(default_factory=last[1])),
             ],
             frozen=True,
@@ -118,7 +120,7 @@ def _nested(name: str, text: str, kinds: dict[str, type], first: _First, chosen:
     options = []
     for task, kind in kinds.items():
         config = _base(task, unit, first) if task == chosen else preset(task, unit)
-        default = kind(config.task, config.model, config.train, config.memory)
+        default = kind(config.task, config.model, config.train, config.memory, config.learning)
         options.append(Annotated[kind, tyro.conf.subcommand(task, default=default)])
     group = dataclasses.make_dataclass(
         name.capitalize(), [("chosen", reduce(or_, options))], namespace={"__doc__": text}
@@ -161,7 +163,7 @@ def _each_unit(
     configs = []
     for unit in units:
         base = _base(task, unit, first)
-        default = kind(base.task, base.model, base.train, base.memory)
+        default = kind(base.task, base.model, base.train, base.memory, base.learning)
         # The first two words of argv are the command's name; the rest are its flags.
         mine = _cli(kind, argv[2:], f"spikebridge compare {task}", default=default)
         if mine.model.unit != base.model.unit or mine.train.seed != base.train.seed:
@@ -170,7 +172,7 @@ def _each_unit(
             )
         if base.model.recurrent and not mine.model.recurrent:
             raise UsageError(f"--no-recurrent contradicts {unit}; leave out one of them")
-        configs.append(Config(mine.task, mine.model, mine.train, mine.memory))
+        configs.append(Config(mine.task, mine.model, mine.train, mine.memory, mine.learning))
     return configs
 
 
@@ -237,7 +239,8 @@ def _main(argv: Sequence[str]) -> int:
         )
     else:
         run = command.run
-        config = Config(command.task, command.model, command.train, command.memory)
+        parts = (command.task, command.model, command.train, command.memory, command.learning)
+        config = Config(*parts)
         _check_task(run.config, config)
         commands.train(
             config,

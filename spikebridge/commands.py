@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spikebridge import catalog, comparison, environment, progress, rundir
+from spikebridge import catalog, comparison, environment, progress, rundir, tuning
 from spikebridge.config import Config, data_name, default_data, flatten, variant_of
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
 from spikebridge.rundir import Result
 from spikebridge.task_configs import TASKS
+from spikebridge.verdict import verdict
 
 FOLDER = Path("runs")
 
@@ -90,25 +91,45 @@ def reproduce(
     """Make a table of the catalog again: runs, table, picture and page."""
     entry = catalog.find(name)
     out = out or FOLDER / f"reproduce-{name}{'-quick' if quick else ''}"
+    say(f"{entry.title}\n{entry.source}")
+    tell_of_kernels(jobs)
     contenders = comparison.of_entry(entry, quick=quick)
+    contenders = tuning.tune(entry, contenders, out, quick=quick, jobs=jobs, tell=_tell_of_trial)
     count = seeds or (1 if quick else entry.seeds)
     planned = comparison.plan(contenders, range(count), out, jobs=jobs)
     kept = 0 if overwrite else sum(run.complete for run in planned)
     takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
-    say(f"{entry.title}\n{entry.source}")
-    tell_of_kernels(jobs)
     say(f"{len(planned)} runs in {out}{takes}" + (f"; {kept} are complete" if kept else ""))
     with progress.display() as display:
         content = comparison.compare(
-            planned, out, jobs=jobs, overwrite=overwrite, progress=display, about=entry.title
+            planned,
+            out,
+            jobs=jobs,
+            overwrite=overwrite,
+            progress=display,
+            about=entry.title,
+            more=lambda: verdict(entry, planned, out),
         )
+    from spikebridge.report import rules
     from spikebridge.report.still import draw, markdown
 
-    rundir.write_text(out / "table.md", markdown(content, entry.source))
+    told = [markdown(content, entry.source), rules.markdown(content)]
+    rundir.write_text(out / "table.md", "\n".join(text for text in told if text))
     draw(content, out / "plot.png")
+    pictures = [out / "plot.png"]
+    if content.get("contrasts"):
+        rules.draw(content, out / "contrasts.png")
+        pictures.append(out / "contrasts.png")
     show(content, out, True, as_json)
     if not as_json:
-        print(f"table: {out / 'table.md'}\nplot: {out / 'plot.png'}")
+        print(f"table: {out / 'table.md'}")
+        for path in pictures:
+            print(f"plot: {path}")
+
+
+def _tell_of_trial(row: str, settings: dict[str, Any], seed: int, valid: float | None) -> None:
+    told = "failed" if valid is None else f"valid {valid:.5g}"
+    say(f"{row}  {_settings(settings).strip()}  seed {seed}  {told}")
 
 
 def search(

@@ -63,6 +63,7 @@ def compare(
     progress: Callable[[str], Progress] | None = None,
     about: str = "",
     finish: Callable[[Planned], None] | None = None,
+    more: Callable[[], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Do what is not done yet, then write compare.json and, if asked for, the page.
 
@@ -75,6 +76,7 @@ def compare(
         progress: gives, for a run's name, what is told of it.
         about: a title for the page.
         finish: is called for each complete run before the summary is written.
+        more: gives, once all runs are complete, what else the summary holds.
 
     Returns the content of compare.json.  Raises RunError where some runs failed; the others are
     complete and kept.
@@ -97,6 +99,7 @@ def compare(
         for run in planned:
             finish(run)
     content = summary(planned) | ({"title": about} if about else {})
+    content |= more() if more is not None else {}
     _write(content, directory, page)
     return content
 

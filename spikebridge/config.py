@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from spikebridge.learning_config import ONLINE, LearningConfig
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import BASELINES, LABELS, VARIANTS, ModelConfig
 from spikebridge.presets import PRESETS
@@ -142,9 +143,12 @@ class Config:
     """The training."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """The in-memory hardware that is in the loop, if any."""
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    """The learning rule."""
 
     def __post_init__(self) -> None:
         check_types(self)
+        self._check_rule()
         require(
             not (self.train.weight_noise and self.model.weight_bits),
             f"weight_noise={self.train.weight_noise}, weight_bits={self.model.weight_bits}: noise "
@@ -155,8 +159,28 @@ class Config:
             f"weight_noise={self.train.weight_noise}, recompute={self.train.recompute}: what is "
             "computed twice would draw other noise; leave one of them out",
         )
-        if not self.memory.used:
+        if self.memory.used:
+            self._check_memory()
+
+    def _check_rule(self) -> None:
+        """What an online rule forms gradients of is the loss of each step, and nothing else."""
+        if self.learning.rule not in ONLINE:
             return
+        found = {
+            "loss": self.train.loss != "task",
+            "activity": self.train.activity > 0,
+            "sampled": self.train.sampled > 0,
+            "precision": self.train.precision != "float32",
+            "recompute": self.train.recompute > 0,
+        }
+        for name, given in found.items():
+            require(
+                not given,
+                f"rule={self.learning.rule}: {name} is for rules that go backwards; "
+                f"leave --{name} out",
+            )
+
+    def _check_memory(self) -> None:
         require(
             self.model.unit not in BASELINES,
             f"unit={self.model.unit}: torch keeps its matrices to itself, so no memory cells can "
@@ -225,6 +249,13 @@ def label_of(variant: str) -> str:
     return f"recurrent {LABELS[unit]}" if recurrent else LABELS[unit]
 
 
+def title_of(config: Config) -> str:
+    """The unit of a config, with its learning rule where that is not backpropagation."""
+    label = label_of(variant_of(config.model))
+    plain = config.learning == LearningConfig()
+    return label if plain else f"{label}, {config.learning.name}"
+
+
 def task_name(config: Config) -> str:
     """The task a config is for, such as "digits"."""
     return config.task.NAME
@@ -280,6 +311,7 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
         model=_record(ModelConfig, _mapping(plain, "model"), "model"),
         train=_record(TrainConfig, _mapping(plain, "train"), "train"),
         memory=_record(MemoryConfig, _mapping(plain, "memory"), "memory"),
+        learning=_record(LearningConfig, _mapping(plain, "learning"), "learning"),
     )
 
 

@@ -26,6 +26,8 @@ class Contender:
     config: Config
     published: dict[str, Any] | None
     """A published figure to stand beside it: {"value": .., "source": ..}."""
+    look: str = ""
+    """What its colour stands for, where it is not the unit."""
 
 
 def of_unit(config: Config) -> Contender:
@@ -55,7 +57,9 @@ def of_entry(entry: Entry, *, quick: bool = False) -> list[Contender]:
     for row in entry.rows:
         config = entry.config(row, quick=quick)
         label = row.label or label_of(row.unit)
-        found.append(Contender(row.name or row.unit, label, config, published.headline(config)))
+        look = "" if row.role in ("", "plain") else row.role
+        known = published.headline(config)
+        found.append(Contender(row.name or row.unit, label, config, known, look))
     return found
 
 

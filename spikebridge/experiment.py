@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from spikebridge import checkpoint, environment, evaluation, network, published, rundir, tasks
 from spikebridge.averaging import Average
-from spikebridge.config import Config, data_name, label_of, to_dict, variant_of
+from spikebridge.config import Config, data_name, title_of, to_dict
 from spikebridge.memory.crossbar import from_crossbar
 from spikebridge.memory.training import begin, in_memory
-from spikebridge.objective import Objective
 from spikebridge.optimisation import best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import Result, replace
@@ -31,6 +30,7 @@ from spikebridge.seeding import generator, seed_of
 from spikebridge.synapses import noisy_weights, plain_weights
 from spikebridge.task_configs import OwnConfig
 from spikebridge.tasks.base import Task
+from spikebridge.teaching import Teacher
 from spikebridge.watching import Progress, Silent, board, tell_board
 
 __all__ = ["Progress", "Result", "Silent", "run"]
@@ -111,7 +111,9 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def detached(state: Any) -> Any:
-    """A state, however nested, cut off from the graph."""
+    """A state, however nested, cut off from the graph; None, which some layers have, stays."""
+    if state is None:
+        return None
     if hasattr(state, "detach"):
         return state.detach()
     return tuple(detached(part) for part in state)
@@ -127,7 +129,6 @@ class _Run:
         self.train = config.train
         # Data that are missing must not leave a begun run behind.
         self.task = tasks.load(config.task) if task is None else task
-        self.objective = Objective(self.train, self.task)
         torch.manual_seed(seed_of(self.train.seed, "init"))
         self.network = network.build(
             config.model,
@@ -150,6 +151,7 @@ class _Run:
             self.chip = begin(self.network, config.memory, seed)
         if self.train.weight_noise:
             noisy_weights(self.network, self.train.weight_noise)
+        self.teacher = Teacher(config, self.network, self.task)
         torch.manual_seed(seed_of(self.train.seed, "dropout"))
         self.data = generator(self.train.seed, "data")
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -252,10 +254,9 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
-            loss, after = self.objective(self.network, batch, state, self.data)
+            value, after = self.teacher.gradients(batch, state, self.data)
+            self._check_finite("loss", value, epoch)
             state = detached(after) if self.task.carries_state else None
-            value = self._check_finite("loss", loss.item(), epoch)
-            loss.backward()
             norm = self._clip().item()
             # Through many recurrent steps a gradient may overflow where the loss does not: such an
             # update is left out, and counted.
@@ -263,6 +264,8 @@ class _Run:
                 norms += norm
                 self.optimizer.step()
                 self.average.update()
+                if self.chip is not None:  # cells change without an optimiser's knowing
+                    self.teacher.refresh()
             else:
                 skipped += 1
                 if self.chip is not None:
@@ -315,6 +318,7 @@ class _Run:
 
     def _finish(self) -> Result:
         """Test with the best weights, write model, examples and, last, the result."""
+        self.teacher.detach()
         self.network.load_state_dict(self.state.best)
         if self.train.weight_noise:
             plain_weights(self.network)
@@ -348,7 +352,7 @@ class _Run:
             task=self.task.name,
             data=data_name(self.config),
             unit=self.config.model.unit,
-            label=label_of(variant_of(self.config.model)),
+            label=title_of(self.config),
             metric=self.task.metric,
             higher_is_better=self.task.higher_is_better,
             test=test.metric,

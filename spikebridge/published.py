@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spikebridge.config import Config, data_name, variant_of
+from spikebridge.learning_config import LearningConfig
 from spikebridge.task_configs import DigitsConfig, TextConfig
 
 _WOZNIAK = (
@@ -101,7 +102,12 @@ def figures(config: Config) -> tuple[Figure, ...]:
 
 
 def headline(config: Config) -> dict[str, object] | None:
-    """The one figure to show beside a config's result: {"value": .., "source": ..}, or None."""
+    """The one figure to show beside a config's result: {"value": .., "source": ..}, or None.
+
+    All of them are of backpropagation.
+    """
+    if config.learning != LearningConfig():
+        return None
     for figure in figures(config):
         if figure.headline:
             return {"value": figure.value, "source": figure.source}

@@ -15,7 +15,7 @@ from typing import Any
 from spikebridge import environment, experiment, rundir
 from spikebridge.config import Config, override, preset, split_variant, to_dict
 from spikebridge.metrics import METRICS
-from spikebridge.model_config import BASELINES, BINARY
+from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.optimisation import best_epoch
 from spikebridge.records import RunError, UsageError
 
@@ -63,9 +63,9 @@ def space(task: str, variant: str) -> dict[str, Any]:
         raise UsageError(f"task={task!r}: there is no search space for it; see search.SHARED")
     unit, _ = split_variant(variant)
     found = dict(SHARED[task])
-    if unit not in (*BASELINES, *BINARY):  # a binary unit's decay and g are its name
+    if unit not in (*BASELINES, *PLAIN, *BINARY):  # a binary unit's decay and g are its name
         found |= MEMBRANE
-    if unit not in (*BASELINES, "softsnu"):
+    if unit not in (*BASELINES, *PLAIN, "softsnu"):
         found |= SPIKES
     return found
 
@@ -143,7 +143,7 @@ def _study(folder: Path, base: Config) -> Any:
         storage=storage,
         study_name="search",
         load_if_exists=True,
-        direction="maximize" if _higher(base) else "minimize",
+        direction="maximize" if higher_is_better(base) else "minimize",
         sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5),
     )
 
@@ -160,7 +160,8 @@ def _draw(trial: Any, name: str, options: Any) -> Any:
     return trial.suggest_categorical(name, options)
 
 
-def _higher(base: Config) -> bool:
+def higher_is_better(base: Config) -> bool:
+    """Whether more of a config's metric is better."""
     """Whether the metric of a config's task is one of those that should be high."""
     metric = {"music": "nll", "forecast": "rmse"}.get(base.task.NAME, "accuracy")
     return METRICS["perplexity" if base.task.NAME == "text" else metric].higher_is_better
@@ -180,7 +181,7 @@ def _content(base: Config, drawn: dict[str, Any], found: list[dict[str, Any]]) -
     return {
         "base": to_dict(base),
         "space": {name: list(options) for name, options in drawn.items()},
-        "higher_is_better": _higher(base),
+        "higher_is_better": higher_is_better(base),
         "sampler": "optuna TPE, seed 0, 5 random trials first; the first trial is the base",
         "environment": environment.collect(),
         "trials": found,

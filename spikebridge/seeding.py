@@ -14,6 +14,8 @@ PURPOSES = {
     "test": 4,
     "examples": 5,
     "cells": 6,
+    "feedback": 7,
+    "tasks": 8,
 }
 
 

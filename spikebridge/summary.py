@@ -71,6 +71,7 @@ def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
     return {
         "unit": variant_of(one.config.model),
         "label": one.label,
+        "look": one.look,
         "n": len(results),
         "test_mean": statistics.fmean(tests),
         "test_std": statistics.stdev(tests) if len(tests) > 1 else None,

@@ -15,7 +15,7 @@ ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
     ["contrasts", "metrics", "presets", "quantities", "records"],
-    ["energy", "learning_config", "memory_config", "model_config", "task_configs"],
+    ["energy", "learning_config", "learning_curves", "memory_config", "model_config", "task_configs"],
     ["config"],
     ["catalog", "gradients", "published", "rundir", "tasks"],
     ["sound", "units"],
@@ -33,7 +33,8 @@ ORDER = [
     ["digital"],
     ["report"],
     ["contenders"],
-    ["summary"],
+    ["summary", "tuning"],
+    ["verdict"],
     ["comparison", "compose", "progress"],
     ["commands", "complexity_command", "digital_command"],
     ["demo"],

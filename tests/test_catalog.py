@@ -13,7 +13,7 @@ from spikebridge import catalog, cli, comparison, experiment, rundir, search
 from spikebridge.catalog import CATALOG, Entry, Row
 from spikebridge.config import override, preset, variant_of
 from spikebridge.metrics import METRICS
-from spikebridge.model_config import BASELINES, BINARY
+from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.records import UsageError
 from spikebridge.report.still import draw, markdown
 
@@ -57,10 +57,12 @@ def test_every_entry_is_whole(entry: Entry) -> None:
 
 def test_units_of_an_entry_have_equal_widths() -> None:
     for entry in CATALOG:
-        models = [entry.config(row).model for row in entry.rows]
-        for convolutional in (False, True):
-            widths = {m.hidden for m in models if bool(m.channels) == convolutional}
-            assert len(widths) <= 1 or entry.name == "ptb-words", entry.name
+        for group in {row.group for row in entry.rows}:
+            rows = [row for row in entry.rows if row.group == group]
+            models = [entry.config(row).model for row in rows]
+            for convolutional in (False, True):
+                widths = {m.hidden for m in models if bool(m.channels) == convolutional}
+                assert len(widths) <= 1 or entry.name == "ptb-words", entry.name
 
 
 def test_names_are_unique() -> None:
@@ -166,6 +168,7 @@ def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
             assert not set(search.MEMBRANE) - set(mine)
         for unit in BINARY:
             assert search.space(task, f"recurrent-{unit}") == shared | search.SPIKES
+        assert all(search.space(task, unit) == shared for unit in PLAIN)
         assert all(set(search.MEMBRANE).isdisjoint(search.space(task, u)) for u in BASELINES)
     with pytest.raises(UsageError, match="task='forecast': there is no search space"):
         search.space("forecast", "snu")

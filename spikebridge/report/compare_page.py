@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge.quantities import in_words
-from spikebridge.report import overview
+from spikebridge.report import overview, rules
 from spikebridge.report.compiled import ENDS, proof_of
 from spikebridge.report.curves import loss_axis
 from spikebridge.report.load import Comparison, Row, Run
@@ -67,6 +67,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "hardware": [
             section
             for section in (
+                rules.section(facts, drawer),
                 memory_section(rows, metric),
                 chip_section(rows, metric, facts.get("rtl")),
             )
@@ -110,7 +111,7 @@ def table_row(row: Row, metric: Metric, best: bool) -> dict[str, Any]:
     spikes = number(row.facts.get("spikes_mean"))
     return {
         "label": row.label,
-        "colour": colour_of(row.unit),
+        "colour": colour_of(row.look),
         "best": best,
         "parameters": count_text(row.facts.get("parameters")),
         "operations": count_text(row.facts.get("operations")),
@@ -266,7 +267,7 @@ def example_panels(rows: list[Row], drawer: Drawer) -> list[dict[str, Any]]:
         (row, panels(row.runs[0], drawer, 1)) for row in rows if row.runs
     ]
     return [
-        {"label": row.label, "colour": colour_of(row.unit), "panel": shown[0]}
+        {"label": row.label, "colour": colour_of(row.look), "panel": shown[0]}
         for row, shown in found
         if shown
     ]

@@ -134,6 +134,11 @@ class Row:
     facts: dict[str, Any]
     runs: list[Run]
 
+    @property
+    def look(self) -> str:
+        """What its colour stands for: the unit, or what tells rows of one unit apart."""
+        return str(self.facts.get("look") or self.unit)
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -47,7 +47,7 @@ def dots(rows: Sequence[Row], metric: Metric) -> Chart | None:
     chart = Chart(110 + 58 * len(rows))
     for index, row in enumerate(rows):
         values = values_of(row, metric)
-        colour = colour_of(row.unit)
+        colour = colour_of(row.look)
         mean = scaled(metric, row.facts.get("test_mean"))
         spread = number(row.facts.get("test_std"))
         chart.add(
@@ -165,7 +165,7 @@ def _over_seeds(seeds: list[list[float | None]]) -> tuple[list[Any], list[Any], 
 
 
 def _band(chart: Chart, row: Row, low: list[Any], mean: list[Any], high: list[Any]) -> None:
-    colour = colour_of(row.unit)
+    colour = colour_of(row.look)
     epochs = list(range(1, len(mean) + 1))
     inside = [(e, lo, hi) for e, lo, hi in zip(epochs, low, high, strict=True) if lo is not None]
     if len(row.runs) > 1 and len(inside) > 1:
@@ -188,7 +188,7 @@ def _band(chart: Chart, row: Row, low: list[Any], mean: list[Any], high: list[An
         name=label(row.label, 40),
         legendgroup=row.label,
         mode="lines" if len(epochs) > 1 else "markers",
-        line={"color": colour, "width": 2, "dash": dash_of(row.unit)},
+        line={"color": colour, "width": 2, "dash": dash_of(row.look)},
         marker={"color": colour, "size": 8},
     )
 
@@ -217,7 +217,7 @@ def cost(rows: Sequence[Row], metric: Metric, name: str, title: str) -> Chart | 
             else None,
             name=label(row.label, 40),
             mode="markers",
-            marker={"color": colour_of(row.unit), "size": 12, "symbol": symbol(index)},
+            marker={"color": colour_of(row.look), "size": 12, "symbol": symbol(index)},
             hovertemplate=f"{count_text(x)}: %{{y}}<extra>{label(row.label, 40)}</extra>",
         )
     costs = [x for *_, x, _ in points]
@@ -255,7 +255,7 @@ def activity(rows: Sequence[Row]) -> Chart | None:
             y=means,
             name=label(row.label, 40),
             marker={
-                "color": colour_of(row.unit),
+                "color": colour_of(row.look),
                 "pattern": {"shape": "" if spiking else "/", "size": 6, "fillmode": "replace"},
             },
         )

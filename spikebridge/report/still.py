@@ -59,7 +59,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7.5, 1.3 + 0.42 * len(rows)), dpi=150, layout="constrained")
     axes = figure.subplots()
     for at, row in enumerate(rows):
-        colour = colour_of(row["unit"])
+        colour = colour_of(row.get("look") or row["unit"])
         values = [metric.scale * value for value in row["tests"]]
         mean = metric.scale * row["test_mean"]
         axes.plot(values, [at] * len(values), "o", color=colour, alpha=0.5, markersize=6)

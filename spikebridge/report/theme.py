@@ -9,7 +9,7 @@ from typing import Any
 
 # Okabe and Ito's palette, which stays distinguishable with colour-blind vision; its yellow and
 # black are left out because one vanishes on a light page and the other on a dark one.  The binary
-# units have two of Tol's muted scheme, made for the same.
+# units and those without memory have four of Tol's muted scheme, made for the same.
 COLOURS = {
     "snu": "#0072B2",
     "softsnu": "#D55E00",
@@ -20,6 +20,12 @@ COLOURS = {
     "rnn": "#808080",
     "gru": "#E69F00",
     "lstm": "#CC79A7",
+    "relu": "#AA4499",
+    "tanh": "#44AA99",
+    # Rows of one unit that differ in how they learn.
+    "gain": "#56B4E9",
+    "grapes": "#009E73",
+    "online": "#CC79A7",
 }
 UNKNOWN = "#5B6BB5"
 NEUTRAL = "#808080"

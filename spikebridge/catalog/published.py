@@ -1,68 +1,10 @@
-"""The published figures and tables, and ours beside them: one named entry each, as data.
-
-`spikebridge reproduce NAME` runs an entry.  What settings an entry does not name come from the
-preset of its data and unit (presets.py).
-"""
+"""The tables of the papers, and ours beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from spikebridge.config import Config, override, preset
-from spikebridge.records import UsageError, listed
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table."""
-
-    unit: str
-    """A variant, such as "recurrent-softsnu"."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What differs from the entry."""
-    name: str = ""
-    """Start of the names of its runs' folders; by default the variant."""
-    label: str = ""
-    """What tables call it; by default the unit's own label."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A table or figure that one command makes again."""
-
-    name: str
-    title: str
-    source: str
-    """Where the published one stands."""
-    task: str
-    data: str
-    rows: tuple[Row, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What all rows share."""
-    seeds: int = 5
-    minutes: float = 0.0
-    """What all rows and seeds take on two cores, as measured."""
-    quick: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 2})
-    """What --quick changes: enough to see that everything works, not what is reached."""
-
-    def config(self, row: Row, *, quick: bool = False) -> Config:
-        """The settings of a row."""
-        given = {**self.settings, **row.settings}
-        chosen = preset(self.task, row.unit, self.data)
-        return override(chosen, **{**given, **(self.quick if quick else {})})
-
-
-def find(name: str) -> Entry:
-    """The entry of a name.  Raises UsageError."""
-    for entry in CATALOG:
-        if entry.name == name:
-            return entry
-    raise UsageError(
-        f"{name!r}: there is no such entry; choose one of {listed(e.name for e in CATALOG)}"
-    )
-
+from spikebridge.catalog.entry import Entry, Row
 
 _CHART = "Woźniak et al. 2020, Nature Machine Intelligence 2:325, result chart in IBM/neuroaikit: "
 _OURS = "ours; nothing published beside it"
@@ -91,7 +33,7 @@ _CELLS: dict[str, Any] = {
 }
 
 
-CATALOG: tuple[Entry, ...] = (
+PUBLISHED: tuple[Entry, ...] = (
     Entry(
         name="mnist-4-layers",
         title="Rate-coded MNIST, four layers of weights, 784-256-256-256-10",

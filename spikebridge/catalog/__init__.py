@@ -1,0 +1,26 @@
+"""The published figures and tables, and ours beside them: one named entry each, as data.
+
+`spikebridge reproduce NAME` runs an entry.  What settings an entry does not name come from the
+preset of its data and unit (presets.py).
+"""
+
+from __future__ import annotations
+
+from spikebridge.catalog.entry import Entry, Row
+from spikebridge.catalog.learning import LEARNING
+from spikebridge.catalog.published import PUBLISHED
+from spikebridge.records import UsageError, listed
+
+__all__ = ["CATALOG", "Entry", "Row", "find"]
+
+CATALOG = (*PUBLISHED, *LEARNING)
+
+
+def find(name: str) -> Entry:
+    """The entry of a name.  Raises UsageError."""
+    for entry in CATALOG:
+        if entry.name == name:
+            return entry
+    raise UsageError(
+        f"{name!r}: there is no such entry; choose one of {listed(e.name for e in CATALOG)}"
+    )
