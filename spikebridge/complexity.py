@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from spikebridge.evaluation import evaluating
-from spikebridge.layers import Layer, Readout
+from spikebridge.layers import Layer, Plain, Readout
 from spikebridge.memory.converters import Converted
 from spikebridge.network import Network, Observation
 from spikebridge.synapses import Conv2d, Dense, Embedding
@@ -91,8 +91,8 @@ class Complexity:
     """Share of weights in [0, 1] that are zero, rounded to 4 decimals as there: of linear maps,
     convolutions and recurrent matrices, and of RNN, GRU and LSTM with their biases."""
     activation_sparsity: float
-    """Share in [0, 1] of zeros among the outputs of all layers of units, spiking or soft, over
-    layers, steps and samples; 0 where there is no such layer, as there."""
+    """Share in [0, 1] of zeros among the outputs of all layers of units, spiking, soft or without
+    memory, over layers, steps and samples; 0 where there is no such layer, as there."""
     synaptic_operations: SynapticOperations
     """Per sample."""
     membrane_updates: float
@@ -340,9 +340,9 @@ def _add_layers(
     """What layers of units did: recurrent products, outputs, membranes."""
     states = state or (None,) * len(network.layers)
     for layer, trace, before in zip(network.layers, seen.layers, states, strict=True):
-        if not isinstance(layer, Layer):
+        if not isinstance(layer, Layer | Plain):
             continue
-        if layer.recurrent is not None:
+        if isinstance(layer, Layer) and layer.recurrent is not None:
             last = _before(trace.y, None if before is None else before.y)
             tally.connection(last, *_reach_of(layer.recurrent))
         y = tally.real(trace.y)

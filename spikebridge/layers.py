@@ -13,7 +13,7 @@ from spikebridge.recompute import recomputed
 from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan
 from spikebridge.units import State, Unit
 
-__all__ = ["Baseline", "Dropout", "Layer", "Readout", "Reduction"]
+__all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction"]
 
 Reduction = Literal["last", "mean", "each"]
 
@@ -104,6 +104,35 @@ class Baseline(nn.Module):
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """x (T, B, I) to y (T, B, N), and torch's own state."""
         return self.core(x, state)
+
+
+class Plain(nn.Module):
+    """A layer without memory behind the interface of `Layer`: y = f(W x), at each step by itself.
+
+    Args:
+        array: x (T, B, ...) to drive (T, B, N); see `spikebridge.synapses.Array`.
+        activation: f, "relu" or "tanh".
+
+    Raises ValueError for another activation.
+    """
+
+    ACTIVATIONS: ClassVar[dict[str, Any]] = {"relu": torch.relu, "tanh": torch.tanh}
+    spiking = False
+
+    def __init__(self, array: nn.Module, activation: str) -> None:
+        super().__init__()
+        if activation not in self.ACTIVATIONS:
+            raise ValueError(
+                f"activation {activation!r} is not known; choose one of {list(self.ACTIVATIONS)}"
+            )
+        self.array, self.activation = array, activation
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """x (T, B, I) to y (T, B, N); there is no state, what is given comes back."""
+        return self.ACTIVATIONS[self.activation](self.array(x)), state
+
+    def extra_repr(self) -> str:
+        return self.activation
 
 
 class Dropout(nn.Module):

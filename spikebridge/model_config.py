@@ -17,6 +17,8 @@ UnitName = Literal[
     "rnn",
     "gru",
     "lstm",
+    "relu",
+    "tanh",
 ]
 VariantName = Literal[
     "snu",
@@ -34,11 +36,14 @@ VariantName = Literal[
     "rnn",
     "gru",
     "lstm",
+    "relu",
+    "tanh",
 ]
 
 UNITS: tuple[str, ...] = get_args(UnitName)
 VARIANTS: tuple[str, ...] = get_args(VariantName)
 BASELINES = ("rnn", "gru", "lstm")
+PLAIN = ("relu", "tanh")
 BINARY = ("binary-di", "binary-ci")
 LABELS = {
     "snu": "SNU",
@@ -50,6 +55,8 @@ LABELS = {
     "rnn": "RNN",
     "gru": "GRU",
     "lstm": "LSTM",
+    "relu": "ReLU",
+    "tanh": "tanh",
 }
 
 
@@ -60,7 +67,8 @@ class ModelConfig:
     unit: UnitName = "snu"
     """The neuron model: snu (spiking), softsnu (the same with a sigmoid output), li-snu (lateral
     inhibition), adaptive-snu (adaptive threshold), binary-di and binary-ci (binary activations
-    with discontinuous and with continuous integration), or a baseline: rnn, gru, lstm."""
+    with discontinuous and with continuous integration), a baseline: rnn, gru, lstm, or a layer
+    without memory, y = f(W x): relu, tanh."""
     hidden: tuple[int, ...] = (128, 128)
     """Neurons of each hidden layer, first to last; each at least 1."""
     channels: tuple[int, ...] = ()
@@ -92,10 +100,12 @@ class ModelConfig:
     """Bits of each weight in training and use, at least 2; 0 = full precision.  The gradient passes
     the rounding straight through."""
     recurrent: bool = False
-    """Whether each layer's outputs feed back to it at the next step; rnn, gru, lstm always do."""
+    """Whether each layer's outputs feed back to it at the next step; rnn, gru, lstm always do,
+    relu and tanh never."""
     g: Literal["identity", "relu", "leaky_relu", "elu"] = "leaky_relu"
     """Nonlinearity inside the membrane loop, s = g(drive + decay * kept state); not used by rnn,
-    gru and lstm, like all settings of the membrane below.  Binary units have identity."""
+    gru, lstm, relu and tanh, like all settings of the membrane below.  Binary units have
+    identity."""
     g_slope: float = 0.1
     """Slope of leaky_relu for negative membrane states, 0 to 1."""
     decay: float = 0.8
@@ -207,8 +217,7 @@ class ModelConfig:
             flag = name.replace("_", "-")
             require(
                 self.unit not in BASELINES or not getattr(self, name),
-                f"unit={self.unit}: {name} is for spiking units and their soft form; "
-                f"leave --{flag} out",
+                f"unit={self.unit}: {name} has no place in torch's own layers; leave --{flag} out",
             )
 
     def _check_unit(self) -> None:
@@ -220,6 +229,12 @@ class ModelConfig:
             not (self.train_decay and self.decay_to == 1),
             "decay_to=1.0: a learned decay must start below 1; pass --decay-to 0.98",
         )
+        for name in ("recurrent", "dropout_recurrent"):
+            require(
+                self.unit not in PLAIN or not getattr(self, name),
+                f"{name}={getattr(self, name)}: {self.unit} keeps nothing from step to step; "
+                f"leave --{name.replace('_', '-')} out, or choose another --unit",
+            )
         require(
             self.unit != "li-snu" or self.reset == "gate",
             f"reset={self.reset}: li-snu resets by lateral inhibition; leave --reset out",

@@ -1,7 +1,8 @@
 """Deep networks: built from a description, observed, saved and loaded.
 
 A `Network` is a stack of layers, each `(x, state) -> (y, state)`, and a linear readout.  The
-baselines RNN, GRU and LSTM stand behind the same interface, so that a comparison changes one word.
+baselines RNN, GRU and LSTM, and layers without memory, stand behind the same interface, so that a
+comparison changes one word.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikebridge.gradients import Surrogate
-from spikebridge.layers import Baseline, Dropout, Layer, Readout, Reduction
-from spikebridge.model_config import BASELINES, BINARY, ModelConfig
+from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction
+from spikebridge.model_config import BASELINES, BINARY, PLAIN, ModelConfig
 from spikebridge.records import require
 from spikebridge.scan import Backend
-from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised, round_weights
+from spikebridge.synapses import Conv2d, Dense, Driven, Embedding, Normalised, round_weights
 from spikebridge.units import Unit, make_unit
 
 __all__ = [
@@ -74,7 +75,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        layers: Sequence[Layer | Baseline],
+        layers: Sequence[Layer | Baseline | Plain],
         readout: nn.Module,
         *,
         dropout: float = 0.0,
@@ -172,12 +173,15 @@ def build(
     Raises ConfigError where the description does not fit such inputs.
     """
     _check_inputs(model, symbols, image)
-    layers: list[Layer | Baseline] = []
+    layers: list[Layer | Baseline | Plain] = []
     for number, (make_array, features, size) in enumerate(
         _arrays(model, input_size, symbols, image)
     ):
         if model.unit in BASELINES:
             layers.append(Baseline(model.unit, features, size))
+            continue
+        if model.unit in PLAIN:
+            layers.append(Plain(make_array(model.unit), model.unit))
             continue
         unit = _unit(model, size)
         array = make_array(unit)
@@ -255,7 +259,7 @@ def _check_inputs(model: ModelConfig, symbols: bool, image: Sequence[int] | None
     )
 
 
-Maker = Callable[[Unit | None], Any]
+Maker = Callable[[Driven], Any]
 
 
 def _arrays(
@@ -284,7 +288,7 @@ def _arrays(
 
 
 def _convolution(
-    model: ModelConfig, shape: tuple[int, int, int], channels: int, unit: Unit | None
+    model: ModelConfig, shape: tuple[int, int, int], channels: int, unit: Driven
 ) -> Conv2d:
     return Conv2d(
         shape,
@@ -298,7 +302,7 @@ def _convolution(
     )
 
 
-def _normalised(model: ModelConfig, make: Maker, unit: Unit | None) -> Any:
+def _normalised(model: ModelConfig, make: Maker, unit: Driven) -> Any:
     return Normalised(make(unit), unit, centre=model.centre) if model.norm else make(unit)
 
 

@@ -54,6 +54,22 @@ _IMAGES_BINARY: dict[str, Any] = {
     "dropout_in": 0.1,
 }
 
+# The setting of Dellaferrera et al. 2022 (GRAPES), their code: plain SGD on pixels / 255.
+_GRAPES: dict[str, Any] = {
+    "hidden": (256, 256),
+    "coding": "current",
+    "steps": 1,
+    "steps_test": 0,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "batch_size": 64,
+    "schedule": "constant",
+    "epochs": 20,
+    "dropout": 0.0,
+    "ema": 0.0,
+    "clip_norm": 0.0,
+}
+
 # (data, variant) -> settings; variant "" holds for every unit of that data set, data "" for a unit
 # on all data, before what is said of the two together.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -73,6 +89,9 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("digits8x8", "snu"): {"lr": 2e-2, "schedule": "cosine", "decay": 0.6},
     ("digits8x8", "softsnu"): {"lr": 3e-2, "g": "identity", "decay": 0.6},
     ("digits8x8", "lstm"): {"dropout": 0.1},
+    # Without memory, steps would all be the same.
+    ("digits8x8", "relu"): {"coding": "current", "steps": 1},
+    ("digits8x8", "tanh"): {"coding": "current", "steps": 1},
     # The best on validation of five trials each, of two epochs: docs/results/search-mnist.json.
     ("mnist", ""): _IMAGES,
     ("mnist", "snu"): {
@@ -99,7 +118,11 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist", "rnn"): {"lr": 6.5e-3, "dropout": 0.1, "dropout_in": 0.1, "ema": 0.0},
     ("mnist", "gru"): {"lr": 6.9e-3, "dropout": 0.5, "ema": 0.99},
     ("mnist", "lstm"): {"lr": 6.9e-3, "dropout": 0.5, "ema": 0.99},
+    ("mnist", "relu"): _GRAPES,
+    ("mnist", "tanh"): _GRAPES,
     ("idx", ""): _IMAGES,
+    ("idx", "relu"): _GRAPES,
+    ("idx", "tanh"): _GRAPES,
     ("ptb", ""): {
         "hidden": (512,),
         "embedding": 512,

@@ -18,6 +18,7 @@ __all__ = [
     "Array",
     "Conv2d",
     "Dense",
+    "Driven",
     "Embedding",
     "Normalised",
     "gain",
@@ -25,6 +26,9 @@ __all__ = [
     "plain_weights",
     "round_weights",
 ]
+
+Driven = Unit | str | None  # what an array drives: a unit, "relu" or "tanh", or who knows what
+ACTIVATION_GAINS = {"relu": math.sqrt(2.0), "tanh": 1.0}
 
 
 @runtime_checkable
@@ -43,7 +47,7 @@ class Array(Protocol):
         ...
 
 
-def gain(unit: Unit | None) -> float:
+def gain(unit: Driven) -> float:
     """Standard deviation of a weight, times sqrt(fan-in), that keeps a deep stack of `unit` alive.
 
     A spiking layer that receives sparse spikes needs weights with which the membrane reaches its
@@ -51,10 +55,15 @@ def gain(unit: Unit | None) -> float:
     what varies in its input, and needs as much to keep inputs distinguishable.  A decay d adds up
     1 / sqrt(1 - d^2) times the spread of one step's drive, which the gain takes back up to 0.8:
     membranes that leak more slowly do not get that far between two resets.  The factors were
-    chosen by measurement; a test holds stacks of eight layers to them.
+    chosen by measurement; a test holds stacks of eight layers to them.  Layers without memory have
+    the usual ones, relu sqrt(2) (He et al. 2015) and tanh 1; ValueError for another name.
     """
     if unit is None:
         return 1.0 / math.sqrt(3.0)  # that of torch.nn.Linear
+    if isinstance(unit, str):
+        if unit not in ACTIVATION_GAINS:
+            raise ValueError(f"unit={unit!r}: no such layer; choose one of {[*ACTIVATION_GAINS]}")
+        return ACTIVATION_GAINS[unit]
     decay = min(float(unit.decay.detach().double().mean()), 0.8)
     spread = math.sqrt(1.0 - decay**2)
     if not unit.spiking:
@@ -74,14 +83,15 @@ class Dense(nn.Module):
     Args:
         in_features: I.
         out_features: N.
-        unit: the unit that is driven; sets the scale of the initial weights, see `gain`.
+        unit: what is driven, a unit or "relu" or "tanh"; sets the scale of the initial weights, see
+            `gain`.
         bias: add a trained constant drive c (N,), at first 0, at every step; None as attribute
             `bias` says that there is none.  Yin et al. 2017: it plays the leak of a membrane that
             has no other.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, unit: Unit | None = None, *, bias: bool = False
+        self, in_features: int, out_features: int, unit: Driven = None, *, bias: bool = False
     ) -> None:
         super().__init__()
         _positive(in_features=in_features, out_features=out_features)
@@ -122,7 +132,7 @@ class Conv2d(nn.Module):
         stride: int = 1,
         padding: int = 0,
         pool: int = 1,
-        unit: Unit | None = None,
+        unit: Driven = None,
         bias: bool = False,
     ) -> None:
         super().__init__()
@@ -162,7 +172,7 @@ class Conv2d(nn.Module):
 class Embedding(nn.Module):
     """One row of drive per symbol: x (...) of integers in [0, I) to (..., N)."""
 
-    def __init__(self, in_features: int, out_features: int, unit: Unit | None = None) -> None:
+    def __init__(self, in_features: int, out_features: int, unit: Driven = None) -> None:
         super().__init__()
         _positive(in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
@@ -218,7 +228,7 @@ class Normalised(nn.Module):
     def __init__(
         self,
         array: Dense | Conv2d,
-        unit: Unit | None = None,
+        unit: Driven = None,
         *,
         momentum: float = 0.05,
         centre: bool = False,

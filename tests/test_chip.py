@@ -196,6 +196,7 @@ def test_rounded_weights_stay_what_they_were() -> None:
     [
         ({"unit": "softsnu"}, "sends numbers, not spikes.*snu"),
         ({"unit": "lstm"}, "one of torch's own.*snu"),
+        ({"unit": "relu"}, "layer1 sends numbers, not spikes.*binary-di"),
         ({"unit": "li-snu"}, "a spike resets all of layer1"),
         ({"unit": "adaptive-snu"}, "thresholds of layer1 move"),
         ({"unit": "snu", "g": "elu"}, "g=elu.*leaky_relu"),

@@ -166,6 +166,18 @@ def test_flags_win_over_the_preset_of_the_unit_and_of_the_data(
     ]
 
 
+@pytest.mark.parametrize("unit", ["relu", "tanh"])
+def test_a_network_without_memory_is_shown_an_image_once(unit: str) -> None:
+    config = parsed(f"train digits --unit {unit} --data mnist")
+    assert config == preset("digits", unit, "mnist")
+    assert (config.task.coding, config.task.steps, config.task.steps_test) == ("current", 1, 0)
+    assert (config.model.hidden, config.model.dropout) == ((256, 256), 0)
+    train = config.train
+    assert (train.optimizer, train.lr, train.batch_size, train.clip_norm) == ("sgd", 0.1, 64, 0)
+    assert (train.schedule, train.ema, train.weight_decay) == ("constant", 0, 0)
+    assert parsed(f"train digits --unit {unit} --steps 3").task.steps == 3
+
+
 def test_help_shows_the_preset_of_the_unit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

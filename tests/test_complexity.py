@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spikebridge import cli, experiment, rundir
 from spikebridge.complexity import Complexity, SynapticOperations, complexity
 from spikebridge.complexity_command import FILE, first, of_run
-from spikebridge.layers import Baseline, Layer, Readout
+from spikebridge.layers import Baseline, Layer, Plain, Readout
 from spikebridge.memory.crossbar import cell_of, to_crossbar
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import ModelConfig
@@ -106,6 +106,18 @@ def test_outputs_and_membranes_by_hand() -> None:
     # s = (1, 0) and then, the spike having reset the first, (0, 0); y = (1, 0), (0, 0).
     assert found.activation_sparsity == 3 / 4
     assert found.membrane_updates == 2 + 1  # all of the first step, then what differs
+
+
+def test_outputs_without_memory_by_hand() -> None:
+    dense = Dense(1, 3)
+    set_to(dense.weight, [[1.0], [0.0], [-2.0]])
+    x = torch.tensor([[[1.0]], [[0.5]]])
+    network = Network([Plain(dense, "relu")], Readout(3, 1, "last"))
+    found = complexity(network, [x])
+    assert found.activation_sparsity == 4 / 6
+    assert found.membrane_updates == 0
+    # Two weights that are not zero in either step; then one output of 0.5 into the readout.
+    assert ops(found) == (2.0 + 1.0, 2.0, 2 * 3 + 3)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +326,7 @@ def one_by_one(network: Network, samples: list[Tensor]) -> Complexity:
                 found += [count(what, v) for v in x]  # type: ignore[operator]
                 last = torch.zeros_like(y[0])
                 for t in range(len(x)):
-                    if layer.recurrent is not None:
+                    if getattr(layer, "recurrent", None) is not None:
                         found.append(count_linear(layer.recurrent, last))
                     last = y[t]
                     outputs += len(last)
@@ -342,7 +354,7 @@ def one_by_one(network: Network, samples: list[Tensor]) -> Complexity:
     )
 
 
-CONTENTS = ("convolution", "normalised", "recurrent", "rnn", "gru", "lstm")
+CONTENTS = ("convolution", "normalised", "recurrent", "relu", "rnn", "gru", "lstm")
 
 
 @st.composite
@@ -369,7 +381,10 @@ def cases(draw: st.DrawFn) -> tuple[Network, list[Tensor]]:
         if content == "normalised":
             array = Normalised(array)
         made = make_unit(unit, size, threshold=0.5)
-        layers.append(Layer(array, made, recurrent=content == "recurrent"))
+        if content == "relu":
+            layers.append(Plain(array, "relu"))
+        else:
+            layers.append(Layer(array, made, recurrent=content == "recurrent"))
     if draw(st.booleans()):
         kind = draw(st.sampled_from(("snu", "softsnu")))
         layers.append(Layer(Dense(size, 2), make_unit(kind, 2, decay=0.5, threshold=0.5)))

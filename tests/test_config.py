@@ -30,7 +30,7 @@ from spikebridge.config import (
     to_dict,
     variant_of,
 )
-from spikebridge.model_config import BINARY, UNITS, VARIANTS, ModelConfig
+from spikebridge.model_config import BINARY, PLAIN, UNITS, VARIANTS, ModelConfig
 from spikebridge.records import ConfigError
 from spikebridge.task_configs import (
     TASKS,
@@ -71,7 +71,7 @@ digits = st.builds(
 )
 models = st.builds(
     ModelConfig,
-    unit=st.sampled_from([unit for unit in UNITS if unit not in ("li-snu", *BINARY)]),
+    unit=st.sampled_from([unit for unit in UNITS if unit not in ("li-snu", *BINARY, *PLAIN)]),
     hidden=st.lists(st.integers(1, 4096), min_size=1, max_size=4).map(tuple),
     recurrent=st.booleans(),
     g=one_of(ModelConfig, "g"),
@@ -110,8 +110,14 @@ binaries = st.builds(
     drive_bias=st.booleans(),
     threshold=st.floats(0, 10),
 )
+plains = st.builds(
+    ModelConfig,
+    unit=st.sampled_from(PLAIN),
+    norm=st.booleans(),
+    weight_bits=st.sampled_from([0, 4]),
+)
 configs = st.builds(
-    Config, task=digits | st.sampled_from(OTHERS), model=models | binaries, train=trains
+    Config, task=digits | st.sampled_from(OTHERS), model=models | binaries | plains, train=trains
 )
 
 
@@ -157,6 +163,11 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
         ({"unit": "binary-ci", "decay_to": 0.9}, "decay_to=0.9: .* is 1 for all .*--decay-to out"),
         ({"unit": "binary-ci", "threshold": -1}, "threshold=-1.0: .* must not be negative"),
         ({"unit": "lstm", "drive_bias": True}, "unit=lstm: drive_bias .* leave --drive-bias out"),
+        (
+            {"unit": "relu", "recurrent": True},
+            "recurrent=True: relu keeps nothing .*--recurrent out",
+        ),
+        ({"unit": "tanh", "dropout_recurrent": 0.1}, "dropout_recurrent=0.1: tanh keeps nothing"),
         ({"loss": "hinge"}, "loss='hinge': expected one of squared_hinge, task"),
         ({"loss": "squared_hinge", "sampled": 5}, "sampled=5, loss=squared_hinge: only the task's"),
         ({"activity": -0.1}, "activity=-0.1: it must be at least 0"),
@@ -306,6 +317,7 @@ def test_what_a_unit_has_on_all_data(variant: str) -> None:
         (("speech",), "task='speech'"),
         (("digits", "ssnu"), "unit='ssnu'"),
         (("digits", "recurrent-lstm"), "unit='recurrent-lstm'"),
+        (("digits", "recurrent-relu"), "unit='recurrent-relu'"),
         (("music", "snu", "mnist"), "data='mnist'"),
     ],
 )
@@ -319,4 +331,5 @@ def test_labels() -> None:
     assert label_of("recurrent-binary-ci") == "recurrent binary CI"
     assert label_of("binary-di") == "binary DI"
     assert label_of("lstm") == "LSTM"
+    assert (label_of("relu"), label_of("tanh")) == ("ReLU", "tanh")
     assert variant_of(ModelConfig(unit="lstm", recurrent=True)) == "lstm"

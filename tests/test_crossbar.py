@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikebridge.layers import Layer
 from spikebridge.memory.crossbar import Chip, Crossbar, from_crossbar, to_crossbar
 from spikebridge.memory.events import Traffic, listening
 from spikebridge.memory.pcm import ACCUMULATION, ITERATIVE, Cell, ideal
@@ -40,6 +41,8 @@ MODELS: dict[str, tuple[ModelConfig, tuple[int, ...], Any]] = {
     "binary di": (ModelConfig(unit="binary-di", hidden=(12, 9), **CENTRED), (10,), "each"),
     "binary ci": (ModelConfig(unit="binary-ci", hidden=(12, 9)), (10,), "mean"),
     "binary ci conv": (ModelConfig(**CONV | {"unit": "binary-ci"}), (2, 8, 8), "each"),
+    "relu": (ModelConfig(unit="relu", hidden=(12, 9)), (10,), "each"),
+    "tanh conv": (ModelConfig(**CONV | {"unit": "tanh", "drive_bias": True}), (2, 8, 8), "mean"),
     "li-snu": (ModelConfig(unit="li-snu", hidden=(12,)), (10,), "last"),
     "tied text": (ModelConfig(**TEXT, tied=True), (), "each"),
     "text": (ModelConfig(hidden=(8, 6), recurrent=True), (), "each"),
@@ -379,7 +382,7 @@ def inputs_of(network: Any, x: Tensor) -> dict[str, Tensor]:
         elif not sent.is_floating_point():
             sent = F.one_hot(sent, SYMBOLS)
         found[key] = sent.flatten(0, 1)
-        if layer.recurrent is not None:
+        if getattr(layer, "recurrent", None) is not None:
             before = torch.cat([torch.zeros_like(trace.y[:1]), trace.y[:-1]])
             found[f"layers.{number}.recurrent"] = before.flatten(0, 1)
         sent = trace.y
@@ -398,7 +401,8 @@ def test_traffic_is_what_layers_send(name: str) -> None:
         chip.network(x)
     assert same == found
     traffic, updates = found
-    assert sum(updates.values()) == STEPS * BATCH * sum(r.unit.size for r in network.layers)
+    sizes = [layer.unit.size for layer in network.layers if isinstance(layer, Layer)]
+    assert sum(updates.values()) == STEPS * BATCH * sum(sizes)
     inputs = inputs_of(network, x)
     assert traffic.keys() == chip.crossbars.keys() == inputs.keys() | ({TIED} & traffic.keys())
     assert (TIED in traffic) == network.tied

@@ -163,6 +163,19 @@ def test_units_without_spikes_have_an_activity(tmp_path: Path) -> None:
     assert 0 < result.mean_activity["layer1"] < 1
 
 
+@pytest.mark.parametrize("unit", ["relu", "tanh"])
+def test_units_without_memory_learn_and_have_an_activity(tmp_path: Path, unit: str) -> None:
+    result = experiment.run(
+        tiny(unit, hidden=(32,), batch_size=32, dropout=0.0, steps=1), tmp_path / "run"
+    )
+    assert result.test > 0.9
+    assert (result.spikes_per_inference, result.firing_rates) == (None, {})
+    assert 0 < result.mean_activity["layer1"] < 5
+    with np.load(tmp_path / "run" / rundir.EXAMPLES, allow_pickle=False) as archive:
+        assert "layer1_s" not in archive.files  # there is no membrane
+        assert bool((archive["layer1_y"] < 0).any()) == (unit == "tanh")
+
+
 class Padded:
     """A task and a network in one: two songs of 3 and 1 real frames, spikes in every frame."""
 

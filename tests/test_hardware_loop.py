@@ -212,6 +212,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"recurrent": True},
     {"unit": "softsnu", "optimizer": "adamw", "weight_decay": 0.1, "pairs": 2, "dead": 0.05},
     {"optimizer": "sgd", "lr": 0.3, "device": "accumulation-2020", "dropout": 0.2, "tile": 4},
+    {"unit": "relu", "drive_bias": True},
 ]
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikebridge.layers import Baseline, Dropout, Layer, Readout
-from spikebridge.model_config import BASELINES, BINARY, UNITS, ModelConfig
+from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout
+from spikebridge.model_config import BASELINES, BINARY, PLAIN, UNITS, ModelConfig
 from spikebridge.network import Network, build, load_network, save_network
-from spikebridge.synapses import Array, Conv2d, Dense, Embedding
+from spikebridge.synapses import Array, Conv2d, Dense, Embedding, Normalised, gain
 from spikebridge.units import KINDS, make_unit
 
 ARRAYS = {
@@ -141,10 +141,53 @@ def test_fresh_soft_networks_neither_saturate_nor_forget_their_input(g: str, dec
     assert network.layers[0].array.weight.grad.norm() > 1e-6
 
 
+@pytest.mark.parametrize("unit", PLAIN)
+@pytest.mark.parametrize("norm", [False, True])
+def test_fresh_networks_without_memory_neither_fade_nor_saturate(unit: str, norm: bool) -> None:
+    network = build(ModelConfig(unit=unit, hidden=(256,) * 8, norm=norm), 256, 10, "mean")
+    x = torch.rand(1, 64, 256) ** 2
+    layers = network.observe(x).layers
+    assert not any(layer.spiking for layer in layers)
+    sizes = [float(layer.y.detach().square().mean().sqrt()) for layer in layers]
+    # Eight layers deep, outputs have about the size that they had after the first.
+    assert 0.3 < sizes[-1] / sizes[0] < 3
+    assert layers[-1].y.std(1).mean() > 0.02
+    if unit == "tanh":
+        assert all(float(layer.y.detach().abs().mean()) < 0.9 for layer in layers)
+    else:
+        assert all(0.2 < float((layer.y > 0).float().mean()) < 0.8 for layer in layers)
+    network(x)[0].pow(2).sum().backward()
+    first = network.layers[0].array
+    assert (first.array if norm else first).weight.grad.norm() > 1e-3
+
+
+@pytest.mark.parametrize("unit", PLAIN)
+def test_first_weights_without_memory_are_uniform_with_the_usual_spread(unit: str) -> None:
+    variance = {"relu": 2.0, "tanh": 1.0}[unit]
+    for array, fan_in in ((Dense(300, 400, unit), 300), (Conv2d((8, 5, 5), 90, 3, unit=unit), 72)):
+        bound = (3 * variance / fan_in) ** 0.5
+        weight = array.weight.detach()
+        assert float(weight.abs().max()) == pytest.approx(bound, rel=1e-3)
+        assert float(weight.var()) == pytest.approx(variance / fan_in, rel=0.03)
+
+
+@pytest.mark.parametrize("unit", PLAIN)
+def test_a_layer_without_memory_is_its_formula_at_each_step_by_itself(unit: str) -> None:
+    for array in (Dense(6, 4, unit, bias=True), Normalised(Dense(6, 4, unit), unit, centre=True)):
+        layer = Plain(array, unit).eval()
+        x = torch.randn(5, 3, 6)
+        y, state = layer(x)
+        assert state is None
+        f = {"relu": lambda drive: drive.clamp_min(0), "tanh": torch.tanh}[unit]
+        torch.testing.assert_close(y, f(array(x)), rtol=0, atol=0)
+        order = torch.tensor([3, 0, 4, 1, 2])
+        torch.testing.assert_close(layer(x[order])[0], y[order])
+
+
 MODELS = [
     ModelConfig(unit=unit, hidden=hidden, recurrent=recurrent)
     for unit, hidden, recurrent in itertools.product(UNITS, [(6,), (6, 4, 5)], [False, True])
-    if not (recurrent and unit in BASELINES)
+    if not (recurrent and unit in (*BASELINES, *PLAIN))
 ]
 models = pytest.mark.parametrize(
     "model", MODELS, ids=lambda m: f"{m.unit}-{m.hidden}-{m.recurrent}"
@@ -178,7 +221,7 @@ def test_a_network_shows_what_its_layers_did(model: ModelConfig) -> None:
     ]
     for layer, size in zip(full.layers, model.hidden, strict=True):
         assert layer.y.shape == (5, 2, size)
-        assert (layer.s is None) == (model.unit in BASELINES)
+        assert (layer.s is None) == (model.unit in (*BASELINES, *PLAIN))
         assert layer.spiking == (model.unit in KINDS and model.unit != "softsnu")
 
 
@@ -193,7 +236,7 @@ def test_networks_survive_a_file(model: ModelConfig, tmp_path: Path) -> None:
     assert torch.equal(again(x)[0], network(x)[0])
 
 
-@pytest.mark.parametrize("unit", ["snu", "softsnu", *BINARY])
+@pytest.mark.parametrize("unit", ["snu", "softsnu", *BINARY, *PLAIN])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("drive_bias", [False, True])
@@ -212,7 +255,7 @@ def test_which_networks_have_a_constant_drive(
         has = (drive_bias or unit == "binary-ci") and not centre
         assert (inner.bias is not None) == has
         assert inner.bias is None or inner.bias.shape == (groups,)
-        assert layer.unit.bias.requires_grad == (unit != "binary-ci")
+        assert unit in PLAIN or layer.unit.bias.requires_grad == (unit != "binary-ci")
         assert not norm or (layer.array.shift is not None) == centre
     with torch.no_grad():
         for parameter in network.parameters():
@@ -291,6 +334,11 @@ def test_dropout_keeps_the_mean_and_may_keep_its_mask(same_mask: bool) -> None:
         (lambda: Layer(Dense(3, 4), make_unit("snu", 5)), "drives 4 neurons, the unit has 5"),
         (lambda: Network([], Readout(1, 1, "last")), "at least one layer"),
         (lambda: Baseline("lif", 3, 4), "is not known; choose one of"),
+        (
+            lambda: Plain(Dense(3, 4), "elu"),
+            r"'elu' is not known; choose one of \['relu', 'tanh'\]",
+        ),
+        (lambda: gain("elu"), r"unit='elu': no such layer; choose one of \['relu', 'tanh'\]"),
         (
             lambda: Layer(Dense(3, 4), make_unit("snu", 4), backend="cuda"),
             "backend='cuda' is not known",

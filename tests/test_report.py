@@ -22,7 +22,7 @@ from spikebridge.report.load import load_run
 from spikebridge.report.theme import COLOURS, colour_of
 
 HOSTILE = "</script><script>alert('x')</script><b>&"
-LABELS = {"snu": "SNU", "softsnu": "soft SNU", "lstm": "LSTM"}
+LABELS = {"snu": "SNU", "softsnu": "soft SNU", "lstm": "LSTM", "relu": "ReLU"}
 GLYPHS = {
     0: (
         ".####...",
@@ -56,6 +56,8 @@ GLYPHS = {
     ),
 }
 
+PLAIN = ("lstm", "relu")  # without a membrane
+
 
 def simulate(
     x: np.ndarray, sizes: tuple[int, ...], unit: str, seed: int = 0
@@ -71,11 +73,11 @@ def simulate(
         for t, drive in enumerate(drives):
             s = drive + 0.8 * s * (1 - y)
             s = np.where(s < 0, 0.1 * s, s)
-            soft = np.tanh(2 * drive) if unit == "lstm" else 1 / (1 + np.exp(4 - 4 * s))
+            soft = np.tanh(2 * drive) if unit in PLAIN else 1 / (1 + np.exp(4 - 4 * s))
             y = (s > 1).astype(float) if unit == "snu" else soft
             states[t], outputs[t] = s, y
         traces[f"layer{k}_y"] = x = outputs.astype(np.float32)
-        if unit != "lstm":
+        if unit not in PLAIN:
             traces[f"layer{k}_s"] = states.astype(np.float32)
     return traces
 
@@ -258,6 +260,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("digits", "snu", ["Spike raster", "Membrane states", "Predicted class", "unknown"]),
         ("digits", "lstm", ["Outputs of a few neurons", "no membrane state", "none"]),
+        ("digits", "relu", ["Outputs of a few neurons", "no membrane state", "none"]),
         ("music", "softsnu", ["Piano roll", "NLL", "nats per frame", "8.390", "Woźniak"]),
     ],
 )

@@ -71,6 +71,7 @@ SETTINGS = [
     {"unit": "recurrent-snu", "schedule": "onecycle", "same_mask": True},
     {"unit": "snu", "optimizer": "sgd", "clip_norm": 0, "train_decay": True, "coding": "rows"},
     {"unit": "lstm", "coding": "current", "patience": 2},
+    {"unit": "relu", "norm": True, "centre": True, "optimizer": "sgd"},
 ]
 
 

@@ -119,7 +119,7 @@ def test_the_test_text_is_read_once_and_whole(folder: Path) -> None:
     assert sum(batch.counted for batch in found) == task.size("test") == len(text) - 1
 
 
-@pytest.mark.parametrize("unit", ["snu", "recurrent-softsnu", "lstm"])
+@pytest.mark.parametrize("unit", ["snu", "recurrent-softsnu", "lstm", "tanh"])
 def test_state_is_carried_over_chunks(folder: Path, unit: str) -> None:
     """The score in chunks is that of the whole text at once: exp of the mean surprise."""
     config = tiny(folder, unit=unit, steps=5)
@@ -133,6 +133,14 @@ def test_state_is_carried_over_chunks(folder: Path, unit: str) -> None:
     nats = float(F.cross_entropy(output.flatten(0, 1).double(), whole.target.flatten()))
     assert score.loss == pytest.approx(nats, rel=1e-5)
     assert score.metric == pytest.approx(math.exp(nats), rel=1e-4)
+
+
+@pytest.mark.parametrize("embedding", [0, 3])
+def test_layers_without_a_state_read_texts_too(
+    tmp_path: Path, folder: Path, embedding: int
+) -> None:
+    config = tiny(folder, unit="tanh", embedding=embedding, tied=False, epochs=1)
+    assert 1 < experiment.run(config, tmp_path / "run").test < 100
 
 
 def test_characters_are_scored_in_bits(folder: Path) -> None:

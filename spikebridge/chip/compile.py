@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spikebridge.chip.bounds import bits_for, bounds
 from spikebridge.chip.spec import MEMBRANE_BITS, Chip, Geometry, Layer, Program, Reduce, Reset
-from spikebridge.layers import Baseline, Readout
+from spikebridge.layers import Baseline, Plain, Readout
 from spikebridge.network import Network
 from spikebridge.records import UsageError
 from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised
@@ -128,6 +128,8 @@ def _refuse(reason: str, nearest: str) -> NoReturn:
 def _check_unit(layer: Any, name: str) -> Unit:
     if isinstance(layer, Baseline):
         _refuse(f"{name} is one of torch's own", "a spiking unit such as snu")
+    if isinstance(layer, Plain):
+        _refuse(f"{name} sends numbers, not spikes", "a spiking unit such as binary-di")
     unit = layer.unit
     if not unit.spiking:
         _refuse(f"{name} sends numbers, not spikes", "snu, the spiking form of softsnu")
