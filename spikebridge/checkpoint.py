@@ -1,9 +1,9 @@
 """Checkpoints: everything that a run needs to go on bit for bit, in one safetensors file.
 
 Tensors: model/*, best/* (the weights that were best on validation), average/* (their moving
-average, where there is one), optimizer/<parameter>/<name>, rng/torch, rng/data.  Metadata: format
-version, steps taken, the epochs' metrics, and a digest of it all, since a
-flipped bit in a weight would otherwise pass for a weight.
+average, where there is one), more/* (what else a run keeps), optimizer/<parameter>/<name>,
+rng/torch, rng/data.  Metadata: format version, steps taken, the epochs' metrics, and a digest of
+it all, since a flipped bit in a weight would otherwise pass for a weight.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Position:
     """The weights that were best on the validation set."""
     average: dict[str, Tensor] = field(default_factory=dict)
     """The moving average of the weights, where there is one."""
+    more: dict[str, Tensor] = field(default_factory=dict)
+    """What else the run keeps; whoever takes it back checks it."""
 
 
 def save(
@@ -58,6 +60,7 @@ def save(
     tensors = {f"model/{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in position.best.items()}
     tensors |= {f"average/{name}": value for name, value in position.average.items()}
+    tensors |= {f"more/{name}": value for name, value in position.more.items()}
     for index, values in optimizer.state_dict()["state"].items():
         kept = {name: value for name, value in values.items() if value is not None}
         tensors |= {f"optimizer/{index}/{name}": value for name, value in kept.items()}
@@ -97,7 +100,7 @@ def restore(
     )
     torch.set_rng_state(tensors["rng/torch"])
     data.set_state(tensors["rng/data"])
-    return Position(plain["step"], plain["history"], best, average)
+    return Position(plain["step"], plain["history"], best, average, more=_part(tensors, "more/"))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -75,7 +75,7 @@ def run(
         done = rundir.earlier(directory, config, resume)
         if done is not None:
             return done
-    with _threads(config.train.threads), torch.random.fork_rng(devices=[]):
+    with limited_threads(config.train.threads), torch.random.fork_rng(devices=[]):
         begun = _Run(config, directory, progress or Silent(), task)
         if overwrite:  # only now: what would stop the new run must not cost the old one
             rundir.clear(directory)
@@ -91,7 +91,7 @@ def validate(
     """
     with (
         tempfile.TemporaryDirectory(prefix="spikebridge-") as folder,
-        _threads(config.train.threads),
+        limited_threads(config.train.threads),
         torch.random.fork_rng(devices=[]),
     ):
         begun = _Run(config, Path(folder), progress or Silent(), task)
@@ -100,7 +100,8 @@ def validate(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def limited_threads(count: int) -> Iterator[None]:
+    """So many CPU threads for a while; 0 leaves them."""
     before = torch.get_num_threads()
     try:
         if count:

@@ -14,10 +14,10 @@ import spikebridge
 ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
-    ["contrasts", "metrics", "presets", "quantities", "records"],
+    ["contrasts", "metrics", "presets", "quantities", "records", "transfer"],
     ["energy", "learning_config", "learning_curves", "memory_config", "model_config", "task_configs"],
     ["config"],
-    ["catalog", "gradients", "published", "rundir", "tasks"],
+    ["catalog", "continual_config", "gradients", "published", "rundir", "tasks"],
     ["sound", "units"],
     ["kernels", "recompute"],
     ["environment", "scan"],
@@ -29,6 +29,7 @@ ORDER = [
     ["objective"],
     ["teaching"],
     ["experiment", "silicon", "writing"],
+    ["continual"],
     ["complexity", "deployment", "search", "stepwise"],
     ["digital"],
     ["report"],

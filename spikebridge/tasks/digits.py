@@ -41,13 +41,18 @@ class Images(NamedTuple):
 
 
 class Digits(Task):
-    """Classify an image from a sequence of T steps; loss: cross-entropy, score: accuracy."""
+    """Classify an image from a sequence of T steps; loss: cross-entropy, score: accuracy.
+
+    Args:
+        config: which images, and how they become sequences.
+        images: by split, instead of all those that the config names.
+    """
 
     name = "digits"
 
-    def __init__(self, config: DigitsConfig) -> None:
+    def __init__(self, config: DigitsConfig, images: dict[str, Images] | None = None) -> None:
         self.config = config
-        splits = _read(config)
+        splits = read(config) if images is None else images
         self._peak = DIGITS8X8_PEAK if config.data == "digits8x8" else MNIST_PEAK
         self._pixels = {split: torch.from_numpy(images.pixels) for split, images in splits.items()}
         self._labels = {
@@ -158,7 +163,8 @@ def read_digits8x8() -> dict[str, Images]:
     return {split: images.take(np.sort(by_class[part])) for split, part in parts.items()}
 
 
-def _read(config: DigitsConfig) -> dict[str, Images]:
+def read(config: DigitsConfig) -> dict[str, Images]:
+    """The images that a config names, by split.  Raises DataError."""
     if config.data == "mnist":
         return read_mnist()
     return read_digits8x8() if config.data == "digits8x8" else read_folder(Path(config.data_dir))
