@@ -1,4 +1,4 @@
-"""Tasks that follow each other: images with their pixels in other orders, or some of the classes."""
+"""Tasks that follow each other: images with pixels in other orders, or some of the classes."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def split(config: DigitsConfig, tasks: int, *, masked: bool) -> list[Part]:
     classes = 1 + max(int(part.labels.max()) for part in images.values())
     require(
         classes % tasks == 0 and classes >= 2 * tasks,
-        f"tasks={tasks}: {classes} classes cannot be shared evenly among them, at least 2 for each; "
-        f"pass --tasks {_divisor(classes, tasks)}",
+        f"tasks={tasks}: {classes} classes cannot be shared evenly among so many, at least 2 for "
+        f"each; pass --tasks {_divisor(classes, tasks)}",
     )
     each = classes // tasks
     parts = []
