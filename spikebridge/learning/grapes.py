@@ -1,0 +1,351 @@
+"""GRAPES: the error of each neuron scaled by the weights of that neuron.
+
+    M_i = 2 I_i / max I,   I_i = sum over j of |W_ij|,   delta_i <- M_i delta_i
+
+for the neurons i of every layer but the output, with M taken anew after each update of the weights
+and, for backpropagation, kept in [1, 2].  Any model of torch takes it, and forward passes stay what
+they are, bit for bit:
+
+    with grapes.attach(model):
+        train(model)
+
+Source: Dellaferrera et al. 2022, Nature Communications 13 (arXiv 2104.11604), and the code that the
+authors published (IBM/GRAPES); the local form is that of the patent US 12020162.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from spikebridge.learning.importance import (
+    Bank,
+    Clip,
+    Population,
+    checked_clip,
+    factor,
+)
+from spikebridge.learning.modulation import (
+    Entrance,
+    Hook,
+    Leaf,
+    Node,
+    Return,
+    Stack,
+    incoming_nodes,
+    outgoing_nodes,
+)
+from spikebridge.learning.nodes import nodes
+
+__all__ = ["Grapes", "attach", "factor"]
+
+Form = Literal["propagated", "local"]
+Importance = Literal["incoming", "outgoing"]
+Control = Literal["none", "gain"]
+_attached: weakref.WeakSet[Grapes] = weakref.WeakSet()
+
+
+def attach(
+    model: nn.Module,
+    *,
+    form: Form | None = None,
+    importance: Importance = "incoming",
+    control: Control = "none",
+    clip: Clip | Literal["published"] | None = "published",
+    skip: Sequence[str] | None = None,
+) -> Grapes:
+    """Scale the errors of a model's hidden neurons by their weights, until `Grapes.detach`.
+
+    Args:
+        model: any module; its layers are those of `spikebridge.learning.nodes.nodes`.  Whatever
+            else has weights (embeddings, cells) is left alone.
+        form: "propagated" multiplies the error that arrives at a neuron, which acts on its own
+            weights and on all that lies below, as in the authors' code.  "local" multiplies the
+            update of the neuron's own parameters only.  None is "propagated", and "local" with
+            importance="outgoing", which has no other form.
+        importance: "incoming" sums over the weights into a neuron: rows of a matrix, kernels of a
+            channel, rows of a recurrent matrix too, those of all gates of an LSTM or GRU.
+            "outgoing" is what the authors' code does with direct feedback alignment: in every
+            hidden layer but the first, dW[i, k] is multiplied by P'[i] P[k], with
+            P[k] = 2 sum over i of |W[i, k]| / max, and P' the same of the layer above, 1 where that
+            is the output.  It is for stacks of dense layers.
+        control: "gain" gives each neuron the mean factor of its layer: what the size of the steps
+            does alone, without its distribution.
+        clip: bounds of a factor.  "published" is (1, 2), none with importance="outgoing"; None is
+            also what the authors' code does with feedback alignment.
+        skip: names of layers to leave alone, instead of the last one: () modulates that too.  With
+            importance="outgoing" the first and the last are left alone in any case.
+
+    Errors are scaled where they enter a layer.  A Layer of SNUs, or an LSTM, carries them back
+    through time by itself, which is linear in them.  So is the error at a state that is handed out;
+    where the layer gets that very state back in its next call, it is not scaled again: many short
+    calls are one long one.  A state that was changed between two calls counts as an output.
+
+    In torch.nn.LSTM(num_layers=2) the errors of the lower layer cannot be reached: its form is
+    local, `Grapes.notes` says so.  In the local form a decay that a layer shares is left alone, and
+    a bias takes P' only.
+
+    Attach before the first call of a compiled model.  Reading weights never draws: noise of
+    `noisy_weights` is left out, and of a crossbar the last read counts.  LBFGS keeps the factors of
+    its step.  Copies and pickles of the model are plain.
+
+    Raises:
+        ValueError: unknown names and options; layers that it cannot do; parameters that layers
+            share (local form).
+        RuntimeError: it is attached already; in a backward pass, where factors changed after the
+            forward pass.
+    """
+    for name, value, known in (
+        ("form", form, (None, "propagated", "local")),
+        ("importance", importance, ("incoming", "outgoing")),
+        ("control", control, ("none", "gain")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} is not known; choose one of {list(known)}")
+    outgoing = importance == "outgoing"
+    if outgoing and form == "propagated":
+        raise ValueError(
+            'importance="outgoing" scales updates, form="propagated" errors; leave one of them out'
+        )
+    bounds = checked_clip((None if outgoing else (1.0, 2.0)) if clip == "published" else clip)
+    layers = {node.name: node.module for node in nodes(model)}
+    chosen = _chosen(list(layers), skip, outgoing)
+    taken = {id(m) for handle in _attached for node in handle._nodes for m in node.module.modules()}
+    twice = [n for n in chosen if not taken.isdisjoint(id(m) for m in layers[n].modules())]
+    if twice:
+        raise RuntimeError(f"GRAPES is attached to {twice} already; detach() that handle first")
+    settings = _Settings(form or ("local" if outgoing else "propagated"), importance, control)
+    make = outgoing_nodes if outgoing else incoming_nodes
+    return Grapes(model, *make(model, layers, chosen), settings, bounds)
+
+
+class _Settings(NamedTuple):
+    form: str
+    importance: str
+    control: str
+
+
+class Grapes:
+    """GRAPES in force on a model; made by `attach`.  A context manager that detaches at its end.
+
+    Attributes:
+        layers: names of the layers that are modulated.
+        notes: what is not as `form` says, in words.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        nodes: Sequence[Node],
+        populations: Sequence[Population],
+        settings: _Settings,
+        clip: Clip | None,
+    ) -> None:
+        self.layers = [node.name for node in nodes]
+        self.notes: list[str] = []
+        self._model, self._nodes, self._populations = model, list(nodes), list(populations)
+        self._stacks = list({id(n.stack[0]): n.stack[0] for n in nodes if n.stack}.values())
+        self._settings, self._clip = settings, clip
+        self._removable: list[Any] = []
+        self._leaves: dict[int, tuple[nn.Parameter, Any]] = {}
+        self._bind()
+        self._place()
+        if settings.form == "propagated":
+            for at in (*self._nodes, *self._stacks):
+                self._enter(at)
+        for node in self._nodes:
+            loaded = node.module.register_load_state_dict_post_hook(_Loaded(self.refresh))
+            self._removable.append(loaded)
+        self._removable.append(
+            register_optimizer_step_post_hook(partial(_stepped, weakref.ref(self)))
+        )
+        weakref.finalize(self, self._removable[-1].remove)
+        self.refresh()
+        _attached.add(self)
+
+    def factors(self) -> dict[str, Tensor]:
+        """The factors in force, (nodes,) for each layer: M, or P' of the layer above.
+
+        Of a stack of torch those of all its layers and directions, in the order of its states.
+        """
+        return {node.name: node.all.flatten().clone() for node in self._nodes}
+
+    def refresh(self) -> None:
+        """Take the factors from the weights as they are now.
+
+        An optimiser's step and load_state_dict of a layer do it by themselves; weights that are
+        changed by hand, or replaced, need it.
+        """
+        if self._removable:
+            self._bind()
+            self._update(range(len(self._populations)))
+
+    def detach(self) -> None:
+        """Leave the model as it was before; a second call does nothing."""
+        for removable in self._removable:
+            removable.remove()
+        for _, hook in self._leaves.values():
+            hook.remove()
+        self._removable, self._leaves = [], {}
+        # A graph that was compiled before keeps the tensors: they turn it into a plain one.
+        for at in (*self._nodes, *self._stacks):
+            for tensor in (getattr(at, "all", None), getattr(at, "before", None), at.states):
+                if tensor is not None:
+                    tensor.fill_(1.0)
+        _attached.discard(self)
+
+    def __enter__(self) -> Grapes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        form, importance, control = self._settings
+        notes = "".join(f", {note}" for note in self.notes)
+        return (
+            f"Grapes(form={form}, importance={importance}, control={control}, clip={self._clip}, "
+            f"layers={self.layers}{notes})"
+        )
+
+    def _enter(self, at: Node | Stack) -> None:
+        entrance = Entrance(self.refresh, at)
+        self._removable.append(at.module.register_forward_hook(entrance))
+        if at.states is not None:
+            back = at.module.register_forward_pre_hook(Return(entrance), with_kwargs=True)
+            self._removable.append(back)
+
+    def _bind(self) -> None:
+        """Hooks on the parameters there are now, and which of them a population depends on."""
+        self._watched = [
+            [p for s in population.sources for p in s.owner.parameters() if p.dim() > 1]
+            for population in self._populations
+        ]
+        self._ids = [frozenset(map(id, watched)) for watched in self._watched]
+        wanted: dict[int, tuple[nn.Parameter, Leaf]] = {}
+        local = self._settings.form == "local"
+        for node in self._nodes:
+            if not local and not node.top:
+                continue
+            for parameter, k, *where in node.leaves():
+                if local or k < node.top:
+                    wanted[id(parameter)] = parameter, Leaf(self.refresh, node, k, *where)
+        self._check_tied(wanted)
+        for key in self._leaves.keys() - wanted.keys():
+            self._leaves.pop(key)[1].remove()
+        for key in wanted.keys() - self._leaves.keys():
+            parameter, leaf = wanted[key]
+            self._leaves[key] = parameter, _hooked(parameter, leaf)
+        self.notes = [
+            f"{node.name}: the {node.top} lower parts of the stack are local"
+            for node in self._nodes
+            if not local and node.top
+        ]
+
+    def _check_tied(self, wanted: Iterable[int]) -> None:
+        named = list(self._model.named_parameters(remove_duplicate=False))
+        uses = Counter(id(p) for _, p in named)
+        shared = [name for name, p in named if uses[id(p)] > 1 and id(p) in set(wanted)]
+        if shared:
+            raise ValueError(
+                f"{shared} are one parameter, and a local factor is that of one neuron; use "
+                'form="propagated", or name a layer in skip'
+            )
+
+    def _place(self) -> None:
+        """Banks and factors where the weights are."""
+        kinds = [population.likeness() for population in self._populations]
+        gain = self._settings.control == "gain"
+        self._banks: list[tuple[Bank, int]] = [None] * len(kinds)  # type: ignore[list-item]
+        for kind in dict.fromkeys(kinds):
+            members = [k for k, own in enumerate(kinds) if own == kind]
+            bank = Bank([self._populations[k] for k in members], self._clip, gain)
+            for row, k in enumerate(members):
+                self._banks[k] = bank, row
+        self._targets: list[list[Tensor]] = [[] for _ in kinds]
+        for stack in self._stacks:
+            stack.place(*kinds[0])
+        for node in self._nodes:
+            numbers = [*node.inside, *(node.inputs or ())[:1]]
+            first = next(k for k in numbers if k is not None)
+            for k, target in node.place(*kinds[first]):
+                self._targets[k].append(target)
+
+    @torch.no_grad()
+    def _update(self, which: Iterable[int]) -> None:
+        """Read the weights of these populations; at once, where they are on one device."""
+        which = list(which)
+        for k in which:
+            weight, bank = self._watched[k][0], self._banks[k][0]
+            if weight.device != bank.sums.device or bank.narrow(weight):
+                self._place()
+                which = list(range(len(self._populations)))
+                break
+        rows: dict[int, tuple[Bank, list[int]]] = {}
+        for k in which:
+            bank, row = self._banks[k]
+            rows.setdefault(id(bank), (bank, []))[1].append(row)
+        for bank, members in rows.values():
+            bank.update(members)
+        for k in which:
+            bank, row = self._banks[k]
+            for target in self._targets[k]:
+                target.copy_(bank.factors[row])
+
+    def _stepped(self, optimizer: Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        which = [k for k, own in enumerate(self._ids) if not own.isdisjoint(held)]
+        if which:
+            self._update(which)
+
+
+def _stepped(handle: Any, optimizer: Optimizer, *_: Any) -> None:
+    """Post-hook of every optimiser there is; it keeps no model alive."""
+    grapes = handle()
+    if grapes is not None:
+        grapes._stepped(optimizer)
+
+
+class _Loaded(Hook):
+    """Post-hook of load_state_dict."""
+
+    def __init__(self, refresh: Any) -> None:
+        self.refresh = refresh
+
+    def __call__(self, module: nn.Module, keys: Any) -> None:
+        self.refresh()
+
+
+def _hooked(parameter: nn.Parameter, leaf: Leaf) -> Any:
+    """A tensor hook, on a frozen parameter too: it may be trained later."""
+    trained = parameter.requires_grad
+    handle = parameter.requires_grad_(True).register_hook(leaf)
+    parameter.requires_grad_(trained)
+    return handle
+
+
+def _chosen(names: list[str], skip: Sequence[str] | None, outgoing: bool) -> list[str]:
+    """Names of the layers to modulate."""
+    if isinstance(skip, str):
+        raise ValueError(f"skip takes names in a list, got {skip!r}; pass [{skip!r}]")
+    unknown = [name for name in skip or () if name not in names]
+    if unknown:
+        raise ValueError(f"skip={unknown} are no layers of this model; its layers are {names}")
+    if outgoing:
+        left = {*names[:1], *names[-1:], *(skip or ())}
+    else:
+        left = set(names[-1:] if skip is None else skip)
+    chosen = [name for name in names if name not in left]
+    if not chosen:
+        raise ValueError(
+            f"there is no layer to modulate: of {names} all are left alone; the output is, unless "
+            'skip says otherwise, and with importance="outgoing" the first hidden layer too'
+        )
+    return chosen

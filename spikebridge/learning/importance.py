@@ -1,0 +1,261 @@
+"""How much each neuron weighs: sums of |weights|.
+
+Dellaferrera et al. 2022 (GRAPES) call the sum over the weights that come into a neuron its
+importance, I_i = sum over j of |W_ij|, and take from it the factor M_i = 2 I_i / max I.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikebridge.layers import Layer
+from spikebridge.learning.nodes import CONVOLUTIONS
+from spikebridge.synapses import Conv2d, Dense, Embedding
+
+__all__ = [
+    "Bank",
+    "Clip",
+    "Population",
+    "Source",
+    "absolute_sums",
+    "factor",
+    "inner",
+    "populations_of",
+]
+
+Clip = tuple[float, float]
+_PIECE = 1 << 17  # numbers whose absolute values are written down at a time: they stay in the cache
+
+
+def factor(weight: Tensor, clip: Clip | None = (1.0, 2.0), axis: int = 0) -> Tensor:
+    """M = 2 I / max I of the neurons of one weight, (N,), float32 at least.
+
+    Args:
+        weight: (N, ...): all that comes into neuron i is weight[i].
+        clip: bounds of a factor; None as published for feedback alignment.
+        axis: that of the neurons, where it is not the first.
+
+    Where all weights are 0 it is the lower bound, or 1 without one.
+    """
+    sums = absolute_sums(weight, axis).unsqueeze(0)
+    return _factors(sums, sums.new_empty(1, 1), torch.empty_like(sums), clip)[0]
+
+
+def _factors(sums: Tensor, top: Tensor, out: Tensor, clip: Clip | None) -> Tensor:
+    """2 I / max I of each row of sums (P, N), into out; top (P, 1) is scratch."""
+    torch.amax(sums, 1, keepdim=True, out=top)
+    torch.div(sums, top, out=out).mul_(2)
+    if clip is not None:
+        out.clamp_(*clip)
+    return out.nan_to_num_(nan=1.0 if clip is None else clip[0])  # 0 / 0: all weights are 0
+
+
+def absolute_sums(weight: Tensor, axis: int = 0, out: Tensor | None = None) -> Tensor:
+    """Sum of |W| over all axes but one, float32 at least, with no copy of a large W."""
+    weight, axis = weight.detach(), axis % weight.dim()
+    over = [d for d in range(weight.dim()) if d != axis]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    if weight.device.type != "cpu":
+        return torch.linalg.vector_norm(weight, 1, over, dtype=wide, out=out)
+    # On a CPU that norm runs number by number; |W| and a plain sum are four times as fast.
+    rows = max(1, _PIECE * len(weight) // max(weight.numel(), 1))
+    if rows >= len(weight):
+        return torch.sum(weight.abs(), over, dtype=wide, out=out)
+    if out is None:
+        out = weight.new_empty(weight.shape[axis], dtype=wide)
+    scratch = weight.new_empty(rows, *weight.shape[1:])
+    for begin in range(0, len(weight), rows):
+        part = weight[begin : begin + rows]
+        sizes = torch.abs(part, out=scratch[: len(part)])
+        if axis == 0:
+            torch.sum(sizes, over, dtype=wide, out=out[begin : begin + rows])
+        elif begin == 0:
+            torch.sum(sizes, over, dtype=wide, out=out)
+        else:
+            out += torch.sum(sizes, over, dtype=wide)
+    return out
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that come into the neurons of a layer.
+
+    Args:
+        owner, name: module and attribute.
+        axis: that of the neurons.
+        gates: rows of so many gates lie one below the other, each with all neurons.
+        repeat: neurons of a channel, which share their weights.
+    """
+
+    owner: nn.Module
+    name: str
+    axis: int = 0
+    gates: int = 1
+    repeat: int = 1
+
+    def value(self) -> Tensor:
+        """The weight that the last forward pass used, as far as that is known without drawing.
+
+        Of parametrised weights: what a parametrisation says that it `held`, with those that come
+        after it; else the chain as it is in use, where noise is silent.
+        """
+        chain = getattr(self.owner, "parametrizations", {})
+        if self.name not in chain:
+            whole, mask = (getattr(self.owner, self.name + end, None) for end in ("_orig", "_mask"))
+            return getattr(self.owner, self.name) if mask is None else whole * mask
+        chain = chain[self.name]
+        steps, value = list(chain), None
+        for k in reversed(range(len(steps))):
+            if getattr(steps[k], "held", None) is not None:
+                steps, value = steps[k + 1 :], steps[k].held
+                break
+        return _carried(chain, steps, value)
+
+    def sums(self, out: Tensor | None = None) -> Tensor:
+        """Sum of |W| of each neuron, (N,)."""
+        if self.gates == self.repeat == 1:
+            return absolute_sums(self.value(), self.axis, out)
+        found = absolute_sums(self.value(), self.axis).view(self.gates, -1).sum(0)
+        found = found.repeat_interleave(self.repeat)
+        return found if out is None else out.copy_(found)
+
+
+@torch.no_grad()
+def _carried(chain: Any, steps: Sequence[nn.Module], value: Tensor | None) -> Tensor:
+    """A value through parametrisations in use; None starts from what is trained."""
+    modes = [(module, module.training) for module in chain.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        if value is None:
+            originals = [p for name, p in chain.named_parameters(recurse=False)]
+            value, steps = steps[0](*originals), steps[1:]
+        for step in steps:
+            value = step(value)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    assert value is not None
+    return value
+
+
+@dataclass(frozen=True)
+class Population:
+    """Neurons that are compared with each other: those of a layer, or of a direction of one."""
+
+    size: int
+    sources: tuple[Source, ...]
+
+    def write(self, out: Tensor) -> None:
+        """The sums over all sources into out, (size,)."""
+        self.sources[0].sums(out)
+        for source in self.sources[1:]:
+            out += source.sums().to(out.device, out.dtype)
+
+    def likeness(self) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype of its sums."""
+        source = self.sources[0]
+        weight = next(p for p in source.owner.parameters())
+        return weight.device, torch.promote_types(weight.dtype, torch.float32)
+
+
+class Bank:
+    """The factors of populations on one device, computed in a few operations for all of them.
+
+    Args:
+        populations: P of them, of up to N neurons.
+        clip: see `factor`.
+        gain: every neuron gets the mean factor of its population.
+    """
+
+    def __init__(self, populations: Sequence[Population], clip: Clip | None, gain: bool) -> None:
+        self.populations, self.clip = populations, clip
+        device, dtype = populations[0].likeness()
+        sizes = [p.size for p in populations]
+        shape = (len(sizes), max(sizes))
+        self.sums = torch.zeros(shape, device=device, dtype=dtype)
+        self.top, self.out = self.sums.new_zeros(shape[0], 1), torch.zeros_like(self.sums)
+        self.mean: Tensor | None = None
+        if gain:  # of the neurons, not of what pads the row
+            counts = torch.tensor(sizes, device=device, dtype=dtype).unsqueeze(1)
+            self.mean = (torch.arange(shape[1], device=device) < counts) / counts
+        self.rows = [self.sums[k, :size] for k, size in enumerate(sizes)]
+        self.factors = [self.out[k, :size] for k, size in enumerate(sizes)]
+
+    def narrow(self, weight: Tensor) -> bool:
+        """Whether the weights have become wider than the sums."""
+        return weight.dtype == torch.float64 != self.sums.dtype
+
+    @torch.no_grad()
+    def update(self, which: Iterable[int]) -> None:
+        """Read the weights of these populations anew; `factors` follows."""
+        for k in which:
+            self.populations[k].write(self.rows[k])
+        _factors(self.sums, self.top, self.out, self.clip)
+        if self.mean is not None:
+            self.out.copy_((self.out * self.mean).sum(1, keepdim=True).expand_as(self.out))
+
+
+def inner(module: Any) -> Any:
+    """What holds the weight of a layer: its array, without what scales or converts drives."""
+    while not hasattr(module, "core") and isinstance(getattr(module, "array", None), nn.Module):
+        module = module.array
+    return getattr(module, "core", module)
+
+
+def populations_of(name: str, module: nn.Module) -> list[Population]:
+    """The neurons of a layer; a stack of torch has one population for each layer and direction.
+
+    Raises ValueError for a lazy layer before its first call, an LSTM with projections, and an
+    array whose weights belong to no neurons.
+    """
+    if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
+        raise ValueError(f"{name!r} is lazy and has no weights yet; call the model once before")
+    holder = inner(module)
+    if isinstance(holder, nn.RNNBase):
+        return _stack(name, holder)
+    size = getattr(holder, "out_features", None) or holder.out_channels
+    axis = 1 if isinstance(holder, Embedding) else 0
+    known = isinstance(holder, (Dense, Conv2d, Embedding, nn.Linear, *CONVOLUTIONS))
+    weight = getattr(holder, "weight", None)
+    rows = weight.shape[axis] if isinstance(weight, Tensor) and weight.dim() > 1 else 0
+    if not rows or (size % rows if known else size != rows):
+        raise ValueError(
+            f"{name!r}: a {type(holder).__name__} has no weight ({size}, ...) with a row for each "
+            "neuron; name the layer in skip"
+        )
+    sources = [Source(holder, "weight", axis, repeat=size // rows)]
+    if isinstance(module, Layer) and module.recurrent is not None:
+        sources.append(Source(module, "recurrent"))
+    return [Population(size, tuple(sources))]
+
+
+def _stack(name: str, core: nn.RNNBase) -> list[Population]:
+    if core.proj_size:
+        raise ValueError(
+            f"{name!r}: an LSTM with proj_size={core.proj_size} hands out no neurons but mixtures "
+            "of them; name the layer in skip, or use proj_size=0 and a Linear"
+        )
+    gates = {"LSTM": 4, "GRU": 3}.get(core.mode, 1)
+    found = []
+    for depth in range(core.num_layers):
+        for end in ("", "_reverse")[: 2 if core.bidirectional else 1]:
+            names = (f"weight_{kind}_l{depth}{end}" for kind in ("ih", "hh"))
+            sources = tuple(Source(core, own, gates=gates) for own in names)
+            found.append(Population(core.hidden_size, sources))
+    return found
+
+
+def checked_clip(clip: Clip | None) -> Clip | None:
+    """Bounds of a factor.  Raises ValueError where they are none."""
+    if clip is not None:
+        low, high = clip
+        if not (0 <= low <= high < math.inf and high > 0):
+            raise ValueError(f"clip must be two bounds 0 <= low <= high, or None, got {clip}")
+    return clip
