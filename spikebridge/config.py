@@ -57,7 +57,10 @@ class TrainConfig:
     """Price on spikes: the loss grows by this times the mean square of the outputs of each hidden
     layer, over its neurons, samples and real steps; 0 = none."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Optimiser; sgd has momentum 0.9."""
+    """Optimiser; sgd has --momentum."""
+    momentum: float = 0.9
+    """What sgd keeps per step of its running sum of gradients, 0 (none) to below 1; not used by
+    adam and adamw."""
     lr: float = 1e-3
     """Learning rate (the highest one, where the schedule varies it), above 0."""
     weight_decay: float = 0.0
@@ -110,7 +113,7 @@ class TrainConfig:
             f"sampled={self.sampled}, loss={self.loss}: only the task's own loss is corrected for "
             "how outputs are drawn; leave one of them out",
         )
-        for name in ("ema", "beta2"):
+        for name in ("ema", "beta2", "momentum"):
             value = getattr(self, name)
             require(
                 0 <= value < 1, f"{name}={value}: the share must lie in [0, 1); pass --{name} 0.99"

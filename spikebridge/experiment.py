@@ -282,8 +282,11 @@ class _Run:
         return means | {"lr": rate, "skipped": skipped} | sent
 
     def _clip(self) -> Tensor:
-        limit = self.train.clip_norm or math.inf
-        return nn.utils.clip_grad_norm_(self.parameters, limit)
+        """Scale the gradients down where they are too large; their norm before that."""
+        if self.train.clip_norm:
+            return nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm)
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        return nn.utils.get_total_norm(found)
 
     def _check_finite(self, what: str, value: float, epoch: int) -> float:
         if math.isfinite(value):

@@ -193,7 +193,12 @@ class Readout(nn.Module):
                 raise ValueError(
                     'a readout of "last" or "mean" needs at least one time step, got 0'
                 )
-            y = y[-1] if self.reduce == "last" else y.mean(0)
+            if y.shape[0] == 1:
+                y = y.squeeze(0)
+            elif self.reduce == "last":
+                y = y[-1]
+            else:
+                y = y.mean(0)
         if self.bias is None:
             if among is None:
                 return self.linear(y)

@@ -11,7 +11,6 @@ from torch import nn
 from spikebridge.config import TrainConfig
 
 WARM_UP = 0.1
-MOMENTUM = 0.9
 
 
 def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
@@ -38,7 +37,7 @@ def make_optimizer(train: TrainConfig, parameters: list[nn.Parameter]) -> torch.
     ]
     groups = [group for group in groups if group["params"]]
     if train.optimizer == "sgd":
-        return torch.optim.SGD(groups, train.lr, momentum=MOMENTUM)
+        return torch.optim.SGD(groups, train.lr, momentum=train.momentum)
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, train.lr, betas=(0.9, train.beta2), fused=True)
 

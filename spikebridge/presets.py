@@ -61,6 +61,7 @@ _GRAPES: dict[str, Any] = {
     "steps": 1,
     "steps_test": 0,
     "optimizer": "sgd",
+    "momentum": 0.0,
     "lr": 0.1,
     "batch_size": 64,
     "schedule": "constant",

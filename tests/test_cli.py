@@ -174,6 +174,7 @@ def test_a_network_without_memory_is_shown_an_image_once(unit: str) -> None:
     assert (config.model.hidden, config.model.dropout) == ((256, 256), 0)
     train = config.train
     assert (train.optimizer, train.lr, train.batch_size, train.clip_norm) == ("sgd", 0.1, 64, 0)
+    assert train.momentum == 0
     assert (train.schedule, train.ema, train.weight_decay) == ("constant", 0, 0)
     assert parsed(f"train digits --unit {unit} --steps 3").task.steps == 3
 

@@ -260,6 +260,36 @@ def test_learning_rates() -> None:
     assert min(onecycle[:20]) > 0
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_sgd_keeps_its_momentum(momentum: float) -> None:
+    weight = torch.nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
+    wanted, running = weight.detach().clone(), torch.zeros_like(weight)
+    train = tiny(optimizer="sgd", lr=0.1, momentum=momentum).train
+    optimizer = optimisation.make_optimizer(train, [weight])
+    for _ in range(4):
+        weight.grad = torch.randn_like(weight)
+        running = momentum * running + weight.grad
+        wanted -= 0.1 * running
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), wanted)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1e6])
+def test_gradients_are_scaled_down_to_the_limit_and_no_further(
+    tmp_path: Path, limit: float
+) -> None:
+    run = experiment._Run(tiny(clip_norm=limit), tmp_path, experiment.Silent(), None)
+    for number, parameter in enumerate(run.parameters[1:]):  # the first one has no gradient
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+    before = torch.cat([p.grad.flatten() for p in run.parameters[1:]])
+    assert float(run._clip()) == pytest.approx(float(before.norm()))
+    after = torch.cat([p.grad.flatten() for p in run.parameters[1:]])
+    if limit == 0.5:
+        torch.testing.assert_close(after, before * (limit / before.norm()))
+    else:
+        assert torch.equal(after, before)
+
+
 def test_published_figures() -> None:
     for (data, _), figures in published.PUBLISHED.items():
         assert sum(figure.headline for figure in figures) == 1

@@ -309,6 +309,7 @@ def test_readouts_reduce_over_time() -> None:
         readout = Readout(7, 3, reduce)
         readout.load_state_dict(each.state_dict())
         torch.testing.assert_close(readout(y), expected)
+        assert torch.equal(readout(y[:1]), each(y[0]))
         with pytest.raises(ValueError, match="at least one time step"):
             readout(y[:0])
     with pytest.raises(ValueError, match="is not known"):

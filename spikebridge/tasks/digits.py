@@ -89,7 +89,7 @@ class Digits(Task):
 
     def _encode(self, images: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """Sequences (T, B, I) from images (B, rows, columns) in [0, 1]."""
-        value = images * self.config.gain
+        value = images if self.config.gain == 1 else images * self.config.gain
         if self.config.coding == "rows":
             return value.transpose(0, 1).contiguous()
         value = value.flatten(1)
