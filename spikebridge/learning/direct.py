@@ -60,8 +60,9 @@ def link(output: Any, cut: Cut | None) -> Any:
         return output
     if not output.requires_grad and cut is not None:
         output = _Linked.apply(output, cut.x)
-    if output.grad_fn is not None:
-        output.grad_fn.metadata.setdefault(KEY, cut)
+    made_by: Any = output.grad_fn
+    if made_by is not None:
+        made_by.metadata.setdefault(KEY, cut)
     return output
 
 
@@ -72,7 +73,8 @@ def upstream(x: Tensor) -> list[Cut]:
     from an earlier call leads nowhere.
     """
     found: dict[int, Cut] = {}
-    seen, ahead = set(), [x.grad_fn]
+    seen: set[Any] = set()
+    ahead: list[Any] = [x.grad_fn]
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
@@ -90,7 +92,7 @@ def upstream(x: Tensor) -> list[Cut]:
 
 def features_of(module: nn.Module, t: Tensor) -> int:
     """How many trailing dimensions of an input or output of a layer are features."""
-    form = getattr(module, "array", module)
+    form: Any = getattr(module, "array", module)
     convolution = isinstance(form, CONVOLUTIONS) and not isinstance(module, Layer | Plain)
     return min(len(form.kernel_size) + 1, t.dim()) if convolution else 1
 

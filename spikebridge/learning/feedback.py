@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from spikebridge.layers import Readout
 from spikebridge.learning.direct import Cut, direct, features_of, link, spread_of, upstream
+from spikebridge.learning.modulation import Hook
 from spikebridge.learning.nodes import Node, nodes
 from spikebridge.learning.targets import Targets
 from spikebridge.learning.transport import fan_in, sent, weight_shape
@@ -56,7 +57,8 @@ def attach(
             loss(network(x)).backward()
 
     Args:
-        model: any torch module; its weights, buffers and outputs stay as they are.
+        model: any torch module; its weights, buffers and outputs stay as they are, and copies
+            and pickles of it have no feedback.
         rule: "fa", "dfa" or "drtp", see `Feedback`.
         seed: of the matrices.  Each depends on it and on the name of its layer alone, so that a
             model that is built and attached again has the same.
@@ -168,9 +170,9 @@ class Feedback:
         else:
             site = (_Output if last else _Hidden)(self, node, self._receiver(number))
             module = node.module
-        self._hooks.append(module.register_forward_pre_hook(site.before, with_kwargs=True))
+        self._hooks.append(module.register_forward_pre_hook(_Before(site), with_kwargs=True))
         # First of all hooks: a factor on the layer's error, of another rule, comes before this.
-        self._hooks.append(module.register_forward_hook(site.after, prepend=True))
+        self._hooks.append(module.register_forward_hook(_After(site), prepend=True))
 
     def _receiver(self, number: int) -> str:
         return self.layers[number - 1] if number else INPUT
@@ -227,11 +229,8 @@ class _Site:
         self.shape = weight_shape(node.array)
         self.inputs = fan_in(node.module, node.array)
 
-    @torch.compiler.disable
-    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    def before(self, args: tuple, kwargs: dict) -> Any:
         """Cut the input, where it would receive a gradient."""
-        if not torch.is_grad_enabled():
-            return None
         if not args:
             raise ValueError(
                 f"{self.node.name}: under a feedback a layer is called with its input first and "
@@ -254,9 +253,36 @@ class _Site:
     def check(self) -> None:
         """Raise where the layer cannot do without the gradient through its weight."""
 
-    def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        """The output of the layer, tied to its input in another way."""
+    def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
+        """The output of the layer, tied to its input x before the cut in another way.
+
+        Without x there was nothing to cut.  None leaves the output as it is.
+        """
         raise NotImplementedError
+
+
+class _Before(Hook):
+    """Forward pre-hook.  A compiler leaves it to Python, as it does the other one."""
+
+    def __init__(self, site: _Site) -> None:
+        self.site = site
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        return self.site.before(args, kwargs) if torch.is_grad_enabled() else None
+
+
+class _After(Hook):
+    """Forward hook."""
+
+    def __init__(self, site: _Site) -> None:
+        self.site = site
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return None
+        return self.site.after(module, getattr(args[0], ORIGIN, None), output)
 
 
 class _Transport(_Site):
@@ -270,10 +296,8 @@ class _Transport(_Site):
                 f'{kind.__name__}; use rule="dfa", or make it the first layer'
             )
 
-    @torch.compiler.disable
-    def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        x = getattr(args[0], ORIGIN, None) if args else None
-        if x is None or self.shape is None or not torch.is_grad_enabled():
+    def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
+        if x is None or self.shape is None:
             return None
         matrix = self.feedback._at(self.node.name, self.shape, self.inputs, x)
         return sent(output, x, matrix, module)
@@ -282,23 +306,24 @@ class _Transport(_Site):
 class _Hidden(_Site):
     """dfa and drtp."""
 
-    def cut(self, args: tuple) -> Cut | None:
-        x = getattr(args[0], ORIGIN, None) if args else None
-        return None if x is None else Cut(self.receiver, self.node, x)
+    def check(self) -> None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(
+                f"rule={self.feedback.rule!r} follows the graph of backward(), which torch.func "
+                'does not build; call backward(), or use rule="fa"'
+            )
 
-    @torch.compiler.disable
-    def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        return link(output, self.cut(args)) if torch.is_grad_enabled() else None
+    def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
+        return link(output, None if x is None else Cut(self.receiver, self.node, x))
 
 
 class _Output(_Hidden):
     """Where the error is known."""
 
-    @torch.compiler.disable
-    def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        own = self.cut(args)
-        if own is None or not torch.is_grad_enabled():
+    def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
+        if x is None:
             return None
+        own = Cut(self.receiver, self.node, x)
         if isinstance(output, tuple):
             return type(output)(self._sent(output[0], own), *output[1:])
         return self._sent(output, own)
@@ -340,7 +365,7 @@ def _draw(seed: int, name: str, shape: tuple[int, ...], inputs: int) -> Tensor:
 def _check_free(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
-            if isinstance(getattr(hook, "__self__", None), _Site):
+            if isinstance(hook, _Before):
                 raise ValueError(
                     f"{name or 'the model'} has a feedback already; detach that one first"
                 )

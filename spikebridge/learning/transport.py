@@ -85,6 +85,8 @@ def _through_images(array: Conv2d, g: Tensor, matrix: Tensor, shape: torch.Size)
 
 
 class _Sent(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(y: Tensor, x: Tensor, matrix: Tensor, array: nn.Module) -> Tensor:
         return y.clone()  # not y itself: what follows may change it in place
