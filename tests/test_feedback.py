@@ -634,6 +634,7 @@ def test_drtp_targets() -> None:
     by_class = found(classes)
     equal(by_class, found(F.one_hot(classes, 4).double()))
     equal(by_class, found(F.one_hot(classes, 4).bool()))
+    equal(by_class, found(F.one_hot(classes, 4)))
     many = found(torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]))
     assert angle_deg(by_class, many) > 1
     with pytest.raises(RuntimeError, match=r"call target\(classes\) on the handle"):

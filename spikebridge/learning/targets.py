@@ -43,9 +43,9 @@ class Targets:
 
     def _per_output(self, targets: Tensor, g: Tensor) -> Tensor:
         samples, outputs = g.shape[:-1], g.shape[-1]
-        classes = not (targets.is_floating_point() or targets.dtype == torch.bool)
-        fits = (samples, samples[1:]) if classes else (g.shape, g.shape[1:])
-        if targets.shape not in fits:
+        whole = not (targets.is_floating_point() or targets.dtype == torch.bool)
+        classes = whole and targets.shape in (samples, samples[1:])
+        if not classes and targets.shape not in (g.shape, g.shape[1:]):
             raise ValueError(
                 f"targets {tuple(targets.shape)} do not fit outputs {tuple(g.shape)}; give whole "
                 f"numbers {tuple(samples)}, or one number per output {tuple(g.shape)}"
