@@ -639,7 +639,7 @@ def test_drtp_targets() -> None:
     assert angle_deg(by_class, many) > 1
     with pytest.raises(RuntimeError, match=r"call target\(classes\) on the handle"):
         F.cross_entropy(model(x), classes).backward()
-    for wrong in (torch.tensor([1, 2]), torch.ones(3, 5), torch.ones(2, 4)):
+    for wrong in (torch.tensor([1, 2]), torch.ones(3, 5), torch.ones(4), torch.tensor(1)):
         with pytest.raises(ValueError, match="do not fit outputs"):
             found(wrong)
     with pytest.raises(ValueError, match="classes from 0 to 3, got 1 to 4"):

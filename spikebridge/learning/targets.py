@@ -44,8 +44,9 @@ class Targets:
     def _per_output(self, targets: Tensor, g: Tensor) -> Tensor:
         samples, outputs = g.shape[:-1], g.shape[-1]
         whole = not (targets.is_floating_point() or targets.dtype == torch.bool)
-        classes = whole and targets.shape in (samples, samples[1:])
-        if not classes and targets.shape not in (g.shape, g.shape[1:]):
+        timed = int(len(samples) > 1)  # without time of their own they hold at every step
+        classes = whole and targets.shape in (samples, samples[timed:])
+        if not classes and targets.shape not in (g.shape, g.shape[timed:]):
             raise ValueError(
                 f"targets {tuple(targets.shape)} do not fit outputs {tuple(g.shape)}; give whole "
                 f"numbers {tuple(samples)}, or one number per output {tuple(g.shape)}"
