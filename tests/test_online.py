@@ -415,9 +415,11 @@ class Frames(Task):
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["classes", "numbers"])
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-def test_the_loss_of_a_task_at_each_step(padded: bool, numbers: bool) -> None:
+@pytest.mark.parametrize("block", [1, 5, T])
+def test_the_loss_of_a_task_at_each_step(block: int, padded: bool, numbers: bool) -> None:
     network, task = stack(1, recurrent=True), Frames("each")
     x, target = data()
+    # The longest is shorter than T: the last steps count for nobody.
     mask = (torch.arange(T).unsqueeze(1) < torch.tensor([9, 3, 7, 1])) if padded else None
     batch = Batch(x, target if numbers else target.argmax(-1), mask)
     loss = task.loss(network(x)[0], batch)
@@ -425,14 +427,15 @@ def test_the_loss_of_a_task_at_each_step(padded: bool, numbers: bool) -> None:
     expected = taken(network)
     if mask is not None:  # what stands at padding must not matter
         batch = batch._replace(x=torch.where(mask.unsqueeze(2), x, torch.tensor(3.0)))
-    learned = Online(network).learn(batch, task.loss)
+    learned = Online(network).learn(batch, task.loss, block=block)
     assert learned.loss == pytest.approx(loss.item(), abs=1e-12)
     assert_equal(taken(network), expected)
 
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["classes", "numbers"])
 @pytest.mark.parametrize("readout", ["last", "mean"])
-def test_the_loss_of_a_task_of_whole_samples(readout: str, numbers: bool) -> None:
+@pytest.mark.parametrize("block", [1, 5, T])
+def test_the_loss_of_a_task_of_whole_samples(block: int, readout: str, numbers: bool) -> None:
     network, task = stack(1, recurrent=True, reduce=readout), Frames(readout)
     x, target = data()
     batch = Batch(x, target[0] if numbers else target[0].argmax(-1), None)
@@ -444,7 +447,7 @@ def test_the_loss_of_a_task_of_whole_samples(readout: str, numbers: bool) -> Non
         assert loss > whole  # Jensen's inequality
     loss.backward()
     expected = taken(network)
-    learned = Online(network).learn(batch, task.loss)
+    learned = Online(network).learn(batch, task.loss, block=block)
     assert learned.loss == pytest.approx(loss.item(), abs=1e-12)
     assert_equal(taken(network), expected)
 
@@ -592,6 +595,9 @@ def test_other_refusals() -> None:
         online.step(torch.zeros(B, INPUTS))
     with pytest.raises(ValueError, match="at least one step"):
         online.sequence([], lambda output, t: None)
+    empty = Batch(torch.zeros(0, B, INPUTS), torch.zeros(0, B, OUTPUTS), None)
+    with pytest.raises(ValueError, match="got 0 and block=32"):
+        online.learn(empty, Frames("each").loss)
     with pytest.raises(ValueError, match="batch must be at least 1"):
         online.begin(0)
     with pytest.raises(ValueError, match="one entry for each of 1 layers, got 2"):

@@ -19,16 +19,17 @@ that of every neuron on every other one.  Source: Bohnstingl et al. 2022 (OSTL) 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spikebridge.layers import Layer
-from spikebridge.units import Params, Rule, State, state_dtype, step
+from spikebridge.synapses import Dense
+from spikebridge.units import Params, Rule, SNUnit, State, state_dtype, step
 
-__all__ = ["Diagonal", "Forward", "Full", "Slopes", "slopes"]
+__all__ = ["Diagonal", "Forward", "Full", "Slopes", "slopes", "unsupported"]
 
 # g' at u, told from s = g(u), which has the sign of u.
 G_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -175,11 +176,12 @@ class Forward:
     """
 
     def __init__(self, layer: Layer, full: bool) -> None:
-        self.layer, self.rule = layer, layer.unit.rule
+        self.layer: Any = layer
+        self.rule = layer.unit.rule
         self.recurrent = layer.recurrent is not None
         self.kind: type[Diagonal | Full] = Full if full and self.recurrent else Diagonal
-        array = layer.array
-        self.inputs = array.in_features + self.recurrent * layer.unit.size
+        array: Any = layer.array
+        self.inputs: int = array.in_features + self.recurrent * layer.unit.size
         self.inputs += array.bias is not None
 
     def bytes(self, batch: int, width: int) -> int:
@@ -274,11 +276,26 @@ class Forward:
 
 
 def _fitting(state: State, silence: State) -> State:
-    for name, value, wanted in zip("sy", state, silence, strict=False):
-        if value is None or value.shape != wanted.shape or value.dtype != wanted.dtype:
-            found = "None" if value is None else f"{tuple(value.shape)} {value.dtype}"
+    for name in ("s", "y"):
+        value, wanted = getattr(state, name), getattr(silence, name)
+        if value.shape != wanted.shape or value.dtype != wanted.dtype:
             raise ValueError(
                 f"state.{name} must be {tuple(wanted.shape)} {wanted.dtype} for this layer and "
-                f"batch, got {found}; start from unit.initial_state(batch, dtype), or from None"
+                f"batch, got {tuple(value.shape)} {value.dtype}; start from "
+                "unit.initial_state(batch, dtype), or from None"
             )
     return State(state.s.detach(), state.y.detach())
+
+
+def unsupported(layer: Any) -> str | None:
+    """Why a layer cannot be trained, and what to do; None where it can."""
+    if not isinstance(layer, Layer):
+        return f"it is a {type(layer).__name__}; use a Layer of SNUs"
+    if type(layer.unit) is not SNUnit:
+        return f"{type(layer.unit).__name__} has no eligibilities here; use snu or softsnu"
+    if layer.unit.rule.reset == "lateral":
+        return 'lateral inhibition couples all neurons; use reset="gate"'
+    # A parametrised array, of rounded or noisy weights, is of a class made from Dense.
+    if not isinstance(layer.array, Dense):
+        return f"its synapses are a {type(layer.array).__name__}; use Dense"
+    return None

@@ -32,12 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikebridge.layers import Dropout, Layer, Readout
-from spikebridge.learning.eligibility import Forward
+from spikebridge.layers import Dropout, Readout
+from spikebridge.learning.eligibility import Forward, unsupported
 from spikebridge.network import Network
-from spikebridge.synapses import Dense
 from spikebridge.tasks.base import Batch
-from spikebridge.units import SNUnit, State, state_dtype
+from spikebridge.units import State, state_dtype
 
 __all__ = ["Learned", "Online", "OnlineRule", "check"]
 
@@ -219,7 +218,7 @@ class Online:
         for number, now in enumerate(x):
             if number == 0:
                 self.begin(len(now), state)
-            _, value = self.step(now, lambda output, t=number: loss(output, t))
+            _, value = self.step(now, partial(_at, loss, number))
             total = total if value is None else total + value
         if number < 0:
             raise ValueError("a sequence needs at least one step, got none")
@@ -337,6 +336,10 @@ class Online:
         return dropout(torch.ones_like(like, dtype=self.weight.dtype))
 
 
+def _at(loss: Callable[[Tensor, int], Tensor | None], t: int, output: Tensor) -> Tensor | None:
+    return loss(output, t)
+
+
 def _times(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
@@ -371,7 +374,7 @@ def check(network: Network, rule: str = "ostl") -> None:
             "tied=False"
         )
     for number, layer in enumerate(network.layers, start=1):
-        reason = _unsupported(layer)
+        reason = unsupported(layer)
         if reason is not None:
             raise ValueError(
                 f"online learning cannot train layer {number}: {reason}; "
@@ -383,17 +386,3 @@ def check(network: Network, rule: str = "ostl") -> None:
                 f"{name or 'the network'} has hooks, which would be passed over: online learning "
                 "does not call modules; detach other learning rules first"
             )
-
-
-def _unsupported(layer: Any) -> str | None:
-    """Why a layer cannot be trained, and what to do; None where it can."""
-    if not isinstance(layer, Layer):
-        return f"it is a {type(layer).__name__}; use a Layer of SNUs"
-    if type(layer.unit) is not SNUnit:
-        return f"{type(layer.unit).__name__} has no eligibilities here; use snu or softsnu"
-    if layer.unit.rule.reset == "lateral":
-        return 'lateral inhibition couples all neurons; use reset="gate"'
-    # A parametrised array, of rounded or noisy weights, is of a class made from Dense.
-    if not isinstance(layer.array, Dense):
-        return f"its synapses are a {type(layer.array).__name__}; use Dense"
-    return None
