@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Teacher"]
 
+# A quarter of what the smallest machine that trains such networks has.
+ELIGIBILITY_MIB = 2048.0
+
 
 class Teacher:
     """Puts the parts of a learning rule on a network and gives the gradients of batches.
@@ -78,7 +81,7 @@ class Teacher:
                 f"batches of {self.task.name} go on where the last one stopped, and an online rule "
                 "forgets its traces at the end of a batch; pass --rule bptt"
             )
-        self.online = Online(self.network, rule=rule)
+        self.online = Online(self.network, rule, max_eligibility_MiB=ELIGIBILITY_MIB)
 
     def gradients(self, batch: Batch, state: Any, data: torch.Generator) -> tuple[float, Any]:
         """Add the gradients of a batch to those of the parameters; its loss and the state after it.
@@ -86,7 +89,7 @@ class Teacher:
         A loss that is not finite leaves the gradients alone.
         """
         if self.online is not None:
-            return self.online.learn(batch, self.task), None
+            return self.online.learn(batch, self.task.loss).loss, None
         if self.feedback is not None and self.learning.rule == "drtp":
             self.feedback.target(F.one_hot(batch.target, self.task.output_size))
         loss, after = self.objective(self.network, batch, state, data)
