@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import io
 import os
+import pickle
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +18,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from spikebridge.gradients import modulate
 from spikebridge.layers import Baseline, Layer, Plain
-from spikebridge.learning import grapes
+from spikebridge.learning import feedback, grapes
+from spikebridge.learning.importance import Bank, absolute_sums
+from spikebridge.memory import pcm
+from spikebridge.memory.crossbar import to_crossbar
+from spikebridge.memory_config import MemoryConfig
+from spikebridge.model_config import ModelConfig
+from spikebridge.network import build
 from spikebridge.rnn import SNU
-from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised, round_weights
-from spikebridge.units import KINDS, make_unit
+from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised, noisy_weights, round_weights
+from spikebridge.units import KINDS, State, make_unit
 
 # Another recording in the same format can be put in its place.
 RECORDING = Path(
@@ -40,7 +55,7 @@ def published(*weights: Tensor, clip: tuple[float, float] | None = (1.0, 2.0)) -
     return m if clip is None else m.clamp(*clip)
 
 
-# --- the authors' own numbers -------------------------------------------------------------------
+# The authors' own numbers.
 
 
 def recorded(rule: str) -> list[str]:
@@ -83,7 +98,7 @@ def test_errors_and_gradients_equal_the_recording(case: str) -> None:
         handle.detach()
 
 
-# --- every kind of layer ------------------------------------------------------------------------
+# Every kind of layer.
 
 
 @dataclass(frozen=True)
@@ -364,7 +379,7 @@ def test_equal_weights_are_a_plain_gain(clip: Any, gain: float) -> None:
     torch.testing.assert_close(ours, plain * gain, rtol=1e-14, atol=0)
 
 
-# --- stacks that hold several layers --------------------------------------------------------------
+# Stacks that hold several layers.
 
 
 def rows_of(core: nn.RNNBase, end: str, count: int) -> Tensor:
@@ -440,7 +455,7 @@ def test_layers_inside_a_stack_of_ours_are_layers(bidirectional: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-# --- states -------------------------------------------------------------------------------------
+# States.
 
 
 def carried(kind: str) -> nn.Module:
@@ -529,3 +544,581 @@ def test_a_state_from_another_layer_is_an_output_of_that_one() -> None:
         ours = torch.autograd.grad(loss, list(encoder.parameters()))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+# The factor.
+
+matrices = st.integers(0, 2**32 - 1).map(
+    lambda seed: torch.randn(
+        (7, 9), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+)
+
+
+@given(weight=matrices, scale=st.floats(1e-3, 1e3), order=st.permutations(range(7)))
+@settings(max_examples=30, deadline=None)
+def test_factors_are_bounded_and_follow_the_neurons_but_not_the_scale(
+    weight: Tensor, scale: float, order: list[int]
+) -> None:
+    m = grapes.factor(weight)
+    assert bool(((m >= 1) & (m <= 2)).all())
+    assert m.max() == 2
+    torch.testing.assert_close(grapes.factor(weight * -scale), m, rtol=1e-12, atol=0)
+    assert torch.equal(grapes.factor(weight[order]), m[order])
+    torch.testing.assert_close(m, published(weight), rtol=1e-12, atol=0)
+    assert bool((grapes.factor(weight, None) > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 4), (70, 3000), (2, 200_000), (5, 4, 3, 3), (4, 0)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sums_in_pieces_are_sums(shape: tuple, dtype: torch.dtype, axis: int) -> None:
+    weight = torch.randn(shape).to(dtype)
+    weight = weight.to(memory_format=torch.channels_last) if len(shape) == 4 else weight
+    over = [d for d in range(len(shape)) if d != axis]
+    expected = weight.double().abs().sum(over)
+    found = absolute_sums(weight, axis)
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("clip", "value"), [((1.0, 2.0), 1.0), ((0.5, 2.0), 0.5), (None, 1.0)])
+@pytest.mark.parametrize("control", ["none", "gain"])
+def test_weights_of_zero_have_the_lower_bound(clip: Any, value: float, control: Any) -> None:
+    model = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2))
+    nn.init.zeros_(model[0].weight)
+    with grapes.attach(model, clip=clip, control=control) as handle:
+        assert torch.equal(handle.factors()["0"], torch.full((N,), value))
+
+
+# Importance of outgoing weights.
+
+
+def dense_stack() -> nn.Sequential:
+    sizes = [I, 7, 6, 5, 2]
+    parts: list[nn.Module] = []
+    for into, out in pairwise(sizes):
+        parts += [nn.Linear(into, out), nn.Tanh()]
+    return nn.Sequential(*parts[:-1]).double()
+
+
+@pytest.mark.parametrize("control", ["none", "gain"])
+def test_outgoing_importance_multiplies_by_both_ends_of_a_weight(control: Any) -> None:
+    model, x = dense_stack(), torch.randn(B, I).double()
+    p = {k: published(model[k].weight.T.contiguous(), clip=None) for k in (2, 4)}
+    if control == "gain":
+        p = {k: v.mean().expand(len(v)) for k, v in p.items()}
+
+    def found() -> dict[str, Tensor]:
+        gradients = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+        return dict(zip((n for n, _ in model.named_parameters()), gradients, strict=True))
+
+    plain = found()
+    with grapes.attach(model, importance="outgoing", control=control) as handle:
+        ours = found()
+        assert handle.layers == ["2", "4"]
+        assert torch.equal(handle.factors()["4"], torch.ones(5).double())
+    expected = dict(plain)
+    expected["2.weight"] = plain["2.weight"] * p[4][:, None] * p[2]
+    expected["2.bias"] = plain["2.bias"] * p[4]
+    expected["4.weight"] = plain["4.weight"] * p[2 + 2]  # P' of the output is 1
+    same(ours, expected)
+
+
+def test_outgoing_importance_follows_the_layer_above() -> None:
+    model = dense_stack()
+    with grapes.attach(model, importance="outgoing") as handle:
+        before = handle.factors()["2"]
+        optimizer = torch.optim.SGD([model[4].weight], 0.1)
+        model(torch.randn(B, I).double()).sum().backward()
+        optimizer.step()
+        assert not torch.equal(handle.factors()["2"], before)
+        expected = published(model[4].weight.T.contiguous(), clip=None)
+        torch.testing.assert_close(handle.factors()["2"], expected)
+
+
+# When factors are taken.
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Every computation of factors."""
+    seen: list[list[int]] = []
+    real = Bank.update
+
+    def update(self: Bank, which: Any) -> None:
+        seen.append(list(which))
+        real(self, seen[-1])
+
+    monkeypatch.setattr(Bank, "update", update)
+    return seen
+
+
+OPTIMISERS = sorted(
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.Optimizer)
+    # The first is abstract; the second takes sparse gradients, which none of these layers has.
+    and name not in ("Optimizer", "SparseAdam")
+)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_factors_are_taken_once_in_a_step_of_any_optimiser(name: str, updates: list) -> None:
+    model, x = nn.Sequential(nn.Linear(I, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(B, I)
+    parameters = [p for p in model.parameters() if p.dim() == 2 or name != "Muon"]
+    optimizer = getattr(torch.optim, name)(parameters, lr=0.05)
+    with grapes.attach(model) as handle:
+        updates.clear()
+        for _ in range(3):
+            before = model[0].weight.detach().clone()
+
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                loss = model(x).square().sum()
+                loss.backward()
+                return loss
+
+            if name == "LBFGS":
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+            assert not torch.equal(before, model[0].weight)
+            torch.testing.assert_close(handle.factors()["0"], published(model[0].weight))
+        assert len(updates) == 3
+    optimizer.step(closure)
+    assert len(updates) == 3
+
+
+def test_two_models_and_accumulated_gradients_do_not_meddle(updates: list) -> None:
+    models = [nn.Sequential(nn.Linear(I, 8), nn.Tanh(), nn.Linear(8, 2)).double() for _ in "ab"]
+    halves = torch.randn(2, B, I).double()
+    handles = [grapes.attach(model) for model in models]
+    whole = torch.autograd.grad(models[0](halves.flatten(0, 1)).sum(), models[0][0].weight)[0]
+    other = torch.optim.SGD(models[1].parameters(), 0.1)
+    losses = [models[0](half).sum() for half in halves]
+    models[1](halves[0]).sum().backward()
+    updates.clear()
+    for loss in losses:
+        loss.backward()
+        other.step()
+    assert updates == [[0], [0]]  # only those of the second model
+    torch.testing.assert_close(models[0][0].weight.grad, whole)
+    for handle in handles:
+        handle.detach()
+
+
+def test_each_layer_may_have_an_optimiser_of_its_own(updates: list) -> None:
+    model = nn.Sequential(nn.Linear(I, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 2)).double()
+    x = torch.randn(B, I).double()
+    expected = None
+    for in_backward in (False, True):
+        twin = copy.deepcopy(model)
+        with grapes.attach(twin):
+            for parameter in twin.parameters():
+                optimizer = torch.optim.SGD([parameter], 0.1)
+                if in_backward:  # each updates as soon as its gradient is there
+                    parameter.register_post_accumulate_grad_hook(
+                        lambda _, optimizer=optimizer: optimizer.step()
+                    )
+            twin(x).square().sum().backward()
+            if not in_backward:
+                for parameter in twin.parameters():
+                    parameter.data -= 0.1 * parameter.grad
+                expected = list(twin.parameters())
+        updates.clear()
+    for a, b in zip(twin.parameters(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_change_between_forward_and_backward_is_an_error() -> None:
+    model, x = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)), torch.randn(B, I)
+    handle = grapes.attach(model)
+    loss = model(x).sum()
+    handle.refresh()
+    with pytest.raises(RuntimeError, match="between forward and backward"):
+        loss.backward()
+    with handle:
+        loss = model(x).sum()
+    with pytest.raises(RuntimeError, match="between forward and backward"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("form", ["propagated", "local"])
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_weights_takes_their_factors(form: Any, assign: bool) -> None:
+    model, other = (nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)).double() for _ in "ab")
+    x = torch.randn(B, I).double()
+    with grapes.attach(other, form=form):
+        expected = torch.autograd.grad(other(x).square().sum(), list(other.parameters()))
+    with grapes.attach(model, form=form) as handle:
+        model.load_state_dict(other.state_dict(), assign=assign)
+        torch.testing.assert_close(handle.factors()["0"], published(other[0].weight))
+        for p in model.parameters():
+            p.requires_grad_(True)
+        ours = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert bare(model)
+
+
+def test_weights_changed_by_hand_need_refresh_and_frozen_ones_may_thaw() -> None:
+    model, x = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)).double(), torch.randn(B, I).double()
+    model[0].requires_grad_(False)
+    with grapes.attach(model, form="local") as handle:
+        assert not model[0].weight.requires_grad
+        model[0].requires_grad_(True)
+        with torch.no_grad():
+            model[0].weight[0] *= 3
+        handle.refresh()
+        m = published(model[0].weight)
+        torch.testing.assert_close(handle.factors()["0"], m)
+        ours = torch.autograd.grad(model(x).sum(), model[0].weight)[0]
+    torch.testing.assert_close(
+        ours, torch.autograd.grad(model(x).sum(), model[0].weight)[0] * m[:, None]
+    )
+
+
+@pytest.mark.parametrize("form", ["propagated", "local"])
+def test_a_model_that_becomes_double_has_double_factors(form: Any) -> None:
+    model, x = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)), torch.randn(B, I).double()
+    with grapes.attach(model, form=form):
+        model.double()
+        ours = torch.autograd.grad(model(x).square().sum(), model[0].weight)[0]
+    with grapes.attach(model, form=form):
+        expected = torch.autograd.grad(model(x).square().sum(), model[0].weight)[0]
+    assert torch.equal(ours, expected)
+
+
+# Weights that are not what is trained.
+
+
+def test_what_a_crossbar_held_counts_and_nothing_is_read_again() -> None:
+    plain = nn.Sequential(nn.Linear(I, N), nn.ReLU(), nn.Linear(N, 2))
+    chip = to_crossbar(plain, pcm.ACCUMULATION, MemoryConfig())
+    model, x = chip.network, torch.randn(B, I)
+    crossbar = chip.crossbars["0.weight"]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with grapes.attach(model) as handle:
+        reads: list[Tensor] = []
+        read = crossbar.device.read
+        crossbar.device.read = lambda: reads.append(read()) or reads[-1]  # type: ignore[assignment]
+        model(x).square().sum().backward()
+        held = crossbar.held
+        optimizer.step()
+        assert len(reads) == 1  # that of the forward pass
+        torch.testing.assert_close(handle.factors()["0"], published(held))
+
+
+def test_converters_in_front_of_a_layer_hide_nothing() -> None:
+    plain = nn.Sequential(nn.Linear(I, N), nn.ReLU(), nn.Linear(N, 2))
+    chip = to_crossbar(plain, pcm.ITERATIVE, MemoryConfig(adc_bits=8, dac_bits=8))
+    x = torch.randn(B, I)
+    name = "0.array.parametrizations.weight.original"
+    gradient = []
+    for gain in (None, "gain"):
+        state = torch.get_rng_state()
+        handle = grapes.attach(chip.network, control=gain) if gain else None
+        torch.set_rng_state(state)
+        chip.network(x).sum().backward()
+        gradient.append(dict(chip.network.named_parameters())[name].grad.clone())
+        chip.network.zero_grad()
+    assert handle is not None
+    assert handle.layers == ["0"]
+    handle.detach()
+    assert float(handle._nodes[0].all.min()) == 1
+    assert gradient[0].norm() < gradient[1].norm()
+
+
+def test_noise_on_weights_is_drawn_as_without_factors() -> None:
+    results = []
+    for attached in (False, True):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2))
+        noisy_weights(model, 0.1)
+        original = model[0].parametrizations.weight.original
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p is not original], 1e-9)
+        handle = grapes.attach(model) if attached else None
+        outs = []
+        for _ in range(2):
+            out = model(torch.ones(1, I))
+            out.sum().backward()
+            optimizer.step()
+            if handle is not None:
+                handle.refresh()
+            outs.append(out.detach())
+        results.append(torch.cat(outs))
+        if handle is not None:
+            torch.testing.assert_close(handle.factors()["0"], published(original))
+            assert model[0].parametrizations.weight.training
+            handle.detach()
+    assert torch.allclose(results[0], results[1], atol=1e-5)
+
+
+# Other machinery of torch.
+
+
+def test_in_place_activations_views_and_checkpoints_change_nothing() -> None:
+    x = torch.randn(B, I).double().requires_grad_()
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(I, N), nn.ReLU(inplace), nn.Linear(N, 2)).double()
+        with grapes.attach(model):
+            found.append(torch.autograd.grad(model(x).square().sum(), model[0].weight)[0])
+            for reentrant in (False, True):
+                y = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant)
+                model.zero_grad()
+                y.square().sum().backward()
+                found.append(model[0].weight.grad.clone())
+    assert all(torch.equal(gradient, found[0]) for gradient in found)
+
+
+def test_autocast_keeps_the_dtype_of_gradients() -> None:
+    model, x = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)), torch.randn(B, I)
+    seen: list[torch.dtype] = []
+    gradient = []
+    for attached in (False, True):
+        handle = grapes.attach(model) if attached else None
+        keep = model[0].register_forward_hook(
+            lambda _m, _x, out: out.register_hook(lambda g: seen.append(g.dtype)) and None
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(x).float().square().sum()
+        gradient.append(torch.autograd.grad(loss, model[0].weight)[0])
+        keep.remove()
+        if handle is not None:
+            handle.detach()
+    assert set(seen) == {torch.bfloat16}
+    expected = gradient[0] * published(model[0].weight)[:, None]
+    torch.testing.assert_close(gradient[1], expected, rtol=3e-2, atol=1e-3)
+
+
+@DYNAMO
+@pytest.mark.parametrize("form", ["propagated", "local"])
+@pytest.mark.parametrize("kind", ["mlp", "network"])
+def test_one_compiled_graph_follows_updates_and_becomes_plain(kind: str, form: Any) -> None:
+    torch.compiler.reset()
+    if kind == "mlp":
+        model: nn.Module = nn.Sequential(nn.Linear(I, N), nn.ReLU(), nn.Linear(N, 2))
+    else:
+        model = build(ModelConfig(hidden=(N,), unit="snu"), I, 2, "mean")
+    x = torch.randn(T, B, I) * 2
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def run(f: Callable) -> list[Tensor]:
+        out = f(x)
+        out = out if isinstance(out, Tensor) else out[0]
+        return list(torch.autograd.grad(out.square().sum(), list(model.parameters())))
+
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    plain = run(compiled)  # attaching must reach a model that is compiled already
+    handle = grapes.attach(model, form=form)
+    for _ in range(2):
+        eager = run(model)
+        assert not torch.allclose(eager[0], plain[0])
+        for a, b in zip(run(compiled), eager, strict=True):
+            torch.testing.assert_close(a, b)
+        for parameter, gradient in zip(model.parameters(), eager, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        run(compiled)
+    handle.detach()
+    for a, b in zip(run(compiled), run(model), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_functional_transforms_see_the_factors() -> None:
+    model, x = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)).double(), torch.randn(B, I).double()
+    with grapes.attach(model):
+        parameters = {n: p.detach() for n, p in model.named_parameters()}
+        found = torch.func.grad(
+            lambda own: torch.func.functional_call(model, own, (x,)).square().sum()
+        )(parameters)
+        expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    for a, b in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("form", ["propagated", "local"])
+def test_copies_and_pickles_are_plain_and_can_be_attached(form: Any) -> None:
+    model = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)).double()
+    x = torch.randn(B, I).double()
+    plain = torch.autograd.grad(model(x).sum(), model[0].weight)[0]
+    with grapes.attach(model, form=form) as handle:
+        scaled = torch.autograd.grad(model(x).sum(), model[0].weight)[0]
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), _saved(model)):
+            assert torch.equal(torch.autograd.grad(twin(x).sum(), twin[0].weight)[0], plain)
+            with grapes.attach(twin, form=form):
+                assert torch.equal(torch.autograd.grad(twin(x).sum(), twin[0].weight)[0], scaled)
+        assert list(model.state_dict()) == list(nn.Sequential(*model).state_dict())
+        assert torch.equal(torch.autograd.grad(model(x).sum(), model[0].weight)[0], scaled)
+    assert handle.layers == ["0"]
+
+
+def _saved(model: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def test_an_empty_batch_and_a_forward_pass_without_gradients() -> None:
+    unit = make_unit("snu", N)
+    model = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2))
+    layer = Layer(Dense(I, N, unit), unit)
+    with grapes.attach(nn.ModuleList([layer, model])):
+        model(torch.randn(0, I)).sum().backward()
+        assert torch.equal(model[0].weight.grad, torch.zeros(N, I))
+        layer(torch.randn(T, 0, I))[0].sum().backward()
+        with torch.no_grad():
+            y, state = layer(torch.randn(T, B, I))
+        assert y._backward_hooks is None
+        assert isinstance(state, State)
+        with torch.inference_mode():
+            layer(torch.randn(T, B, I))
+
+
+def test_factors_come_first_and_feedback_takes_what_they_leave() -> None:
+    model, x = dense_stack(), torch.randn(B, I).double()
+    found = []
+    for first in (True, False):
+        makers = [lambda: grapes.attach(model, clip=None), lambda: feedback.attach(model, "fa")]
+        handles = [make() for make in (makers if first else makers[::-1])]
+        found.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
+        for handle in handles:
+            handle.detach()
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def _worker(rank: int, path: str, results: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{path}", rank=rank, world_size=2
+    )
+    model, x = _ddp_model()
+    parallel = nn.parallel.DistributedDataParallel(model)
+    results.put((rank, [p.tolist() for p in _trained(parallel, model, x[rank::2])]))
+    torch.distributed.destroy_process_group()
+
+
+def _ddp_model() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    unit = make_unit("softsnu", N)
+    layers = [Layer(Dense(I, N, unit), unit)]
+    model = nn.ModuleDict({"a": layers[0], "b": nn.Linear(N, 4), "c": nn.Linear(4, 2)})
+    model.forward = lambda x: model["c"](model["b"](model["a"](x)[0].mean(0)).tanh())  # type: ignore
+    return model.double(), torch.randn(8, T, I).double()
+
+
+def _trained(run: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    with grapes.attach(run):
+        for _ in range(3):
+            optimizer.zero_grad()
+            run(x.transpose(0, 1)).square().mean().backward()
+            optimizer.step()
+    return list(model.parameters())
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    jobs = [
+        context.Process(target=_worker, args=(rank, str(tmp_path / "store"), results))
+        for rank in range(2)
+    ]
+    for job in jobs:
+        job.start()
+    found = dict(results.get() for _ in jobs)
+    for job in jobs:
+        job.join()
+    model, x = _ddp_model()
+    for k, parameter in enumerate(_trained(model, model, x)):
+        for rank in range(2):
+            torch.testing.assert_close(torch.tensor(found[rank][k]).double(), parameter.detach())
+
+
+# Errors.
+
+
+def pair() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2))
+
+
+def tied() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(N, N), nn.Linear(N, N), nn.Linear(N, 2))
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (pair, {"form": "global"}, "form='global' is not known"),
+        (pair, {"importance": "mine"}, "importance='mine' is not known"),
+        (pair, {"control": "mean"}, "control='mean' is not known"),
+        (pair, {"clip": (2.0, 1.0)}, "0 <= low <= high"),
+        (pair, {"clip": (1.0, float("inf"))}, "0 <= low <= high"),
+        (pair, {"skip": ["2"]}, r"skip=\['2'\].*its layers are \['0', '1'\]"),
+        (pair, {"skip": "01"}, "takes names in a list"),
+        (pair, {"skip": ["0", "1"]}, "no layer to modulate"),
+        (pair, {"importance": "outgoing"}, "no layer to modulate"),
+        (dense_stack, {"importance": "outgoing", "form": "propagated"}, "leave one of them out"),
+        (lambda: nn.Linear(I, N), {}, "no layer to modulate"),
+        (lambda: nn.ReLU(), {}, "no layer"),
+        (tied, {"form": "local"}, "are one parameter"),
+        (
+            lambda: nn.Sequential(nn.LSTM(I, N, proj_size=2), nn.Linear(2, 2)),
+            {},
+            "proj_size=2",
+        ),
+        (lambda: nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)), {}, "is lazy"),
+        (
+            lambda: nn.Sequential(nn.Conv1d(1, 2, 1), nn.Conv1d(2, 2, 1), nn.Conv1d(2, 2, 1)),
+            {"importance": "outgoing"},
+            "stacks of dense layers",
+        ),
+        (
+            lambda: nn.ModuleList([nn.Linear(1, 2), nn.Linear(2, 3), nn.Linear(2, 3), pair()]),
+            {"importance": "outgoing"},
+            "no stack",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_mistakes_are_told(make: Callable, options: dict, message: str) -> None:
+    model = make()
+    hooks = len(_global_optimizer_post_hooks)
+    with pytest.raises(ValueError, match=message):
+        grapes.attach(model, **options)
+    assert bare(model) or "Lazy" in repr(model)  # those have hooks of their own
+    assert len(_global_optimizer_post_hooks) == hooks
+
+
+def test_a_model_is_attached_once_and_again_after_detaching() -> None:
+    model = pair()
+    handle = grapes.attach(model)
+    with pytest.raises(RuntimeError, match="detach"):
+        grapes.attach(model)
+    handle.detach()
+    with grapes.attach(model, skip=()) as handle:
+        assert handle.layers == ["0", "1"]
+        assert "propagated" in repr(handle)
+    assert grapes.attach(tied()).layers == ["0", "1"]  # shared weights propagate
+
+
+def test_a_forgotten_handle_lives_as_long_as_its_model() -> None:
+    model = pair()
+    grapes.attach(model)
+    gc.collect()
+    assert len(model[0]._forward_hooks) == 1
+    count, gone = len(_global_optimizer_post_hooks), weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert len(_global_optimizer_post_hooks) == count - 1

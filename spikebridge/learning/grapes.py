@@ -15,6 +15,7 @@ authors published (IBM/GRAPES); the local form is that of the patent US 12020162
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -92,9 +93,9 @@ def attach(
     local, `Grapes.notes` says so.  In the local form a decay that a layer shares is left alone, and
     a bias takes P' only.
 
-    Attach before the first call of a compiled model.  Reading weights never draws: noise of
-    `noisy_weights` is left out, and of a crossbar the last read counts.  LBFGS keeps the factors of
-    its step.  Copies and pickles of the model are plain.
+    Whatever torch.compile has compiled is compiled anew: it would not see the hooks.  Reading
+    weights never draws: noise of `noisy_weights` is left out, and of a crossbar the last read
+    counts.  LBFGS keeps the factors of its step.  Copies and pickles of the model are plain.
 
     Raises:
         ValueError: unknown names and options; layers that it cannot do; parameters that layers
@@ -158,8 +159,10 @@ class Grapes:
         self._bind()
         self._place()
         if settings.form == "propagated":
-            for at in (*self._nodes, *self._stacks):
+            for at in self._places():
                 self._enter(at)
+            if "torch._dynamo" in sys.modules:  # graphs are not guarded by the hooks of modules
+                torch.compiler.reset()
         for node in self._nodes:
             loaded = node.module.register_load_state_dict_post_hook(_Loaded(self.refresh))
             self._removable.append(loaded)
@@ -195,7 +198,7 @@ class Grapes:
             hook.remove()
         self._removable, self._leaves = [], {}
         # A graph that was compiled before keeps the tensors: they turn it into a plain one.
-        for at in (*self._nodes, *self._stacks):
+        for at in self._places():
             for tensor in (getattr(at, "all", None), getattr(at, "before", None), at.states):
                 if tensor is not None:
                     tensor.fill_(1.0)
@@ -214,6 +217,9 @@ class Grapes:
             f"Grapes(form={form}, importance={importance}, control={control}, clip={self._clip}, "
             f"layers={self.layers}{notes})"
         )
+
+    def _places(self) -> list[Node | Stack]:
+        return [*self._nodes, *self._stacks]
 
     def _enter(self, at: Node | Stack) -> None:
         entrance = Entrance(self.refresh, at)

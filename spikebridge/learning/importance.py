@@ -223,8 +223,8 @@ def populations_of(name: str, module: nn.Module) -> list[Population]:
     size = getattr(holder, "out_features", None) or holder.out_channels
     axis = 1 if isinstance(holder, Embedding) else 0
     known = isinstance(holder, (Dense, Conv2d, Embedding, nn.Linear, *CONVOLUTIONS))
-    weight = getattr(holder, "weight", None)
-    rows = weight.shape[axis] if isinstance(weight, Tensor) and weight.dim() > 1 else 0
+    weight = _found(holder)
+    rows = 0 if weight is None or weight.dim() < 2 else weight.shape[axis]
     if not rows or (size % rows if known else size != rows):
         raise ValueError(
             f"{name!r}: a {type(holder).__name__} has no weight ({size}, ...) with a row for each "
@@ -234,6 +234,14 @@ def populations_of(name: str, module: nn.Module) -> list[Population]:
     if isinstance(module, Layer) and module.recurrent is not None:
         sources.append(Source(module, "recurrent"))
     return [Population(size, tuple(sources))]
+
+
+def _found(holder: nn.Module) -> Tensor | None:
+    """Its weight, not drawn from where it is drawn at each use."""
+    if "weight" in getattr(holder, "parametrizations", {}):
+        return Source(holder, "weight").value()
+    weight = getattr(holder, "weight", None)
+    return weight if isinstance(weight, Tensor) else None
 
 
 def _stack(name: str, core: nn.RNNBase) -> list[Population]:

@@ -84,7 +84,8 @@ class Node:
     ) -> None:
         self.name, self.module, self.inside, self.sizes = name, module, list(inside), list(sizes)
         self.inputs, self.stack = before, stack
-        self.all, self.before = torch.ones(len(sizes), sizes[0]), None
+        self.all = torch.ones(len(sizes), sizes[0])
+        self.before: Tensor | None = None
         self.output: Tensor | None = None
         self.states: Tensor | None = None
         self.holder = inner(module)

@@ -1,0 +1,158 @@
+"""What GRAPES costs: whole training steps with and without it, side by side.
+
+    python benchmarks/grapes.py [--json docs/results/grapes-cpu.json] [--rounds 30] [--only mlp]
+
+A step is forward, backward and the optimiser's update.  The rows of a table are two models of equal
+weights and one more with the local form; in each round every row takes some steps, in an order that
+turns from round to round.  Times are medians, ratios are medians of the ratios within a round, with
+their quartiles.  Before anything is timed the factors must be those of the formula.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikebridge.learning import grapes
+from spikebridge.model_config import ModelConfig
+from spikebridge.network import build
+
+FORMS = ("plain", "propagated", "local")
+Step = Callable[[], None]
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    """784-256-256-10 of ReLU, batch 64: the network of the GRAPES authors' code."""
+    layers = [nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
+    return nn.Sequential(*layers), torch.rand(64, 784)
+
+
+def snu() -> tuple[nn.Module, Tensor]:
+    """784-256-256-10 of SNUs over 20 steps, batch 128."""
+    model = build(ModelConfig(hidden=(256, 256), unit="snu"), 784, 10, "mean")
+    return model, (torch.rand(20, 128, 784) < 0.2).float()
+
+
+def convolutions() -> tuple[nn.Module, Tensor]:
+    """Two convolutions and two dense layers on images of 28 x 28, batch 64."""
+    layers = [
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(64 * 49, 128), nn.ReLU(), nn.Linear(128, 10)),
+    ]
+    return nn.Sequential(*layers), torch.rand(64, 1, 28, 28)
+
+
+def lstm() -> tuple[nn.Module, Tensor]:
+    """An LSTM of 128 units over 50 steps, batch 32."""
+    return build(ModelConfig(hidden=(128,), unit="lstm"), 88, 10, "mean"), torch.rand(50, 32, 88)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "mlp": mlp,
+    "snu": snu,
+    "convolutions": convolutions,
+    "lstm": lstm,
+}
+
+
+def step_of(model: nn.Module, x: Tensor) -> Step:
+    """A training step with plain SGD."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    target = torch.randint(10, (x.shape[-2] if x.dim() == 3 else x.shape[0],))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        out = model(x)
+        loss = F.cross_entropy(out if isinstance(out, Tensor) else out[0], target)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def rows_of(make: Callable[[], tuple[nn.Module, Tensor]]) -> dict[str, Step]:
+    """One step for each form, on models of equal weights."""
+    rows: dict[str, Step] = {}
+    for form in FORMS:
+        torch.manual_seed(0)
+        model, x = make()
+        rows[form] = step_of(model, x)
+        if form != "plain":
+            handle = grapes.attach(model, form=form)
+            check(model, handle)
+    return rows
+
+
+def check(model: nn.Module, handle: grapes.Grapes) -> None:
+    """Linear layers have the factors of the formula, or there is nothing to time."""
+    for name, module in model.named_modules():
+        if name in handle.layers and isinstance(module, nn.Linear):
+            sums = module.weight.detach().double().abs().sum(1)
+            expected = (2 * sums / sums.max()).clamp(1, 2).float()
+            torch.testing.assert_close(handle.factors()[name], expected)
+
+
+def timed(rows: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step in each round; a round takes about 40 ms of every row."""
+    for step in rows.values():
+        step()
+    start = time.perf_counter()
+    rows["plain"]()
+    repeats = max(1, round(0.04 / (time.perf_counter() - start)))
+    found: dict[str, list[float]] = {name: [] for name in rows}
+    names = list(rows)
+    for number in range(rounds):
+        gc.collect()
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            for _ in range(repeats):
+                rows[name]()
+            found[name].append((time.perf_counter() - start) / repeats)
+    return found
+
+
+def table(name: str, rounds: int) -> dict[str, Any]:
+    """Medians and ratios of one model."""
+    times = timed(rows_of(MODELS[name]), rounds)
+    result: dict[str, Any] = {}
+    for row, seconds in times.items():
+        ratios = [a / b for a, b in zip(seconds, times["plain"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        result[row] = {
+            "step_s": statistics.median(seconds),
+            "ratio": middle,
+            "ratio_quartiles": [low, high],
+        }
+        print(
+            f"{name:14}{row:12}{result[row]['step_s'] * 1e3:9.3f} ms"
+            f"{middle:8.3f} ({low:.3f} to {high:.3f})",
+            flush=True,
+        )
+    return {"model": (MODELS[name].__doc__ or "").strip(), "rows": result}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="keep all figures there")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds of each table, at least 2")
+    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
+    options = parser.parse_args()
+    content = {name: table(name, options.rounds) for name in options.only}
+    if options.json:
+        measure.save(options.json, {"rounds": options.rounds, "models": content})
+
+
+if __name__ == "__main__":
+    main()
