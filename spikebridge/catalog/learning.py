@@ -12,7 +12,7 @@ _PAPER = (
     "unknown to us"
 )
 _OSTL = "Bohnstingl et al. 2022, IEEE TNNLS (OSTL); its numbers on JSB are unknown to us"
-_RATES = (0.02, 0.05, 0.1, 0.2, 0.4)
+_RATES = (0.025, 0.05, 0.1, 0.2, 0.4)
 
 
 def _three(
@@ -67,7 +67,7 @@ LEARNING: tuple[Entry, ...] = (
         rows=_three("relu", "bp", "backpropagation"),
         settings={"epochs": 20},
         grid={"lr": _RATES},
-        trial={"epochs": 10},
+        trial={"epochs": 8},
         seeds=10,
         quick={"epochs": 1},
     ),
@@ -86,10 +86,10 @@ LEARNING: tuple[Entry, ...] = (
             ),
             Row("relu", {"rule": "drtp"}, name="drtp", label="DRTP", group="drtp", role="plain"),
         ),
-        settings={"epochs": 20},
-        grid={"lr": (0.005, 0.02, 0.05, 0.1)},
-        trial={"epochs": 5},
-        seeds=5,
+        settings={"epochs": 15},
+        grid={"lr": (0.002, 0.005, 0.01, 0.02, 0.05)},
+        trial={"epochs": 4},
+        seeds=3,
         quick={"epochs": 1},
     ),
     *(
@@ -110,9 +110,9 @@ LEARNING: tuple[Entry, ...] = (
                     {"hidden": hidden},
                 )
             ),
-            settings={"epochs": 10},
-            grid={"lr": (0.02, 0.05, 0.1, 0.2)},
-            trial={"epochs": 4},
+            settings={"epochs": 8},
+            grid={"lr": (0.025, 0.05, 0.1, 0.2)},
+            trial={"epochs": 3},
             seeds=3,
             quick={"epochs": 1},
         )
@@ -146,7 +146,7 @@ LEARNING: tuple[Entry, ...] = (
             *_three("softsnu", "softsnu", "soft SNU"),
         ),
         settings={
-            "epochs": 6,
+            "epochs": 4,
             "optimizer": "sgd",
             "schedule": "constant",
             "batch_size": 64,
@@ -155,7 +155,7 @@ LEARNING: tuple[Entry, ...] = (
             "ema": 0.0,
         },
         grid={"lr": (0.01, 0.03, 0.1)},
-        trial={"epochs": 2},
+        trial={"epochs": 1},
         seeds=3,
         quick={"epochs": 1},
     ),
@@ -171,8 +171,9 @@ LEARNING: tuple[Entry, ...] = (
             *_three("softsnu", "softsnu", "soft SNU"),
             *_three("recurrent-softsnu", "recurrent", "recurrent soft SNU"),
         ),
-        grid={"lr": (1e-2, 2e-2, 4e-2, 8e-2)},
-        seeds=10,
+        grid={"lr": (1e-2, 2e-2, 5e-2)},
+        trial={"epochs": 30},
+        seeds=5,
     ),
     Entry(
         name="ostl-jsb",
@@ -186,7 +187,7 @@ LEARNING: tuple[Entry, ...] = (
             *_online("softsnu", "soft SNU", "ostl"),
             *_online("recurrent-softsnu", "recurrent soft SNU", "eprop"),
         ),
-        seeds=5,
+        seeds=3,
     ),
     Entry(
         name="grapes-in-memory",
@@ -205,6 +206,7 @@ LEARNING: tuple[Entry, ...] = (
             "dropout_in": 0.0,
         },
         grid={"lr": (0.04, 0.08, 0.16)},
+        trial={"epochs": 20},
         seeds=5,
     ),
     Entry(
@@ -219,9 +221,9 @@ LEARNING: tuple[Entry, ...] = (
             for bits in (2, 3, 4)
             for row in _three("relu", f"{bits}-bits", f"{bits} bits", {"weight_bits": bits})
         ),
-        settings={"epochs": 10},
+        settings={"epochs": 8},
         grid={"lr": (0.05, 0.1, 0.2)},
-        trial={"epochs": 4},
+        trial={"epochs": 3},
         seeds=3,
         quick={"epochs": 1},
     ),
