@@ -19,7 +19,15 @@ def write(directory: Path, output: Path | None = None) -> Path:
     directory = Path(directory)
     path = directory / rundir.REPORT if output is None else Path(output)
     _need_app()
-    if (directory / COMPARE).exists():
+    if (directory / "forgetting.json").exists():
+        from spikebridge.report.forgetting import table_context
+
+        name, values = "sections.html", table_context(directory)
+    elif (directory / "continual.json").exists():
+        from spikebridge.report.forgetting import run_context as sequence_context
+
+        name, values = "sections.html", sequence_context(directory)
+    elif (directory / COMPARE).exists():
         from spikebridge.report.compare_page import context
 
         name, values = "compare.html", context(load_comparison(directory), path)
