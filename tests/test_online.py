@@ -247,7 +247,7 @@ def cut(
 def test_a_stack_leaves_out_what_the_rule_says(
     unit: str, recurrent: bool, rule: str, read: int
 ) -> None:
-    network = stack(3, unit=unit, recurrent=recurrent, read=read, train_decay=True)
+    network = stack(3, unit=unit, recurrent=recurrent, read=read, train_decay=True, g="elu")
     x, target = data()
     state = [part.detach() for part in network(x[:2])[1]]
     found, through = forth(network, x, target, rule, state), back(network, x, target, state)
