@@ -82,6 +82,7 @@ def kernels() -> str:
 
 DATA_FILES = {
     "mnist": "mnist/",
+    "cifar10": "cifar10/",
     "jsb": "polymusic/JSB",
     "nottingham": "polymusic/Nott",
     "musedata": "polymusic/Muse",

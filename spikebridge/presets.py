@@ -71,6 +71,25 @@ _GRAPES: dict[str, Any] = {
     "clip_norm": 0.0,
 }
 
+# A small network of convolutions, about 20 s for 10,000 images on one core.
+_CIFAR10: dict[str, Any] = {
+    "channels": (32, 64, 64),
+    "kernel_size": 3,
+    "stride": 1,
+    "pool": 2,
+    "hidden": (128,),
+    "norm": True,
+    "centre": True,
+    "coding": "current",
+    "steps": 1,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "lr": 0.05,
+    "clip_norm": 0.0,
+    "batch_size": 64,
+    "epochs": 10,
+}
+
 # (data, variant) -> settings; variant "" holds for every unit of that data set, data "" for a unit
 # on all data, before what is said of the two together.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -121,6 +140,10 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist", "lstm"): {"lr": 6.9e-3, "dropout": 0.5, "ema": 0.99},
     ("mnist", "relu"): _GRAPES,
     ("mnist", "tanh"): _GRAPES,
+    ("cifar10", "relu"): _CIFAR10,
+    ("cifar10", "tanh"): _CIFAR10,
+    ("cifar10-small", "relu"): _CIFAR10,
+    ("cifar10-small", "tanh"): _CIFAR10,
     ("idx", ""): _IMAGES,
     ("idx", "relu"): _GRAPES,
     ("idx", "tanh"): _GRAPES,

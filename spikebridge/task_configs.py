@@ -12,6 +12,9 @@ from typing import Literal
 
 from spikebridge.records import at_least, check_types, require
 
+# Images of three colours.
+COLOUR = ("cifar10", "cifar10-small")
+
 
 @dataclass(frozen=True)
 class DigitsConfig:
@@ -21,9 +24,10 @@ class DigitsConfig:
     SAMPLE, COUNTED = "image", "image"
     OWN_DATA = "idx"
 
-    data: Literal["digits8x8", "mnist", "idx"] = "digits8x8"
+    data: Literal["digits8x8", "mnist", "cifar10", "cifar10-small", "idx"] = "digits8x8"
     """Which images: digits8x8 (1,797 of 8 x 8 pixels, comes with scikit-learn), mnist (70,000 of
-    28 x 28, from idx files) or idx (the idx files in --data-dir)."""
+    28 x 28, from idx files), cifar10 (60,000 things and animals of 32 x 32 in colour),
+    cifar10-small (10,000 of these to train, 1,000 to test) or idx (the idx files in --data-dir)."""
     data_dir: str = ""
     """Folder with images and labels in the idx format, for training and test, gzipped or not, such
     as train-images-idx3-ubyte and t10k-images-idx3-ubyte."""
@@ -42,6 +46,8 @@ class DigitsConfig:
     elastic: float = 0.0
     """Elastic distortions of the training images: displacement in pixels (root mean square), 0 for
     none; with them go small rotations and changes of scale (Simard, Steinkraus, Platt 2003)."""
+    flip: bool = False
+    """Whether training images are mirrored, left to right, every other one by chance."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -53,6 +59,17 @@ class DigitsConfig:
             f"gain={self.gain}: with coding rate the gain is a probability, so at most 1; "
             "pass --gain 1 or --coding current",
         )
+        if self.data in COLOUR:
+            require(
+                self.coding != "rows",
+                f"coding=rows, data={self.data}: a row of pixels has one colour only; "
+                "pass --coding current, rate or threshold",
+            )
+            require(
+                self.elastic == 0,
+                f"elastic={self.elastic}, data={self.data}: images in colour are not distorted; "
+                "leave --elastic out, or pass --flip",
+            )
         _own_data(self.data, self.data_dir, self.OWN_DATA)
 
 

@@ -188,7 +188,7 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
         ({"hidden": ["8"]}, "hidden=.*whole numbers"),
         ({"hidden": 8}, "hidden=8: expected a list"),
         ({"unit": "ssnu"}, "unit='ssnu': expected one of adaptive-snu, binary-ci"),
-        ({"data": "cifar"}, "data='cifar': expected one of digits8x8, idx, mnist"),
+        ({"data": "cifar"}, "data='cifar': expected one of cifar10, cifar10-small"),
         ({"learning_rate": 1}, "unknown key 'learning_rate'; the known ones are .*lr"),
     ],
 )
@@ -274,6 +274,7 @@ def test_every_field_has_a_docstring() -> None:
     [
         ("digits", "digits8x8"),
         ("digits", "mnist"),
+        ("digits", "cifar10-small"),
         ("music", "jsb"),
         ("music", "nottingham"),
         ("text", "ptb"),

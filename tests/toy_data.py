@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +39,32 @@ def write_recordings(folder: Path, train: int = 4, test: int = 1) -> Path:
                 path = folder / part / str(digit) / f"{(number * 389) % 1009:05d}.bin"
                 path.write_bytes(encode(events))
     return folder
+
+
+def cifar_records(count: int, seed: int = 0) -> bytes:
+    """Images of CIFAR-10's binary format whose class is the colour and place of a bright band."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.uint8) % 10
+    pixels = random.integers(0, 90, (count, 3, 32, 32), dtype=np.uint8)
+    for image, label in zip(pixels, labels.tolist(), strict=True):
+        image[label % 3, 8 * (label // 3) : 8 * (label // 3) + 8] += 150
+    return np.concatenate([labels[:, None], pixels.reshape(count, -1)], axis=1).tobytes()
+
+
+def cifar_archive(
+    parts: dict[str, bytes] | None = None, folder: str = "cifar-10-batches-bin"
+) -> bytes:
+    """A .tar.gz like the official one; by default five files of 20 images and one of 30 to test."""
+    if parts is None:
+        parts = {f"data_batch_{n}.bin": cifar_records(20, seed=n) for n in (4, 2, 1, 3, 5)}
+        parts |= {"test_batch.bin": cifar_records(30, seed=6)}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, data in {"readme.html": b"read me", **parts}.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return packed.getvalue()
 
 
 def npz_arrays(kind: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:

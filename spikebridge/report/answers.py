@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from spikebridge.report.theme import (
     colour_of,
     colour_scale,
     fade,
+    label,
     rgb,
     shades,
 )
@@ -30,13 +32,18 @@ DARKER, BRIGHTER = COLOURS["snu"], COLOURS["softsnu"]
 
 
 def digit_image(examples: Examples, index: int) -> np.ndarray | None:
-    """The image (H, W) in [0, 1] that an example's inputs show, or None where they are no image."""
+    """The image (H, W), or in colour (H, W, 3), in [0, 1] that an example's inputs show.
+
+    None where they are no image.
+    """
     x = np.nan_to_num(examples.x[: examples.length[index], index].astype(np.float32))
     side = round(x.shape[1] ** 0.5)
     if x.shape[0] == x.shape[1] and side * side != x.shape[1]:
         image = x
     elif side in (8, 28) and side * side == x.shape[1] and x.shape[0]:
         image = x.mean(axis=0).reshape(side, side)
+    elif x.shape[1] == 3 * 32 * 32 and x.shape[0]:
+        image = x.mean(axis=0).reshape(3, 32, 32).transpose(1, 2, 0)
     else:
         return None
     return np.clip(image / max(float(image.max()), 1e-9), 0, 1)
@@ -83,20 +90,26 @@ def png(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
 
 
-def class_bars(output: np.ndarray, truth: int, unit: str, noun: str = "digit") -> Chart:
-    """The probability (O,) that the network gives to each class; the true one is coloured."""
+def class_bars(
+    output: np.ndarray, truth: int, unit: str, noun: str = "digit", names: Sequence[str] = ()
+) -> Chart:
+    """The probability (O,) that the network gives to each class; the true one is coloured.
+
+    names are those of all classes, or none.
+    """
     values = np.nan_to_num(output.astype(np.float64))
+    names = [label(name) for name in names] if len(names) == len(values) else []
     colours = [colour_of(unit) if k == truth else NEUTRAL for k in range(len(values))]
     chart = Chart(250)
     chart.add(
         "bar",
-        x=list(range(len(values))),
+        x=names or list(range(len(values))),
         y=[float(f"{100 * value:.3g}") for value in values],
         marker={"color": colours},
         hovertemplate=f"{noun} %{{x}}: %{{y:.3g}} %<extra></extra>",
     )
     few = {"dtick": 1} if len(values) <= 30 else {"nticks": 12}
-    chart.x(title=noun, tickformat="d", showgrid=False, **few)
+    chart.x(title=noun, showgrid=False, **({} if names else {"tickformat": "d", **few}))
     chart.y(title="probability (%)", range=[0, 104], dtick=25)
     return chart
 

@@ -112,24 +112,26 @@ def class_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Pan
     answer = int(np.nan_to_num(output, nan=-1.0).argmax())
     share = number(float(output[answer]))
     sure = "" if share is None else f", {100 * share:.0f} % sure"
-    digits = run.task in ("digits", "events")
+    names = examples.output_names if len(examples.output_names) == len(output) else ()
+    digits = run.task in ("digits", "events") and not names
     noun = "digit" if digits else "class"
+    true, found = (names[k] if k < len(names) else str(k) for k in (truth, answer))
     said = f"This is a {truth}. The network reads a {answer}{sure}."
+    if not digits:
+        said = f"This is of class {true}. The network answers class {found}{sure}."
     image = None
     if run.task == "digits":
         image = answers.digit_image(examples, index)
     elif run.task == "events":
         image = answers.event_image(examples, index)
         said += EVENTS
-    else:
-        said = f"This is of class {truth}. The network answers class {answer}{sure}."
     bars = drawer.plot(
-        answers.class_bars(output, truth, run.unit, noun),
+        answers.class_bars(output, truth, run.unit, noun, names),
         "Predicted class",
         f"How probable the network finds each {noun}; the bar of the true {noun} is coloured.",
     )
     return Panel(
-        tab=str(truth) if digits else f"class {truth}",
+        tab=true if digits or names else f"class {truth}",
         image=None if image is None else answers.png(image),
         right=answer == truth,
         heading=said,

