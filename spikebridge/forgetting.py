@@ -90,7 +90,7 @@ def compare(
         entry: rows, grid, shared settings.
         out: folder.
         seeds: of the runs; a seed has the same tasks and the same first weights in all rows.
-        quick: the entry's quick settings, one trial seed, the first value of each grid.
+        quick: the entry's quick settings, and the first value of each grid without a trial.
         jobs: processes that train at the same time, one thread each.
         overwrite: do everything anew.
         page: write table.md, plot.png and report.html too.
@@ -155,18 +155,26 @@ def tune(
         if isinstance(valid, float):
             clock.tell(f"{_name(trial)}: validation {100 * valid:.2f} %")
     records = [record for record in content["trials"] if _key(record) in asked]
-    content["chosen"] = {row.name: _best(row.name, records) for row in entry.rows}
+    content["chosen"] = {
+        row.name: _best(row.name, records, _options(entry, row, quick)) for row in entry.rows
+    }
     rundir.write_json(path, content)
     return content
 
 
 def _trials(entry: ForgettingEntry, row: ForgettingRow, quick: bool) -> Iterator[_Trial]:
-    grid = {**entry.grid, **row.grid}
-    for values in itertools.product(*(v[:1] if quick else v for v in grid.values())):
-        settings = dict(zip(grid, values, strict=True))
-        for seed in entry.trial_seeds[: 1 if quick else None]:
+    options = _options(entry, row, quick)
+    for settings in options if len(options) > 1 else ():
+        for seed in entry.trial_seeds:
             config = override(entry.config(row, seed, quick=quick), **settings)
             yield _Trial(row.name, settings, config)
+
+
+def _options(entry: ForgettingEntry, row: ForgettingRow, quick: bool) -> list[dict[str, float]]:
+    """All settings of a row's grid."""
+    grid = {**entry.grid, **row.grid}
+    values = itertools.product(*(v[:1] if quick else v for v in grid.values()))
+    return [dict(zip(grid, chosen, strict=True)) for chosen in values]
 
 
 def _kept(path: Path, entry: ForgettingEntry, quick: bool) -> dict[str, Any]:
@@ -189,7 +197,11 @@ def _name(trial: _Trial) -> str:
     return f"{trial.row}, {chosen}, seed {trial.config.train.seed}"
 
 
-def _best(row: str, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _best(
+    row: str, records: Sequence[dict[str, Any]], options: Sequence[dict[str, float]]
+) -> dict[str, float]:
+    if len(options) == 1:  # nothing to be chosen
+        return options[0]
     found: dict[str, tuple[dict[str, float], list[float | None]]] = {}
     for record in records:
         if record["row"] == row:
@@ -321,7 +333,7 @@ def _row(
 ) -> dict[str, Any]:
     chosen = tuned["chosen"][row.name]
     tried = [r["settings"] for r in tuned["trials"] if r["row"] == row.name]
-    values = {name: sorted({settings[name] for settings in tried}) for name in chosen}
+    values = {name: sorted({settings[name] for settings in tried}) for name in chosen if tried}
     matrices = [run["matrix"] for run in runs]
     count = range(len(matrices[0]))
     return {
@@ -332,8 +344,8 @@ def _row(
         # The best may lie beyond what was tried.
         "at_edge": [
             name
-            for name, value in chosen.items()
-            if len(values[name]) > 1 and value in (values[name][0], values[name][-1])
+            for name, tries in values.items()
+            if len(tries) > 1 and chosen[name] in (tries[0], tries[-1])
         ],
         "n": len(runs),
         "measures": {name: _spread([run["measures"][name] for run in runs]) for name in MEASURES},

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from spikebridge.complexity_command import Complexity
+from spikebridge.continual_command import Continual
 from spikebridge.digital_command import Export, Verify
 from spikebridge.memory.command import Bench
 from spikebridge.memory_config import MemoryConfig
@@ -325,4 +326,5 @@ SIMPLE = (
     Verify,
     Complexity,
     Bench,
+    Continual,
 )

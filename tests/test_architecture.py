@@ -38,7 +38,7 @@ ORDER = [
     ["summary", "tuning"],
     ["verdict"],
     ["comparison", "compose", "progress"],
-    ["commands", "complexity_command", "digital_command"],
+    ["commands", "complexity_command", "continual_command", "digital_command"],
     ["demo"],
     ["requests"],
     ["cli"],

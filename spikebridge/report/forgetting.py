@@ -29,15 +29,15 @@ from spikebridge.transfer import HIGHER_IS_BETTER, MEASURES
 
 PERMUTED = (
     "{tasks} tasks of {data}, one after the other: the same images with their pixels in another "
-    "random order each time. A network that learns the next task knows nothing of the earlier ones."
+    "random order each time. While a task is learned, nothing of the earlier ones is shown."
 )
 SPLIT = (
-    "{tasks} tasks of {data}, one after the other: some of the classes each time. A network that "
-    "learns the next task sees no image of the earlier ones{heads}."
+    "{tasks} tasks of {data}, one after the other: some of the classes each time. While a task is "
+    "learned, no image of the earlier ones is shown; the network is asked among {heads}."
 )
 HEADS_TEXT = {
-    "masked": ", and is asked among the classes of a task",
-    "shared": ", and is asked among all classes",
+    "masked": "the classes of the task in question",
+    "shared": "all classes",
 }
 SEED_BY_SEED = (
     "The same seed gives the same tasks, first weights and order of images, so GRAPES is compared "
@@ -85,7 +85,7 @@ def table_context(directory: Path) -> dict[str, Any]:
             (figures(*(_matrix_plot(row, drawer) for row in rows)),),
         )
     )
-    if len(content["trials"]) > len(rows):
+    if content["trials"]:
         sections.append(_trials(content, drawer))
     return {
         "kicker": "continual learning",
@@ -94,6 +94,7 @@ def table_context(directory: Path) -> dict[str, Any]:
         "sections": sections,
         "colour": NEUTRAL,
         "command": f"spikebridge reproduce {content['name']} --seeds {len(content['seeds'])}",
+        "which": " of the first run",
         "settings": list(flatten(content["config"])),
         "environment": list(flatten(content["environment"])),
     }
@@ -135,6 +136,7 @@ def run_context(directory: Path) -> dict[str, Any]:
         "sections": [section],
         "colour": colour_of_role("grapes"),
         "command": "",
+        "which": "",
         "settings": list(flatten(content["config"])),
         "environment": list(flatten(content["environment"])),
     }
@@ -253,7 +255,7 @@ def _curves(content: dict[str, Any], *, first: bool) -> Chart:
 
 def _matrix_plot(row: dict[str, Any], drawer: Drawer) -> Plot | None:
     count, colour = len(row["matrix"]), colour_of_role(row["role"])
-    names = [str(task + 1) for task in range(count)]
+    names = list(range(1, count + 1))
     z = [[_percent(value) for value in line] for line in row["matrix"]]
     chart = Chart(120 + max(24, 38 if count <= 10 else 24) * count, {"showlegend": False})
     chart.add(
@@ -274,8 +276,8 @@ def _matrix_plot(row: dict[str, Any], drawer: Drawer) -> Plot | None:
         for task, value in enumerate(line):
             shown = f"{value:.1f}" if count <= 10 else f"{value:.0f}"
             chart.write(shown, x=names[task], y=names[after], font={"size": size})
-    chart.x(title="tested on task", type="category", showgrid=False)
-    chart.y(title="after task", type="category", autorange="reversed", showgrid=False)
+    chart.x(title="tested on task", tickvals=names, showgrid=False)
+    chart.y(title="after task", tickvals=names, autorange="reversed", showgrid=False)
     return drawer.plot(chart, row["label"], chosen(row) if "chosen" in row else MATRIX)
 
 

@@ -13,12 +13,12 @@ from spikebridge.transfer import HIGHER_IS_BETTER, MEASURES
 
 SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "unseen")
 COMPARED = ("average_accuracy", "forgetting", "unseen")
-HEADS = ("average accuracy", "forgetting", "backward transfer", "accuracy on unseen tasks")
+HEADS = ("average accuracy", "forgetting", "backward transfer", "unseen tasks")
 MEANING = (
     "Test accuracy in per cent, mean ± standard deviation over seeds. Average accuracy: over all "
     "tasks after the last. Forgetting: what the earlier tasks have lost since they were at their "
     "best, lower is better. Backward transfer: what they have gained since they were learned. "
-    "Accuracy on unseen tasks: before they are learned; guessing gives {chance}."
+    "Unseen tasks: accuracy on them before they are learned; guessing gives {chance}."
 )
 TUNED = (
     "Each row has the settings of its grid with the best validation accuracy over all tasks "
@@ -71,6 +71,8 @@ def meaning(content: dict[str, Any]) -> str:
 
 def tuned(content: dict[str, Any]) -> str:
     """How settings were chosen."""
+    if not content["trials"]:
+        return "Settings are given and were not chosen among several."
     count = len({(t["row"], str(t["settings"])) for t in content["trials"]})
     text = TUNED.format(
         trials=plural(count, "setting"), seeds=" and ".join(map(str, content["trial_seeds"]))
