@@ -362,7 +362,10 @@ def test_an_incomplete_run_shows_what_there_is(tmp_path: Path) -> None:
 )
 def test_small_examples(tmp_path: Path, unit: str, steps: int, count: int) -> None:
     digits = write_run(tmp_path / "d", unit=unit, examples=digit_examples(unit, steps, count))
-    assert ("This is a 0" in page_of(digits)) == (count > 0)
+    page = page_of(digits)
+    assert ("This is a 0" in page) == (count > 0)
+    lines = "Outputs of a few neurons" if unit == "lstm" else "Membrane states of a few neurons"
+    assert (lines in page) == (count > 0 and steps > 1)
     music = write_run(tmp_path / "m", "music", unit, examples=music_examples(unit, steps, count))
     assert ("Piano roll" in page_of(music)) == (count > 0 and steps > 0)
 

@@ -84,11 +84,13 @@ def panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
     words = TRACES if spiking else SOFT_TRACES if membrane else OUTPUT_TRACES
     if any(band.threshold is not None for band in found):
         words += THRESHOLD
-    lines = drawer.plot(
-        activity.traces(found, run.unit, x_title),
-        "Membrane states of a few neurons" if membrane else "Outputs of a few neurons",
-        words,
-    )
+    lines = None
+    if int(examples.length[index]) > 1:  # a line of one time step would be a dot
+        lines = drawer.plot(
+            activity.traces(found, run.unit, x_title),
+            "Membrane states of a few neurons" if membrane else "Outputs of a few neurons",
+            words,
+        )
     left, right = [*head.columns[0], lines], [raster]
     columns = [[plot for plot in column if plot] for column in (left, right)]
     return replace(head, columns=[column for column in columns if column])
