@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spikebridge import catalog, comparison, environment, progress, rundir, tuning
+from spikebridge import catalog, comparison, environment, forgetting, progress, rundir, tuning
 from spikebridge.config import Config, data_name, default_data, flatten, variant_of
+from spikebridge.forgetting_entries import FORGETTING
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
 from spikebridge.rundir import Result
@@ -89,6 +90,11 @@ def reproduce(
     as_json: bool,
 ) -> None:
     """Make a table of the catalog again: runs, table, picture and page."""
+    if any(name == entry.name for entry in FORGETTING):
+        forgetting.reproduce(
+            name, out, seeds=seeds, quick=quick, jobs=jobs, overwrite=overwrite, as_json=as_json
+        )
+        return
     entry = catalog.find(name)
     out = out or FOLDER / f"reproduce-{name}{'-quick' if quick else ''}"
     say(f"{entry.title}\n{entry.source}")
@@ -168,17 +174,18 @@ def search(
 
 def show_catalog(*, as_json: bool) -> None:
     """List what `reproduce` can make, and what it takes on two cores."""
+    entries = (*catalog.CATALOG, *FORGETTING)
     if as_json:
         rows = [
             {"name": e.name, "title": e.title, "seeds": e.seeds, "minutes": e.minutes}
-            for e in catalog.CATALOG
+            for e in entries
         ]
         print(json.dumps({"entries": rows}))
         return
-    for entry in catalog.CATALOG:
+    for entry in entries:
         takes = f"{entry.minutes:,.0f} min" if entry.minutes else "unknown"
         runs = f"{len(entry.rows)} x {entry.seeds} runs"
-        print(f"{entry.name:18} {takes:>9}  {runs:12}  {entry.title}")
+        print(f"{entry.name:26} {takes:>9}  {runs:12}  {entry.title}")
 
 
 def tell_of_kernels(jobs: int) -> None:

@@ -53,7 +53,7 @@ class Teacher:
     def _attach(self, config: Config) -> None:
         chosen = config.learning
         if chosen.rule in ONLINE:
-            self._teach_online(chosen.rule)
+            self._teach_online(chosen.rule, config.train.batch_size)
         if chosen.rule in FEEDBACK:
             from spikebridge.learning import feedback
 
@@ -73,7 +73,7 @@ class Teacher:
                 clip=(1.0, 2.0) if chosen.grapes_clip and not outgoing else None,
             )
 
-    def _teach_online(self, rule: str) -> None:
+    def _teach_online(self, rule: Any, batch_size: int) -> None:
         from spikebridge.learning.online import Online
 
         if self.task.carries_state:
@@ -82,11 +82,18 @@ class Teacher:
                 "forgets its traces at the end of a batch; pass --rule bptt"
             )
         self.online = Online(self.network, rule, max_eligibility_MiB=ELIGIBILITY_MIB)
+        needed = self.online.eligibility_MiB(batch_size)
+        if needed > ELIGIBILITY_MIB:
+            raise ValueError(
+                f"eligibilities of a batch of {batch_size} take {needed:,.0f} MiB, at most "
+                f"{ELIGIBILITY_MIB:,.0f} are allowed; pass --rule eprop, a smaller --batch-size or "
+                "fewer --hidden"
+            )
 
     def gradients(self, batch: Batch, state: Any, data: torch.Generator) -> tuple[float, Any]:
         """Add the gradients of a batch to those of the parameters; its loss and the state after it.
 
-        A loss that is not finite leaves the gradients alone.
+        Of a loss that is not finite there are none, or such as are not finite either.
         """
         if self.online is not None:
             return self.online.learn(batch, self.task.loss).loss, None

@@ -12,6 +12,7 @@ import pytest
 from spikebridge import catalog, cli, comparison, experiment, rundir, search
 from spikebridge.catalog import CATALOG, Entry, Row
 from spikebridge.config import override, preset, variant_of
+from spikebridge.forgetting_entries import FORGETTING
 from spikebridge.metrics import METRICS
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.records import UsageError
@@ -104,10 +105,10 @@ def test_quick_is_quick_and_apart(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_list_says_what_each_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge("reproduce --list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(CATALOG)
+    assert len(lines) == 1 + len(CATALOG) + len(FORGETTING)
     assert spikebridge("reproduce --list --json") == 0
     rows = json.loads(capsys.readouterr().out)["entries"]
-    assert [row["name"] for row in rows] == [entry.name for entry in (SMALL, *CATALOG)]
+    assert [row["name"] for row in rows] == [entry.name for entry in (SMALL, *CATALOG, *FORGETTING)]
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,17 @@ SETTINGS = [
     {"unit": "snu", "optimizer": "sgd", "clip_norm": 0, "train_decay": True, "coding": "rows"},
     {"unit": "lstm", "coding": "current", "patience": 2},
     {"unit": "relu", "norm": True, "centre": True, "optimizer": "sgd"},
+    {"unit": "snu", "hidden": (8, 8), "rule": "fa", "grapes": "propagated", "grapes_clip": False},
+    {"unit": "relu", "hidden": (8, 8, 8), "rule": "dfa", "grapes": "outgoing"},
+    {"unit": "recurrent-softsnu", "rule": "drtp", "grapes": "local", "grapes_control": "gain"},
+    {"unit": "snu", "rule": "ostl", "hidden": (8, 8)},
+    {"unit": "recurrent-snu", "rule": "eprop"},
+    {"unit": "snu", "grapes": "propagated", "device": "accumulation", "epsilon": 0.05},
+    {"unit": "snu", "grapes": "propagated", "weight_noise": 0.05},
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s["unit"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
 def test_resume_equals_uninterrupted_for_all_that_has_state(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
