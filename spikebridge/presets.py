@@ -86,6 +86,9 @@ _CIFAR10: dict[str, Any] = {
     "momentum": 0.9,
     "lr": 0.05,
     "clip_norm": 0.0,
+    # At a high rate the running means of the norm lag behind: after 4 epochs of the small set,
+    # validation 0.455 at a constant rate and 0.585 where it falls to 0.
+    "schedule": "cosine",
     "batch_size": 64,
     "epochs": 10,
 }
