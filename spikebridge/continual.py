@@ -257,7 +257,7 @@ class _Learner:
                 self.si.before_step()
             held = self.ewc or self.si
             if held is not None and held.tasks:
-                held.penalty().backward()
+                held.pull()
             if self.train.clip_norm:
                 nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm)
             self.optimizer.step()

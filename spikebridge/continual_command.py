@@ -68,8 +68,8 @@ class Continual:
 
 def _name(config: ContinualConfig) -> str:
     parts = (config.sequence.protocol, name_of_data(config.task), config.model.unit)
-    how = [config.sequence.method, config.learning.rule, config.learning.grapes]
-    how.append(config.learning.grapes_control)
+    learning = config.learning
+    how = (config.sequence.method, learning.rule, learning.grapes, learning.grapes_control)
     marks = [mark for mark in how if mark not in ("naive", "bptt", "none")]
     return "-".join(["continual", *parts, *marks, str(config.train.seed)])
 

@@ -231,6 +231,25 @@ def test_nothing_of_the_model_is_changed(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", [EWC, SI])
+def test_pull_adds_the_gradient_of_the_penalty(kind: type) -> None:
+    model = net()
+    one = kind(model, 3.0)
+    for name in one.importance:
+        one.importance[name].uniform_(0, 2)
+    move(model)
+    one.penalty().backward()
+    expected = flat({name: p.grad for name, p in model.named_parameters()})
+    assert np.abs(expected).min() > 0
+    model.zero_grad()
+    one.pull()
+    for _ in range(2):  # into nothing, and then on top
+        found = flat({name: p.grad for name, p in model.named_parameters()})
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        one.pull()
+        expected = 2 * expected
+
+
+@pytest.mark.parametrize("kind", [EWC, SI])
 def test_a_state_that_is_loaded_goes_on_with_the_same_bits(kind: type) -> None:
     model = net()
     one = kind(model, 2.0)

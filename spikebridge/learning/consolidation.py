@@ -7,7 +7,7 @@ Both hold a weight near where the last task left it, the more the more it matter
         for batch in task:                         for batch in task:
             (loss + ewc.penalty()).backward()          loss.backward()
             optimizer.step()                           si.before_step()
-        ewc.consolidate(losses(task))                  si.penalty().backward()
+        ewc.consolidate(losses(task))                  si.pull()
                                                        optimizer.step()
                                                        si.after_step()
                                                    si.consolidate()
@@ -57,6 +57,15 @@ class _Anchors:
             moved = p - self.anchor[name]
             parts.append((self.importance[name] * moved * moved).sum())
         return self.factor * torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Add the penalty's gradient to the parameters' own: `penalty().backward()`, but faster."""
+        for name, p in self.parameters.items():
+            moved = p - self.anchor[name]
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            p.grad.addcmul_(self.importance[name], moved, value=2 * self.factor)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is kept, as copies by name, for a checkpoint."""

@@ -147,7 +147,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         ) from error
     rows, count = content["rows"], min(content["tasks"], SMALL_PANELS)
     figure = Figure(figsize=(10, 5.6), dpi=150, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    above, below = halves
     for task, axes in enumerate(above.subplots(1, count, sharey=True, squeeze=False)[0]):
         _task(axes, rows, task, content["tasks"])
     for axes, name in zip(below.subplots(1, 2), ("average_accuracy", "forgetting"), strict=True):
@@ -155,8 +156,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
     title = f"{content['title']}\n{plural(rows[0]['n'], 'seed')}; bars: one standard deviation"
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     handles, labels = above.axes[0].get_legend_handles_labels()
-    place = {"ncols": len(rows), "loc": "outside lower center"}
-    figure.legend(handles, labels, **place, frameon=False, fontsize=8)
+    look: dict[str, Any] = {"ncols": len(rows), "frameon": False, "fontsize": 8}
+    figure.legend(handles, labels, loc="outside lower center", **look)
     rundir.replace(path, lambda part: figure.savefig(part, format="png"))
 
 
