@@ -12,7 +12,7 @@ from typing import Any
 
 from spikebridge import catalog, comparison, environment, forgetting, progress, rundir, tuning
 from spikebridge.config import Config, data_name, default_data, flatten, variant_of
-from spikebridge.forgetting_entries import FORGETTING
+from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
 from spikebridge.rundir import Result
@@ -174,7 +174,7 @@ def search(
 
 def show_catalog(*, as_json: bool) -> None:
     """List what `reproduce` can make, and what it takes on two cores."""
-    entries = (*catalog.CATALOG, *FORGETTING)
+    entries: list[catalog.Entry | ForgettingEntry] = [*catalog.CATALOG, *FORGETTING]
     if as_json:
         rows = [
             {"name": e.name, "title": e.title, "seeds": e.seeds, "minutes": e.minutes}

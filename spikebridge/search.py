@@ -161,7 +161,6 @@ def _draw(trial: Any, name: str, options: Any) -> Any:
 
 
 def higher_is_better(base: Config) -> bool:
-    """Whether more of a config's metric is better."""
     """Whether the metric of a config's task is one of those that should be high."""
     metric = {"music": "nll", "forecast": "rmse"}.get(base.task.NAME, "accuracy")
     return METRICS["perplexity" if base.task.NAME == "text" else metric].higher_is_better

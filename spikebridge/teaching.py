@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch.nn import functional as F
 
@@ -60,17 +60,19 @@ class Teacher:
             if chosen.rule == "drtp":
                 self._check_classes()
             seed = seed_of(config.train.seed + chosen.feedback_seed, "feedback")
-            self.feedback = feedback.attach(self.network, chosen.rule, seed=seed)
+            rule = cast(feedback.Rule, chosen.rule)
+            self.feedback = feedback.attach(self.network, rule, seed=seed)
         if chosen.grapes != "none":
             from spikebridge.learning import grapes
 
             outgoing = chosen.grapes == "outgoing"
+            form = None if outgoing else cast(grapes.Form, chosen.grapes)
             self.grapes = grapes.attach(
                 self.network,
-                form=None if outgoing else chosen.grapes,
+                form=form,
                 importance="outgoing" if outgoing else "incoming",
                 control=chosen.grapes_control,
-                clip=(1.0, 2.0) if chosen.grapes_clip and not outgoing else None,
+                clip="published" if chosen.grapes_clip else None,
             )
 
     def _teach_online(self, rule: Any, batch_size: int) -> None:

@@ -22,11 +22,9 @@ COLOURS = {
     "lstm": "#CC79A7",
     "relu": "#AA4499",
     "tanh": "#44AA99",
-    # Rows of one unit that differ in how they learn.
-    "gain": "#56B4E9",
-    "grapes": "#009E73",
-    "online": "#CC79A7",
 }
+# Rows of one unit that differ in how they learn; units of those colours do not stand beside them.
+WAYS = {"gain": "#56B4E9", "grapes": "#009E73", "online": "#CC79A7"}
 UNKNOWN = "#5B6BB5"
 NEUTRAL = "#808080"
 GRID = "rgba(128,128,128,0.2)"
@@ -91,7 +89,7 @@ def fade(colour: str, alpha: float) -> str:
 
 def colour_of(unit: str) -> str:
     """The colour that a unit has in every figure; its recurrent variant is a darker shade."""
-    base = COLOURS.get(unit.removeprefix("recurrent-"), UNKNOWN)
+    base = (WAYS | COLOURS).get(unit.removeprefix("recurrent-"), UNKNOWN)
     if not unit.startswith("recurrent-"):
         return base
     return "#" + "".join(f"{round(part * 0.7):02X}" for part in rgb(base))
