@@ -196,7 +196,8 @@ class _Run:
             )
             self.average.restore(self.state.average, self.state.step)
             if self.chip is not None:
-                self.optimizer.updates = self.state.step
+                self.optimizer.go_on(self.state.step)
+            self.teacher.refresh()
         self._write_metrics()
         events = board(self.directory, len(self.state.history))
         self.progress.begin(self.config, len(self.state.history))

@@ -108,7 +108,9 @@ def _kept(path: Path, contenders: Sequence[Contender]) -> dict[str, Any]:
     content: dict[str, Any] = {"seeds": list(SEEDS), "bases": bases, "trials": [], "chosen": {}}
     if path.exists():
         before = rundir.read_json(path, "remove it to tune anew")
-        same = {name for name, base in before["bases"].items() if bases.get(name) == base}
+        own = {one.name: one.config for one in contenders}
+        # As records: a setting that did not exist yet had its default.
+        same = {name for name, base in before["bases"].items() if own.get(name) == from_dict(base)}
         content["trials"] = [record for record in before["trials"] if record["row"] in same]
     return content
 

@@ -98,6 +98,13 @@ class InMemory:
         self.optimizer.load_state_dict(state)
 
     @torch.no_grad()
+    def go_on(self, updates: int) -> None:
+        """Go on after so many updates, with what the network's state says was read last."""
+        self.updates = updates
+        for name, crossbar in self.chip.crossbars.items():
+            crossbar.held = self.originals[name].detach().clone()
+
+    @torch.no_grad()
     def step(self) -> None:
         """Update: digital parameters by the optimiser, mapped weights by pulses."""
         before = {}
