@@ -2,10 +2,12 @@
 
     python benchmarks/grapes.py [--json docs/results/grapes-cpu.json] [--rounds 30] [--only mlp]
 
-A step is forward, backward and the optimiser's update.  The rows of a table are two models of equal
-weights and one more with the local form; in each round every row takes some steps, in an order that
-turns from round to round.  Times are medians, ratios are medians of the ratios within a round, with
-their quartiles.  Before anything is timed the factors must be those of the formula.
+A step is forward, backward and the optimiser's update.  All rows of a table are one model, whose
+factors are attached and detached: two models of equal shape differ by more, through where their
+memory lies.  In each round every row takes a few steps, in an order that turns from round to round,
+and its time is that of the fastest of them.  Ratios are medians of the ratios within a round, with
+their quartiles; "plain again" says how far to trust them.  Before anything is timed the factors
+must be those of the formula.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from spikebridge.learning import grapes
 from spikebridge.model_config import ModelConfig
 from spikebridge.network import build
 
-FORMS = ("plain", "propagated", "local")
+ROWS = {"plain": None, "propagated": "propagated", "local": "local", "plain again": None}
+STEPS = 8
 Step = Callable[[], None]
 
 
@@ -81,19 +84,6 @@ def step_of(model: nn.Module, x: Tensor) -> Step:
     return step
 
 
-def rows_of(make: Callable[[], tuple[nn.Module, Tensor]]) -> dict[str, Step]:
-    """One step for each form, on models of equal weights."""
-    rows: dict[str, Step] = {}
-    for form in FORMS:
-        torch.manual_seed(0)
-        model, x = make()
-        rows[form] = step_of(model, x)
-        if form != "plain":
-            handle = grapes.attach(model, form=form)
-            check(model, handle)
-    return rows
-
-
 def check(model: nn.Module, handle: grapes.Grapes) -> None:
     """Linear layers have the factors of the formula, or there is nothing to time."""
     for name, module in model.named_modules():
@@ -103,29 +93,33 @@ def check(model: nn.Module, handle: grapes.Grapes) -> None:
             torch.testing.assert_close(handle.factors()[name], expected)
 
 
-def timed(rows: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step in each round; a round takes about 40 ms of every row."""
-    for step in rows.values():
+def timed(model: nn.Module, step: Step, form: Any) -> float:
+    """Seconds of a step, with GRAPES in this form or without."""
+    handle = None if form is None else grapes.attach(model, form=form)
+    if handle is not None:
+        check(model, handle)
+    step()
+    seconds = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
         step()
-    start = time.perf_counter()
-    rows["plain"]()
-    repeats = max(1, round(0.04 / (time.perf_counter() - start)))
-    found: dict[str, list[float]] = {name: [] for name in rows}
-    names = list(rows)
-    for number in range(rounds):
-        gc.collect()
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            for _ in range(repeats):
-                rows[name]()
-            found[name].append((time.perf_counter() - start) / repeats)
-    return found
+        seconds.append(time.perf_counter() - start)
+    if handle is not None:
+        handle.detach()
+    return min(seconds)
 
 
 def table(name: str, rounds: int) -> dict[str, Any]:
     """Medians and ratios of one model."""
-    times = timed(rows_of(MODELS[name]), rounds)
+    torch.manual_seed(0)
+    model, x = MODELS[name]()
+    step, names = step_of(model, x), list(ROWS)
+    times: dict[str, list[float]] = {row: [] for row in names}
+    for number in range(rounds):
+        gc.collect()
+        turn = number % len(names)
+        for row in names[turn:] + names[:turn]:
+            times[row].append(timed(model, step, ROWS[row]))
     result: dict[str, Any] = {}
     for row, seconds in times.items():
         ratios = [a / b for a, b in zip(seconds, times["plain"], strict=True)]

@@ -995,15 +995,18 @@ def test_factors_come_first_and_feedback_takes_what_they_leave() -> None:
         assert torch.equal(a, b)
 
 
-def _worker(rank: int, path: str, results: Any) -> None:
-    torch.set_num_threads(1)
+def _worker(rank: int, path: str, results: Any) -> list[Tensor]:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{path}", rank=rank, world_size=2
     )
-    model, x = _ddp_model()
-    parallel = nn.parallel.DistributedDataParallel(model)
-    results.put((rank, [p.tolist() for p in _trained(parallel, model, x[rank::2])]))
-    torch.distributed.destroy_process_group()
+    try:
+        model, x = _ddp_model()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        trained = _trained(parallel, model, x[rank::2])
+        results.put([p.tolist() for p in trained])
+    finally:
+        torch.distributed.destroy_process_group()
+    return trained
 
 
 def _ddp_model() -> tuple[nn.Module, Tensor]:
@@ -1028,19 +1031,16 @@ def _trained(run: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    jobs = [
-        context.Process(target=_worker, args=(rank, str(tmp_path / "store"), results))
-        for rank in range(2)
-    ]
-    for job in jobs:
-        job.start()
-    found = dict(results.get() for _ in jobs)
-    for job in jobs:
-        job.join()
+    path = str(tmp_path / "store")
+    other = context.Process(target=_worker, args=(1, path, results))
+    other.start()
+    _worker(0, path, results)
+    other.join()
     model, x = _ddp_model()
-    for k, parameter in enumerate(_trained(model, model, x)):
-        for rank in range(2):
-            torch.testing.assert_close(torch.tensor(found[rank][k]).double(), parameter.detach())
+    alone = _trained(model, model, x)
+    for found in (results.get(), results.get()):
+        for ours, parameter in zip(found, alone, strict=True):
+            torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), parameter.detach())
 
 
 # Errors.

@@ -300,10 +300,12 @@ class Grapes:
             rows.setdefault(id(bank), (bank, []))[1].append(row)
         for bank, members in rows.values():
             bank.update(members)
+        to, found = [], []
         for k in which:
             bank, row = self._banks[k]
-            for target in self._targets[k]:
-                target.copy_(bank.factors[row])
+            to += self._targets[k]
+            found += [bank.factors[row]] * len(self._targets[k])
+        torch._foreach_copy_(to, found)
 
     def _stepped(self, optimizer: Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Clip = tuple[float, float]
-_PIECE = 1 << 17  # numbers whose absolute values are written down at a time: they stay in the cache
+_PIECE = 1 << 18  # numbers whose absolute values are written down at a time: they stay in the cache
 
 
 def factor(weight: Tensor, clip: Clip | None = (1.0, 2.0), axis: int = 0) -> Tensor:
@@ -43,20 +43,15 @@ def factor(weight: Tensor, clip: Clip | None = (1.0, 2.0), axis: int = 0) -> Ten
 
     Where all weights are 0 it is the lower bound, or 1 without one.
     """
-    sums = absolute_sums(weight, axis).unsqueeze(0)
-    return _factors(sums, sums.new_empty(1, 1), torch.empty_like(sums), clip)[0]
+    sums = absolute_sums(weight, axis)
+    m = 2 * sums / sums.amax()
+    m = m if clip is None else m.clamp(*clip)
+    return m.nan_to_num_(nan=1.0 if clip is None else clip[0])  # 0 / 0: all weights are 0
 
 
-def _factors(sums: Tensor, top: Tensor, out: Tensor, clip: Clip | None) -> Tensor:
-    """2 I / max I of each row of sums (P, N), into out; top (P, 1) is scratch."""
-    torch.amax(sums, 1, keepdim=True, out=top)
-    torch.div(sums, top, out=out).mul_(2)
-    if clip is not None:
-        out.clamp_(*clip)
-    return out.nan_to_num_(nan=1.0 if clip is None else clip[0])  # 0 / 0: all weights are 0
-
-
-def absolute_sums(weight: Tensor, axis: int = 0, out: Tensor | None = None) -> Tensor:
+def absolute_sums(
+    weight: Tensor, axis: int = 0, out: Tensor | None = None, scratch: Scratch | None = None
+) -> Tensor:
     """Sum of |W| over all axes but one, float32 at least, with no copy of a large W."""
     weight, axis = weight.detach(), axis % weight.dim()
     over = [d for d in range(weight.dim()) if d != axis]
@@ -64,22 +59,34 @@ def absolute_sums(weight: Tensor, axis: int = 0, out: Tensor | None = None) -> T
     if weight.device.type != "cpu":
         return torch.linalg.vector_norm(weight, 1, over, dtype=wide, out=out)
     # On a CPU that norm runs number by number; |W| and a plain sum are four times as fast.
-    rows = max(1, _PIECE * len(weight) // max(weight.numel(), 1))
-    if rows >= len(weight):
-        return torch.sum(weight.abs(), over, dtype=wide, out=out)
+    rows = min(max(1, _PIECE * len(weight) // max(weight.numel(), 1)), len(weight))
+    sizes = (Scratch() if scratch is None else scratch).like(weight[:rows])
     if out is None:
         out = weight.new_empty(weight.shape[axis], dtype=wide)
-    scratch = weight.new_empty(rows, *weight.shape[1:])
     for begin in range(0, len(weight), rows):
         part = weight[begin : begin + rows]
-        sizes = torch.abs(part, out=scratch[: len(part)])
+        found = torch.abs(part, out=sizes[: len(part)])
         if axis == 0:
-            torch.sum(sizes, over, dtype=wide, out=out[begin : begin + rows])
+            torch.sum(found, over, dtype=wide, out=out[begin : begin + rows])
         elif begin == 0:
-            torch.sum(sizes, over, dtype=wide, out=out)
+            torch.sum(found, over, dtype=wide, out=out)
         else:
-            out += torch.sum(sizes, over, dtype=wide)
+            out += torch.sum(found, over, dtype=wide)
     return out
+
+
+class Scratch:
+    """Memory for |W| that stays from update to update: fresh memory costs more than the sums."""
+
+    def __init__(self) -> None:
+        self.memory: dict[torch.dtype, Tensor] = {}
+
+    def like(self, part: Tensor) -> Tensor:
+        """Unset memory of the shape and dtype of a part of a weight."""
+        memory = self.memory.get(part.dtype)
+        if memory is None or memory.numel() < part.numel():
+            memory = self.memory[part.dtype] = part.new_empty(max(part.numel(), 1))
+        return memory[: part.numel()].view(part.shape)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,9 @@ class Source:
         Of parametrised weights: what a parametrisation says that it `held`, with those that come
         after it; else the chain as it is in use, where noise is silent.
         """
+        plain = self.owner._parameters.get(self.name)
+        if plain is not None:  # in nearly all models, and what follows takes long to say no
+            return plain
         chain = getattr(self.owner, "parametrizations", {})
         if self.name not in chain:
             whole, mask = (getattr(self.owner, self.name + end, None) for end in ("_orig", "_mask"))
@@ -117,11 +127,11 @@ class Source:
                 break
         return _carried(chain, steps, value)
 
-    def sums(self, out: Tensor | None = None) -> Tensor:
+    def sums(self, scratch: Scratch, out: Tensor | None = None) -> Tensor:
         """Sum of |W| of each neuron, (N,)."""
         if self.gates == self.repeat == 1:
-            return absolute_sums(self.value(), self.axis, out)
-        found = absolute_sums(self.value(), self.axis).view(self.gates, -1).sum(0)
+            return absolute_sums(self.value(), self.axis, out, scratch)
+        found = absolute_sums(self.value(), self.axis, None, scratch).view(self.gates, -1).sum(0)
         found = found.repeat_interleave(self.repeat)
         return found if out is None else out.copy_(found)
 
@@ -152,11 +162,11 @@ class Population:
     size: int
     sources: tuple[Source, ...]
 
-    def write(self, out: Tensor) -> None:
+    def write(self, out: Tensor, scratch: Scratch) -> None:
         """The sums over all sources into out, (size,)."""
-        self.sources[0].sums(out)
+        self.sources[0].sums(scratch, out)
         for source in self.sources[1:]:
-            out += source.sums().to(out.device, out.dtype)
+            out += source.sums(scratch).to(out.device, out.dtype)
 
     def likeness(self) -> tuple[torch.device, torch.dtype]:
         """Device and dtype of its sums."""
@@ -175,12 +185,16 @@ class Bank:
     """
 
     def __init__(self, populations: Sequence[Population], clip: Clip | None, gain: bool) -> None:
-        self.populations, self.clip = populations, clip
+        self.populations, self.clip, self.scratch = populations, clip, Scratch()
         device, dtype = populations[0].likeness()
         sizes = [p.size for p in populations]
-        shape = (len(sizes), max(sizes))
+        # The last column is next to nothing: weights that are all 0 are then no 0 / 0.
+        shape = (len(sizes), max(sizes) + 1)
         self.sums = torch.zeros(shape, device=device, dtype=dtype)
-        self.top, self.out = self.sums.new_zeros(shape[0], 1), torch.zeros_like(self.sums)
+        self.sums[:, -1] = torch.finfo(dtype).tiny
+        self.zero, self.top = self.sums.new_zeros(()), self.sums.new_zeros(shape[0], 1)
+        self.out = torch.zeros_like(self.sums)
+        self.none: Tensor | None = None if clip is not None else self.sums[:, -1:].clone()
         self.mean: Tensor | None = None
         if gain:  # of the neurons, not of what pads the row
             counts = torch.tensor(sizes, device=device, dtype=dtype).unsqueeze(1)
@@ -192,12 +206,16 @@ class Bank:
         """Whether the weights have become wider than the sums."""
         return weight.dtype == torch.float64 != self.sums.dtype
 
-    @torch.no_grad()
     def update(self, which: Iterable[int]) -> None:
-        """Read the weights of these populations anew; `factors` follows."""
+        """Read the weights of these populations anew; `factors` follows.  Under no_grad."""
         for k in which:
-            self.populations[k].write(self.rows[k])
-        _factors(self.sums, self.top, self.out, self.clip)
+            self.populations[k].write(self.rows[k], self.scratch)
+        torch.amax(self.sums, 1, keepdim=True, out=self.top)
+        torch.addcdiv(self.zero, self.sums, self.top, value=2.0, out=self.out)
+        if self.clip is not None:
+            self.out.clamp_(*self.clip)
+        elif self.none is not None:
+            self.out.masked_fill_(self.top <= self.none, 1.0)
         if self.mean is not None:
             self.out.copy_((self.out * self.mean).sum(1, keepdim=True).expand_as(self.out))
 
