@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import rundir
-from spikebridge.metrics import METRICS, Metric
+from spikebridge.metrics import METRICS
 from spikebridge.report.sections import Block, Section, Table
 from spikebridge.report.text import plural
 from spikebridge.report.theme import NEUTRAL, Chart, Drawer, colour_of, label
 
 ABOUT = (
     "The same seeds give the same first weights and the same order of samples, so each rule is "
-    "compared with its control seed by seed. Equal gain gives every neuron the mean factor of its "
-    "layer: what GRAPES does beyond it is due to how factors are spread over neurons, and not to "
-    "a larger step."
+    "compared with its control seed by seed."
+)
+ABOUT_GAIN = (
+    " Equal gain gives every neuron the mean factor of its layer: what GRAPES does beyond it is "
+    "due to how factors are spread over neurons, and not to a larger step."
 )
 SLOWNESS = (
     "Slowness s fits accuracy(e) = highest x e / (s + e) to the validation accuracy after each "
@@ -46,45 +48,47 @@ def judged(one: dict[str, Any], higher_is_better: bool) -> str:
     return "better" if better else "worse"
 
 
+def _about(content: dict[str, Any]) -> str:
+    gain = any(row["role"] == "gain" for row in content["learning"])
+    return ABOUT + (ABOUT_GAIN if gain else "")
+
+
 def _contrast_rows(content: dict[str, Any]) -> list[list[str]]:
     metric = METRICS[content["metric"]]
     slow = {(one["label"], one["other"]): one for one in _of(content, "slowness")}
     rows = []
     for one in _of(content, "tests"):
         other = slow.get((one["label"], one["other"]))
-        rows.append(
-            [
-                f"{one['label']} against {one['other']}",
-                str(one["n"]),
-                _difference(one, metric.scale, metric.decimals),
-                judged(one, metric.higher_is_better),
-                "-" if other is None else _difference(other, 1.0, 4),
-                "-" if other is None else judged(other, metric.higher_is_better),
-            ]
-        )
+        line = [
+            f"{one['label']} against {one['other']}",
+            str(one["n"]),
+            _difference(one, metric.scale, metric.decimals),
+            judged(one, metric.higher_is_better),
+        ]
+        if other is not None:
+            line += [_difference(other, 1.0, 4), judged(other, metric.higher_is_better)]
+        rows.append(line)
     return rows
 
 
-def _heads(metric: Metric) -> tuple[str, ...]:
+def _heads(content: dict[str, Any]) -> tuple[str, ...]:
+    metric = METRICS[content["metric"]]
     points = "points" if metric.unit == "%" else metric.unit
-    return (
-        "",
-        "seeds",
-        f"difference in {metric.name} ({points}), 95 % interval",
-        "so it is",
-        "difference in slowness (epochs)",
-        "so it is",
-    )
+    heads = ("", "seeds", f"difference in {metric.name} ({points}), 95 % interval", "so it is")
+    if not _of(content, "slowness"):
+        return heads
+    return (*heads, "difference in slowness (epochs)", "so it is")
 
 
 def _setting_rows(content: dict[str, Any]) -> list[list[str]]:
+    """What was chosen and how fast it learns; empty where nothing is known of either."""
     found = []
     for row in content["learning"]:
         chosen = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
         slow, spread = row["slowness_mean"], row["slowness_std"]
         text = "-" if slow is None else f"{slow:.4f}"
-        found.append([row["label"], chosen or "the preset's", _plus(text, spread)])
-    return found
+        found.append([row["label"], chosen or "-", _plus(text, spread)])
+    return found if any(row[1:] != ["-", "-"] for row in found) else []
 
 
 def _plus(text: str, spread: float | None) -> str:
@@ -98,12 +102,13 @@ def markdown(content: dict[str, Any]) -> str:
     """The comparison seed by seed, or "" where there is none."""
     if not content.get("learning"):
         return ""
-    metric = METRICS[content["metric"]]
-    parts = ["### Seed by seed", "", ABOUT, ""]
-    rows = _contrast_rows(content)
-    if rows:
-        parts += _table(_heads(metric), rows)
-    parts += _table(SETTING_HEADS, _setting_rows(content))
+    parts = ["### Seed by seed", "", _about(content), ""]
+    for heads, rows in (
+        (_heads(content), _contrast_rows(content)),
+        (SETTING_HEADS, _setting_rows(content)),
+    ):
+        if rows:
+            parts += _table(heads, rows)
     if any(row["slowness"] for row in content["learning"]):
         parts += [SLOWNESS, ""]
     return "\n".join(parts)
@@ -202,9 +207,11 @@ def section(facts: dict[str, Any], drawer: Drawer) -> Section | None:
             wide=True,
         ),
     )
-    rows = _contrast_rows(facts)
     blocks = [Block(plots=tuple(plot for plot in plots if plot))]
-    if rows:
-        blocks.append(Block(table=Table(_heads(metric), rows, text=(3, 5))))
-    blocks.append(Block(table=Table(SETTING_HEADS, _setting_rows(facts), text=(1,))))
-    return Section("Seed by seed", ABOUT, tuple(blocks))
+    for heads, rows, text in (
+        (_heads(facts), _contrast_rows(facts), (3, 5)),
+        (SETTING_HEADS, _setting_rows(facts), (1,)),
+    ):
+        if rows:
+            blocks.append(Block(table=Table(heads, rows, text=text)))
+    return Section("Seed by seed", _about(facts), tuple(blocks))
