@@ -13,7 +13,7 @@ from spikebridge.model_config import LABELS, PLAIN, ModelConfig
 from spikebridge.records import at_least, check_types, refuse_unknown, require, type_name
 from spikebridge.task_configs import DigitsConfig
 
-STRENGTHS = {"naive": 0.0, "ewc": 100.0, "si": 0.1}
+STRENGTHS = {"naive": 0.0, "ewc": 30.0, "si": 1.0}
 METHODS = {"naive": "", "ewc": "EWC", "si": "SI"}
 
 
@@ -37,7 +37,7 @@ class SequenceConfig:
     """What holds weights that mattered to earlier tasks: naive (nothing), ewc (elastic weight
     consolidation, Kirkpatrick et al. 2017) or si (synaptic intelligence, Zenke et al. 2017)."""
     strength: float = 0.0
-    """Factor on the penalty of ewc and si; 0 = 100 for ewc, 0.1 for si."""
+    """Factor on the penalty of ewc and si; 0 = 30 for ewc, 1 for si."""
     damping: float = 0.1
     """What si adds to the square of a weight's way, above 0."""
     labels: Literal["model", "true"] = "model"

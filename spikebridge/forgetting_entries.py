@@ -63,8 +63,8 @@ _ROWS = (
     ForgettingRow("plain", "backpropagation", "plain"),
     ForgettingRow("gain", "equal gain", "gain", {**_GRAPES, "grapes_control": "gain"}),
     ForgettingRow("grapes", "GRAPES", "grapes", _GRAPES),
-    ForgettingRow("ewc", "EWC", "ewc", {"method": "ewc"}, {"strength": (10.0, 100.0, 1000.0)}),
-    ForgettingRow("si", "SI", "si", {"method": "si"}, {"strength": (0.01, 0.1, 1.0)}),
+    ForgettingRow("ewc", "EWC", "ewc", {"method": "ewc"}, {"strength": (3.0, 30.0, 300.0)}),
+    ForgettingRow("si", "SI", "si", {"method": "si"}, {"strength": (0.1, 1.0, 10.0)}),
 )
 _PAPER = (
     "Dellaferrera et al. 2022, Nature Communications 13 (GRAPES); its numbers are unknown to us"

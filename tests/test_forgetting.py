@@ -249,3 +249,14 @@ def test_reproduce_writes_and_prints_a_quick_table(
     for name in ("table.md", "plot.png", rundir.REPORT, forgetting.FORGETTING):
         assert (tmp_path / name).exists()
         assert name == forgetting.FORGETTING or str(tmp_path / name) in said.out
+
+
+def test_ctrl_c_tells_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(continual, "run", interrupted)
+    assert cli.main(["continual", "--overwrite", "--out", str(tmp_path)]) == 130
+    assert f"spikebridge continual --out {tmp_path} --resume" in capsys.readouterr().err
