@@ -207,7 +207,7 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _how_to_go_on(argv: Sequence[str]) -> str:
-    if not argv or argv[0] not in ("train", "compare", "demo", "continual"):
+    if not argv or argv[0] not in ("train", "compare", "demo", "continual", "reproduce"):
         return "nothing was begun"
     again = [word for word in argv if word not in ("--overwrite", "--resume")]
     if argv[0] in ("train", "continual"):

@@ -323,6 +323,7 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
     [
         ("compare digits --overwrite", "go on with: spikebridge compare digits\n"),
         ("demo", "go on with: spikebridge demo\n"),
+        ("reproduce jsb --seeds 2", "go on with: spikebridge reproduce jsb --seeds 2\n"),
         ("train digits --out 'a b'", "spikebridge train digits --out 'a b' --resume\n"),
         ("info", "nothing was begun"),
     ],
@@ -336,7 +337,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("compare", "train", "info"):
+    for name in ("compare", "train", "info", "reproduce"):
         monkeypatch.setattr(commands, name, interrupted)
     monkeypatch.setattr(demo, "demo", interrupted)
     assert spikebridge(line) == 130
