@@ -100,7 +100,9 @@ def reproduce(
     say(f"{entry.title}\n{entry.source}")
     tell_of_kernels(jobs)
     contenders = comparison.of_entry(entry, quick=quick)
-    contenders = tuning.tune(entry, contenders, out, quick=quick, jobs=jobs, tell=_tell_of_trial)
+    contenders = tuning.tune(
+        entry, contenders, out, quick=quick, jobs=jobs, anew=overwrite, tell=_tell_of_trial
+    )
     count = seeds or (1 if quick else entry.seeds)
     planned = comparison.plan(contenders, range(count), out, jobs=jobs)
     kept = 0 if overwrite else sum(run.complete for run in planned)

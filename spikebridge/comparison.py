@@ -7,10 +7,9 @@ that was stopped goes on where it was and one that is complete is shown at once.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from spikebridge.contenders import (
     of_unit,
     plan,
 )
+from spikebridge.pool import make, stop
 from spikebridge.records import RunError, SpikebridgeError
 from spikebridge.summary import chip_table, memory_table, summary, table
 
@@ -154,10 +154,8 @@ def _side_by_side(
     todo: Sequence[Planned], overwrite: bool, progress: Callable[[str], Progress], jobs: int
 ) -> dict[str, str]:
     """Do the runs in `jobs` processes; the errors of those that failed, by name."""
-    # spawn: a fork of a process whose torch already has threads may hang.
-    context = multiprocessing.get_context("spawn")
     jobs = min(jobs, len(todo))
-    pool = ProcessPoolExecutor(jobs, context, initializer=_quiet)
+    pool = make(jobs, _quiet)
     # The pool watches those processes that it had when it last heard of one: let each speak once,
     # or the death of a later one would go unnoticed until another has finished its run.
     wait([pool.submit(time.sleep, 0) for _ in range(jobs)])
@@ -177,9 +175,7 @@ def _side_by_side(
                 followed[future].end()
     except BaseException:
         # What the runs have reached lies on the disk; nothing is lost by ending them now.
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
+        stop(pool)
         raise
     finally:
         for future in waiting:
@@ -197,11 +193,9 @@ def _error_of(future: Future[str | None]) -> str | None:
 
 
 def _quiet() -> None:
-    """In a working process: leave Ctrl-C, and the news of missing kernels, to the parent."""
-    import signal
+    """In a working process: leave the news of missing kernels to the parent."""
     import warnings
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.filterwarnings("ignore", message="spikebridge runs its time loop")
 
 

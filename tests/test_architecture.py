@@ -16,7 +16,7 @@ ROOT = Path(spikebridge.__file__).parent
 ORDER = [
     ["contrasts", "metrics", "presets", "quantities", "records", "transfer"],
     ["energy", "learning_config", "learning_curves", "memory_config", "model_config", "task_configs"],
-    ["config"],
+    ["config", "pool"],
     ["catalog", "continual_config", "gradients", "published", "rundir", "tasks"],
     ["forgetting_entries", "sound", "units"],
     ["kernels", "recompute"],
