@@ -13,6 +13,7 @@
 #include "chip_door.h"
 #include "memory.h"
 #include "scan.h"
+#include "sums.h"
 
 namespace nb = nanobind;
 using namespace spikebridge;
@@ -178,6 +179,30 @@ void backward(const Sizes& sizes, const Operand& grad_y, Address recurrent, Addr
     throw std::bad_alloc();
 }
 
+template <typename Real>
+bool run_importance(const Importance<Real>& wanted) {
+#ifdef SPIKEBRIDGE_X86
+  if (chosen == Isa::avx512) return avx512::importance(wanted);
+  if (chosen == Isa::avx2) return avx2::importance(wanted);
+#endif
+  return baseline::importance(wanted);
+}
+
+using WeightsTuple = std::tuple<Address, int64_t, int64_t, int, int64_t, int64_t>;
+
+template <typename Real>
+void importance(const std::vector<WeightsTuple>& weights, int64_t size, Address sums, Address factors,
+                const std::tuple<bool, double, double, bool>& rule, int threads) {
+  std::vector<Weights<Real>> sources;
+  for (const auto& [data, rows, columns, axis, gates, repeat] : weights)
+    sources.push_back({at<const Real>(data), rows, columns, axis, gates, repeat});
+  const auto& [clipped, low, high, gain] = rule;
+  if (!run_importance(Importance<Real>{sources.data(), static_cast<int64_t>(sources.size()), size,
+                                       at<Real>(sums), at<Real>(factors), clipped,
+                                       static_cast<Real>(low), static_cast<Real>(high), gain, threads}))
+    throw std::bad_alloc();
+}
+
 }  // namespace
 
 const ChipKernels& spikebridge::chip_kernels() {
@@ -213,5 +238,7 @@ NB_MODULE(_native, m) {
   m.def("backward_float32", &backward<float, float>, Release());
   m.def("backward_float64", &backward<double, double>, Release());
   m.def("backward_bfloat16", &backward<Bf16, float>, Release());
+  m.def("importance_float32", &importance<float>, Release());
+  m.def("importance_float64", &importance<double>, Release());
   bind_chip(m);
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import math
 import os
 import pickle
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from spikebridge.gradients import modulate
+from spikebridge.kernels import native
 from spikebridge.layers import Baseline, Layer, Plain
 from spikebridge.learning import feedback, grapes
 from spikebridge.learning.importance import Bank, absolute_sums
@@ -580,6 +582,91 @@ def test_sums_in_pieces_are_sums(shape: tuple, dtype: torch.dtype, axis: int) ->
     found = absolute_sums(weight, axis)
     assert found.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+# The kernel, against what torch does where there is none.
+
+SETS = [] if native.missing else native._native.instruction_sets()
+
+
+@pytest.fixture
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = native._native.instruction_set()
+    native._native.choose_instruction_set(request.param)
+    yield
+    native._native.choose_instruction_set(before)
+
+
+@pytest.mark.parametrize("instruction_set", SETS, indirect=True)
+@pytest.mark.usefixtures("instruction_set")
+@given(
+    rows=st.integers(1, 70),
+    columns=st.sampled_from([1, 7, 16, 100, 511, 784, 1030]),
+    axis=st.sampled_from([0, 1]),
+    double=st.booleans(),
+    rule=st.tuples(st.booleans(), st.just(0.5), st.just(1.5), st.booleans()),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_kernel_gives_sums_and_factors_as_torch(
+    rows: int, columns: int, axis: int, double: bool, rule: tuple, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    weight = weight if double else weight.float()
+    sums, m = weight.new_full((2, weight.shape[axis]), math.nan)
+    assert native.importance([(weight, axis, 1, 1)], sums, m, rule)
+    bound = {"rtol": 1e-12 if double else 1e-6, "atol": 0.0}
+    expected = weight.double().abs().sum(1 - axis)
+    torch.testing.assert_close(sums.double(), expected, **bound)
+    factors = 2 * expected / expected.max()
+    factors = factors.clamp(0.5, 1.5) if rule[0] else factors
+    factors = factors.mean().expand_as(factors) if rule[3] else factors
+    torch.testing.assert_close(m.double(), factors, **bound)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "conv2d", "conv snu recurrent", "embedding"])
+@pytest.mark.parametrize("options", [{}, {"clip": None}, {"control": "gain"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_banks_with_and_without_the_kernel_agree(
+    name: str, options: dict, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(name)[0].to(dtype)
+    found = []
+    for built in (True, False):
+        if not built:
+            monkeypatch.setattr(native, "_native", None)
+        with grapes.attach(model, **options) as handle:
+            found.append(handle.factors()["hidden"])
+    bound = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(*found, rtol=bound, atol=0)
+
+
+@pytest.mark.skipif(native.missing is not None, reason="built without kernels")
+def test_the_kernel_leaves_what_it_cannot_read() -> None:
+    sums = torch.zeros(4)
+    for weight in (torch.ones(3, 4).t(), torch.ones(4, 3).double(), torch.ones(4, 3).bfloat16()):
+        assert not native.importance([(weight, 0, 1, 1)], sums)
+        assert torch.equal(
+            absolute_sums(weight),
+            torch.full((4,), 3.0, dtype=weight.dtype).to(
+                torch.promote_types(weight.dtype, torch.float32)
+            ),
+        )
+    assert not native.importance([(torch.ones(4, 4, 2), 1, 1, 1)], sums)
+    assert not native.importance([(torch.ones(0, 4), 1, 1, 1)], sums)
+    assert not sums.any()
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_weights_that_are_no_numbers_are_seen(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not built:
+        monkeypatch.setattr(native, "_native", None)
+    model = pair()
+    with torch.no_grad():
+        model[0].weight[1, 2] = math.nan
+    with grapes.attach(model) as handle:
+        assert bool(handle.factors()["0"].isnan().all())
 
 
 @pytest.mark.parametrize(("clip", "value"), [((1.0, 2.0), 1.0), ((0.5, 2.0), 0.5), (None, 1.0)])

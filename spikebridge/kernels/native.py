@@ -7,11 +7,13 @@ the units is copied; strides of time and batch are handed on as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.utils.dlpack
 from torch import Tensor
+from torch.nn import Parameter
 
 try:
     from spikebridge import _native as _built
@@ -29,6 +31,7 @@ __all__ = [
     "backward",
     "empty",
     "forward",
+    "importance",
     "instruction_set",
     "missing",
     "openmp",
@@ -41,6 +44,7 @@ POOLED_BYTES = 1 << 20
 POISON = False  # set by tests: fresh memory is NaN
 DLPACK = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16)}
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+SUMMED = {torch.float32: "importance_float32", torch.float64: "importance_float64"}
 TAKES = "float32, float64 and bfloat16"
 G_CODES = {"identity": 0, "leaky_relu": 0, "relu": 1, "elu": 2}
 H_CODES = {
@@ -155,6 +159,44 @@ def backward(
         torch.get_num_threads(),
     )
     return grad_drive, grad_s0, grad_y0, share_decay, share_bias
+
+
+def importance(
+    weights: Sequence[tuple[Tensor, int, int, int]],
+    sums: Tensor,
+    factors: Tensor | None = None,
+    rule: tuple[bool, float, float, bool] = (False, 0.0, 0.0, False),
+) -> bool:
+    """Sums of |W| of neurons, and what GRAPES makes of them; see `learning.importance`.
+
+    Args:
+        weights: each with the axis of its neurons, gates and repeat.
+        sums: (N,), written: over all weights.
+        factors: (N,), written: 2 sums / max.
+        rule: whether factors are clipped, the bounds, whether all get the mean factor.
+
+    Returns False, and writes nothing, where it cannot: other devices, dtypes and layouts, empty
+    weights.
+    """
+    name = SUMMED.get(sums.dtype)
+    if _native is None or name is None or not (sums.is_cpu and sums.is_contiguous()):
+        return False
+    found = []
+    for weight, axis, gates, repeat in weights:
+        if (
+            weight.dtype is not sums.dtype
+            or type(weight) not in (Tensor, Parameter)
+            or not (weight.is_cpu and weight.is_contiguous())
+            or not (numbers := weight.numel())
+            or (axis and weight.dim() != 2)
+        ):
+            return False
+        rows = len(weight)
+        found.append((weight.data_ptr(), rows, numbers // rows, axis, gates, repeat))
+    getattr(_native, name)(
+        found, len(sums), sums.data_ptr(), _address(factors), rule, torch.get_num_threads()
+    )
+    return True
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

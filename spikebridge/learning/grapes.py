@@ -50,6 +50,8 @@ __all__ = ["Grapes", "attach", "factor"]
 Form = Literal["propagated", "local"]
 Importance = Literal["incoming", "outgoing"]
 Control = Literal["none", "gain"]
+# Banks with the rows to read anew; then where factors go, and from where.
+_Plan = tuple[list[tuple[Bank, list[int]]], list[Tensor], list[Tensor]]
 _attached: weakref.WeakSet[Grapes] = weakref.WeakSet()
 
 
@@ -275,6 +277,7 @@ class Grapes:
             bank = Bank([self._populations[k] for k in members], self._clip, gain)
             for row, k in enumerate(members):
                 self._banks[k] = bank, row
+        self._plans: dict[tuple[int, ...], _Plan] = {}
         self._targets: list[list[Tensor]] = [[] for _ in kinds]
         for stack in self._stacks:
             stack.place(*kinds[0])
@@ -285,27 +288,31 @@ class Grapes:
                 self._targets[k].append(target)
 
     @torch.no_grad()
-    def _update(self, which: Iterable[int]) -> None:
+    def _update(self, which: Sequence[int]) -> None:
         """Read the weights of these populations; at once, where they are on one device."""
-        which = list(which)
         for k in which:
             weight, bank = self._watched[k][0], self._banks[k][0]
             if weight.device != bank.sums.device or bank.narrow(weight):
                 self._place()
-                which = list(range(len(self._populations)))
+                which = range(len(self._populations))
                 break
-        rows: dict[int, tuple[Bank, list[int]]] = {}
-        for k in which:
-            bank, row = self._banks[k]
-            rows.setdefault(id(bank), (bank, []))[1].append(row)
-        for bank, members in rows.values():
+        plan = self._plans.get(which := tuple(which))
+        if plan is None:
+            plan = self._plans[which] = self._plan(which)
+        rows, to, found = plan
+        for bank, members in rows:
             bank.update(members)
+        torch._foreach_copy_(to, found)
+
+    def _plan(self, which: Iterable[int]) -> _Plan:
+        rows: dict[int, tuple[Bank, list[int]]] = {}
         to, found = [], []
         for k in which:
             bank, row = self._banks[k]
+            rows.setdefault(id(bank), (bank, []))[1].append(row)
             to += self._targets[k]
             found += [bank.factors[row]] * len(self._targets[k])
-        torch._foreach_copy_(to, found)
+        return list(rows.values()), to, found
 
     def _stepped(self, optimizer: Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

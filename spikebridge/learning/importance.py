@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikebridge.kernels import native
+from spikebridge.kernels.product import traced
 from spikebridge.layers import Layer
 from spikebridge.learning.nodes import CONVOLUTIONS
 from spikebridge.synapses import Conv2d, Dense, Embedding
@@ -56,13 +58,15 @@ def absolute_sums(
     weight, axis = weight.detach(), axis % weight.dim()
     over = [d for d in range(weight.dim()) if d != axis]
     wide = torch.promote_types(weight.dtype, torch.float32)
+    if out is None:
+        out = weight.new_empty(weight.shape[axis], dtype=wide)
+    if not traced() and native.importance([(weight, axis, 1, 1)], out):
+        return out
     if weight.device.type != "cpu":
         return torch.linalg.vector_norm(weight, 1, over, dtype=wide, out=out)
     # On a CPU that norm runs number by number; |W| and a plain sum are four times as fast.
     rows = min(max(1, _PIECE * len(weight) // max(weight.numel(), 1)), len(weight))
     sizes = (Scratch() if scratch is None else scratch).like(weight[:rows])
-    if out is None:
-        out = weight.new_empty(weight.shape[axis], dtype=wide)
     for begin in range(0, len(weight), rows):
         part = weight[begin : begin + rows]
         found = torch.abs(part, out=sizes[: len(part)])
@@ -127,11 +131,11 @@ class Source:
                 break
         return _carried(chain, steps, value)
 
-    def sums(self, scratch: Scratch, out: Tensor | None = None) -> Tensor:
-        """Sum of |W| of each neuron, (N,)."""
+    def sums(self, value: Tensor, scratch: Scratch, out: Tensor | None = None) -> Tensor:
+        """Sum of |W| of each neuron, (N,), of that value."""
         if self.gates == self.repeat == 1:
-            return absolute_sums(self.value(), self.axis, out, scratch)
-        found = absolute_sums(self.value(), self.axis, None, scratch).view(self.gates, -1).sum(0)
+            return absolute_sums(value, self.axis, out, scratch)
+        found = absolute_sums(value, self.axis, None, scratch).view(self.gates, -1).sum(0)
         found = found.repeat_interleave(self.repeat)
         return found if out is None else out.copy_(found)
 
@@ -162,11 +166,15 @@ class Population:
     size: int
     sources: tuple[Source, ...]
 
-    def write(self, out: Tensor, scratch: Scratch) -> None:
-        """The sums over all sources into out, (size,)."""
-        self.sources[0].sums(scratch, out)
-        for source in self.sources[1:]:
-            out += source.sums(scratch).to(out.device, out.dtype)
+    def weights(self) -> list[tuple[Tensor, int, int, int]]:
+        """The weight of each source as it is now, with its axis, gates and repeat."""
+        return [(s.value(), s.axis, s.gates, s.repeat) for s in self.sources]
+
+    def write(self, weights: Sequence[tuple[Any, ...]], out: Tensor, scratch: Scratch) -> None:
+        """The sums over these weights of all sources into out, (size,)."""
+        self.sources[0].sums(weights[0][0], scratch, out)
+        for source, (value, *_) in zip(self.sources[1:], weights[1:], strict=True):
+            out += source.sums(value, scratch).to(out.device, out.dtype)
 
     def likeness(self) -> tuple[torch.device, torch.dtype]:
         """Device and dtype of its sums."""
@@ -176,7 +184,7 @@ class Population:
 
 
 class Bank:
-    """The factors of populations on one device, computed in a few operations for all of them.
+    """The factors of populations on one device, by a kernel or in a few operations for all.
 
     Args:
         populations: P of them, of up to N neurons.
@@ -186,6 +194,7 @@ class Bank:
 
     def __init__(self, populations: Sequence[Population], clip: Clip | None, gain: bool) -> None:
         self.populations, self.clip, self.scratch = populations, clip, Scratch()
+        self.rule = (clip is not None, *(clip or (0.0, 0.0)), gain)  # for the kernel
         device, dtype = populations[0].likeness()
         sizes = [p.size for p in populations]
         # The last column is next to nothing: weights that are all 0 are then no 0 / 0.
@@ -207,9 +216,23 @@ class Bank:
         return weight.dtype == torch.float64 != self.sums.dtype
 
     def update(self, which: Iterable[int]) -> None:
-        """Read the weights of these populations anew; `factors` follows.  Under no_grad."""
+        """Read the weights of these populations anew; `factors` follows.  Under no_grad.
+
+        A kernel does a population in one pass over its weights; what it leaves, torch does.
+        """
+        left, plain = False, not traced()
         for k in which:
-            self.populations[k].write(self.rows[k], self.scratch)
+            weights = self.populations[k].weights()
+            if not plain or not native.importance(
+                weights, self.rows[k], self.factors[k], self.rule
+            ):
+                self.populations[k].write(weights, self.rows[k], self.scratch)
+                left = True
+        if left:
+            self.write_factors()
+
+    def write_factors(self) -> None:
+        """The factors of all populations from the sums."""
         torch.amax(self.sums, 1, keepdim=True, out=self.top)
         torch.addcdiv(self.zero, self.sums, self.top, value=2.0, out=self.out)
         if self.clip is not None:

@@ -188,8 +188,10 @@ class Entrance(Hook):
     def _follow(self, y: Tensor) -> None:
         """The model may have gone to another device, or to float64."""
         factor = self.at.states if self.at.output is None else self.at.output
-        wider = y.dtype == torch.float64 != getattr(factor, "dtype", None)
-        if factor is not None and (wider or factor.device != y.device):
+        if factor is None:
+            return
+        wider = y.dtype is torch.float64 is not factor.dtype
+        if wider or factor.device != y.device:
             self.refresh()
 
     def _handed(self, factor: Tensor, state: Tensor) -> Tensor:
@@ -275,7 +277,7 @@ def _times(factor: Tensor, version: int, grad: Tensor | None) -> Tensor | None:
             "the factors of GRAPES have changed between forward and backward: an optimiser's "
             "step, refresh() or detach() came between; run backward() first"
         )
-    return grad * factor.to(grad.dtype)
+    return grad * (factor if factor.dtype is grad.dtype else factor.to(grad.dtype))
 
 
 def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
