@@ -79,6 +79,7 @@ FORGETTING: tuple[ForgettingEntry, ...] = (
         rows=_ROWS,
         settings={"protocol": "permuted", "tasks": 5},
         grid={"lr": (1e-3, 3e-3, 1e-2, 3e-2)},
+        minutes=35,
     ),
     ForgettingEntry(
         name="grapes-forgetting-split",
@@ -87,7 +88,7 @@ FORGETTING: tuple[ForgettingEntry, ...] = (
         rows=_ROWS,
         settings={"protocol": "split", "tasks": 5, "heads": "masked"},
         grid={"lr": (1e-3, 3e-3, 1e-2, 3e-2)},
-        quick={"hidden": (32,), "tasks": 2, "batch_size": 256},
+        minutes=10,
     ),
 )
 

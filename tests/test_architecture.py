@@ -33,6 +33,7 @@ ORDER = [
     ["complexity", "deployment", "search", "stepwise"],
     ["digital"],
     ["report"],
+    ["forgetting_table", "forgetting_tuning"],
     ["forgetting"],
     ["contenders"],
     ["summary", "tuning"],

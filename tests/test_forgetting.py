@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from spikebridge import cli, continual, forgetting, rundir
+from spikebridge import cli, continual, forgetting, forgetting_tuning, rundir
+from spikebridge.continual_config import override
 from spikebridge.contrasts import paired
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry, ForgettingRow, find
 from spikebridge.records import RunError, UsageError
@@ -77,7 +78,7 @@ def test_the_best_on_validation_is_chosen_by_other_seeds(
     made: tuple[Path, dict[str, Any]],
 ) -> None:
     out, content = made
-    trials = rundir.read_json(out / forgetting.TUNING, "")["trials"]
+    trials = rundir.read_json(out / forgetting_tuning.TUNING, "")["trials"]
     assert {trial["seed"] for trial in trials} == {1000, 1001}
     for row in content["rows"]:
         means = {}
@@ -93,7 +94,7 @@ def test_the_best_on_validation_is_chosen_by_other_seeds(
         assert row["at_edge"] == ["lr"]  # of two values both are ends
     one = trials[0]
     row = next(r for r in tiny().rows if r.name == one["row"])
-    config = forgetting.override(tiny().config(row, one["seed"]), **one["settings"])
+    config = override(tiny().config(row, one["seed"]), **one["settings"])
     assert continual.validate(config) == one["valid"]
 
 
@@ -105,7 +106,7 @@ def test_what_is_done_is_not_done_again(
     def never(*args: Any) -> Any:
         raise AssertionError("it was done already")
 
-    monkeypatch.setattr(forgetting, "_validate", never)
+    monkeypatch.setattr(forgetting_tuning, "_validate", never)
     monkeypatch.setattr(forgetting, "_run", never)
     assert forgetting.compare(tiny(), out, seeds=range(3), page=False) == content
     fewer = forgetting.compare(tiny(), out, seeds=[1], page=False)
@@ -116,7 +117,7 @@ def test_what_is_done_is_not_done_again(
 
 
 def test_a_table_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry, plain = tiny(rows=tiny().rows[:1]), forgetting._validate
+    entry, plain = tiny(rows=tiny().rows[:1]), forgetting_tuning._validate
     calls = []
 
     def stopped(config: dict[str, Any]) -> Any:
@@ -125,10 +126,10 @@ def test_a_table_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return plain(config)
 
-    monkeypatch.setattr(forgetting, "_validate", stopped)
+    monkeypatch.setattr(forgetting_tuning, "_validate", stopped)
     with pytest.raises(KeyboardInterrupt):
         forgetting.compare(entry, tmp_path, seeds=[0], page=False)
-    assert len(rundir.read_json(tmp_path / forgetting.TUNING, "")["trials"]) == 2
+    assert len(rundir.read_json(tmp_path / forgetting_tuning.TUNING, "")["trials"]) == 2
     forgetting.compare(entry, tmp_path, seeds=[0], page=False)
     assert calls == [0.02, 0.02, 0.05, 0.05, 0.05]
     # Other settings: their trials count no more, and their runs are done anew.
@@ -150,6 +151,66 @@ def test_trials_that_diverge_are_not_chosen(tmp_path: Path) -> None:
         forgetting.compare(
             dataclasses.replace(entry, grid={"lr": (1e29, 1e30)}), tmp_path / "b", seeds=[0]
         )
+
+
+def test_a_table_of_another_grid_reports_the_trials_of_that_grid_alone(tmp_path: Path) -> None:
+    rows = (ForgettingRow("ewc", "EWC", "ewc", {"method": "ewc"}, {"strength": (3.0, 30.0)}),)
+    entry = tiny(rows=rows, grid={"lr": (0.02,)})
+    forgetting.compare(entry, tmp_path, seeds=[0], page=False)
+    path = tmp_path / forgetting_tuning.TUNING
+    kept = rundir.read_json(path, "")
+    for record in kept["trials"]:  # the best of all was 3, by far
+        record["valid"] = 1.0 if record["settings"]["strength"] == 3 else 0.5
+    rundir.write_json(path, kept)
+    other = (dataclasses.replace(rows[0], grid={"strength": (30.0, 60.0, 300.0)}),)
+    told: list[str] = []
+    content = forgetting.compare(
+        dataclasses.replace(entry, rows=other), tmp_path, seeds=[0], page=False, tell=told.append
+    )
+    assert [t["settings"]["strength"] for t in content["trials"]] == [30, 30, 60, 60, 300, 300]
+    assert [t["valid"] for t in content["trials"]][:2] == [0.5, 0.5]  # not done again
+    assert len([text for text in told if text.startswith("trial")]) == 4
+    row = content["rows"][0]
+    assert row["chosen"]["strength"] in (30.0, 60.0, 300.0)
+    assert row["at_edge"] == (["strength"] if row["chosen"]["strength"] != 60 else [])
+    assert "3 settings tried" in forgetting_text.markdown(content)
+    config = continual.read_outcome(tmp_path / "ewc-0").config
+    assert config.sequence.strength == row["chosen"]["strength"]
+
+
+def test_of_equal_means_the_first_of_the_grid_is_chosen_and_anew_is_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = tiny(rows=tiny().rows[:1], grid={"lr": (0.01, 0.02, 0.05)})
+    valid = {0.01: 0.5, 0.02: 0.75, 0.05: 0.75}
+    calls = []
+
+    def known(plain: dict[str, Any]) -> float:
+        calls.append(plain["train"]["lr"])
+        return valid[plain["train"]["lr"]]
+
+    monkeypatch.setattr(forgetting_tuning, "_validate", known)
+    tell = calls.append
+
+    def chosen(**more: Any) -> dict[str, float]:
+        return forgetting_tuning.tune(entry, tmp_path, tell=tell, **more)["chosen"]["plain"]
+
+    assert chosen() == {"lr": 0.02}
+    path = tmp_path / forgetting_tuning.TUNING
+    kept = rundir.read_json(path, "")
+    rundir.write_json(path, kept | {"trials": kept["trials"][::-1]})  # as they came in
+    calls.clear()
+    assert chosen() == {"lr": 0.02}
+    assert calls == []
+    assert rundir.read_json(path, "") == kept
+    valid[0.05] = 0.8
+    assert chosen() == {"lr": 0.02}
+    assert chosen(anew=True) == {"lr": 0.05}
+    # What was written before trials held their settings does not count.
+    for record in kept["trials"]:
+        del record["config"]
+    rundir.write_json(path, kept)
+    assert chosen() == {"lr": 0.05}
 
 
 def test_seeds_of_trials_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""What is chosen for each row of a table of forgetting: the best of its grid, on validation.
+
+The seeds are not those of the runs, and the test sets are never read.  Trials that were done are
+kept, so that what was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spikebridge import pool, rundir
+from spikebridge.continual_config import ContinualConfig, from_dict, override, to_dict
+from spikebridge.forgetting_entries import ForgettingEntry, ForgettingRow
+from spikebridge.records import ConfigError, RunError
+
+TUNING = "tuning.json"
+
+Tell = Callable[[str], None]
+Key = tuple[str, ContinualConfig]
+
+
+class _Trial(NamedTuple):
+    row: str
+    settings: dict[str, float]
+    config: ContinualConfig
+
+    @property
+    def key(self) -> Key:
+        """All that decides its number."""
+        return self.row, self.config
+
+    @property
+    def name(self) -> str:
+        chosen = ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
+        return f"{self.row}, {chosen}, seed {self.config.train.seed}"
+
+
+def tune(
+    entry: ForgettingEntry,
+    out: Path,
+    *,
+    quick: bool = False,
+    jobs: int = 1,
+    anew: bool = False,
+    tell: Tell,
+) -> dict[str, Any]:
+    """The settings of each row's grid with the best mean validation accuracy over all tasks.
+
+    Args:
+        entry: its rows, grids and trial seeds.
+        out: folder of the table; out/tuning.json holds the trials.
+        quick: the entry's quick settings, and the first value of each grid without a trial.
+        jobs: trials at the same time, one thread each, so that their number changes nothing.
+        anew: forget the trials that lie there.
+        tell: is told of each trial.
+
+    Returns the content of tuning.json: `trials` of this grid in its order (row, settings, seed,
+    valid, config; valid is None where it diverged) and `chosen` by row, of equal means what comes
+    first in the grid.  Raises RunError where every setting of a row has diverged.
+    """
+    path = out / TUNING
+    trials = [trial for row in entry.rows for trial in _trials(entry, row, quick)]
+    known = {} if anew else _known(path, {trial.key for trial in trials})
+    _write(path, trials, known, {})
+    todo = [(trial, to_dict(trial.config)) for trial in trials if trial.key not in known]
+    clock = Clock(len(todo), "trial", tell)
+    for trial, valid in pool.results(_validate, todo, jobs):
+        failed = isinstance(valid, str)
+        known[trial.key] = None if failed else valid
+        _write(path, trials, known, {})
+        said = valid if failed else f"validation {100 * valid:.2f} %"
+        clock.tell(f"{trial.name}: {said}")
+    chosen = {
+        row.name: _best(row.name, _options(entry, row, quick), trials, known) for row in entry.rows
+    }
+    return _write(path, trials, known, chosen)
+
+
+def _trials(entry: ForgettingEntry, row: ForgettingRow, quick: bool) -> Iterator[_Trial]:
+    options = _options(entry, row, quick)
+    for settings in options if len(options) > 1 else ():
+        for seed in entry.trial_seeds:
+            config = override(entry.config(row, seed, quick=quick), **settings)
+            yield _Trial(row.name, settings, config)
+
+
+def _options(entry: ForgettingEntry, row: ForgettingRow, quick: bool) -> list[dict[str, float]]:
+    """All settings of a row's grid."""
+    grid = {**entry.grid, **row.grid}
+    values = itertools.product(*(v[:1] if quick else v for v in grid.values()))
+    return [dict(zip(grid, chosen, strict=True)) for chosen in values]
+
+
+def _known(path: Path, asked: set[Key]) -> dict[Key, float | None]:
+    """What trials that lie there have found, as far as they are asked for."""
+    known: dict[Key, float | None] = {}
+    if not path.exists():
+        return known
+    for record in rundir.read_json(path, "remove it to tune anew")["trials"]:
+        try:
+            key = (record["row"], from_dict(record["config"]))
+        except (KeyError, ConfigError):  # of settings as they are no more
+            continue
+        if key in asked:
+            known[key] = record["valid"]
+    return known
+
+
+def _write(
+    path: Path,
+    trials: Sequence[_Trial],
+    known: Mapping[Key, float | None],
+    chosen: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """Write the trials that are done, in the order of rows and grids; what was written."""
+    records = [
+        {
+            "row": trial.row,
+            "settings": trial.settings,
+            "seed": trial.config.train.seed,
+            "valid": known[trial.key],
+            "config": to_dict(trial.config),
+        }
+        for trial in trials
+        if trial.key in known
+    ]
+    content = {"trials": records, "chosen": chosen}
+    rundir.write_json(path, content)
+    return content
+
+
+def _best(
+    row: str,
+    options: Sequence[dict[str, float]],
+    trials: Sequence[_Trial],
+    known: Mapping[Key, float | None],
+) -> dict[str, float]:
+    if len(options) == 1:  # nothing to be chosen
+        return options[0]
+    means = []
+    for settings in options:
+        mine = (t for t in trials if t.row == row and t.settings == settings)
+        values = [known[trial.key] for trial in mine]
+        finite = [value for value in values if value is not None]
+        if len(finite) == len(values):
+            means.append((statistics.fmean(finite), settings))
+    if not means:
+        raise RunError(f"{row}: all trials diverged; give it a grid of lower learning rates")
+    return max(means, key=lambda pair: pair[0])[1]
+
+
+def _validate(plain: dict[str, Any]) -> float | str:
+    """The mean validation accuracy of a trial, or why it failed."""
+    from spikebridge import continual
+
+    try:
+        return continual.validate(from_dict(plain))
+    except RunError as error:
+        return str(error)
+
+
+class Clock:
+    """Tells how far something has come and how long it still takes."""
+
+    def __init__(self, count: int, what: str, tell: Tell) -> None:
+        self.count, self.what, self.told = count, what, tell
+        self.done, self.started = 0, time.monotonic()
+
+    def tell(self, text: str) -> None:
+        """One more of them is done."""
+        self.done += 1
+        each = (time.monotonic() - self.started) / self.done
+        left = each * (self.count - self.done)
+        self.told(f"{self.what} {self.done}/{self.count}  {text}  {left:.0f} s left")
