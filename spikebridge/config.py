@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from spikebridge.learning_config import ONLINE, LearningConfig
+from spikebridge.learning_config import FEEDBACK, ONLINE, LearningConfig
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import BASELINES, LABELS, VARIANTS, ModelConfig
 from spikebridge.presets import PRESETS
@@ -167,6 +167,11 @@ class Config:
 
     def _check_rule(self) -> None:
         """What an online rule forms gradients of is the loss of each step, and nothing else."""
+        require(
+            self.learning.rule not in FEEDBACK or not self.train.sampled,
+            f"rule={self.learning.rule}, sampled={self.train.sampled}: random feedback comes from "
+            "all outputs; leave --sampled out",
+        )
         if self.learning.rule not in ONLINE:
             return
         found = {

@@ -206,10 +206,9 @@ class _Learner:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(config.plain().train, self.parameters)
         chosen = config.sequence
-        self.ewc = EWC(self.network, chosen.penalty) if chosen.method == "ewc" else None
-        self.si = (
-            SI(self.network, chosen.penalty, chosen.damping) if chosen.method == "si" else None
-        )
+        strength = chosen.strength or 0.0
+        self.ewc = EWC(self.network, strength) if chosen.method == "ewc" else None
+        self.si = SI(self.network, strength, chosen.damping) if chosen.method == "si" else None
         self.step = 0
         self.history: list[dict[str, Any]] = []
 
@@ -249,10 +248,7 @@ class _Learner:
             self.optimizer.zero_grad(set_to_none=True)
             loss, _ = teacher.gradients(batch, None, self.data)
             if not math.isfinite(loss):
-                raise RunError(
-                    f"the loss became {loss} in pass {epoch}; start anew with a lower --lr (now "
-                    f"{self.train.lr:g}), a lower --strength or a --clip-norm"
-                )
+                raise self._diverged(f"the loss became {loss} in pass {epoch}")
             if self.si is not None:
                 self.si.before_step()
             held = self.ewc or self.si
@@ -266,20 +262,38 @@ class _Learner:
             self.step += 1
             total, count = total + loss * batch.counted, count + batch.counted
             self.progress.batch(epoch, done / number)
+        # What a gradient that is not finite has spoilt; spikes hide it from the loss.
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            raise self._diverged(f"a weight became infinite or nan in pass {epoch}")
         return total / count
+
+    def _diverged(self, what: str) -> RunError:
+        strength = self.config.sequence.strength
+        remedies = [f"a lower --lr (now {self.train.lr:g})"]
+        if strength is not None:
+            remedies.append(f"a lower --strength (now {strength:g})")
+        remedies.append(f"a lower --clip-norm (now {self.train.clip_norm:g}; 0 = none)")
+        return RunError(
+            f"{what}, all must stay finite; start anew with --overwrite and {' or '.join(remedies)}"
+        )
 
     def _hold(self, part: Part) -> None:
         if self.si is not None:
             self.si.consolidate()
         if self.ewc is not None:
             self.network.eval()
-            self.ewc.consolidate(self._log_likelihoods(part))
+            try:
+                self.ewc.consolidate(self._log_likelihoods(part))
+            except ValueError as error:
+                raise self._diverged(f"Fisher information: {error}") from error
 
     def _log_likelihoods(self, part: Part) -> Iterator[Tensor]:
         """Minus the log-likelihoods of training images, one by one."""
         chosen = self.config.sequence
         for batch in islice(part.batches("train", 1, self.data), chosen.fisher_samples):
             logits, label = part.answers(self.network(batch.x)[0], batch)
+            if not bool(logits.isfinite().all()):  # from such there is no drawing
+                raise self._diverged("an answer of the network became infinite or nan")
             if chosen.labels == "model":
                 shares = logits.detach().softmax(-1)
                 label = torch.multinomial(shares, 1, generator=self.data)[:, 0]

@@ -13,7 +13,7 @@ from spikebridge.model_config import LABELS, PLAIN, ModelConfig
 from spikebridge.records import at_least, check_types, refuse_unknown, require, type_name
 from spikebridge.task_configs import DigitsConfig
 
-STRENGTHS = {"naive": 0.0, "ewc": 30.0, "si": 1.0}
+STRENGTHS = {"ewc": 30.0, "si": 1.0}
 METHODS = {"naive": "", "ewc": "EWC", "si": "SI"}
 
 
@@ -35,9 +35,10 @@ class SequenceConfig:
     """Seed of the permutations, apart from --seed, so that several runs share them."""
     method: Literal["naive", "ewc", "si"] = "naive"
     """What holds weights that mattered to earlier tasks: naive (nothing), ewc (elastic weight
-    consolidation, Kirkpatrick et al. 2017) or si (synaptic intelligence, Zenke et al. 2017)."""
-    strength: float = 0.0
-    """Factor on the penalty of ewc and si; 0 = 30 for ewc, 1 for si."""
+    consolidation, Kirkpatrick et al. 2017) or si (synaptic intelligence, Zenke et al. 2017).  si
+    with --grapes or --rule fa, dfa, drtp takes the update that the rule makes for the gradient."""
+    strength: float | None = None
+    """Factor on the penalty of ewc and si, at least 0; none given = 30 for ewc, 1 for si."""
     damping: float = 0.1
     """What si adds to the square of a weight's way, above 0."""
     labels: Literal["model", "true"] = "model"
@@ -56,20 +57,25 @@ class SequenceConfig:
             self.heads == "shared" or self.protocol == "split",
             f"heads={self.heads}: permuted tasks have all classes in each; leave --heads out",
         )
-        require(
-            self.strength == 0 or self.method != "naive",
-            f"strength={self.strength:g}: naive has no penalty; pass --method ewc or si too",
-        )
+        self._settle_strength()
         require(
             self.damping > 0, f"damping={self.damping:g}: it must be above 0; pass --damping 0.1"
         )
-        at_least(self, 0, "0", "strength", "sequence_seed")
+        at_least(self, 0, "0", "sequence_seed")
         at_least(self, 1, "1000", "fisher_samples")
 
-    @property
-    def penalty(self) -> float:
-        """The factor on the penalty, the method's own where none is given."""
-        return self.strength or STRENGTHS[self.method]
+    def _settle_strength(self) -> None:
+        """The record holds the number that is used; none is left for naive alone."""
+        if self.method == "naive":
+            require(
+                not self.strength,
+                f"strength={self.strength}: naive has no penalty; pass --method ewc or si too",
+            )
+            object.__setattr__(self, "strength", None)
+        elif self.strength is None:
+            object.__setattr__(self, "strength", STRENGTHS[self.method])
+        else:
+            at_least(self, 0, "1", "strength")
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,12 @@ def for_unit(unit: str, **settings: Any) -> ContinualConfig:
 
 
 def override(config: ContinualConfig, **settings: Any) -> ContinualConfig:
-    """A copy with some fields of the nested records replaced, named without their record."""
+    """A copy with some fields of the nested records replaced, named without their record.
+
+    A new method comes with a strength of its own, unless one is given.
+    """
+    if settings.get("method", config.sequence.method) != config.sequence.method:
+        settings = {"strength": None} | settings
     parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     known = {f.name: part for part, record in parts.items() for f in dataclasses.fields(record)}
     refuse_unknown(settings, known, "setting")

@@ -54,7 +54,8 @@ _IMAGES_BINARY: dict[str, Any] = {
     "dropout_in": 0.1,
 }
 
-# The setting of Dellaferrera et al. 2022 (GRAPES), their code: plain SGD on pixels / 255.
+# That of the published code of GRAPES: plain SGD on pixels / 255, no biases.  It also drops a tenth
+# of the neurons; here nothing is dropped, and the readout has its bias as ever.
 _GRAPES: dict[str, Any] = {
     "hidden": (256, 256),
     "coding": "current",

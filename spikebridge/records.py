@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -66,7 +66,7 @@ def check_types(record: Any) -> None:
     kind: Any = type(record)
     for name, annotation in _hints(kind).items():
         value = getattr(record, name)
-        if annotation is float and type(value) is int:
+        if type(value) is int and (annotation is float or annotation == float | None):
             value = float(value)
         if get_origin(annotation) is tuple and isinstance(value, list):
             value = tuple(value)
@@ -96,8 +96,13 @@ def _wanted(annotation: Any) -> str:
     if origin is tuple:
         return "a list of " + ("whole numbers" if get_args(annotation)[0] is int else "names")
     if origin in (Union, UnionType):
-        return " or ".join(option.__name__ for option in get_args(annotation))
-    names = {int: "a whole number", float: "a finite number", bool: "true or false"}
+        return " or ".join(_wanted(option) for option in get_args(annotation))
+    names = {
+        int: "a whole number",
+        float: "a finite number",
+        bool: "true or false",
+        NoneType: "none",
+    }
     return names.get(annotation, annotation.__name__)
 
 

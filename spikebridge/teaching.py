@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch.nn import functional as F
 
 from spikebridge.config import Config
+from spikebridge.layers import Baseline
 from spikebridge.learning_config import FEEDBACK, ONLINE
 from spikebridge.objective import Objective
 from spikebridge.records import UsageError
@@ -57,8 +58,7 @@ class Teacher:
         if chosen.rule in FEEDBACK:
             from spikebridge.learning import feedback
 
-            if chosen.rule == "drtp":
-                self._check_classes()
+            self._check_feedback(chosen.rule)
             seed = seed_of(config.train.seed + chosen.feedback_seed, "feedback")
             rule = cast(feedback.Rule, chosen.rule)
             self.feedback = feedback.attach(self.network, rule, seed=seed)
@@ -117,6 +117,22 @@ class Teacher:
         for part in (self.grapes, self.feedback):
             if part is not None:
                 part.detach()
+
+    def _check_feedback(self, rule: str) -> None:
+        if self.network.tied:
+            raise ValueError(
+                "a tied readout ends in the embedding's matrix, through which no feedback goes; "
+                "pass --no-tied"
+            )
+        if rule == "fa":
+            for layer in list(self.network.layers)[1:]:
+                if isinstance(layer, Baseline):
+                    raise ValueError(
+                        f"torch's {type(layer.core).__name__} sends errors down through its own "
+                        "weights; pass --rule dfa, or a single hidden layer"
+                    )
+        if rule == "drtp":
+            self._check_classes()
 
     def _check_classes(self) -> None:
         first = next(iter(self.task.batches("valid", 1, generator(0, "valid"))))

@@ -11,12 +11,12 @@ from typing import Any
 from safetensors import safe_open
 
 from spikebridge import rundir
-from spikebridge.catalog import Entry
+from spikebridge.catalog import Entry, Row
 from spikebridge.contenders import Planned
 from spikebridge.contrasts import paired
 from spikebridge.learning_curves import Slowness, slowness
 from spikebridge.records import RunError
-from spikebridge.tuning import TUNING
+from spikebridge.tuning import TUNING, at_edge
 
 AGAINST = {"grapes": ("gain", "plain"), "online": ("plain",)}
 
@@ -37,25 +37,26 @@ def verdict(entry: Entry, planned: Sequence[Planned], out: Path) -> dict[str, An
     for run in planned:
         runs.setdefault(run.contender.name, []).append(run)
     found = [
-        _row(row.group, row.role, runs[name], tuned)
-        for row, name in zip(entry.rows, runs, strict=True)
+        _row(entry, row, runs[name], tuned) for row, name in zip(entry.rows, runs, strict=True)
     ]
     groups = list(dict.fromkeys(one["group"] for one in found))
     contrasts = [c for group in groups for c in _contrasts(group, found)]
     return {"learning": found, "contrasts": contrasts}
 
 
-def _row(group: str, role: str, runs: Sequence[Planned], tuned: dict[str, Any]) -> dict[str, Any]:
+def _row(entry: Entry, row: Row, runs: Sequence[Planned], tuned: dict[str, Any]) -> dict[str, Any]:
     name = runs[0].contender.name
+    chosen = tuned.get("chosen", {}).get(name, {})
     results = [rundir.read_result(run.directory) for run in runs]
     fits = [fit for fit in (_slowness(run) for run in runs) if fit is not None]
     values = [fit.slowness for fit in fits]
     return {
         "name": name,
         "label": runs[0].contender.label,
-        "group": group,
-        "role": role,
-        "chosen": tuned.get("chosen", {}).get(name, {}),
+        "group": row.group,
+        "role": row.role,
+        "chosen": chosen,
+        "at_edge": at_edge(entry, row, chosen),
         "tests": [result.test for result in results],
         "slowness": values,
         "slowness_mean": statistics.fmean(values) if values else None,

@@ -20,6 +20,7 @@ from spikebridge.learning_config import LearningConfig
 from spikebridge.learning_curves import slowness
 from spikebridge.records import ConfigError, RunError, UsageError
 from spikebridge.report import rules
+from spikebridge.tasks.digits import Digits
 
 TINY = {"hidden": (16,), "epochs": 3, "batch_size": 128, "threads": 1}
 GRAPES = {"grapes": "propagated"}
@@ -100,9 +101,19 @@ def test_reproduce_tunes_compares_and_shows(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(said.out) == content
 
 
-def test_tuning_never_reads_the_test_set_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_tuning_never_reads_the_test_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = Digits.batches
+
+    def batches(self: Digits, split: str, *more: Any) -> Any:
+        assert split != "test"
+        return real(self, split, *more)
+
+    monkeypatch.setattr(Digits, "batches", batches)
+    tuning.tune(SMALL, comparison.of_entry(SMALL), tmp_path, quick=True)
+    assert [path.name for path in tmp_path.iterdir()] == [tuning.TUNING]
+
+
+def test_tuning_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tried: list[Any] = []
 
     def validate(config: Any) -> list[dict[str, Any]]:
@@ -126,7 +137,6 @@ def test_tuning_never_reads_the_test_set_and_goes_on(
     content = json.loads((tmp_path / tuning.TUNING).read_text())
     assert len(content["trials"]) == 10 > before
     assert [one.config.train.lr for one in tuned] == [0.1, 0.1, 0.05]
-    assert not list(tmp_path.rglob(rundir.RESULT))
 
 
 def test_trials_of_other_settings_do_not_count(
@@ -138,9 +148,48 @@ def test_trials_of_other_settings_do_not_count(
     monkeypatch.setattr(experiment, "validate", validate)
     tuning.tune(SMALL, comparison.of_entry(SMALL), tmp_path)
     other = Entry(**{**vars(SMALL), "settings": TINY | {"hidden": (8,)}})
-    told = []
-    tuning.tune(other, comparison.of_entry(other), tmp_path, tell=lambda *seen: told.append(seen))
-    assert len(told) == 10
+    more = Entry(**{**vars(SMALL), "grid": {"lr": (0.02, 0.1, 0.3)}})
+    longer = Entry(**{**vars(SMALL), "trial": {"epochs": 2}})
+    for entry, anew, expected in (
+        (other, False, 10),
+        (other, False, 0),
+        (SMALL, False, 10),  # those of the other settings have taken their place
+        (more, False, 4),
+        (longer, False, 10),
+        (longer, True, 10),
+    ):
+        told: list[Any] = []
+        contenders = comparison.of_entry(entry)
+        tuning.tune(
+            entry, contenders, tmp_path, anew=anew, tell=lambda *one, told=told: told.append(one)
+        )
+        assert len(told) == expected
+
+
+def test_of_equal_values_the_first_is_taken_whatever_comes_in_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def backwards(work: Any, todo: Any, jobs: int) -> Any:
+        return ((key, 0.5) for key, _ in reversed(todo))
+
+    monkeypatch.setattr(tuning.pool, "results", backwards)
+    tuned = tuning.tune(SMALL, comparison.of_entry(SMALL), tmp_path)
+    assert [one.config.train.lr for one in tuned] == [0.02, 0.02, 0.05]
+
+
+def test_a_choice_at_the_edge_of_its_grid_is_marked() -> None:
+    row = SMALL.rows[0]
+    assert tuning.at_edge(SMALL, row, {"lr": 0.1})
+    wide = Entry(**{**vars(SMALL), "grid": {"lr": (0.02, 0.1, 0.3)}})
+    assert not tuning.at_edge(wide, row, {"lr": 0.1})
+    assert not tuning.at_edge(SMALL, SMALL.rows[2], {"lr": 0.05})  # there was nothing to choose
+    learning = [
+        {"label": "BP", "role": "plain", "chosen": {"lr": 0.1}, "at_edge": True}
+        | {"slowness": [], "slowness_mean": None, "slowness_std": None}
+    ]
+    text = rules.markdown({"metric": "accuracy", "rows": [], "learning": learning})
+    assert "lr 0.1*" in text
+    assert "a better one may lie beyond" in text
 
 
 def test_a_rate_that_fails_is_never_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Entry:
     """What all rows share."""
     seeds: int = 5
     minutes: float = 0.0
-    """What all rows and seeds take on two cores, as measured."""
+    """What all rows, seeds and trials take on two cores: measured, or reckoned from one run."""
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Values that are tried for every row before its runs: the best on validation is taken."""
     trial: Mapping[str, Any] = field(default_factory=dict)

@@ -50,7 +50,20 @@ def judged(one: dict[str, Any], higher_is_better: bool) -> str:
 
 def _about(content: dict[str, Any]) -> str:
     gain = any(row["role"] == "gain" for row in content["learning"])
-    return ABOUT + (ABOUT_GAIN if gain else "")
+    count = len(content.get("contrasts") or [])
+    several = (
+        f" There are {count} intervals of 95 % here, not corrected for their number."
+        if count
+        else ""
+    )
+    return ABOUT + (ABOUT_GAIN if gain else "") + several
+
+
+def _below(content: dict[str, Any]) -> str:
+    edge = any(row.get("at_edge") for row in content["learning"])
+    return (
+        "* The first or the last value that was tried: a better one may lie beyond." if edge else ""
+    )
 
 
 def _contrast_rows(content: dict[str, Any]) -> list[list[str]]:
@@ -87,7 +100,8 @@ def _setting_rows(content: dict[str, Any]) -> list[list[str]]:
         chosen = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
         slow, spread = row["slowness_mean"], row["slowness_std"]
         text = "-" if slow is None else f"{slow:.4f}"
-        found.append([row["label"], chosen or "-", _plus(text, spread)])
+        mark = "*" if row.get("at_edge") else ""
+        found.append([row["label"], f"{chosen}{mark}" or "-", _plus(text, spread)])
     return found if any(row[1:] != ["-", "-"] for row in found) else []
 
 
@@ -111,6 +125,8 @@ def markdown(content: dict[str, Any]) -> str:
             parts += _table(heads, rows)
     if any(row["slowness"] for row in content["learning"]):
         parts += [SLOWNESS, ""]
+    if _below(content):
+        parts += [_below(content).replace("*", "\\*", 1), ""]
     return "\n".join(parts)
 
 
@@ -208,10 +224,10 @@ def section(facts: dict[str, Any], drawer: Drawer) -> Section | None:
         ),
     )
     blocks = [Block(plots=tuple(plot for plot in plots if plot))]
-    for heads, rows, text in (
-        (_heads(facts), _contrast_rows(facts), (3, 5)),
-        (SETTING_HEADS, _setting_rows(facts), (1,)),
+    for heads, rows, text, below in (
+        (_heads(facts), _contrast_rows(facts), (3, 5), ""),
+        (SETTING_HEADS, _setting_rows(facts), (1,), _below(facts)),
     ):
         if rows:
-            blocks.append(Block(table=Table(heads, rows, text=text)))
+            blocks.append(Block(table=Table(heads, rows, text=text), below=below))
     return Section("Seed by seed", _about(facts), tuple(blocks))

@@ -1,0 +1,75 @@
+"""Working processes end with their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spikebridge import pool
+from spikebridge.records import RunError
+
+
+def double(value: int) -> int:
+    return 2 * value
+
+
+def die(value: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_results_come_with_their_keys(jobs: int) -> None:
+    found = dict(pool.results(double, [("a", 1), ("b", 2), ("c", 3)], jobs))
+    assert found == {"a": 2, "b": 4, "c": 6}
+
+
+def test_a_killed_process_is_told() -> None:
+    with pytest.raises(RunError, match=r"a working process was killed, .* fewer --jobs"):
+        list(pool.results(die, [("a", 1), ("b", 2)], 2))
+
+
+PARENT = """
+import os, sys, time
+from spikebridge import pool
+
+def sleep(folder):
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    time.sleep(100)
+
+if __name__ == "__main__":
+    list(pool.results(sleep, [(k, sys.argv[1]) for k in range(2)], 2))
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look at")
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script, folder = tmp_path / "parent.py", tmp_path / "pids"
+    script.write_text(PARENT)
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, str(script), str(folder)]) as parent:
+        for _ in range(600):
+            pids = [int(path.name) for path in folder.iterdir()]
+            if len(pids) == 2:
+                break
+            time.sleep(0.1)
+        assert len(pids) == 2
+        parent.kill()
+    for _ in range(100):
+        if not any(map(alive, pids)):
+            break
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
