@@ -38,7 +38,7 @@ from spikebridge.watching import Progress, Silent
 
 __all__ = ["CONTINUAL", "ContinualConfig", "Outcome", "run", "sequence", "validate"]
 
-CONTINUAL = "continual.json"
+CONTINUAL = rundir.CONTINUAL
 EVALUATED_AT_ONCE = 500
 # Removed in this order when a run is overwritten: first what says that it is complete.
 FILES = (
@@ -103,12 +103,14 @@ def run(
 
     Raises:
         UsageError: a run lies there and neither resume nor overwrite was given, or it has other
-            settings; the rule does not go with the network; the data are missing (DataError).
-        RunError: a loss is not finite, or the checkpoint is damaged.
+            settings, or is one of `experiment.run`; the rule does not go with the network; the data
+            are missing (DataError).
+        RunError: a loss, gradient or weight is not finite, or the checkpoint is damaged.
     """
     directory = Path(directory)
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other; give one of them")
+    rundir.refuse_other(directory, "continual")
     if any((directory / name).exists() for name in FILES) and not overwrite:
         done = _earlier(directory, config, resume)
         if done is not None:
@@ -285,7 +287,8 @@ class _Learner:
             try:
                 self.ewc.consolidate(self._log_likelihoods(part))
             except ValueError as error:
-                raise self._diverged(f"Fisher information: {error}") from error
+                what = "a gradient of the Fisher information became infinite or nan"
+                raise self._diverged(what) from error
 
     def _log_likelihoods(self, part: Part) -> Iterator[Tensor]:
         """Minus the log-likelihoods of training images, one by one."""

@@ -60,7 +60,7 @@ def run(
 
     Raises:
         UsageError: a run lies there and neither resume nor overwrite was given, or it has other
-            settings; the data are missing (tasks.files.DataError).
+            settings, or is one of `continual`; the data are missing (tasks.files.DataError).
         RunError: a loss or gradient is not finite, or the checkpoint is damaged.
     """
     directory = Path(directory)
@@ -71,6 +71,7 @@ def run(
         )
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other; give one of them")
+    rundir.refuse_other(directory, "train")
     if rundir.has_run(directory) and not overwrite:
         done = rundir.earlier(directory, config, resume)
         if done is not None:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spikebridge.config import Config, flatten, from_dict
 from spikebridge.records import RunError, UsageError
@@ -33,9 +33,11 @@ DIGITAL = "digital.json"
 RTL = "rtl.json"
 COMPLEXITY = "complexity.json"
 RESULT = "result.json"
+CONTINUAL = "continual.json"
 TENSORBOARD = "tensorboard"
 VERILOG = "verilog"
 REPORT = "report.html"
+WRITTEN_BY = {"train": RESULT, "continual": CONTINUAL}
 # What `compose` adds to a run of the task music; the last says that the others are whole.
 COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
 # Removed in this order when a run is overwritten: first what says that it is complete.
@@ -107,6 +109,22 @@ def has_run(directory: Path) -> bool:
     return any((directory / name).exists() for name in FILES if name != REPORT)
 
 
+def refuse_other(directory: Path, command: Literal["train", "continual"]) -> None:
+    """Raise UsageError where the other command has written a run there: files would mix."""
+    found = {name for name, file in WRITTEN_BY.items() if (directory / file).exists()}
+    if (directory / CONFIG).exists():
+        try:
+            plain = read_json(directory / CONFIG, "")
+            found.add("continual" if "sequence" in plain else "train")
+        except RunError:  # damaged: --overwrite is the remedy
+            pass
+    for other in found - {command}:
+        raise UsageError(
+            f"{directory}: a run of `spikebridge {other}` lies there, and --overwrite replaces one "
+            f"of `spikebridge {command}` alone; pass another --out, or remove the folder"
+        )
+
+
 def is_complete(directory: Path) -> bool:
     """Whether the run there has come to its end."""
     return (directory / RESULT).exists()
@@ -164,6 +182,7 @@ def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
     None where there is a run to go on with.  Raises UsageError where it may not be touched: resume
     was not given, or it has other settings.
     """
+    refuse_other(directory, "train")
     complete = is_complete(directory)
     if not resume:
         state = "a complete" if complete else "an incomplete"

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spikebridge import continual, rundir
+from spikebridge import cli, continual, experiment, rundir
+from spikebridge.config import Config
+from spikebridge.config import override as override_plain
 from spikebridge.continual_config import (
     ContinualConfig,
     flatten,
@@ -25,6 +27,7 @@ from spikebridge.records import ConfigError, RunError, UsageError
 from spikebridge.seeding import generator
 from spikebridge.tasks.base import Batch
 from spikebridge.tasks.sequence import Part
+from spikebridge.teaching import Teacher
 from spikebridge.transfer import transfer
 from spikebridge.watching import Silent
 
@@ -271,8 +274,67 @@ def test_a_damaged_outcome_is_told(tmp_path: Path, whole: Path) -> None:
 
 
 def test_a_run_that_diverges_is_told_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="lower --lr"):
+    with pytest.raises(RunError, match=r"the loss became .* a lower --lr \(now 1e\+30\)"):
         continual.run(tiny(lr=1e30), tmp_path)
+
+
+def test_a_penalty_that_diverges_is_told() -> None:
+    with pytest.raises(RunError, match=r"a lower --strength \(now 1e\+38\)"):
+        continual.validate(tiny(method="si", strength=1e38))
+
+
+def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the last batch of a task: spikes of weights that are nan are 0, and the loss is finite."""
+    plain = Teacher.gradients
+
+    def spoilt(self: Teacher, *rest: Any) -> Any:
+        found = plain(self, *rest)
+        next(self.network.parameters()).grad.fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(Teacher, "gradients", spoilt)
+    with pytest.raises(RunError, match=r"a weight became infinite or nan in pass 1.*--overwrite"):
+        continual.validate(tiny(unit="snu", steps=2))
+
+
+@pytest.mark.parametrize("labels", ["model", "true"])
+@pytest.mark.parametrize(
+    ("first", "last", "words"),
+    [(1e25, 1e25, "an answer .* infinite or nan"), (1e-25, 1e25, "a gradient of the Fisher")],
+)
+def test_fisher_information_that_is_not_finite_is_told(
+    first: float, last: float, words: str, labels: str
+) -> None:
+    learner = continual._Learner(tiny(method="ewc", labels=labels), Silent())
+    with torch.no_grad():
+        for p, size in zip(learner.parameters, (first, last), strict=True):
+            p.mul_(size)
+    with pytest.raises(RunError, match=f"{words}.*lower --lr"):
+        learner._hold(learner.parts[0])
+
+
+def test_runs_of_different_commands_do_not_mix(tmp_path: Path, whole: Path) -> None:
+    before = left(whole)
+    plain = override_plain(
+        Config(), data="digits8x8", hidden=(8,), epochs=1, steps=2, batch_size=512
+    )
+    for more in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UsageError, match="a run of `spikebridge continual` lies there"):
+            experiment.run(plain, whole, **more)
+    assert left(whole) == before
+    experiment.run(plain, tmp_path)
+    for complete in (True, False):  # and one that was stopped, which only its config.json tells
+        if not complete:
+            (tmp_path / rundir.RESULT).unlink()
+        files = sorted(path.name for path in tmp_path.iterdir())
+        for more in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(UsageError, match=r"`spikebridge train` lies there.*--out"):
+                continual.run(tiny(), tmp_path, **more)
+        assert sorted(path.name for path in tmp_path.iterdir()) == files
+    (tmp_path / rundir.CONFIG).write_text("{")  # of nobody knows what: overwriting is the remedy
+    rundir.refuse_other(tmp_path, "train")
 
 
 def test_validation_reads_no_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,16 +399,60 @@ def _accuracies(config: ContinualConfig) -> list[float]:
 
 @pytest.mark.parametrize("method", ["ewc", "si"])
 def test_a_strength_of_nearly_nothing_is_naive(method: str) -> None:
-    held = _accuracies(tiny(method=method, strength=1e-30, labels="true"))
-    assert held[-1] == pytest.approx(_accuracies(tiny())[-1], abs=0.05)
+    none, little = (_learned(tiny(method=method, strength=s)) for s in (0, 1e-30))
+    assert torch.equal(none, little)
+    if method == "si":  # the Fisher information takes draws of the same stream
+        assert torch.equal(none, _learned(tiny()))
+
+
+def _learned(config: ContinualConfig) -> torch.Tensor:
+    """All weights in the end."""
+    learner = continual._Learner(config, Silent())
+    for number in range(config.sequence.tasks):
+        learner.learn(number)
+    return torch.cat([p.detach().flatten() for p in learner.parameters])
+
+
+@pytest.mark.parametrize("method", ["ewc", "si"])
+def test_the_record_holds_the_strength_that_is_used(method: str) -> None:
+    config = tiny(method=method)
+    assert config.sequence.strength == {"ewc": 30.0, "si": 1.0}[method]
+    assert config == tiny(method=method, strength=config.sequence.strength)
+    assert to_dict(config)["sequence"]["strength"] == config.sequence.strength
+    assert from_dict(to_dict(config)) == config
+    assert override(config, lr=0.5).sequence.strength == config.sequence.strength
+    # An explicit 0 stays one, and another method has a strength of its own.
+    zero = tiny(method=method, strength=0)
+    assert zero.sequence.strength == 0
+    learner = continual._Learner(zero, Silent())
+    assert (learner.ewc or learner.si).strength == 0
+    other = {"ewc": "si", "si": "ewc"}[method]
+    assert override(config, method=other) == tiny(method=other)
+    naive = override(config, method="naive")
+    assert naive == tiny() == tiny(strength=0.0)
+    assert naive.sequence.strength is None
+    with pytest.raises(ConfigError, match=r"strength=-1\.0: it must be at least 0"):
+        tiny(method=method, strength=-1)
+    with pytest.raises(ConfigError, match="expected a finite number or none"):
+        tiny(method=method, strength="much")
+
+
+def test_strengths_of_the_command_line_are_those_of_the_record() -> None:
+    def asked(*flags: str) -> float | None:
+        return cli.parse(["continual", *flags]).sequence.strength
+
+    assert asked() is None
+    assert asked("--method", "ewc") == 30
+    assert asked("--method", "si") == 1
+    assert asked("--method", "si", "--strength", "0") == 0
+    assert asked("--method", "si", "--strength", "2") == 2
 
 
 def test_settings_go_through_json_and_bad_ones_are_refused() -> None:
     config = tiny(method="ewc", strength=3.0, grapes="propagated", hidden=(5, 6))
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-    assert flatten(config)["strength"] == config.sequence.penalty == 3.0
+    assert flatten(config)["strength"] == config.sequence.strength == 3.0
     assert config.label == "ReLU, backpropagation + GRAPES, EWC"
-    assert tiny(method="ewc").sequence.penalty > 0
     for settings, words in (
         ({"tasks": 1}, "2 to 20"),
         ({"tasks": 21}, "2 to 20"),

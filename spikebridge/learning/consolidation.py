@@ -165,6 +165,11 @@ class SI(_Anchors):
     loss has fallen by.  As in the authors' code Omega does not go below 0: a negative one would
     push the weight away.
 
+    g is what lies in the parameters' grad.  Under a learning rule that changes it (feedback
+    alignment and its relatives, GRAPES) the path integral takes the changed one: Omega then says
+    what a weight has done along the rule's own updates, and w no longer sums up to the fall of the
+    loss.
+
     Args:
         model: whose trained parameters are held.
         strength: c, at least 0.
