@@ -242,6 +242,13 @@ def test_the_page_shows_all_rows_and_loads_nothing(made: tuple[Path, dict[str, A
         assert text.count(row["label"]) > 3
         assert forgetting_text.spread(row["measures"]["forgetting"]) in text
     assert f"spikebridge reproduce {content['name']}" in text
+    told = "The table holds 6 intervals of 95 %, which are not corrected for their number."
+    for shown in (
+        text,
+        forgetting_text.markdown(content),
+        "\n".join(forgetting_text.lines(content)),
+    ):
+        assert told in shown
     assert (out / "plot.png").stat().st_size > 10_000
     table = (out / "table.md").read_text(encoding="utf-8")
     for row in content["rows"]:

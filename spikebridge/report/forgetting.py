@@ -16,6 +16,7 @@ from spikebridge.report.forgetting_text import (
     colour_of_role,
     compared,
     difference,
+    intervals,
     judged,
     meaning,
     row_cells,
@@ -289,7 +290,7 @@ def _seed_by_seed(content: dict[str, Any], drawer: Drawer) -> Section:
         "GRAPES against its controls",
         SEED_BY_SEED,
         (
-            Block(table=table),
+            Block(table=table, below=intervals(content)),
             figures(
                 drawer.plot(
                     _intervals(found),

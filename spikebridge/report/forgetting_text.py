@@ -101,6 +101,19 @@ def compared(content: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def intervals(content: dict[str, Any]) -> str:
+    """How many intervals the comparison holds, which is what a reader must know to weigh them."""
+    count = sum(
+        one["low"] is not None for one in content["contrasts"] if one["measure"] in COMPARED
+    )
+    if not count:
+        return "One seed gives no intervals."
+    return (
+        f"The table holds {plural(count, 'interval')} of 95 %, which are not corrected for their "
+        "number."
+    )
+
+
 def lines(content: dict[str, Any]) -> list[str]:
     """The table for a terminal."""
     width = max(len(row["label"]) for row in content["rows"])
@@ -112,7 +125,8 @@ def lines(content: dict[str, Any]) -> list[str]:
             f"{row['label']:{width}}  {spread(found['average_accuracy']):>16}  "
             f"{spread(found['forgetting']):>14}  {spread(found['unseen']):>14}  {chosen(row)}"
         )
-    return told + ["  ".join(cells) for cells in compared(content)]
+    contrasts = compared(content)
+    return told + ["  ".join(cells) for cells in contrasts] + [intervals(content)] * bool(contrasts)
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -123,7 +137,8 @@ def markdown(content: dict[str, Any]) -> str:
     parts += [tuned(content), ""]
     rows = compared(content)
     if rows:
-        parts += ["### Seed by seed", "", "Differences in points with their 95 % intervals.", ""]
+        what = f"Differences in points with their 95 % intervals. {intervals(content)}"
+        parts += ["### Seed by seed", "", what, ""]
         parts += _table(("", "measure", "difference", "so it is"), rows)
     return "\n".join([*parts, f"Published: {content['source']}."]) + "\n"
 
