@@ -225,7 +225,7 @@ def section(facts: dict[str, Any], drawer: Drawer) -> Section | None:
     )
     blocks = [Block(plots=tuple(plot for plot in plots if plot))]
     for heads, rows, text, below in (
-        (_heads(facts), _contrast_rows(facts), (3, 5), ""),
+        (_heads(facts), _contrast_rows(facts), (), ""),
         (SETTING_HEADS, _setting_rows(facts), (1,), _below(facts)),
     ):
         if rows:
