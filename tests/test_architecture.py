@@ -15,7 +15,14 @@ ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
     ["contrasts", "metrics", "presets", "quantities", "records", "transfer"],
-    ["energy", "learning_config", "learning_curves", "memory_config", "model_config", "task_configs"],
+    [
+        "energy",
+        "learning_config",
+        "learning_curves",
+        "memory_config",
+        "model_config",
+        "task_configs",
+    ],
     ["config", "pool"],
     ["catalog", "continual_config", "gradients", "published", "rundir", "tasks"],
     ["forgetting_entries", "sound", "units"],
