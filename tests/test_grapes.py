@@ -504,7 +504,7 @@ def test_many_short_calls_are_one_long_one(kind: str, compiled: bool) -> None:
 def test_the_error_at_a_state_that_is_used_is_scaled_too(kind: str, batched: bool) -> None:
     layer = carried(kind).double()
     if not batched and isinstance(layer, Layer):
-        pytest.skip("a Layer takes (T, B, I)")
+        pytest.skip("a Layer has no unbatched form (T, I); torch's RNNs and spikebridge.rnn do")
     x = torch.randn(T, B, I).double() * 2
     x = x if batched else x[:, 0]
     head = nn.Linear(N, 2).double()
@@ -642,7 +642,10 @@ def test_banks_with_and_without_the_kernel_agree(
     torch.testing.assert_close(*found, rtol=bound, atol=0)
 
 
-@pytest.mark.skipif(native.missing is not None, reason="built without kernels")
+@pytest.mark.skipif(
+    native.missing is not None,
+    reason="no native kernel was built: there is none to compare with torch",
+)
 def test_the_kernel_leaves_what_it_cannot_read() -> None:
     sums = torch.zeros(4)
     for weight in (torch.ones(3, 4).t(), torch.ones(4, 3).double(), torch.ones(4, 3).bfloat16()):

@@ -55,7 +55,10 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look at")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(),
+    reason="which processes live is read from /proc, which this system lacks",
+)
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script, folder = tmp_path / "parent.py", tmp_path / "pids"
     script.write_text(PARENT)

@@ -7,7 +7,7 @@ from typing import Any
 
 from spikebridge import rundir
 from spikebridge.report.load import ReportError
-from spikebridge.report.text import NOTHING, plural, seconds_text
+from spikebridge.report.text import NOTHING, plural, seconds_text, table_lines
 from spikebridge.report.theme import COLOURS, colour_of
 from spikebridge.transfer import HIGHER_IS_BETTER, MEASURES
 
@@ -133,19 +133,14 @@ def markdown(content: dict[str, Any]) -> str:
     """The table with what it means, for documents."""
     heads = ("", *HEADS, "seeds", "chosen", "training")
     parts = [f"## {content['title']}", "", meaning(content), ""]
-    parts += _table(heads, [[row["label"], *row_cells(row)] for row in content["rows"]])
+    parts += table_lines(heads, [[row["label"], *row_cells(row)] for row in content["rows"]])
     parts += [tuned(content), ""]
     rows = compared(content)
     if rows:
         what = f"Differences in points with their 95 % intervals. {intervals(content)}"
         parts += ["### Seed by seed", "", what, ""]
-        parts += _table(("", "measure", "difference", "so it is"), rows)
+        parts += table_lines(("", "measure", "difference", "so it is"), rows)
     return "\n".join([*parts, f"Published: {content['source']}."]) + "\n"
-
-
-def _table(heads: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    head = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
-    return [*head, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

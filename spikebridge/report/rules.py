@@ -8,7 +8,7 @@ from typing import Any
 from spikebridge import rundir
 from spikebridge.metrics import METRICS
 from spikebridge.report.sections import Block, Section, Table
-from spikebridge.report.text import plural
+from spikebridge.report.text import plural, table_lines
 from spikebridge.report.theme import NEUTRAL, Chart, Drawer, colour_of, label
 
 ABOUT = (
@@ -122,17 +122,12 @@ def markdown(content: dict[str, Any]) -> str:
         (SETTING_HEADS, _setting_rows(content)),
     ):
         if rows:
-            parts += _table(heads, rows)
+            parts += table_lines(heads, rows)
     if any(row["slowness"] for row in content["learning"]):
         parts += [SLOWNESS, ""]
     if _below(content):
         parts += [_below(content).replace("*", "\\*", 1), ""]
     return "\n".join(parts)
-
-
-def _table(heads: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from spikebridge.metrics import METRICS, Metric
@@ -176,3 +176,9 @@ def command(task: str, config: Mapping[str, Any]) -> list[str]:
                 items = value if isinstance(value, list) else [value]
                 pieces.append(shlex.join([f"--{flag}", *map(str, items)]))
     return pieces
+
+
+def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, with an empty line after it."""
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
