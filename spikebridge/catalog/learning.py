@@ -13,6 +13,7 @@ _PAPER = (
 )
 _OSTL = "Bohnstingl et al. 2022, IEEE TNNLS (OSTL); its numbers on JSB are unknown to us"
 _RATES = (0.025, 0.05, 0.1, 0.2, 0.4)
+_RATES_DOWN = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 def _three(
@@ -87,7 +88,7 @@ LEARNING: tuple[Entry, ...] = (
             Row("relu", {"rule": "drtp"}, name="drtp", label="DRTP", group="drtp", role="plain"),
         ),
         settings={"epochs": 15},
-        grid={"lr": (0.001, 0.003, 0.01, 0.03, 0.1)},
+        grid={"lr": (0.003, 0.01, 0.03, 0.1, 0.3)},
         trial={"epochs": 4},
         seeds=3,
         quick={"epochs": 1},
@@ -108,11 +109,12 @@ LEARNING: tuple[Entry, ...] = (
                     f"{len(hidden)}x{hidden[0]}",
                     f"{len(hidden)} x {hidden[0]}",
                     {"hidden": hidden},
+                    # A factor of nearly 2 for each layer: deep rows need to reach further down.
+                    grid={"lr": _RATES_DOWN[-4 - len(hidden) // 4 :]},
                 )
             ),
             settings={"epochs": 8},
-            # Eight layers of factors of nearly 2 multiply: the rates of all rows reach down.
-            grid={"lr": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)},
+            grid={"lr": _RATES_DOWN},
             trial={"epochs": 3},
             seeds=3,
             quick={"epochs": 1},
