@@ -34,10 +34,15 @@ STEPS = 8
 Step = Callable[[], None]
 
 
-def mlp() -> tuple[nn.Module, Tensor]:
+def mlp(batch: int = 64) -> tuple[nn.Module, Tensor]:
     """784-256-256-10 of ReLU, batch 64: the network of the GRAPES authors' code."""
     layers = [nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
-    return nn.Sequential(*layers), torch.rand(64, 784)
+    return nn.Sequential(*layers), torch.rand(batch, 784)
+
+
+def mlp_512() -> tuple[nn.Module, Tensor]:
+    """The same network, batch 512."""
+    return mlp(512)
 
 
 def snu() -> tuple[nn.Module, Tensor]:
@@ -63,6 +68,7 @@ def lstm() -> tuple[nn.Module, Tensor]:
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "mlp": mlp,
+    "mlp-512": mlp_512,
     "snu": snu,
     "convolutions": convolutions,
     "lstm": lstm,

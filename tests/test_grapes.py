@@ -966,6 +966,93 @@ def test_in_place_activations_views_and_checkpoints_change_nothing() -> None:
     assert all(torch.equal(gradient, found[0]) for gradient in found)
 
 
+class Kept(torch.autograd.Function):
+    """Hands the error on, and a place that keeps it."""
+
+    kept: Tensor
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> Tensor:  # type: ignore[override]
+        Kept.kept = error
+        return error
+
+
+def _shared(kind: str, y: Tensor) -> Callable[[], Tensor]:
+    """Goes back from y with an error of 3 that somebody else holds too; how that one reads it."""
+    leaf = torch.zeros_like(y, requires_grad=True)
+    error = torch.full_like(y, 3.0)
+    if kind == "given":
+        y.backward(error)
+        return lambda: error
+    if kind == "leaf":  # its gradient is this very memory
+        ((y + leaf) * 3).sum().backward()
+        return lambda: leaf.grad  # type: ignore[return-value]
+    if kind == "retained":
+        z = y + 0
+        z.retain_grad()
+        (z * 3).sum().backward()
+        return lambda: z.grad  # type: ignore[return-value]
+    if kind == "function":
+        (Kept.apply(y) * 3).sum().backward()
+        return lambda: Kept.kept
+    if kind == "view":
+        (Kept.apply(y.view(-1)) * 3).sum().backward()
+        return lambda: Kept.kept.view_as(y)
+    assert kind == "expanded"
+    (y * 1).sum().mul(3).backward()
+    return lambda: error
+
+
+@pytest.mark.parametrize("kind", ["given", "leaf", "retained", "function", "view", "expanded"])
+def test_an_error_that_somebody_else_holds_is_left_as_it_is(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(I, N), nn.Identity())
+    with grapes.attach(model, skip=()) as handle:
+        y, seen = model(torch.randn(B, I)), []
+        y.register_hook(seen.append)
+        held = _shared(kind, y)()
+        assert torch.equal(held, torch.full_like(held, 3.0))
+        assert torch.equal(seen[0], handle.factors()["0"].expand(B, -1) * 3)
+
+
+class Traced(torch.autograd.Function):
+    """Hands a fresh error on, and tells where in memory it lies."""
+
+    place = 0
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> Tensor:  # type: ignore[override]
+        fresh = error * 1
+        Traced.place = fresh.data_ptr()
+        return fresh
+
+
+def test_an_error_that_nobody_else_holds_takes_no_second_array() -> None:
+    model, where = nn.Linear(I, N), []
+    with grapes.attach(model, skip=()):
+        y = model(torch.randn(B, I))
+        y.register_hook(lambda error: where.append(error.data_ptr()))
+        Traced.apply(y).sum().backward()
+    assert where == [Traced.place]
+
+
+def test_many_errors_at_once_are_scaled_as_one_by_one() -> None:
+    model = nn.Linear(I, N)
+    with grapes.attach(model, skip=()) as handle:
+        y = model(torch.randn(B, I))
+        (found,) = torch.autograd.grad(
+            y * 1, model.bias, torch.eye(B)[..., None].expand(B, B, N), is_grads_batched=True
+        )
+        assert torch.equal(found, handle.factors()[""].expand(B, -1))
+
+
 def test_autocast_keeps_the_dtype_of_gradients() -> None:
     model, x = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)), torch.randn(B, I)
     seen: list[torch.dtype] = []

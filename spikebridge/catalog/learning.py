@@ -85,7 +85,8 @@ LEARNING: tuple[Entry, ...] = (
                 for name, label, settings, form in _FEEDBACK
                 for row in _three("relu", name, label, settings, grapes=form)
             ),
-            Row("relu", {"rule": "drtp"}, name="drtp", label="DRTP", group="drtp", role="plain"),
+            # Pushed by targets alone, neurons of ReLU fall silent for good: all rates gave chance.
+            Row("tanh", {"rule": "drtp"}, "drtp", "DRTP, tanh", group="drtp", role="plain"),
         ),
         settings={"epochs": 15},
         grid={"lr": (0.003, 0.01, 0.03, 0.1, 0.3)},

@@ -6,7 +6,9 @@ nothing in their place.
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -169,6 +171,7 @@ class Entrance(Hook):
     def __init__(self, refresh: Callable[[], None], at: Node | Stack) -> None:
         self.refresh, self.at = refresh, at
         self.mark = f"_grapes_inside_{id(self)}"
+        _sole()  # while no transform of torch.func is at work
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -265,11 +268,14 @@ def _entered(y: Tensor, factor: Tensor) -> Tensor:
         return modulate(y, factor)
     if y.requires_grad:
         # No copy of y; and what changes y in place afterwards leaves this gradient's place alone.
-        y.register_hook(partial(_times, factor, factor._version))
+        sole = _sole() if y._backward_hooks is None else None
+        y.register_hook(partial(_times, factor, factor._version, sole))
     return y
 
 
-def _times(factor: Tensor, version: int, grad: Tensor | None) -> Tensor | None:
+def _times(
+    factor: Tensor, version: int, sole: _Owners | list[_Owners] | None, grad: Tensor | None
+) -> Tensor | None:
     if grad is None:  # one of several outputs of a kernel, and nobody used it
         return None
     if factor._version != version:
@@ -277,7 +283,38 @@ def _times(factor: Tensor, version: int, grad: Tensor | None) -> Tensor | None:
             "the factors of GRAPES have changed between forward and backward: an optimiser's "
             "step, refresh() or detach() came between; run backward() first"
         )
-    return grad * (factor if factor.dtype is grad.dtype else factor.to(grad.dtype))
+    scale = factor if factor.dtype is grad.dtype else factor.to(grad.dtype)
+    # A second array as large as the activations is most of what GRAPES costs.
+    if sole is None or type(grad) is not Tensor or torch.is_grad_enabled():
+        return grad * scale
+    owners = _owners(grad)
+    if isinstance(sole, list) and owners is not None:
+        sole.append(owners)
+    return grad.mul_(scale) if owners == sole else grad * scale
+
+
+# Who holds a gradient: as a tensor, as memory, as an object of Python.
+_Owners = tuple[int, int, int]
+
+
+def _owners(grad: Tensor) -> _Owners | None:
+    try:
+        memory = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
+        return grad._use_count(), memory, sys.getrefcount(grad)  # type: ignore[attr-defined]
+    except (AttributeError, NotImplementedError):  # another torch, or one of many batched gradients
+        return None
+
+
+@functools.cache
+def _sole() -> _Owners | None:
+    """How often a gradient is held that nobody but the backward pass holds, as `_times` sees it."""
+    seen: list[_Owners] = []
+    factor = torch.ones(1)
+    with torch.enable_grad():
+        y = torch.ones(1, requires_grad=True) * 1
+        y.register_hook(partial(_times, factor, factor._version, seen))
+        (y * 2).sum().backward()
+    return seen[0] if seen else None
 
 
 def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
