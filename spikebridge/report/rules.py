@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,12 @@ def draw(content: dict[str, Any], path: Path) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_title(
-        f"{content['title']}\nmean over {plural(rows[0]['n'], 'seed')} and 95 % interval",
+    title = textwrap.fill(content["title"], 100)
+    figure.suptitle(
+        f"{title}\nmean over {plural(rows[0]['n'], 'seed')} and 95 % interval",
         fontsize=9,
-        loc="left",
+        x=0.01,
+        ha="left",
     )
     rundir.replace(path, lambda part: figure.savefig(part, format="png"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,13 @@ def draw(content: dict[str, Any], path: Path) -> None:
     handles = [
         *axes.plot([], [], "o", color="#808080", alpha=0.5, label="a seed"),
         *axes.plot([], [], "|", color="#808080", markersize=14, markeredgewidth=3, label="mean"),
-        *axes.plot([], [], "D", markerfacecolor="none", color="#30343B", label="published"),
     ]
-    axes.set_title(str(content.get("title") or content["data"]), fontsize=10, loc="left")
+    if any(row["published"] for row in rows):
+        handles += axes.plot(
+            [], [], "D", markerfacecolor="none", color="#30343B", label="published"
+        )
+    # Over the whole width: names of rows leave the axes too little of it.
+    title = textwrap.fill(str(content.get("title") or content["data"]), 95)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     figure.legend(handles=handles, ncols=3, loc="outside lower right", frameon=False, fontsize=8)
     rundir.replace(path, lambda part: figure.savefig(part, format="png"))
