@@ -78,7 +78,7 @@ LEARNING: tuple[Entry, ...] = (
         source=_PAPER,
         task="digits",
         data="mnist",
-        minutes=17,
+        minutes=22,
         rows=(
             *(
                 row
@@ -139,7 +139,7 @@ LEARNING: tuple[Entry, ...] = (
         source=_PAPER,
         task="digits",
         data="cifar10-small",
-        minutes=25,
+        minutes=28,
         rows=_three("relu", "conv", "backpropagation"),
         grid={"lr": (0.01, 0.03, 0.1, 0.3)},
         trial={"epochs": 4},
@@ -177,7 +177,7 @@ LEARNING: tuple[Entry, ...] = (
         source=_PAPER,
         task="music",
         data="jsb",
-        minutes=14,
+        minutes=18,
         rows=(
             *_three("snu", "snu", "SNU"),
             *_three("softsnu", "softsnu", "soft SNU"),
@@ -207,7 +207,7 @@ LEARNING: tuple[Entry, ...] = (
         source=_PAPER,
         task="music",
         data="jsb",
-        minutes=11,
+        minutes=9,
         rows=_three("snu", "cells", "SNU on 52,800 cells"),
         settings={
             "device": "accumulation",
@@ -227,7 +227,7 @@ LEARNING: tuple[Entry, ...] = (
         source=_PAPER,
         task="digits",
         data="mnist",
-        minutes=15,
+        minutes=33,
         rows=tuple(
             row
             for bits in (2, 3, 4)
