@@ -28,7 +28,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from spikebridge.gradients import modulate
 from spikebridge.kernels import native
 from spikebridge.layers import Baseline, Layer, Plain
-from spikebridge.learning import feedback, grapes
+from spikebridge.learning import feedback, grapes, modulation
 from spikebridge.learning.importance import Bank, absolute_sums
 from spikebridge.memory import pcm
 from spikebridge.memory.crossbar import to_crossbar
@@ -1003,7 +1003,7 @@ def _shared(kind: str, y: Tensor) -> Callable[[], Tensor]:
         (Kept.apply(y.view(-1)) * 3).sum().backward()
         return lambda: Kept.kept.view_as(y)
     assert kind == "expanded"
-    (y * 1).sum().mul(3).backward()
+    y.sum().mul(3).backward()  # one number for all of y: there is no room to write in
     return lambda: error
 
 
@@ -1041,6 +1041,14 @@ def test_an_error_that_nobody_else_holds_takes_no_second_array() -> None:
         y.register_hook(lambda error: where.append(error.data_ptr()))
         Traced.apply(y).sum().backward()
     assert where == [Traced.place]
+
+
+def test_attaching_in_inference_mode_counts_owners_as_elsewhere() -> None:
+    expected = modulation._sole()
+    assert expected is not None
+    with torch.inference_mode():
+        modulation._sole.cache_clear()
+        assert modulation._sole() == expected
 
 
 def test_many_errors_at_once_are_scaled_as_one_by_one() -> None:

@@ -309,9 +309,9 @@ def _owners(grad: Tensor) -> _Owners | None:
 def _sole() -> _Owners | None:
     """How often a gradient is held that nobody but the backward pass holds, as `_times` sees it."""
     seen: list[_Owners] = []
-    factor = torch.ones(1)
-    with torch.enable_grad():
-        y = torch.ones(1, requires_grad=True) * 1
+    with torch.inference_mode(False), torch.enable_grad():
+        factor = torch.ones(1, device="cpu")
+        y = torch.ones(1, device="cpu", requires_grad=True) * 1
         y.register_hook(partial(_times, factor, factor._version, seen))
         (y * 2).sum().backward()
     return seen[0] if seen else None
