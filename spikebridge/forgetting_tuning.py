@@ -11,33 +11,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from spikebridge import pool, rundir
-from spikebridge.continual_config import ContinualConfig, from_dict, override, to_dict
+from spikebridge import pool
+from spikebridge import trials as trials_of
+from spikebridge.continual_config import from_dict, override, to_dict
 from spikebridge.forgetting_entries import ForgettingEntry, ForgettingRow
-from spikebridge.records import ConfigError, RunError
-
-TUNING = "tuning.json"
+from spikebridge.records import RunError
+from spikebridge.trials import TUNING, Key, Trial
 
 Tell = Callable[[str], None]
-Key = tuple[str, ContinualConfig]
-
-
-class _Trial(NamedTuple):
-    row: str
-    settings: dict[str, float]
-    config: ContinualConfig
-
-    @property
-    def key(self) -> Key:
-        """All that decides its number."""
-        return self.row, self.config
-
-    @property
-    def name(self) -> str:
-        chosen = ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
-        return f"{self.row}, {chosen}, seed {self.config.train.seed}"
 
 
 def tune(
@@ -65,28 +48,33 @@ def tune(
     """
     path = out / TUNING
     trials = [trial for row in entry.rows for trial in _trials(entry, row, quick)]
-    known = {} if anew else _known(path, {trial.key for trial in trials})
-    _write(path, trials, known, {})
+    known = {} if anew else trials_of.known(path, trials, from_dict)
+    trials_of.write(path, trials, known, {}, to_dict)
     todo = [(trial, to_dict(trial.config)) for trial in trials if trial.key not in known]
     clock = Clock(len(todo), "trial", tell)
     for trial, valid in pool.results(_validate, todo, jobs):
         failed = isinstance(valid, str)
         known[trial.key] = None if failed else valid
-        _write(path, trials, known, {})
+        trials_of.write(path, trials, known, {}, to_dict)
         said = valid if failed else f"validation {100 * valid:.2f} %"
-        clock.tell(f"{trial.name}: {said}")
+        clock.tell(f"{_name(trial)}: {said}")
     chosen = {
         row.name: _best(row.name, _options(entry, row, quick), trials, known) for row in entry.rows
     }
-    return _write(path, trials, known, chosen)
+    return trials_of.write(path, trials, known, chosen, to_dict)
 
 
-def _trials(entry: ForgettingEntry, row: ForgettingRow, quick: bool) -> Iterator[_Trial]:
+def _name(trial: Trial) -> str:
+    chosen = ", ".join(f"{name} {value:g}" for name, value in trial.settings.items())
+    return f"{trial.row}, {chosen}, seed {trial.config.train.seed}"
+
+
+def _trials(entry: ForgettingEntry, row: ForgettingRow, quick: bool) -> Iterator[Trial]:
     options = _options(entry, row, quick)
     for settings in options if len(options) > 1 else ():
         for seed in entry.trial_seeds:
             config = override(entry.config(row, seed, quick=quick), **settings)
-            yield _Trial(row.name, settings, config)
+            yield Trial(row.name, settings, config)
 
 
 def _options(entry: ForgettingEntry, row: ForgettingRow, quick: bool) -> list[dict[str, float]]:
@@ -96,48 +84,10 @@ def _options(entry: ForgettingEntry, row: ForgettingRow, quick: bool) -> list[di
     return [dict(zip(grid, chosen, strict=True)) for chosen in values]
 
 
-def _known(path: Path, asked: set[Key]) -> dict[Key, float | None]:
-    """What trials that lie there have found, as far as they are asked for."""
-    known: dict[Key, float | None] = {}
-    if not path.exists():
-        return known
-    for record in rundir.read_json(path, "remove it to tune anew")["trials"]:
-        try:
-            key = (record["row"], from_dict(record["config"]))
-        except (KeyError, ConfigError):  # of settings as they are no more
-            continue
-        if key in asked:
-            known[key] = record["valid"]
-    return known
-
-
-def _write(
-    path: Path,
-    trials: Sequence[_Trial],
-    known: Mapping[Key, float | None],
-    chosen: dict[str, dict[str, float]],
-) -> dict[str, Any]:
-    """Write the trials that are done, in the order of rows and grids; what was written."""
-    records = [
-        {
-            "row": trial.row,
-            "settings": trial.settings,
-            "seed": trial.config.train.seed,
-            "valid": known[trial.key],
-            "config": to_dict(trial.config),
-        }
-        for trial in trials
-        if trial.key in known
-    ]
-    content = {"trials": records, "chosen": chosen}
-    rundir.write_json(path, content)
-    return content
-
-
 def _best(
     row: str,
     options: Sequence[dict[str, float]],
-    trials: Sequence[_Trial],
+    trials: Sequence[Trial],
     known: Mapping[Key, float | None],
 ) -> dict[str, float]:
     if len(options) == 1:  # nothing to be chosen

@@ -11,31 +11,21 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from spikebridge import pool, rundir
+from spikebridge import pool
+from spikebridge import trials as trials_of
 from spikebridge.catalog import Entry, Row
-from spikebridge.config import Config, from_dict, override, to_dict
+from spikebridge.config import from_dict, override, to_dict
 from spikebridge.contenders import Contender
 from spikebridge.optimisation import best_epoch
 from spikebridge.records import RunError
 from spikebridge.search import higher_is_better
+from spikebridge.trials import TUNING, Key, Trial
 
-TUNING = "tuning.json"
 SEEDS = (1000, 1001)
 
 Tell = Callable[[str, dict[str, Any], int, float | None], None]
-
-
-class _Trial(NamedTuple):
-    row: str
-    settings: dict[str, Any]
-    config: Config
-
-    @property
-    def key(self) -> tuple[str, Config]:
-        """All that decides its numbers."""
-        return self.row, self.config
 
 
 def tune(
@@ -65,23 +55,17 @@ def tune(
         return list(contenders)
     path = out / TUNING
     trials = [trial for row in _of_rows(entry, contenders, quick) for trial in row]
-    asked = {trial.key: trial for trial in trials}
-    known: dict[tuple[str, Config], float | None] = {}
-    if path.exists() and not anew:
-        for record in rundir.read_json(path, "remove it to tune anew")["trials"]:
-            key = (record["row"], from_dict(record["config"]))
-            if key in asked:
-                known[key] = record["valid"]
+    known = {} if anew else trials_of.known(path, trials, from_dict)
     out.mkdir(parents=True, exist_ok=True)
     todo = [(trial, to_dict(trial.config)) for trial in trials if trial.key not in known]
     for trial, valid in pool.results(_valid, todo, jobs):
         known[trial.key] = valid
-        _write(path, trials, known, {})
+        trials_of.write(path, trials, known, {}, to_dict)
         if tell is not None:
             tell(trial.row, trial.settings, trial.config.train.seed, valid)
     higher = higher_is_better(contenders[0].config)
     chosen = {one.name: _chosen(one.name, trials, known, higher) for one in contenders}
-    _write(path, trials, known, chosen)
+    trials_of.write(path, trials, known, chosen, to_dict)
     return [
         dataclasses.replace(one, config=override(one.config, **chosen[one.name]))
         for one in contenders
@@ -97,7 +81,7 @@ def at_edge(entry: Entry, row: Row, chosen: Mapping[str, Any]) -> bool:
     )
 
 
-def _of_rows(entry: Entry, contenders: Sequence[Contender], quick: bool) -> Iterator[list[_Trial]]:
+def _of_rows(entry: Entry, contenders: Sequence[Contender], quick: bool) -> Iterator[list[Trial]]:
     trial = {} if quick else dict(entry.trial)
     for row, one in zip(entry.rows, contenders, strict=True):
         grid = {**entry.grid, **row.grid}
@@ -107,35 +91,14 @@ def _of_rows(entry: Entry, contenders: Sequence[Contender], quick: bool) -> Iter
             settings = dict(zip(grid, picked, strict=True))
             for seed in SEEDS[: 1 if quick else None]:
                 config = override(one.config, **(trial | settings | {"seed": seed, "threads": 1}))
-                found.append(_Trial(one.name, settings, config))
+                found.append(Trial(one.name, settings, config))
         yield found
-
-
-def _write(
-    path: Path,
-    trials: Sequence[_Trial],
-    known: Mapping[tuple[str, Config], float | None],
-    chosen: dict[str, Any],
-) -> None:
-    """The trials that are done, in the order of rows and grids."""
-    records = [
-        {
-            "row": trial.row,
-            "settings": trial.settings,
-            "seed": trial.config.train.seed,
-            "valid": known[trial.key],
-            "config": to_dict(trial.config),
-        }
-        for trial in trials
-        if trial.key in known
-    ]
-    rundir.write_json(path, {"trials": records, "chosen": chosen})
 
 
 def _chosen(
     row: str,
-    trials: Sequence[_Trial],
-    known: Mapping[tuple[str, Config], float | None],
+    trials: Sequence[Trial],
+    known: Mapping[Key, float | None],
     higher: bool,
 ) -> dict[str, Any]:
     """The settings with the best mean over seeds; of equal ones those that come first."""

@@ -25,7 +25,7 @@ ORDER = [
     ],
     ["config", "pool"],
     ["catalog", "continual_config", "gradients", "published", "rundir", "tasks"],
-    ["forgetting_entries", "sound", "units"],
+    ["forgetting_entries", "sound", "trials", "units"],
     ["kernels", "recompute"],
     ["environment", "scan"],
     ["synapses"],
