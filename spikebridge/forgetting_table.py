@@ -76,7 +76,7 @@ def _row(
         "first": [statistics.fmean(run["first"][j] for run in runs) for j in count],
         "matrix": [[statistics.fmean(m[k][j] for m in matrices) for j in count] for k in count],
         "matrix_std": [[_deviation([m[k][j] for m in matrices]) for j in count] for k in count],
-        "seconds": statistics.fmean(run["seconds"] for run in runs),
+        "seconds": statistics.median(run["seconds"] for run in runs),
         "parameters": runs[0]["parameters"],
     }
 

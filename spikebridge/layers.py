@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikebridge.draws import kept
 from spikebridge.kernels.product import traced
 from spikebridge.recompute import recomputed
 from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan
 from spikebridge.units import State, Unit
 
-__all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction"]
+__all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction", "dropped"]
 
 Reduction = Literal["last", "mean", "each"]
 
@@ -79,10 +81,15 @@ class Layer(nn.Module):
         return recomputed(self._run, x, state, parameters, self.recompute)
 
     def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        recurrent: Tensor | None = self.recurrent
-        if self.dropout_recurrent and recurrent is not None:
-            recurrent = F.dropout(recurrent, self.dropout_recurrent, self.training)
-        return scan(self.unit, self.array(x), recurrent, state, backend=self.backend)
+        drive, recurrent = self.array(x), self.connections()
+        return scan(self.unit, drive, recurrent, state, backend=self.backend)
+
+    def connections(self) -> Tensor | None:
+        """The recurrent matrix (N, N), in training with some weights dropped; None without one."""
+        matrix: Tensor | None = self.recurrent
+        if matrix is None or not (self.training and self.dropout_recurrent):
+            return matrix
+        return dropped(matrix, self.dropout_recurrent, matrix.shape)
 
     def trace(self, x: Tensor, state: State | None = None) -> Trace:
         """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
@@ -135,11 +142,19 @@ class Plain(nn.Module):
         return self.activation
 
 
+def dropped(x: Tensor, p: float, shape: Sequence[int]) -> Tensor:
+    """x with places of that shape set to 0 with probability p, and the others times 1 / (1 - p)."""
+    if x.is_cpu and not traced():
+        return x * kept(shape, p, x.dtype)
+    mask = torch.rand(shape, dtype=torch.float32, device=x.device) >= p
+    return x * mask.to(x.dtype).div_(1 - p)
+
+
 class Dropout(nn.Module):
     """Dropout on (T, B, N), anew at each step, or with one mask over all of time.
 
     Args:
-        p: probability of dropping, in [0, 1).
+        p: probability of dropping, in [0, 1); on a CPU rounded to a multiple of 2**-15.
         same_mask: drop the same neurons at all steps (Gal and Ghahramani 2016).
     """
 
@@ -153,9 +168,7 @@ class Dropout(nn.Module):
         """x (T, B, N), in training thinned and scaled up by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return x
-        shape = (1, *x.shape[1:]) if self.same_mask else x.shape
-        mask = torch.rand(shape, dtype=torch.float32, device=x.device) >= self.p
-        return x * mask.to(x.dtype).div_(1 - self.p)
+        return dropped(x, self.p, (1, *x.shape[1:]) if self.same_mask else x.shape)
 
     def extra_repr(self) -> str:
         return f"{self.p}, same_mask={self.same_mask}"

@@ -85,8 +85,10 @@ def figures(config: Config) -> tuple[Figure, ...]:
 
     The chart for JSB does not say whether its SNU and sSNU are recurrent, so those figures stand
     beside both; the ones for MNIST are feed-forward with rate coding and stand beside nothing else.
+    Nor does it say whether its fully connected networks saw distorted digits.
     """
-    if config.memory.used:  # the paper's own figures on hardware are not known to us
+    # The papers' own figures on hardware, and with weights of few bits, are not known to us.
+    if config.memory.used or config.model.weight_bits:
         return ()
     data, model = data_name(config), config.model
     recurrent = variant_of(model).startswith("recurrent-")

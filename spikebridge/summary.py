@@ -79,7 +79,7 @@ def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
         "valid_mean": statistics.fmean(result.valid for result in results),
         "parameters": results[0].parameters,
         "operations": results[0].operations_per_step,
-        "seconds_mean": statistics.fmean(result.seconds for result in results),
+        "seconds_median": statistics.median(result.seconds for result in results),
         "spikes_mean": statistics.fmean(counted) if counted else None,
         "published": one.published,
         "memory": _in_memory([run.directory for run, _ in group]),
@@ -250,7 +250,7 @@ def table(content: dict[str, Any]) -> Table:
             f"{row['parameters']:,}",
             f"{row['operations']:,}",
             "-" if row["spikes_mean"] is None else f"{row['spikes_mean']:,.0f}",
-            f"{row['seconds_mean']:.1f}",
+            f"{row['seconds_median']:.1f}",
             metric.figure(row["published"]["value"]) if row["published"] else "-",
         )
     return built

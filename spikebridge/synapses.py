@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import register_parametrization, remove_parametr
 
 from spikebridge.gradients import forward_as
 from spikebridge.kernels.product import linear
+from spikebridge.kernels.rescale import rescaled
 from spikebridge.units import AdaptiveUnit, Unit
 
 __all__ = [
@@ -255,8 +256,12 @@ class Normalised(nn.Module):
         drive = self.array(x)
         # (samples, features, pixels of a feature): one pixel where the array is no convolution.
         seen = drive.reshape(-1, self.groups, drive.shape[-1] // self.groups)
-        mean, mean_square = self._batch(seen) if self.training and len(seen) else self._running()
-        factor, constant = self._affine(mean, mean_square)
+        if (fresh := self.training and len(seen) > 0) and not self.centre:
+            scaled, mean_square = rescaled(seen, self.size, self.EPS)
+            self._take_in(mean_square)
+            return scaled.reshape(drive.shape)
+        sizes = self._batch(seen) if fresh else (self.mean, self.mean_square)
+        factor, constant = self._affine(*sizes)
         scaled = seen * factor.to(seen.dtype).unsqueeze(1)
         if constant is not None:
             scaled = scaled + constant.to(seen.dtype).unsqueeze(1)
@@ -267,7 +272,7 @@ class Normalised(nn.Module):
 
         A bias of the array is part of the constant.
         """
-        factor, constant = self._affine(*self._running())
+        factor, constant = self._affine(self.mean, self.mean_square)
         constant = torch.zeros_like(factor) if constant is None else constant
         own = self.array.bias
         return factor, constant if own is None else constant + factor * own
@@ -278,22 +283,18 @@ class Normalised(nn.Module):
             return factor, None
         return factor, self.shift - mean * factor
 
-    def _running(self) -> tuple[Tensor | None, Tensor]:
-        return self.mean, self.mean_square
-
-    def _batch(self, seen: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Mean and mean square of a batch, which the running ones take in."""
+    def _batch(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of a batch, in one pass and without cancellation."""
         kind = torch.promote_types(seen.dtype, torch.float32)
-        mean: Tensor | None = None
-        if self.mean is None:
-            mean_square = seen.square().mean((0, 2), dtype=kind)
-        else:  # in one pass and without cancellation
-            mean_square, mean = torch.var_mean(seen.to(kind), (0, 2), correction=0)
-        with torch.no_grad():
-            self.mean_square.lerp_(mean_square.to(self.mean_square.dtype), self.momentum)
-            if self.mean is not None and mean is not None:
-                self.mean.lerp_(mean.to(self.mean.dtype), self.momentum)
-        return mean, mean_square
+        variance, mean = torch.var_mean(seen.to(kind), (0, 2), correction=0)
+        self._take_in(variance, mean)
+        return mean, variance
+
+    @torch.no_grad()
+    def _take_in(self, mean_square: Tensor, mean: Tensor | None = None) -> None:
+        self.mean_square.lerp_(mean_square.to(self.mean_square.dtype), self.momentum)
+        if self.mean is not None and mean is not None:
+            self.mean.lerp_(mean.to(self.mean.dtype), self.momentum)
 
     def extra_repr(self) -> str:
         return f"{self.groups} features, centre={self.centre}"

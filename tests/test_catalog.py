@@ -139,7 +139,7 @@ def content(metric: str) -> dict[str, Any]:
             "valid_mean": value,
             "parameters": 1000,
             "operations": 2000,
-            "seconds_mean": 70.0,
+            "seconds_median": 70.0,
             "spikes_mean": None,
             "published": {"value": value, "source": "a paper"},
             "runs": [],

@@ -215,7 +215,7 @@ def test_the_table_reads_as_people_write() -> None:
                 "valid_mean": 8.8,
                 "parameters": 26638,
                 "operations": 26400,
-                "seconds_mean": 31.26,
+                "seconds_median": 31.26,
                 "spikes_mean": 812.4,
                 "published": {"value": 8.72, "source": "a paper"},
             }

@@ -289,12 +289,10 @@ def test_events_and_spikes_may_lie_anywhere_in_memory(backend: Any) -> None:
         assert engine.run(x[:1]).outputs.tolist() == [first, first]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_program_is_copied(backend: Any) -> None:
-    if backend == "numpy":
-        pytest.skip("the definition reads the program itself")
+@needs_native
+def test_a_program_is_copied() -> None:
     program = small()
-    engine, x = Engine(program, backend), np.ones((2, 1, 6), bool)
+    engine, x = Engine(program, "native"), np.ones((2, 1, 6), bool)
     before = engine.run(x).outputs
     for layer in program.layers:
         layer.weight[:] = 0

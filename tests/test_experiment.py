@@ -302,6 +302,8 @@ def test_published_figures() -> None:
     assert best["value"] == 8.39
     assert published.headline(preset("digits", "snu", "mnist")) is not None
     assert published.headline(override(preset("digits", "snu", "mnist"), coding="rows")) is None
+    rounded = override(preset("digits", "snu", "mnist"), weight_bits=3)
+    assert published.headline(rounded) is None
     assert published.headline(preset("digits")) is None
 
 

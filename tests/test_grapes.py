@@ -499,12 +499,12 @@ def test_many_short_calls_are_one_long_one(kind: str, compiled: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize("kind", CARRIED)
+@pytest.mark.parametrize(
+    ("kind", "batched"),  # torch's RNNs and spikebridge.rnn have an unbatched form (T, I)
+    [*((k, True) for k in CARRIED), *((k, False) for k in CARRIED if not k.endswith("snu"))],
+)
 def test_the_error_at_a_state_that_is_used_is_scaled_too(kind: str, batched: bool) -> None:
     layer = carried(kind).double()
-    if not batched and isinstance(layer, Layer):
-        pytest.skip("a Layer has no unbatched form (T, I); torch's RNNs and spikebridge.rnn do")
     x = torch.randn(T, B, I).double() * 2
     x = x if batched else x[:, 0]
     head = nn.Linear(N, 2).double()
@@ -1189,6 +1189,10 @@ def _worker(rank: int, path: str, results: Any) -> list[Tensor]:
         parallel = nn.parallel.DistributedDataParallel(model)
         trained = _trained(parallel, model, x[rank::2])
         results.put([p.tolist() for p in trained])
+        # A thread of the group lets go of objects of Python, for which it needs the interpreter:
+        # it must have done so before the group waits for it and holds the interpreter.
+        del parallel
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
     return trained

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikebridge.gradients import FORMULAS, Surrogate
 from spikebridge.kernels import native
@@ -358,6 +361,108 @@ def test_the_custom_op_keeps_the_rules_of_torch(
             torch.ops.spikebridge.scan_backward.default,
             (grad_y, grad_s, None, small[0], s_all, *small[1:], *rule),
         )
+
+
+class Watching(TorchDispatchMode):
+    """Whatever looks on at the level of dispatch gets the custom op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("kind", ["snu", "softsnu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_short_way_to_the_kernel_is_the_custom_op(
+    kind: str, recurrent: bool, dtype: torch.dtype
+) -> None:
+    unit, drive, found = unit_of(kind, 9, dtype), torch.randn(5, 4, 9).to(dtype) * 2, []
+    matrix = matrix_of(9, dtype)
+    modes = [contextlib.nullcontext(), Watching()]
+    for mode in modes:
+        leaves = [drive.clone().requires_grad_(), *unit.parameters()]
+        own = matrix.clone().requires_grad_() if recurrent else None
+        with mode:
+            with torch.no_grad():
+                silent = scan(unit, drive, own, backend="native")
+            y, state = scan(unit, leaves[0], own, backend="native")
+            short = type(y.grad_fn).__name__ == "_ScanBackward"
+            assert short == (mode is modes[0])
+            loss = y.float().square().sum() + state.s.float().square().sum()
+            gradients = torch.autograd.grad(loss, [*leaves, *([own] if recurrent else [])])
+        found.append([y, *state[:2], silent[0], *silent[1][:2], *gradients])
+    assert {"spikebridge.scan.default", "spikebridge.scan_backward.default"} <= modes[1].seen
+    for short, op in zip(*found, strict=True):
+        assert torch.equal(short, op)
+
+
+def with_default_device(f: Callable) -> list[Tensor]:
+    with torch.device("meta"):
+        return list(f())
+
+
+def traced_by_jit(f: Callable) -> list[Tensor]:
+    drive, unit = torch.randn(3, 2, 4), make_unit("softsnu", 4)
+    for parameter in unit.parameters():
+        parameter.requires_grad_(False)  # traces hold no constants that are trained
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: scan(unit, x)[0], (drive,), check_trace=False)
+        torch.testing.assert_close(traced(drive * 2), scan(unit, drive * 2)[0])
+    return list(f())
+
+
+def compiled_backward(f: Callable) -> list[Tensor]:
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        return list(torch.compile(f, backend="aot_eager")())
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit's end, and what torch.compile says to itself
+@pytest.mark.parametrize("look", [with_default_device, traced_by_jit, compiled_backward])
+def test_whoever_looks_on_sees_the_same(look: Callable) -> None:
+    unit, gradients = make_unit("softsnu", 4), []
+    drive = torch.randn(3, 2, 4)
+    for how in (None, look):
+        leaf = drive.clone().requires_grad_()
+        y, _ = scan(unit, leaf, backend="native")
+        loss = y.square().sum()
+
+        def back(loss: Tensor = loss, leaf: Tensor = leaf) -> list[Tensor]:
+            loss.backward()
+            return [leaf.grad]
+
+        gradients.append(back()[0] if how is None else how(back)[0])
+        with torch.device("meta") if how is with_default_device else contextlib.nullcontext():
+            again, _ = scan(unit, drive, backend="native")
+        torch.testing.assert_close(again, y)
+    torch.testing.assert_close(*gradients)
+
+
+def test_many_gradients_at_once_and_lazy_negatives() -> None:
+    unit = make_unit("softsnu", 4)
+    drive = torch.randn(3, 2, 4, requires_grad=True)
+    y, _ = scan(unit, drive, backend="native")
+    many = torch.randn(5, *y.shape)
+    (batched,) = torch.autograd.grad(y, drive, many, is_grads_batched=True, retain_graph=True)
+    for one, found in zip(many, batched, strict=True):
+        (expected,) = torch.autograd.grad(y, drive, one, retain_graph=True)
+        torch.testing.assert_close(found, expected)
+        (found,) = torch.autograd.grad(y, drive, torch._neg_view(one), retain_graph=True)
+        torch.testing.assert_close(found, -expected)
+    negative, _ = scan(unit, torch._neg_view(drive.detach()), backend="native")
+    torch.testing.assert_close(negative, scan(unit, -drive.detach(), backend="native")[0])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    drive = torch.randn(3, 2, 4, requires_grad=True)
+    y, _ = scan(make_unit("softsnu", 4), drive, backend="native")
+    (first,) = torch.autograd.grad(y.sum(), drive, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        (first * drive).sum().backward()
 
 
 def test_without_gradients_no_states_are_kept() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spikebridge.averaging import Average
+from spikebridge.kernels import native, rescale
 from spikebridge.layers import Layer, Readout
 from spikebridge.model_config import ModelConfig
 from spikebridge.network import build, load_network, operations, save_network
@@ -42,6 +43,62 @@ def spikes(*shape: int, p: float = 0.3) -> torch.Tensor:
 
 
 CENTRE = pytest.mark.parametrize("centre", [False, True])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 1), (4, 2, 7), (2, 6, 3)])
+def test_a_scaled_drive_in_reused_memory_is_the_plain_one(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, size = (torch.randn(n, dtype=torch.double) for n in (shape, shape[1:2]))
+    grad, found = torch.randn(shape, dtype=torch.double), []
+    for served in (True, False):
+        monkeypatch.setattr(rescale, "_served", lambda _, served=served: served)
+        leaves = [x.clone().requires_grad_(), size.clone().requires_grad_()]
+        y, mean_square = rescale.rescaled(*leaves, 1e-6)
+        assert not served or not mean_square.requires_grad
+        found.append([y, mean_square, *torch.autograd.grad(y, leaves, grad)])
+        for wanted in leaves:  # one of the two may be frozen
+            wanted.requires_grad_(False)
+            other = leaves[0] if wanted is leaves[1] else leaves[1]
+            y, _ = rescale.rescaled(*leaves, 1e-6)
+            (alone,) = torch.autograd.grad(y, other, grad, create_graph=True)
+            torch.testing.assert_close(alone.detach(), found[-1][2 + (other is leaves[1])])
+            wanted.requires_grad_()
+        torch.autograd.gradcheck(lambda *own: rescale.rescaled(*own, 1e-6)[0], leaves)
+        torch.autograd.gradgradcheck(lambda *own: rescale.rescaled(*own, 1e-6)[0], leaves)
+    for short, plain in zip(*found, strict=True):
+        torch.testing.assert_close(short.detach(), plain.detach())
+
+
+def test_second_derivatives_where_the_drive_depends_on_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, size, found = torch.randn(6, 3, 2).double(), torch.rand(3).double() + 0.5, []
+    for served in (True, False):
+        monkeypatch.setattr(rescale, "_served", lambda _, served=served: served)
+        own = size.clone().requires_grad_()
+        y, _ = rescale.rescaled(x * own.square().unsqueeze(1), own, 1e-6)
+        y, _ = rescale.rescaled(y.tanh(), own, 1e-6)
+        (first,) = torch.autograd.grad(y.pow(3).sum(), own, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), own)
+        many = torch.randn(4, *y.shape, generator=torch.Generator().manual_seed(1)).double()
+        y, _ = rescale.rescaled(x * own.square().unsqueeze(1), own, 1e-6)
+        (batched,) = torch.autograd.grad(y, own, many, is_grads_batched=True)
+        found.append([first.detach(), second, batched])
+    for short, plain in zip(*found, strict=True):
+        torch.testing.assert_close(short, plain)
+
+
+@pytest.mark.skipif(native.missing is not None, reason=f"no memory pool: {native.missing}")
+def test_large_drives_take_the_way_over_reused_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], rescale._Rescaled.apply
+    monkeypatch.setattr(rescale._Rescaled, "apply", lambda *a: (calls.append(1), real(*a))[1])
+    scaled = Normalised(Dense(4, 64))
+    for rows, expected in ((8, 0), (8192, 1)):
+        scaled(torch.randn(rows, 4))
+        assert len(calls) == expected
+    scaled.eval()(torch.randn(8192, 4))
+    assert len(calls) == 1
 
 
 @CENTRE

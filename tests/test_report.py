@@ -217,7 +217,7 @@ def write_comparison(
                 "test_mean": float(np.mean(tests)),
                 "test_std": float(np.std(tests, ddof=1)) if seeds > 1 else None,
                 "valid_mean": float(np.mean([result["valid"] for result in results])),
-                "seconds_mean": float(np.mean([result["seconds"] for result in results])),
+                "seconds_median": float(np.median([result["seconds"] for result in results])),
                 "spikes_mean": spikes,
                 "runs": names,
             }

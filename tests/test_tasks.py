@@ -23,7 +23,7 @@ from spikebridge import tasks
 from spikebridge.task_configs import DigitsConfig, EventsConfig, MusicConfig, NpzConfig
 from spikebridge.tasks import digits, files
 from spikebridge.tasks.base import SPLITS, Batch, Task
-from spikebridge.tasks.digits import Digits, bernoulli
+from spikebridge.tasks.digits import Digits
 from spikebridge.tasks.files import DataError
 from spikebridge.tasks.music import Music, excerpts, note_log_odds, read_songs
 
@@ -265,34 +265,6 @@ def test_draws_are_fresh_at_each_epoch() -> None:
     one, other = (next(iter(task.batches("test", 50, generator))) for _ in range(2))
     assert torch.equal(one.target, other.target)
     assert not torch.equal(one.x, other.x)
-
-
-@settings(deadline=None, max_examples=40)
-@given(p=st.floats(0, 1), seed=st.integers(0, 2**32), inputs=st.integers(1, 9))
-def test_bernoulli_mean_is_the_probability(p: float, seed: int, inputs: int) -> None:
-    steps = 4001  # odd, so that the last random word is used in part
-    spikes = bernoulli(torch.full((1, inputs), p), steps, seeded(seed))
-    count = steps * inputs
-    assert spikes.shape == (steps, 1, inputs)
-    assert ((spikes == 0) | (spikes == 1)).all()
-    bound = 6 * math.sqrt(p * (1 - p) / count) + 6 / count + 2**-16
-    assert abs(spikes.mean().item() - p) < bound
-
-
-def test_bernoulli_is_exact_at_both_ends_for_all_pixels() -> None:
-    pixels = torch.arange(256).repeat(4000, 1).float() / 255
-    spikes = bernoulli(pixels, 3, seeded())
-    assert (spikes[..., 0] == 0).all()
-    assert (spikes[..., 255] == 1).all()
-    # Every grey level, and neighbours in time and place, are independent: z-scores behave.
-    mean, p = spikes.mean((0, 1))[1:-1], pixels[0, 1:-1]
-    z = (mean - p) / (p * (1 - p) / 12_000).sqrt()
-    assert z.abs().max() < 5
-    assert 0.8 < z.std() < 1.2
-    n = spikes[..., 1:-1] - p
-    for left, right in ((n[1:], n[:-1]), (n[..., 1:], n[..., :-1])):
-        assert abs((left * right).mean()) < 5 * 0.25 / n.numel() ** 0.5
-    assert bernoulli(torch.zeros(0, 3), 2, seeded()).shape == (2, 0, 3)
 
 
 @pytest.mark.data

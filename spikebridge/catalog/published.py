@@ -31,29 +31,38 @@ _CELLS: dict[str, Any] = {
     "dropout": 0.1,
     "dropout_in": 0.0,
 }
-
+# Without distortions networks this wide fit the training set after ten epochs: SNU 98.34, soft SNU
+# 98.13 % on test (two seeds).  With them dropout is not needed.
+_DISTORTED: dict[str, Any] = {
+    "elastic": 1.0,
+    "steps": 4,
+    "steps_test": 20,
+    "dropout": 0.0,
+    "dropout_in": 0.0,
+}
 
 PUBLISHED: tuple[Entry, ...] = (
     Entry(
         name="mnist-4-layers",
-        title="Rate-coded MNIST, four layers of weights, 784-256-256-256-10",
-        source=_CHART + "sSNU 4L 98.50, RNN 97.72, LSTM 97.48, GRU 96.45 %",
+        title="Rate-coded MNIST, four layers of weights, 784-256-256-256-10, elastic distortions",
+        source=_CHART
+        + "sSNU 4L 98.50, RNN 97.72, LSTM 97.48, GRU 96.45 %; distortions are not mentioned there",
         task="digits",
-        minutes=56,
+        minutes=130,
         data="mnist",
         rows=tuple(Row(unit) for unit in _FIVE),
-        settings={"hidden": (256,) * 3, "epochs": 10},
+        settings={"hidden": (256,) * 3, "epochs": 20, **_DISTORTED},
         quick={"epochs": 1},
     ),
     Entry(
         name="mnist-7-layers",
-        title="Rate-coded MNIST, seven layers of weights, 784-256 (six times)-10",
-        source=_CHART + "SNU 7L 98.47 %",
+        title="Rate-coded MNIST, seven layers of weights, 784-6 x 256-10, elastic distortions",
+        source=_CHART + "SNU 7L 98.47 %; distortions are not mentioned there",
         task="digits",
-        minutes=96,
+        minutes=210,
         data="mnist",
         rows=tuple(Row(unit) for unit in _FIVE),
-        settings={"hidden": (256,) * 6, "epochs": 10},
+        settings={"hidden": (256,) * 6, "epochs": 20, **_DISTORTED},
         quick={"epochs": 1},
     ),
     Entry(

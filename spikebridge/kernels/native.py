@@ -89,7 +89,7 @@ def forward(
     drive = rows(drive)
     y = empty((t, b, n), drive.dtype)
     s_all = empty((t if keep else 0, b, n), s0.dtype)
-    s_last, y_last = (torch.empty((b, n), dtype=s0.dtype) for _ in range(2))
+    s_last, y_last = (torch.empty((b, n), dtype=s0.dtype, device="cpu") for _ in range(2))
     # The contiguous copies must outlive the call.
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
     recurrent = None if recurrent is None else recurrent.contiguous()
@@ -134,7 +134,7 @@ def backward(
     io = s_all.dtype if grad_y is None else grad_y.dtype
     grad_drive = empty((t, b, n), io)
     grad_s0, grad_y0, share_decay, share_bias = small = [
-        torch.empty((b, n), dtype=s_all.dtype) for _ in range(4)
+        torch.empty((b, n), dtype=s_all.dtype, device="cpu") for _ in range(4)
     ]
     grad_y = None if grad_y is None else rows(grad_y)
     # The contiguous copies must outlive the call.
@@ -202,7 +202,7 @@ def importance(
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Uninitialised; a large one takes over the memory of one that has died: no page faults."""
     if math.prod(shape) * dtype.itemsize < POOLED_BYTES:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device is
     made = torch.utils.dlpack.from_dlpack(_native.pooled(list(shape), *DLPACK[dtype]))
     return made.fill_(float("nan")) if POISON else made
 

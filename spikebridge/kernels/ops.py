@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikebridge.kernels import native
-from spikebridge.kernels.product import slow_bfloat16
+from spikebridge.kernels.product import plain, slow_bfloat16
 from spikebridge.units import State, Unit
 
 __all__ = ["KERNELS", "Kernel", "missing", "scan"]
@@ -53,7 +54,7 @@ def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> t
         recurrent = recurrent.to(state.s.dtype)
     operands = (drive, recurrent, state.s, state.y, params.decay, params.bias)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
-    y, s_last, y_last, _ = torch.ops.spikebridge.scan(
+    y, s_last, y_last, _ = _chosen(operands, keep)(
         drive,
         recurrent,
         state.s,
@@ -70,6 +71,33 @@ def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> t
         keep,
     )
     return y, State(s_last, y_last)
+
+
+def _chosen(operands: Sequence[Tensor | None], keep: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """The shortest way to the kernel: the machinery of an op takes longer than a small scan.
+
+    Whoever looks on gets the op.
+    """
+    if not plain(*operands):
+        return torch.ops.spikebridge.scan
+    return _Scan.apply if keep else native.forward
+
+
+class _Scan(torch.autograd.Function):
+    """The op on a CPU, without its machinery."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = native.forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple:
+        # create_graph=True: the op knows how to refuse what would come.
+        if torch.is_grad_enabled() or not plain(*grads):
+            return _backward(ctx, *grads)
+        return _gradients(native.backward, ctx, grads)
 
 
 # The signatures of the CPU's implementations are the schemas.
@@ -121,12 +149,17 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.rule, ctx.keep = rule, keep
 
 
-def _backward(ctx: Any, grad_y: Any, grad_s_last: Any, grad_y_last: Any, _: Any) -> tuple:
+def _backward(ctx: Any, *grads: Any) -> tuple:
     if not ctx.keep:
         raise RuntimeError("scan was called with keep=False and kept no states for a backward pass")
+    return _gradients(torch.ops.spikebridge.scan_backward, ctx, grads)
+
+
+def _gradients(run: Callable[..., tuple[Tensor, ...]], ctx: Any, grads: Sequence[Any]) -> tuple:
+    """Those of all inputs, from those of y, the last s and the last y."""
     y, s_all, recurrent, s0, y0, decay, bias = ctx.saved_tensors
-    drive, s, first_y, share_decay, share_bias = torch.ops.spikebridge.scan_backward(
-        grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, y0, decay, bias, *ctx.rule
+    drive, s, first_y, share_decay, share_bias = run(
+        *grads[:3], recurrent, s_all, s0, y0, decay, bias, *ctx.rule
     )
     needs = ctx.needs_input_grad
     return (

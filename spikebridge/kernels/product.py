@@ -8,15 +8,39 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from spikebridge.kernels import native
 
-__all__ = ["linear", "slow_bfloat16", "traced"]
+__all__ = ["linear", "plain", "slow_bfloat16", "traced"]
 
 
 def traced() -> bool:
     """Whether torch.compile or a torch.func transform looks on."""
     return torch.compiler.is_compiling() or bool(torch._C._functorch.peek_interpreter_stack())
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these are what they seem, on a CPU, and nobody looks on: their memory can be used.
+
+    Not so under torch.compile, torch.func, torch.jit.trace, forward-mode derivatives and modes of
+    dispatch, nor for subclasses, many gradients at once (is_grads_batched) and lazy negatives.
+    """
+    if traced() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    return forward_ad._current_level < 0 and all(x is None or _plain(x) for x in tensors)
+
+
+def _plain(x: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return (
+        type(x) in (Tensor, Parameter)
+        and x.is_cpu
+        and not x.is_neg()
+        and not functorch.is_legacy_batchedtensor(x)
+        and not functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 @cache
@@ -75,7 +99,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        multiply = _differentiable if torch.is_grad_enabled() else _multiply
+        multiply = _multiply if plain(grad) and not torch.is_grad_enabled() else _differentiable
         wants = ctx.needs_input_grad
         return (
             multiply(grad, weight, x.dtype) if wants[0] else None,

@@ -201,9 +201,7 @@ class Forward:
         """Take the parameters as they are now, with the way back from their values to them."""
         layer, dtype = self.layer, state_dtype(self.layer.unit.bias.dtype)
         with torch.enable_grad():
-            recurrent = layer.recurrent
-            if recurrent is not None:
-                recurrent = F.dropout(recurrent, layer.dropout_recurrent, layer.training)
+            recurrent = layer.connections()
             parts = [layer.array.weight, recurrent, layer.array.bias]
             self.roots: list[Tensor | None] = [*parts, layer.unit.bias, layer.unit.decay]
         values = [None if root is None else root.detach().to(dtype) for root in self.roots]

@@ -118,7 +118,7 @@ def table_row(row: Row, metric: Metric, best: bool) -> dict[str, Any]:
         "test": spread_text(metric, row.facts.get("test_mean"), row.facts.get("test_std")),
         "n": count_text(row.facts.get("n")),
         "spikes": count_text(spikes) if spikes is not None else "none" if complete else NOTHING,
-        "seconds": seconds_text(row.facts.get("seconds_mean")),
+        "seconds": seconds_text(row.facts.get("seconds_median")),
         "published": known if known != NOTHING else "unknown",
         "source": source_of(published),
     }

@@ -18,7 +18,8 @@ MEANING = (
     "Test accuracy in per cent, mean ± standard deviation over seeds. Average accuracy: over all "
     "tasks after the last. Forgetting: what the earlier tasks have lost since they were at their "
     "best, lower is better. Backward transfer: what they have gained since they were learned. "
-    "Unseen tasks: accuracy on them before they are learned; guessing gives {chance}."
+    "Unseen tasks: accuracy on them before they are learned; guessing gives {chance}. "
+    "Training: median."
 )
 TUNED = (
     "Each row has the settings of its grid with the best validation accuracy over all tasks "

@@ -21,7 +21,8 @@ def markdown(content: dict[str, Any], source: str = "") -> str:
     lines = [
         f"## {content.get('title') or content['data']}",
         "",
-        f"Test {metric.axis}, {metric.better}; mean ± standard deviation over seeds.",
+        f"Test {metric.axis}, {metric.better}; mean ± standard deviation over seeds; "
+        "training time: median.",
         "",
         "| | " + " | ".join([f"test {metric.name}", "seeds", *HEAD]) + " |",
         "|---|" + "---|" * (2 + len(HEAD)),
@@ -34,7 +35,7 @@ def markdown(content: dict[str, Any], source: str = "") -> str:
             count_text(row["parameters"]),
             count_text(row["operations"]),
             "none" if row["spikes_mean"] is None else count_text(row["spikes_mean"]),
-            seconds_text(row["seconds_mean"]),
+            seconds_text(row["seconds_median"]),
             metric_text(metric, known["value"], unit=False) if known else "unknown",
         ]
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
