@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -51,12 +50,14 @@ def step(mode: str, steps: int) -> None:
 
 
 def child(mode: str, steps: int) -> None:
+    import measure
+
     step(mode, 64)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = measure.peak_bytes()
     start = time.perf_counter()
     step(mode, steps)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = measure.peak_bytes()
     print(json.dumps({"peak_bytes": peak - before, "seconds": seconds}))
 
 

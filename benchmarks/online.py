@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -66,9 +65,11 @@ def sequence(mode: str, network: Any, steps: int) -> None:
 
 
 def child(mode: str, steps: int) -> None:
+    import measure
     import torch
+    import torch.fx.experimental.symbolic_shapes  # which backward imports; before it is measured
 
-    import spikebridge.learning.online  # noqa: F401  before the measurement begins
+    import spikebridge.learning.online  # noqa: F401
     from spikebridge import build
     from spikebridge.model_config import ModelConfig
 
@@ -76,11 +77,11 @@ def child(mode: str, steps: int) -> None:
     torch.set_num_threads(1)
     network = build(ModelConfig(hidden=(HIDDEN,), train_decay=True), NOTES, NOTES, "each")
     sequence("bptt", network, 20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = measure.peak_bytes()
     start, used = time.perf_counter(), time.process_time()
     sequence(mode, network, steps)
     seconds, cpu = time.perf_counter() - start, time.process_time() - used
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = measure.peak_bytes()
     print(json.dumps({"peak_bytes": peak - before, "seconds": seconds, "cpu_seconds": cpu}))
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from functools import cache
+from typing import Any
 
+import peaks
 import pytest
 import torch
 from hypothesis import given, settings
@@ -157,15 +155,13 @@ def test_backward_keeps_one_buffer_and_the_output(recurrent: bool) -> None:
 
 
 MEASURE = """
-import json, resource, sys, torch
+import json, sys, torch
+from measure import peak_bytes
 from spikebridge.rnn import SNU
 mode, steps = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)
 layer = SNU(512, 512, recompute=256 if mode == "recompute" else 0)
 x = torch.randn(1, 1, 512)
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 def chunk(n):
     return x.expand(n, 1, 512)
@@ -180,24 +176,13 @@ if mode == "chunks":
 else:
     layer(chunk(steps))[0].mean().backward()
 finite = all(bool(p.grad.isfinite().all()) for p in layer.parameters())
-print(json.dumps({"peak": peak(), "finite": finite}))
+print(json.dumps({"peak": peak_bytes(), "finite": finite}))
 """
 
 
 @cache
-def measured(mode: str, steps: int) -> dict:
-    command = [sys.executable, "-c", MEASURE, mode, str(steps)]
-    # glibc hands back at once what is free: how much it holds otherwise differs by 500 MB.
-    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    ended = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=110,
-        env={**os.environ, **allocator},
-    )
-    return json.loads(ended.stdout)
+def measured(mode: str, steps: int) -> dict[str, Any]:
+    return peaks.run(MEASURE, mode, steps)
 
 
 def test_a_hundred_thousand_steps_train() -> None:

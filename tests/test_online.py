@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import peaks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -507,7 +505,8 @@ def trained_start(music: Music) -> float:
 
 
 MEASURE = """
-import json, resource, sys, torch
+import json, sys, torch
+from measure import peak_bytes
 from spikebridge.layers import Layer, Readout
 from spikebridge.learning.online import Online
 from spikebridge.network import Network
@@ -523,21 +522,17 @@ def stream(n):
     for _ in range(n):
         yield torch.rand(8, 1600)
 loss = lambda output, t: output.square().sum()
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 online.sequence(stream(50), loss)
-before = peak()
+before = peak_bytes()
 online.sequence(stream(steps), loss)
 finite = all(bool(p.grad.isfinite().all()) for p in network.parameters())
-print(json.dumps({"grown": peak() - before, "finite": finite}))
+print(json.dumps({"grown": peak_bytes() - before, "finite": finite}))
 """
 
 
 @cache
 def measured(rule: str, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-c", MEASURE, rule, str(steps)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=110)
-    return json.loads(ended.stdout)
+    return peaks.run(MEASURE, rule, steps)
 
 
 def test_memory_does_not_grow_with_the_length() -> None:
