@@ -222,7 +222,9 @@ def _main(argv: Sequence[str]) -> int:
         print(f"spikebridge {environment.own_version()}")
         return 0
     command = parse(argv)
-    from spikebridge import commands
+    from spikebridge import commands, pool
+
+    pool.keep_freed_memory()
 
     if isinstance(command, SIMPLE):
         command.run()

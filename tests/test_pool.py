@@ -1,8 +1,9 @@
-"""Working processes end with their parent."""
+"""Working processes end with their parent, and reuse their memory."""
 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -76,3 +77,38 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     assert not any(map(alive, pids))
+
+
+FAULTS = """
+import resource, sys, torch
+from spikebridge import pool
+if sys.argv[1] == "kept":
+    pool.keep_freed_memory()
+
+def step():
+    held = [torch.zeros(5_000_000).add(1.0) for _ in range(6)]
+    return sum(float(x[0]) for x in held)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+step()
+step()
+before = faults()
+step()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept() -> None:
+    def run(mode: str) -> int:
+        command = [sys.executable, "-c", FAULTS, mode]
+        # Of its own accord glibc may keep much or little; here it is told to keep nothing.
+        little = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
+        environment = {**os.environ, **little}
+        return int(subprocess.run(command, capture_output=True, text=True, env=environment).stdout)
+
+    pages = 12 * 5_000_000 * 4 // os.sysconf("SC_PAGE_SIZE")
+    assert run("given back") > 0.5 * pages
+    assert run("kept") < 0.05 * pages

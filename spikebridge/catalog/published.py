@@ -40,6 +40,13 @@ _DISTORTED: dict[str, Any] = {
     "dropout": 0.0,
     "dropout_in": 0.0,
 }
+# Steps at test: of 4, 8 and 20 the best on validation, seed 0 of the four layers: RNN 97.98, 96.92,
+# 92.44 %, GRU 99.10, 99.18, 98.92 %, LSTM 99.18, 99.26, 99.10 %, soft SNU 98.90, 98.82, 98.96 %.
+_STEPS: dict[str, dict[str, Any]] = {
+    "rnn": {"steps_test": 4},
+    "gru": {"steps_test": 8},
+    "lstm": {"steps_test": 8},
+}
 
 PUBLISHED: tuple[Entry, ...] = (
     Entry(
@@ -50,7 +57,7 @@ PUBLISHED: tuple[Entry, ...] = (
         task="digits",
         minutes=130,
         data="mnist",
-        rows=tuple(Row(unit) for unit in _FIVE),
+        rows=tuple(Row(unit, _STEPS.get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 3, "epochs": 20, **_DISTORTED},
         quick={"epochs": 1},
     ),
@@ -61,7 +68,7 @@ PUBLISHED: tuple[Entry, ...] = (
         task="digits",
         minutes=210,
         data="mnist",
-        rows=tuple(Row(unit) for unit in _FIVE),
+        rows=tuple(Row(unit, _STEPS.get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 6, "epochs": 20, **_DISTORTED},
         quick={"epochs": 1},
     ),
