@@ -116,21 +116,15 @@ def reproduce(
             overwrite=overwrite,
             progress=display,
             about=entry.title,
+            by_steps=() if quick else entry.by_steps,
             more=lambda: verdict(entry, planned, out),
         )
-    from spikebridge.report import rules
-    from spikebridge.report.still import draw, markdown
+    from spikebridge.report import still
 
-    told = [markdown(content, entry.source), rules.markdown(content)]
-    rundir.write_text(out / "table.md", "\n".join(text for text in told if text))
-    draw(content, out / "plot.png")
-    pictures = [out / "plot.png"]
-    if content.get("contrasts"):
-        rules.draw(content, out / "contrasts.png")
-        pictures.append(out / "contrasts.png")
+    pictures = still.write(content, out, entry.source)
     show(content, out, True, as_json)
     if not as_json:
-        print(f"table: {out / 'table.md'}")
+        print(f"table: {out / still.TABLE}")
         for path in pictures:
             print(f"plot: {path}")
 

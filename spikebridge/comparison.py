@@ -63,6 +63,7 @@ def compare(
     progress: Callable[[str], Progress] | None = None,
     about: str = "",
     finish: Callable[[Planned], None] | None = None,
+    by_steps: Sequence[int] = (),
     more: Callable[[], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Do what is not done yet, then write compare.json and, if asked for, the page.
@@ -76,6 +77,7 @@ def compare(
         progress: gives, for a run's name, what is told of it.
         about: a title for the page.
         finish: is called for each complete run before the summary is written.
+        by_steps: numbers of time steps at which each complete run is tested before that.
         more: gives, once all runs are complete, what else the summary holds.
 
     Returns the content of compare.json.  Raises RunError where some runs failed; the others are
@@ -98,6 +100,11 @@ def compare(
     if finish is not None:
         for run in planned:
             finish(run)
+    if by_steps:
+        from spikebridge import stepwise
+
+        for run in planned:
+            stepwise.tested(run.directory, by_steps)
     content = summary(planned) | ({"title": about} if about else {})
     content |= more() if more is not None else {}
     _write(content, directory, page)

@@ -13,6 +13,8 @@ from spikebridge.records import UsageError
 from spikebridge.seeding import generator
 from spikebridge.task_configs import DigitsConfig, EventsConfig
 
+_REMEDY = "run `spikebridge evaluate` again"
+
 
 def by_steps(
     directory: Path, steps: Sequence[int], tell: Callable[[int], None] | None = None
@@ -48,6 +50,14 @@ def by_steps(
     }
     rundir.write_json(directory / rundir.STEPS, content)
     return content
+
+
+def tested(directory: Path, steps: Sequence[int]) -> None:
+    """As `by_steps`, where that has not been done."""
+    path = directory / rundir.STEPS
+    if path.exists() and rundir.read_json(path, _REMEDY)["steps"] == sorted(set(steps)):
+        return
+    by_steps(directory, steps)
 
 
 def with_steps(config: Config, directory: Path, count: int) -> dict[str, int]:

@@ -84,7 +84,25 @@ def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
         "published": one.published,
         "memory": _in_memory([run.directory for run, _ in group]),
         "chip": _on_chip([run.directory for run, _ in group]),
+        "by_steps": _by_steps([run.directory for run, _ in group]),
         "runs": [run.name for run, _ in group],
+    }
+
+
+def _by_steps(directories: Sequence[Path]) -> dict[str, Any] | None:
+    """Over all runs, where every run has been tested at the same numbers of steps."""
+    paths = [directory / rundir.STEPS for directory in directories]
+    if not all(path.exists() for path in paths):
+        return None
+    found = [rundir.read_json(path, "run `spikebridge evaluate` again") for path in paths]
+    if any(one["steps"] != found[0]["steps"] for one in found):
+        return None
+    tests = list(zip(*(one["test"] for one in found), strict=True))
+    return {
+        "trained_with": found[0]["trained_with"],
+        "steps": found[0]["steps"],
+        "means": [statistics.fmean(values) for values in tests],
+        "stds": [statistics.stdev(values) if len(values) > 1 else None for values in tests],
     }
 
 

@@ -29,6 +29,7 @@ SMALL = Entry(
     settings=TINY | {"epochs": 2},
     seeds=2,
     minutes=0.1,
+    by_steps=(2, 1),
     quick={"epochs": 1},
 )
 
@@ -83,13 +84,26 @@ def test_reproduce_writes_table_plot_and_page(capsys: pytest.CaptureFixture[str]
     table = (out / "table.md").read_text(encoding="utf-8")
     assert "| SNU, 3 bits | " in table
     assert "unknown |" in table  # no figure has been published
-    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert "Two units on small digits" in (out / rundir.REPORT).read_text(encoding="utf-8")
+    page = (out / rundir.REPORT).read_text(encoding="utf-8")
+    for picture in ("plot.png", "steps.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"plot: {out / picture}" in said.out
+    assert "Two units on small digits" in page
+    assert "Test accuracy against time steps" in page
+    for row in content["rows"]:
+        found = [json.loads((out / name / rundir.STEPS).read_text()) for name in row["runs"]]
+        assert row["by_steps"]["steps"] == [1, 2]
+        for at, mean in enumerate(row["by_steps"]["means"]):
+            assert mean == pytest.approx(sum(one["test"][at] for one in found) / 2)
+    tested = [path.stat().st_mtime_ns for path in sorted(out.glob(f"*/{rundir.STEPS}"))]
     assert "about 0 min on 2 cores" in said.err
     assert spikebridge("reproduce small --jobs 1 --json") == 0
     said = capsys.readouterr()
     assert "4 are complete" in said.err
     assert json.loads(said.out) == content
+    again = [path.stat().st_mtime_ns for path in sorted(out.glob(f"*/{rundir.STEPS}"))]
+    assert again == tested
+    assert len(tested) == 4
 
 
 def test_quick_is_quick_and_apart(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +112,7 @@ def test_quick_is_quick_and_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"rounded-0", "snu-0"} <= set(runs)
     config = rundir.read_config(Path("runs/reproduce-small-quick/snu-0"))
     assert config.train.epochs == 1
+    assert not list(Path("runs").rglob(rundir.STEPS))
     assert spikebridge("reproduce small --seeds 1 --jobs 1") == 0
     assert not Path("runs/reproduce-small/snu-1").exists()
 

@@ -51,6 +51,8 @@ class Entry:
     """Values that are tried for every row before its runs: the best on validation is taken."""
     trial: Mapping[str, Any] = field(default_factory=dict)
     """What differs in those trials, such as fewer epochs."""
+    by_steps: tuple[int, ...] = ()
+    """Numbers of time steps at which each run is tested besides; not with --quick."""
     quick: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 2})
     """What --quick changes: enough to see that everything works, not what is reached."""
 

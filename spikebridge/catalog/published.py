@@ -47,6 +47,7 @@ _STEPS: dict[str, dict[str, Any]] = {
     "gru": {"steps_test": 8},
     "lstm": {"steps_test": 8},
 }
+_LOOKS = (1, 2, 4, 8, 20)
 
 PUBLISHED: tuple[Entry, ...] = (
     Entry(
@@ -59,6 +60,7 @@ PUBLISHED: tuple[Entry, ...] = (
         data="mnist",
         rows=tuple(Row(unit, _STEPS.get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 3, "epochs": 20, **_DISTORTED},
+        by_steps=_LOOKS,
         quick={"epochs": 1},
     ),
     Entry(
@@ -70,6 +72,7 @@ PUBLISHED: tuple[Entry, ...] = (
         data="mnist",
         rows=tuple(Row(unit, _STEPS.get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 6, "epochs": 20, **_DISTORTED},
+        by_steps=_LOOKS,
         quick={"epochs": 1},
     ),
     Entry(

@@ -211,6 +211,7 @@ def why_absent(rows: list[Row]) -> str:
 def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot | None]:
     """What came out, and what it cost."""
     spread = "Whiskers reach one standard deviation over the seeds."
+    trained = {row.facts["by_steps"]["trained_with"] for row in rows if row.facts.get("by_steps")}
     against_spikes = overview.cost(rows, metric, "spikes_mean", "spikes per inference")
     return [
         drawer.plot(
@@ -229,6 +230,13 @@ def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot |
             f"Test {metric.name} against spikes",
             "How good a unit is for the spikes that it sends; units without spikes are absent. "
             f"{spread}",
+        ),
+        drawer.plot(
+            overview.by_steps(rows, metric),
+            f"Test {metric.name} against time steps",
+            "The same networks, shown their inputs for fewer or more time steps at the test; "
+            f"trained with {' or '.join(map(str, sorted(trained)))}. {spread}",
+            wide=True,
         ),
         drawer.plot(
             overview.activity(rows),

@@ -230,6 +230,36 @@ def cost(rows: Sequence[Row], metric: Metric, name: str, title: str) -> Chart | 
     return chart
 
 
+def by_steps(rows: Sequence[Row], metric: Metric) -> Chart | None:
+    """Mean test metric of each unit against the number of time steps at the test."""
+    known = [(row, row.facts["by_steps"]) for row in rows if row.facts.get("by_steps")]
+    if not known:
+        return None
+    chart = Chart(340 + _legend_room(rows))
+    for row, found in known:
+        spreads = [number(spread) for spread in found["stds"]]
+        chart.add(
+            "scatter",
+            x=found["steps"],
+            y=[scaled(metric, mean) for mean in found["means"]],
+            error_y={"array": [(s or 0.0) * metric.scale for s in spreads], "thickness": 1.2},
+            name=label(row.label, 40),
+            mode="lines+markers",
+            line={"color": colour_of(row.look), "width": 2, "dash": dash_of(row.look)},
+            marker={"color": colour_of(row.look), "size": 8},
+        )
+    shown = sorted({count for _, found in known for count in found["steps"]})
+    chart.x(
+        title="time steps at test",
+        type="log",
+        tickvals=shown,
+        ticktext=[str(count) for count in shown],
+        showgrid=False,
+    )
+    chart.y(title=f"test {label(metric.axis, 60)}")
+    return chart
+
+
 def _round_numbers(low: float, high: float) -> list[float]:
     ticks = [m * 10.0**e for e in range(-3, 12) for m in (1, 2, 5)]
     return [tick for tick in ticks if low / 2.5 <= tick <= high * 2.5]

@@ -8,10 +8,12 @@ from typing import Any
 
 from spikebridge import rundir
 from spikebridge.metrics import METRICS
+from spikebridge.report import rules
 from spikebridge.report.load import ReportError
 from spikebridge.report.text import count_text, metric_text, seconds_text, spread_text
 from spikebridge.report.theme import colour_of
 
+TABLE = "table.md"
 HEAD = ("parameters", "operations per step", "spikes per inference", "training time", "published")
 
 
@@ -44,11 +46,25 @@ def markdown(content: dict[str, Any], source: str = "") -> str:
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
-    """Write a picture: each seed as a dot, the mean as a bar, the published figure as a diamond.
+def write(content: dict[str, Any], directory: Path, source: str) -> list[Path]:
+    """The table and all pictures that a comparison has, as files; returns the pictures.
 
     Raises ReportError where matplotlib is not installed.
     """
+    told = [markdown(content, source), rules.markdown(content)]
+    rundir.write_text(directory / TABLE, "\n".join(text for text in told if text))
+    draw(content, directory / "plot.png")
+    pictures = [directory / "plot.png"]
+    if content.get("contrasts"):
+        rules.draw(content, directory / "contrasts.png")
+        pictures.append(directory / "contrasts.png")
+    if any(row.get("by_steps") for row in content["rows"]):
+        draw_steps(content, directory / "steps.png")
+        pictures.append(directory / "steps.png")
+    return pictures
+
+
+def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -56,9 +72,57 @@ def draw(content: dict[str, Any], path: Path) -> None:
             "matplotlib is not installed: still pictures need it; "
             "install it with pip install 'spikebridge[app]'"
         ) from error
+    return Figure(figsize=size, dpi=150, layout="constrained")
+
+
+def draw_steps(content: dict[str, Any], path: Path) -> None:
+    """Write a picture of the test metric against the number of time steps at the test.
+
+    Raises ReportError where matplotlib is not installed.
+    """
+    metric = METRICS[content["metric"]]
+    figure = _figure((7.5, 4.2))
+    axes = figure.subplots()
+    rows = [row for row in content["rows"] if row.get("by_steps")]
+    for row in rows:
+        found = row["by_steps"]
+        axes.errorbar(
+            found["steps"],
+            [metric.scale * mean for mean in found["means"]],
+            [metric.scale * (spread or 0.0) for spread in found["stds"]],
+            color=colour_of(row.get("look") or row["unit"]),
+            marker="o",
+            capsize=3,
+            label=row["label"],
+        )
+    ticks = sorted({count for row in rows for count in row["by_steps"]["steps"]})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(count) for count in ticks])
+    axes.minorticks_off()
+    trained = sorted({row["by_steps"]["trained_with"] for row in rows})
+    axes.set_xlabel(f"time steps at test (trained with {' or '.join(map(str, trained))})")
+    axes.set_ylabel(f"test {metric.axis}")
+    axes.grid(axis="y", color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _title(figure, content)
+    rundir.replace(path, lambda part: figure.savefig(part, format="png"))
+
+
+def _title(figure: Any, content: dict[str, Any]) -> None:
+    """Over the whole width: names of rows leave the axes too little of it."""
+    title = textwrap.fill(str(content.get("title") or content["data"]), 95)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Write a picture: each seed as a dot, the mean as a bar, the published figure as a diamond.
+
+    Raises ReportError where matplotlib is not installed.
+    """
     metric = METRICS[content["metric"]]
     rows = content["rows"]
-    figure = Figure(figsize=(7.5, 1.3 + 0.42 * len(rows)), dpi=150, layout="constrained")
+    figure = _figure((7.5, 1.3 + 0.42 * len(rows)))
     axes = figure.subplots()
     for at, row in enumerate(rows):
         colour = colour_of(row.get("look") or row["unit"])
@@ -84,8 +148,6 @@ def draw(content: dict[str, Any], path: Path) -> None:
         handles += axes.plot(
             [], [], "D", markerfacecolor="none", color="#30343B", label="published"
         )
-    # Over the whole width: names of rows leave the axes too little of it.
-    title = textwrap.fill(str(content.get("title") or content["data"]), 95)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    _title(figure, content)
     figure.legend(handles=handles, ncols=3, loc="outside lower right", frameon=False, fontsize=8)
     rundir.replace(path, lambda part: figure.savefig(part, format="png"))
