@@ -16,7 +16,7 @@ from spikebridge.forgetting_entries import FORGETTING
 from spikebridge.metrics import METRICS
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.records import UsageError
-from spikebridge.report.still import draw, markdown
+from spikebridge.report.still import TABLE, write
 
 TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
 SMALL = Entry(
@@ -157,6 +157,12 @@ def content(metric: str) -> dict[str, Any]:
             "seconds_median": 70.0,
             "spikes_mean": None,
             "published": {"value": value, "source": "a paper"},
+            "by_steps": {
+                "trained_with": 4,
+                "steps": [1, 4],
+                "means": [value * 0.9, value],
+                "stds": [None, value / 100],
+            },
             "runs": [],
         }
     ]
@@ -165,8 +171,10 @@ def content(metric: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_still_pictures_of_every_metric(metric: str, tmp_path: Path) -> None:
-    draw(content(metric), tmp_path / "plot.png")
-    table = markdown(content(metric), "here")
+    pictures = write(content(metric), tmp_path, "here")
+    assert [path.name for path in pictures] == ["plot.png", "steps.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    table = (tmp_path / TABLE).read_text(encoding="utf-8")
     assert "- a paper" in table
     assert METRICS[metric].figure(content(metric)["rows"][0]["test_mean"]) in table
 

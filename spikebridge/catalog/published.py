@@ -56,7 +56,7 @@ PUBLISHED: tuple[Entry, ...] = (
         source=_CHART
         + "sSNU 4L 98.50, RNN 97.72, LSTM 97.48, GRU 96.45 %; distortions are not mentioned there",
         task="digits",
-        minutes=130,
+        minutes=80,
         data="mnist",
         rows=tuple(Row(unit, _STEPS.get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 3, "epochs": 20, **_DISTORTED},
@@ -68,7 +68,7 @@ PUBLISHED: tuple[Entry, ...] = (
         title="Rate-coded MNIST, seven layers of weights, 784-6 x 256-10, elastic distortions",
         source=_CHART + "SNU 7L 98.47 %; distortions are not mentioned there",
         task="digits",
-        minutes=210,
+        minutes=150,
         data="mnist",
         rows=tuple(Row(unit, _STEPS.get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 6, "epochs": 20, **_DISTORTED},

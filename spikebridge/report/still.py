@@ -78,17 +78,19 @@ def _figure(size: tuple[float, float]) -> Any:
 def draw_steps(content: dict[str, Any], path: Path) -> None:
     """Write a picture of the test metric against the number of time steps at the test.
 
+    Accuracies are shown as errors on a logarithmic axis: near 100 % they would all look alike.
     Raises ReportError where matplotlib is not installed.
     """
     metric = METRICS[content["metric"]]
     figure = _figure((7.5, 4.2))
     axes = figure.subplots()
+    errors = metric.name == "accuracy"
     rows = [row for row in content["rows"] if row.get("by_steps")]
     for row in rows:
         found = row["by_steps"]
         axes.errorbar(
             found["steps"],
-            [metric.scale * mean for mean in found["means"]],
+            [metric.scale * (1 - mean if errors else mean) for mean in found["means"]],
             [metric.scale * (spread or 0.0) for spread in found["stds"]],
             color=colour_of(row.get("look") or row["unit"]),
             marker="o",
@@ -98,11 +100,15 @@ def draw_steps(content: dict[str, Any], path: Path) -> None:
     ticks = sorted({count for row in rows for count in row["by_steps"]["steps"]})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [str(count) for count in ticks])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
     trained = sorted({row["by_steps"]["trained_with"] for row in rows})
     axes.set_xlabel(f"time steps at test (trained with {' or '.join(map(str, trained))})")
-    axes.set_ylabel(f"test {metric.axis}")
-    axes.grid(axis="y", color="#dddddd")
+    if errors:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_ylabel("test error (%)" if errors else f"test {metric.axis}")
+    axes.grid(axis="y", which="both", color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _title(figure, content)
