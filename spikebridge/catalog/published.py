@@ -47,6 +47,16 @@ _STEPS: dict[str, dict[str, Any]] = {
     "gru": {"steps_test": 8},
     "lstm": {"steps_test": 8},
 }
+# Validation after two epochs: recurrent SNU 89.5 %, with a surrogate of width 1 25 %, 0.3 83 %, and
+# with the settings of no unit in particular 36 %; recurrent soft SNU 95.8 and 54 %.
+_ROW_BY_ROW: dict[str, Any] = {
+    "g": "identity",
+    "decay": 0.5,
+    "decay_to": 0.98,
+    "train_decay": True,
+    "ema": 0.0,
+    "dropout": 0.1,
+}
 _LOOKS = (1, 2, 4, 8, 20)
 
 PUBLISHED: tuple[Entry, ...] = (
@@ -108,10 +118,16 @@ PUBLISHED: tuple[Entry, ...] = (
         title="MNIST row by row: 28 steps of 28 pixels, recurrent units",
         source=_OURS,
         task="digits",
-        minutes=13,
+        minutes=12,
         data="mnist",
-        rows=tuple(Row(unit) for unit in ("recurrent-snu", "recurrent-softsnu", *_FIVE[2:])),
+        rows=(
+            Row("recurrent-snu", _ROW_BY_ROW | {"surrogate_width": 0.5}),
+            Row("recurrent-softsnu", _ROW_BY_ROW),
+            *(Row(unit) for unit in _FIVE[2:]),
+        ),
         settings={"coding": "rows", "hidden": (128,), "epochs": 6},
+        grid={"lr": (5e-3, 1e-2, 2e-2)},
+        trial={"epochs": 2},
         quick={"epochs": 1},
     ),
     Entry(
