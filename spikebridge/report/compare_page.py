@@ -232,18 +232,18 @@ def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot |
             f"{spread}",
         ),
         drawer.plot(
-            overview.by_steps(rows, metric),
-            f"Test {metric.name} against time steps",
-            "The same networks, shown their inputs for fewer or more time steps at the test; "
-            f"trained with {' or '.join(map(str, sorted(trained)))}. {spread}",
-            wide=True,
-        ),
-        drawer.plot(
             overview.activity(rows),
             "Firing rate by layer",
             "Mean number of spikes per neuron and time step over the test set. Hatched bars are "
             "units that send graded values instead of spikes; they show the mean absolute value.",
             wide=against_spikes is not None,
+        ),
+        drawer.plot(
+            overview.by_steps(rows, metric),
+            f"Test {metric.name} against time steps",
+            "The same networks, shown their inputs for fewer or more time steps at the test; "
+            f"trained with {' or '.join(map(str, sorted(trained)))}. {spread}",
+            wide=True,
         ),
     ]
 
