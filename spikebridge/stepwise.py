@@ -13,8 +13,6 @@ from spikebridge.records import UsageError
 from spikebridge.seeding import generator
 from spikebridge.task_configs import DigitsConfig, EventsConfig
 
-_REMEDY = "run `spikebridge evaluate` again"
-
 
 def by_steps(
     directory: Path, steps: Sequence[int], tell: Callable[[int], None] | None = None
@@ -55,7 +53,8 @@ def by_steps(
 def tested(directory: Path, steps: Sequence[int]) -> None:
     """As `by_steps`, where that has not been done."""
     path = directory / rundir.STEPS
-    if path.exists() and rundir.read_json(path, _REMEDY)["steps"] == sorted(set(steps)):
+    remedy = "run `spikebridge evaluate` again"
+    if path.exists() and rundir.read_json(path, remedy).get("steps") == sorted(set(steps)):
         return
     by_steps(directory, steps)
 

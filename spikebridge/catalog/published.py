@@ -42,7 +42,7 @@ _DISTORTED: dict[str, Any] = {
 }
 # Steps at test: of 4, 8 and 20 the best on validation, seed 0 of the four layers: RNN 97.98, 96.92,
 # 92.44 %, GRU 99.10, 99.18, 98.92 %, LSTM 99.18, 99.26, 99.10 %, soft SNU 98.90, 98.82, 98.96 %.
-_STEPS: dict[str, dict[str, Any]] = {
+_STEPS_TEST: dict[str, dict[str, Any]] = {
     "rnn": {"steps_test": 4},
     "gru": {"steps_test": 8},
     "lstm": {"steps_test": 8},
@@ -57,7 +57,7 @@ _ROW_BY_ROW: dict[str, Any] = {
     "ema": 0.0,
     "dropout": 0.1,
 }
-_LOOKS = (1, 2, 4, 8, 20)
+_BY_STEPS = (1, 2, 4, 8, 20)
 
 PUBLISHED: tuple[Entry, ...] = (
     Entry(
@@ -68,9 +68,9 @@ PUBLISHED: tuple[Entry, ...] = (
         task="digits",
         minutes=80,
         data="mnist",
-        rows=tuple(Row(unit, _STEPS.get(unit, {})) for unit in _FIVE),
+        rows=tuple(Row(unit, _STEPS_TEST.get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 3, "epochs": 20, **_DISTORTED},
-        by_steps=_LOOKS,
+        by_steps=_BY_STEPS,
         quick={"epochs": 1},
     ),
     Entry(
@@ -80,9 +80,9 @@ PUBLISHED: tuple[Entry, ...] = (
         task="digits",
         minutes=150,
         data="mnist",
-        rows=tuple(Row(unit, _STEPS.get(unit, {})) for unit in _FIVE),
+        rows=tuple(Row(unit, _STEPS_TEST.get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 6, "epochs": 20, **_DISTORTED},
-        by_steps=_LOOKS,
+        by_steps=_BY_STEPS,
         quick={"epochs": 1},
     ),
     Entry(

@@ -91,16 +91,20 @@ def step_curve(run: Run) -> Chart | None:
         line={"color": colour_of(run.unit), "width": 2},
         marker={"color": colour_of(run.unit), "size": 8},
     )
-    shown = [count for count in steps if number(count) is not None]
+    step_axes(chart, [count for count in steps if number(count) is not None], metric)
+    return chart
+
+
+def step_axes(chart: Chart, steps: Sequence[int], metric: Metric) -> None:
+    """The axes of the test metric against these numbers of time steps."""
     chart.x(
         title="time steps at test",
         type="log",
-        tickvals=shown,
-        ticktext=[str(count) for count in shown],
+        tickvals=list(steps),
+        ticktext=[str(count) for count in steps],
         showgrid=False,
     )
     chart.y(title=f"test {label(metric.axis, 60)}")
-    return chart
 
 
 def _line(chart: Chart, x: list[Any], y: list[Any], title: str, colour: str) -> None:

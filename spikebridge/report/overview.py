@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spikebridge.report.curves import column, layer_activity, layer_name, metric_column, steep
+from spikebridge.report.curves import (
+    column,
+    layer_activity,
+    layer_name,
+    metric_column,
+    steep,
+    step_axes,
+)
 from spikebridge.report.load import Row
 from spikebridge.report.text import Metric, count_text, number, scaled
 from spikebridge.report.theme import (
@@ -248,15 +255,7 @@ def by_steps(rows: Sequence[Row], metric: Metric) -> Chart | None:
             line={"color": colour_of(row.look), "width": 2, "dash": dash_of(row.look)},
             marker={"color": colour_of(row.look), "size": 8},
         )
-    shown = sorted({count for _, found in known for count in found["steps"]})
-    chart.x(
-        title="time steps at test",
-        type="log",
-        tickvals=shown,
-        ticktext=[str(count) for count in shown],
-        showgrid=False,
-    )
-    chart.y(title=f"test {label(metric.axis, 60)}")
+    step_axes(chart, sorted({count for _, found in known for count in found["steps"]}), metric)
     return chart
 
 
