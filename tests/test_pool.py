@@ -92,23 +92,28 @@ def step():
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-step()
-step()
+for _ in range(10):  # until the heap has found its layout
+    step()
 before = faults()
-step()
-print(faults() - before)
+for _ in range(5):
+    step()
+print((faults() - before) / 5)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept() -> None:
-    def run(mode: str) -> int:
+    def run(mode: str) -> float:
         command = [sys.executable, "-c", FAULTS, mode]
         # Of its own accord glibc may keep much or little; here it is told to keep nothing.
         little = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
         environment = {**os.environ, **little}
-        return int(subprocess.run(command, capture_output=True, text=True, env=environment).stdout)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60, env=environment
+        )
+        return float(ended.stdout)
 
     pages = 12 * 5_000_000 * 4 // os.sysconf("SC_PAGE_SIZE")
     assert run("given back") > 0.5 * pages
-    assert run("kept") < 0.05 * pages
+    # Mostly none; where blocks happen to lie badly, up to one of the twelve is taken anew.
+    assert run("kept") < 0.2 * pages
