@@ -171,6 +171,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "ema": 0.999,
         "epochs": 18,
         "patience": 3,
+        "precision": "bfloat16",
     },
     ("ptb", "softsnu"): {"decay": 0.27, "decay_to": 0.95, "train_decay": True},
     ("ptb", "recurrent-softsnu"): {"decay": 0.27, "decay_to": 0.95, "train_decay": True},
