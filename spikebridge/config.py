@@ -174,18 +174,15 @@ class Config:
         )
         if self.learning.rule not in ONLINE:
             return
-        found = {
-            "loss": self.train.loss != "task",
-            "activity": self.train.activity > 0,
-            "sampled": self.train.sampled > 0,
-            "precision": self.train.precision != "float32",
-            "recompute": self.train.recompute > 0,
-        }
-        for name, given in found.items():
+        backwards = {
+            "loss": "task", "activity": 0, "sampled": 0, "precision": "float32", "recompute": 0,
+        }  # fmt: skip
+        for name, without in backwards.items():
+            given = getattr(self.train, name)
             require(
-                not given,
-                f"rule={self.learning.rule}: {name} is for rules that go backwards; "
-                f"leave --{name} out",
+                given == without,
+                f"rule={self.learning.rule}, {name}={given}: that is for rules that go backwards; "
+                f"pass --{name} {without}",
             )
 
     def _check_memory(self) -> None:

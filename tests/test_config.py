@@ -197,6 +197,22 @@ def test_a_broken_rule_names_value_and_remedy(settings: dict, message: str) -> N
         override(preset("digits"), **settings)
 
 
+def test_a_preset_that_an_online_rule_refuses_is_mended_by_following_the_remedies() -> None:
+    """What is in its way came from the preset, so that leaving it out would not do."""
+    config = preset("text", "softsnu", "ptb")
+    with pytest.raises(ConfigError, match="rule=ostl, sampled=400: .*; pass --sampled 0"):
+        override(config, rule="ostl")
+    with pytest.raises(ConfigError, match="precision=bfloat16: .*; pass --precision float32"):
+        override(config, rule="ostl", sampled=0)
+    assert override(config, rule="ostl", sampled=0, precision="float32").learning.rule == "ostl"
+
+
+@pytest.mark.parametrize("name", ["activity", "recompute", "sampled"])
+def test_an_online_rule_refuses_what_goes_backwards(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"rule=eprop, {name}=1.*; pass --{name} 0"):
+        override(preset("digits"), rule="eprop", **{name: 1})
+
+
 @pytest.mark.parametrize(
     ("plain", "message"),
     [
