@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from spikebridge import rundir
-from spikebridge.config import Config, TrainConfig, preset, task_name
+from spikebridge.config import Config, TrainConfig, override, preset, task_name
 from spikebridge.learning_config import LearningConfig
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import VARIANTS, ModelConfig, UnitName, VariantName
@@ -77,6 +77,7 @@ class _First:
     config: Path | None = None
     out: Path | None = None
     resume: bool = False
+    seed: int = TrainConfig.seed
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -130,18 +131,20 @@ def _nested(name: str, text: str, kinds: dict[str, type], first: _First, chosen:
 
 def _base(task: str, unit: str, first: _First) -> Config:
     """What holds where no flag is given: a file, the settings of the run to resume, or a preset."""
+    if first.recurrent and f"recurrent-{unit}" in VARIANTS:
+        unit = f"recurrent-{unit}"
+    data, own = _own_data(task, first)
+    tuned = preset(task, unit, data, **own)
     file = first.config
-    if file is None and first.resume and first.out is not None:
-        begun = first.out / rundir.CONFIG
+    if file is None and first.resume:
+        folder = first.out or rundir.default_folder(override(tuned, seed=first.seed))
+        begun = folder / rundir.CONFIG
         file = begun if begun.exists() else None
     if file is not None:
         config = rundir.load_config(file)
         if task_name(config) == task:
             return config
-    if first.recurrent and f"recurrent-{unit}" in VARIANTS:
-        unit = f"recurrent-{unit}"
-    data, own = _own_data(task, first)
-    return preset(task, unit, data, **own)
+    return tuned
 
 
 def _own_data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:
@@ -207,12 +210,15 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _how_to_go_on(argv: Sequence[str]) -> str:
-    if not argv or argv[0] not in ("train", "compare", "demo", "continual", "reproduce"):
+    command = argv[0] if argv else ""
+    if command in ("train", "continual"):
+        again = [word for word in argv if word not in ("--overwrite", "--resume")]
+        return f"go on with: spikebridge {shlex.join([*again, '--resume'])}"
+    if command not in ("compare", "demo", "reproduce", "search"):
         return "nothing was begun"
-    again = [word for word in argv if word not in ("--overwrite", "--resume")]
-    if argv[0] in ("train", "continual"):
-        again.append("--resume")
-    return f"go on with: spikebridge {shlex.join(again)}"
+    # Without --overwrite, old runs that were not redone yet would be kept.
+    how = "start again" if "--overwrite" in argv else "go on"
+    return f"{how} with: spikebridge {shlex.join(argv)}"
 
 
 def _main(argv: Sequence[str]) -> int:

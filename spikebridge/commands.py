@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import catalog, comparison, environment, forgetting, progress, rundir, tuning
-from spikebridge.config import Config, data_name, default_data, flatten, variant_of
+from spikebridge.config import Config, data_name, flatten, preset, variant_of
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
-from spikebridge.rundir import Result
+from spikebridge.rundir import FOLDER, Result
 from spikebridge.task_configs import TASKS
 from spikebridge.verdict import verdict
-
-FOLDER = Path("runs")
 
 
 def train(
@@ -32,8 +30,8 @@ def train(
     as_json: bool,
 ) -> None:
     """Train one unit and tell what came out."""
+    out = out or rundir.default_folder(config)
     name = f"{variant_of(config.model)}-{config.train.seed}"
-    out = out or FOLDER / f"{data_name(config)}-{name}"
     say(f"{out}:\n{_settings(flatten(config))}")
     result = None
     if rundir.has_run(out) and not overwrite:  # answered before torch is loaded
@@ -141,6 +139,7 @@ def search(
     *,
     trials: int,
     data: str | None,
+    data_dir: str,
     epochs: int,
     threads: int,
     as_json: bool,
@@ -148,8 +147,12 @@ def search(
     """Search settings for units and tell the best of each."""
     from spikebridge import search as searching
 
+    if not units:
+        raise UsageError("a search needs at least one unit; pass --units snu lstm")
     given: dict[str, Any] = {"threads": threads} | ({"epochs": epochs} if epochs else {})
-    out = out or FOLDER / f"search-{data or default_data(TASKS[task])}"
+    if data_dir:
+        data, given["data_dir"] = data or TASKS[task].OWN_DATA or None, data_dir
+    out = out or FOLDER / f"search-{data_name(preset(task, units[0], data, **given))}"
     best = {}
     for unit in units:
 

@@ -71,7 +71,8 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
     task = _music_of(directory)
     phrase = seed_phrase(task, settings)
     per_frame_s = 60 / settings.tempo / task.frames_per_quarter
-    _check_duration((len(phrase) + settings.frames) * per_frame_s)
+    frames_in_all = len(phrase) + settings.frames
+    _check_duration(frames_in_all * per_frame_s, frames_in_all / task.frames_per_quarter)
     voices = settings.voices or _usual_voices(directory)
     frames = go_on(
         _network_of(directory),
@@ -231,11 +232,16 @@ def _usual_voices(directory: Path) -> int:
     )
 
 
-def _check_duration(seconds: float) -> None:
+def _check_duration(seconds: float, quarters: float) -> None:
     if seconds > LONGEST_S:
         raise UsageError(
             f"the composition would last {seconds:,.0f} s; it may last {LONGEST_S:,} s at most: "
             "pass fewer --frames, or a higher --tempo"
+        )
+    if quarters > sound.LONGEST_QUARTERS:
+        raise UsageError(
+            f"the composition would last {quarters:,.0f} quarter notes; a MIDI file takes "
+            f"{sound.LONGEST_QUARTERS:,} at most: pass fewer --frames"
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from spikebridge.config import Config, data_name, variant_of
 from spikebridge.learning_config import LearningConfig
-from spikebridge.task_configs import DigitsConfig, TextConfig
+from spikebridge.task_configs import DigitsConfig, TextConfig, is_own
 
 _WOZNIAK = (
     "Woźniak, Pantazi, Bohnstingl, Eleftheriou 2020, Nature Machine Intelligence 2:325, "
@@ -87,8 +87,9 @@ def figures(config: Config) -> tuple[Figure, ...]:
     beside both; the ones for MNIST are feed-forward with rate coding and stand beside nothing else.
     Nor does it say whether its fully connected networks saw distorted digits.
     """
-    # The papers' own figures on hardware, and with weights of few bits, are not known to us.
-    if config.memory.used or config.model.weight_bits:
+    # The papers' own figures on hardware, and with weights of few bits, are not known to us; and a
+    # folder of the user's may be called mnist.
+    if config.memory.used or config.model.weight_bits or is_own(config.task):
         return ()
     data, model = data_name(config), config.model
     recurrent = variant_of(model).startswith("recurrent-")

@@ -166,6 +166,8 @@ class Search:
     """Trials of each unit, the first with its preset."""
     data: str | None = None
     """The data set; by default the task's own."""
+    data_dir: str = ""
+    """A folder of your own data, as for `spikebridge train`."""
     epochs: int = 0
     """Epochs of each trial; 0 = as many as the preset says."""
     threads: int = 0
@@ -184,6 +186,7 @@ class Search:
             self.out,
             trials=self.trials,
             data=self.data,
+            data_dir=self.data_dir,
             epochs=self.epochs,
             threads=self.threads,
             as_json=self.json,

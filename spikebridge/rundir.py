@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spikebridge.config import Config, flatten, from_dict
+from spikebridge.config import Config, data_name, flatten, from_dict, variant_of
 from spikebridge.records import RunError, UsageError
 
+FOLDER = Path("runs")
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
@@ -104,6 +105,11 @@ class Result:
         return {name: getattr(self, name) for name in names}
 
 
+def default_folder(config: Config) -> Path:
+    """Where a run goes if nobody says where."""
+    return FOLDER / f"{data_name(config)}-{variant_of(config.model)}-{config.train.seed}"
+
+
 def has_run(directory: Path) -> bool:
     """Whether any file of a run lies there."""
     return any((directory / name).exists() for name in FILES if name != REPORT)
@@ -159,7 +165,12 @@ def load_config(path: Path) -> Config:
 
 def same_settings(directory: Path, config: Config) -> None:
     """Raise UsageError, naming the fields, unless the run there has this config."""
-    theirs, ours = flatten(read_config(directory)), flatten(config)
+    refuse_others(directory, read_config(directory), config, "run")
+
+
+def refuse_others(directory: Path, there: Config, asked: Config, what: str) -> None:
+    """Raise UsageError, naming the fields, unless both configs are the same."""
+    theirs, ours = flatten(there), flatten(asked)
     names = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
     if names:
         pairs = ", ".join(
@@ -167,8 +178,8 @@ def same_settings(directory: Path, config: Config) -> None:
             for name in names
         )
         raise UsageError(
-            f"{directory}: the run there has other settings: {pairs}; give the same settings, "
-            "another folder, or --overwrite to start anew"
+            f"{directory}: the {what} there has other settings: {pairs}; give the same settings, "
+            "another folder" + (", or --overwrite to start anew" if what == "run" else "")
         )
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import environment, experiment, rundir
-from spikebridge.config import Config, override, preset, split_variant, to_dict
+from spikebridge.config import Config, from_dict, override, preset, split_variant, to_dict
 from spikebridge.metrics import METRICS
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.optimisation import best_epoch
 from spikebridge.records import RunError, UsageError
 
 SEARCH = "search.json"
+_FAILED = "failed"
 
 # What each task's trials draw: a list is a choice, a pair of numbers a range on a logarithmic axis.
 SHARED: dict[str, dict[str, Any]] = {
@@ -86,26 +87,29 @@ def search(
         task, variant, data: as for `config.preset`, which the trials start from.
         directory: where the search is kept; one that lies there goes on.
         trials: number in all; the first is the preset itself.
-        settings: what holds for all trials instead of the preset.
+        settings: what holds for all trials instead of the preset, such as epochs or data_dir.
         tell: is told of each trial: number, validation metric, settings.
 
-    Raises UsageError.
+    Raises UsageError, also where a search of other settings or another space lies there.
     """
     if trials < 1:
         raise UsageError(f"trials={trials}: it must be at least 1; pass --trials 12")
-    base = override(preset(task, variant, data), **(settings or {}))
+    base = preset(task, variant, data, **(settings or {}))
     drawn = space(task, variant)
     folder = directory / variant
     folder.mkdir(parents=True, exist_ok=True)
-    study = _study(folder, base)
+    study = _study(folder, base, drawn)
     found = [_told(trial) for trial in study.trials if trial.value is not None]
-    for number in range(len(study.trials), trials):
+    done = len(found) + sum(_FAILED in trial.user_attrs for trial in study.trials)
+    for number in range(done, trials):
+        study.sampler = _sampler(number)
         trial = study.ask()
         chosen = {} if number == 0 else {name: _draw(trial, name, drawn[name]) for name in drawn}
         try:
             history = experiment.validate(override(base, **chosen))
         except RunError as error:  # a learning rate that is too high: a bad trial, not the end
-            study.tell(trial, state=_failed())
+            trial.set_user_attr(_FAILED, str(error))
+            study.tell(trial, state=_fail())
             warnings.warn(f"trial {number + 1} of {variant} failed: {error}", stacklevel=2)
             continue
         record = history[best_epoch(history) - 1]
@@ -121,13 +125,16 @@ def search(
 
 
 def best(content: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were best on validation."""
+    """The settings that were best on validation.  Raises RunError where no trial came to an end."""
+    if not content["trials"]:
+        raise RunError("every trial of the search failed; start from other settings")
     higher = content["higher_is_better"]
     pick = max if higher else min
     return dict(pick(content["trials"], key=lambda trial: trial["valid"])["settings"])
 
 
-def _study(folder: Path, base: Config) -> Any:
+def _study(folder: Path, base: Config, drawn: dict[str, Any]) -> Any:
+    """The search of a folder, without what was cut off; UsageError where it is another one."""
     try:
         import optuna
         from optuna.storages.journal import JournalFileBackend
@@ -139,16 +146,39 @@ def _study(folder: Path, base: Config) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=storage,
         study_name="search",
         load_if_exists=True,
         direction="maximize" if higher_is_better(base) else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5),
     )
+    if not study.trials:
+        study.set_user_attr("base", to_dict(base))
+        study.set_user_attr("space", _plain(drawn))
+    kept = study.user_attrs
+    if kept.get("space") != _plain(drawn):
+        raise UsageError(
+            f"{folder}: the search there draws from another space; give another folder"
+        )
+    rundir.refuse_others(folder, from_dict(kept["base"]), base, "search")
+    for trial in study.trials:
+        if not trial.state.is_finished():  # cut off in its middle: it is done anew
+            study.tell(trial.number, state=_fail())
+    return study
 
 
-def _failed() -> Any:
+def _sampler(number: int) -> Any:
+    """One for each trial, so that a search that was cut off draws what it would have drawn."""
+    import optuna
+
+    return optuna.samplers.TPESampler(seed=number, n_startup_trials=5)
+
+
+def _plain(drawn: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: list(options) for name, options in drawn.items()}
+
+
+def _fail() -> Any:
     from optuna.trial import TrialState
 
     return TrialState.FAIL
@@ -179,9 +209,10 @@ def _told(trial: Any) -> dict[str, Any]:
 def _content(base: Config, drawn: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "base": to_dict(base),
-        "space": {name: list(options) for name, options in drawn.items()},
+        "space": _plain(drawn),
         "higher_is_better": higher_is_better(base),
-        "sampler": "optuna TPE, seed 0, 5 random trials first; the first trial is the base",
+        "sampler": "optuna TPE, seeded with the trial's number, 5 random trials first; "
+        "the first trial is the base",
         "environment": environment.collect(),
         "trials": found,
     }

@@ -22,6 +22,8 @@ PEAK = 0.89
 """Loudest sample, as a share of what 16 bits can hold: 1 dB below."""
 VELOCITY = 80
 TICKS_PER_QUARTER = 480
+LONGEST_QUARTERS = 20_000
+"""Quarter notes of a MIDI file at most: pretty_midi refuses times of ten million ticks."""
 LONGEST = 20_000
 """Frames of a MIDI file that are read at most: a larger one is no seed phrase."""
 ATTACK_S, RELEASE_S, DECAY_PER_S = 0.008, 0.06, 1.1

@@ -258,8 +258,16 @@ COMMANDS = tuple(name for name in TASKS if name != OwnConfig.NAME)
 
 def name_of_data(task: TaskConfig) -> str:
     """What folders and tables call the data: their name, or that of the user's folder or file."""
-    own = getattr(task, "file", "") or getattr(task, "data_dir", "")
-    return (Path(own).stem or task.data) if own else task.data
+    if file := getattr(task, "file", ""):
+        return Path(file).stem
+    folder = getattr(task, "data_dir", "")
+    return (Path(folder).name or task.data) if folder else task.data
+
+
+def is_own(task: TaskConfig) -> bool:
+    """Whether the data are the user's, and not those that the task's `data` names."""
+    folder = getattr(task, "file", "") or getattr(task, "data_dir", "")
+    return bool(folder) or isinstance(task, NpzConfig | ForecastConfig | OwnConfig)
 
 
 def _own_data(data: str, data_dir: str, own: str) -> None:

@@ -62,11 +62,12 @@ class Writer:
         Args:
             prompt: where to start; empty starts at the beginning of a line.
             length: symbols to write, at least 1.
-            temperature: below 1 keeps to the likely, above 1 wanders; 0 takes the likeliest.
+            temperature: below 1 keeps to the likely, above 1 wanders, from 0.01 to 100; 0 takes the
+                likeliest.
             top: draw among this many likeliest only; 0 = among all.
             seed: of the draws.
         """
-        _check(length, temperature, top)
+        _check(length, temperature, top, seed)
         numbers = self.encode(prompt)
         start = END if self.by_words else "\n"
         heard = [self.numbers[start], *numbers] if start in self.numbers else numbers
@@ -117,12 +118,14 @@ def _load(path: Path, symbols: int) -> Network:
     return network
 
 
-def _check(length: int, temperature: float, top: int) -> None:
+def _check(length: int, temperature: float, top: int, seed: int) -> None:
     if length < 1:
         raise UsageError(f"length={length}: it must be at least 1; pass --length 100")
-    if not (math.isfinite(temperature) and temperature >= 0):
+    if temperature != 0 and not 0.01 <= temperature <= 100:
         raise UsageError(
-            f"temperature={temperature}: it must be 0 or above; pass --temperature 0.8"
+            f"temperature={temperature}: it must be 0, or 0.01 to 100; pass --temperature 0.8"
         )
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed={seed}: it must lie in 0 to 2**63 - 1; pass --seed 0")
     if top < 0:
         raise UsageError(f"top={top}: it must be 0 (all) or above; pass --top 40")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from spikebridge.config import override, preset, variant_of
 from spikebridge.forgetting_entries import FORGETTING
 from spikebridge.metrics import METRICS
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
-from spikebridge.records import UsageError
+from spikebridge.records import RunError, UsageError
 from spikebridge.report.still import TABLE, write
 
 TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
@@ -70,7 +71,9 @@ def test_units_of_an_entry_have_equal_widths() -> None:
 def test_names_are_unique() -> None:
     names = [entry.name for entry in CATALOG]
     assert len(names) == len(set(names))
-    with pytest.raises(UsageError, match=r"'mnist': there is no such entry; choose one of .*jsb"):
+    with pytest.raises(
+        UsageError, match=r"'mnist': there is no such entry; `spikebridge reproduce --list`"
+    ):
         catalog.find("mnist")
 
 
@@ -218,6 +221,67 @@ def test_a_search_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_
     assert stored["higher_is_better"]
     for trial in found["trials"][1:]:
         assert set(trial["settings"]) == set(search.space("digits", "snu"))
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_search_that_was_killed_ends_like_one_that_was_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = 0
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        nonlocal calls
+        calls += 1
+        if calls in killed:
+            raise _Killed
+        if config.train.lr > 0.02:
+            raise RunError("the loss became inf")
+        return [{"epoch": 1, "best": True, "valid": config.train.lr, "seconds": 1.0}]
+
+    monkeypatch.setattr(experiment, "validate", validate)
+    found = []
+    for name, killed in (("whole", ()), ("killed", (1, 4, 9))):
+        calls = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in killed:
+                with pytest.raises(_Killed):
+                    search.search("digits", "snu", tmp_path / name, trials=12, settings=TINY)
+            found.append(search.search("digits", "snu", tmp_path / name, trials=12, settings=TINY))
+    assert found[0]["trials"] == found[1]["trials"]
+    assert found[0]["trials"][0]["settings"] == {}
+    assert len(found[0]["trials"]) < 12  # some failed, and they count
+
+
+def test_a_search_of_something_else_is_not_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def validate(config: Any) -> list[dict[str, Any]]:
+        return [{"epoch": 1, "best": True, "valid": 0.5, "seconds": 1.0}]
+
+    monkeypatch.setattr(experiment, "validate", validate)
+    search.search("digits", "snu", tmp_path, trials=1, settings=TINY)
+    with pytest.raises(UsageError, match=r"search there has other settings: epochs \(1 there"):
+        search.search("digits", "snu", tmp_path, trials=2, settings=TINY | {"epochs": 9})
+    with pytest.raises(UsageError, match="draws from another space; give another folder"):
+        search.search("music", "snu", tmp_path, trials=2)
+
+
+def test_a_search_without_a_good_trial_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def validate(config: Any) -> list[dict[str, Any]]:
+        raise RunError("the loss became inf")
+
+    monkeypatch.setattr(experiment, "validate", validate)
+    with pytest.warns(UserWarning, match="trial 1 of snu failed"):
+        assert spikebridge(f"search digits --units snu --trials 1 --out {tmp_path}") == 1
+    assert "every trial of the search failed" in capsys.readouterr().err
+    assert spikebridge("search digits --units") == 2
+    assert "a search needs at least one unit" in capsys.readouterr().err
 
 
 def test_the_search_never_reads_the_test_set(

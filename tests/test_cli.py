@@ -71,6 +71,11 @@ def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge(line + " --resume --lr 0.5") == 2
     assert "lr (" in capsys.readouterr().err
     assert spikebridge("train digits --out run --resume --no-report") == 0  # its own settings hold
+    assert spikebridge(f"train digits {TINY} --recurrent --seed 4 --no-report") == 0
+    again = "train digits --recurrent --seed 4 --resume --no-report"  # its folder has to be found
+    assert spikebridge(again) == 0
+    assert spikebridge(f"{again} --hidden 9") == 2
+    assert "hidden ((8,) there, (9,) asked for)" in capsys.readouterr().err
     assert spikebridge(line + " --overwrite --lr 0.5") == 0
     assert rundir.read_config(Path("run")).train.lr == 0.5
     assert spikebridge(line + " --overwrite --resume") == 2
@@ -321,7 +326,10 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("compare digits --overwrite", "go on with: spikebridge compare digits\n"),
+        ("compare digits", "go on with: spikebridge compare digits\n"),
+        ("compare digits --overwrite", "start again with: spikebridge compare digits --overwrite"),
+        ("train digits --overwrite", "go on with: spikebridge train digits --resume\n"),
+        ("search music", "go on with: spikebridge search music\n"),
         ("demo", "go on with: spikebridge demo\n"),
         ("reproduce jsb --seeds 2", "go on with: spikebridge reproduce jsb --seeds 2\n"),
         ("train digits --out 'a b'", "spikebridge train digits --out 'a b' --resume\n"),
@@ -337,7 +345,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("compare", "train", "info", "reproduce"):
+    for name in ("compare", "train", "info", "reproduce", "search"):
         monkeypatch.setattr(commands, name, interrupted)
     monkeypatch.setattr(demo, "demo", interrupted)
     assert spikebridge(line) == 130

@@ -297,6 +297,7 @@ def test_a_midi_file_is_the_seed_phrase(run: Path, tmp_path: Path) -> None:
         ({"piece": 1}, r"prompt_frames=16: piece 1 has only 12 frames; pass --prompt-frames 12"),
         ({"piece": 2, "prompt_frames": 8}, r"first 8 frames of piece 2 are silent.*larger"),
         ({"midi": "nowhere.mid"}, r"nowhere.mid: it cannot be read"),
+        ({"frames": 21_000, "tempo": 600}, r"last 21,016 quarter notes; .*20,000 at most.*fewer"),
         ({"frames": 3000, "tempo": 10}, r"would last 18,096 s.*3,600 s at most.*fewer --frames"),
     ],
 )

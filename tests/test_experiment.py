@@ -16,10 +16,11 @@ from tiny_runs import left, tiny
 from torch import Tensor
 
 from spikebridge import environment, evaluation, experiment, optimisation, published, rundir, tasks
-from spikebridge.config import override, preset
+from spikebridge.config import data_name, override, preset
 from spikebridge.kernels import native
 from spikebridge.network import LayerTrace, Observation, load_network
 from spikebridge.records import RunError, UsageError
+from spikebridge.task_configs import TASKS
 from spikebridge.tasks.base import Batch
 from spikebridge.tasks.digits import Digits
 
@@ -305,6 +306,13 @@ def test_published_figures() -> None:
     rounded = override(preset("digits", "snu", "mnist"), weight_bits=3)
     assert published.headline(rounded) is None
     assert published.headline(preset("digits")) is None
+    for task, folder in (("digits", "mnist"), ("music", "jsb"), ("text", "ptb"), ("npz", "mnist")):
+        own = preset(task, "snu", TASKS[task].OWN_DATA, data_dir=f"mine/{folder}")
+        assert data_name(own) == folder
+        assert published.headline(own) is None, "a folder of the user's that has a known name"
+    assert published.headline(preset("forecast", "snu", file="mine/jsb.csv")) is None
+    assert data_name(preset("npz", "snu", data_dir="mine/v1.2")) == "v1.2"
+    assert data_name(preset("forecast", "snu", file="mine/v1.2.csv")) == "v1.2"
 
 
 def test_threads_are_put_back(tmp_path: Path) -> None:

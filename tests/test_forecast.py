@@ -85,6 +85,41 @@ def test_missing_values_take_the_last_known_one(rows: list[list[int | None]]) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "names", "values"),
+    [
+        ("Zeit;Temp, C\n1;2,5\n2;2,6\n", ("Zeit", "Temp, C"), [[1, 2.5], [2, 2.6]]),
+        ("a;b,c\n1,2\n3,4\n", ("a;b", "c"), [[1, 2], [3, 4]]),
+        ("a,b;c,d;e\n1;2;3\n1;2;3\n", ("a,b", "c,d", "e"), [[1, 2, 3]] * 2),
+        ("\n\na,b\n1,2\n\n3,4\n", ("a", "b"), [[1, 2], [3, 4]]),
+        ("day,2019,2020\n1,2,3\n", ("day", "2019", "2020"), [[1, 2, 3]]),
+        ("day,v\n2020_01_01,2\n2020_01_02,3\n", ("v",), [[2], [3]]),
+    ],
+)
+def test_what_parts_the_fields_is_what_fits_the_rows(
+    tmp_path: Path, text: str, names: tuple[str, ...], values: list[list[float]]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    table = read_table(path)
+    assert table.names == names
+    np.testing.assert_array_equal(table.values, values)
+
+
+def test_an_empty_line_of_a_single_column_is_a_missing_value(tmp_path: Path) -> None:
+    """Were it left out, all later rows would move up in time."""
+    path = tmp_path / "t.csv"
+    path.write_text("v\n1\n2\n\n\n5\n\n", encoding="utf-8")
+    np.testing.assert_array_equal(read_table(path).values[:, 0], [1, 2, np.nan, np.nan, 5])
+
+
+def test_numbers_whose_spread_overflows_are_refused(tmp_path: Path) -> None:
+    rows = [1e200 if row % 2 else -1e200 for row in range(60)]
+    path = write_table(tmp_path / "t.csv", {"fine": range(60), "huge": rows})
+    with pytest.raises(DataError, match=r"column huge .* found a mean of .*another unit"):
+        task_of(path)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "a header line with a name for each column; found the line ''"),
@@ -94,6 +129,8 @@ def test_missing_values_take_the_last_known_one(rows: list[list[int | None]]) ->
         ("a,b\n1,2\n3,4,5\n", "2 fields in each row; found 3 in line 3"),
         ("a,b\nx,y\nz,w\n", "a column of numbers; found a, b, none of them of numbers, in 2 rows"),
         ("a\n", "none of them of numbers, in 0 rows"),
+        ("1,5;2,5\n1,6;2,6\n", "a header line .*; found the line '1,5, 2,5'"),
+        ("\n\n", "a header line with a name for each column; found the line ''"),
         ("a\n1\n2\nthree\n", "a finite number in column a; found 'three' in row 3 below"),
         ("a\n1\ninf\n3\n", "a finite number in column a; found 'inf' in row 2"),
         (b"a\n\xff\xfe\n", "one that cannot be read"),

@@ -44,7 +44,10 @@ def folder(tmp_path: Path) -> Path:
     return write_set(tmp_path / "squares")
 
 
-def test_any_idx_set(folder: Path) -> None:
+def test_any_idx_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    below = Digits(DigitsConfig(data="idx", data_dir=f"~/{folder.name}"))
+    assert below.size("train") == 220
     task = Digits(DigitsConfig(data="idx", data_dir=str(folder), steps=3))
     assert (task.input_size, task.output_size, task.image) == (144, 3, (1, 12, 12))
     assert [task.size(split) for split in ("train", "valid", "test")] == [220, 20, 60]

@@ -333,7 +333,7 @@ def test_pooled_drives_are_means_of_squares() -> None:
 
 
 def test_a_network_of_words(tmp_path: Path) -> None:
-    found: list[list[Tensor]] = []
+    found: list[list[torch.Tensor]] = []
     network = build(WORDS, 50, 50, "each", symbols=True).eval()
     x = torch.randint(0, 50, (7, 3))
     output, state = network(x)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csc_matrix
 from torch import Tensor
 from toy_data import KINDS, write_npz, write_recordings
 from toy_music import toy_songs, write_mat
@@ -171,6 +172,21 @@ def test_score_does_not_depend_on_the_batch_size(task: Task) -> None:
     for batch_size in (1, 7):
         assert metric(batch_size)[1] == count
         assert metric(batch_size)[0] == pytest.approx(total, rel=1e-6)
+
+
+def test_numbers_are_not_judged_by_accuracy() -> None:
+    """A squared error under that name would be the better the larger it is."""
+
+    class Own(Task):
+        input_size = output_size = 1
+
+    batch, output = Batch(torch.zeros(2, 3, 1), torch.ones(3, 1), None), torch.zeros(3, 1)
+    with pytest.raises(ValueError, match=r"metric='accuracy': .*; set metric = 'rmse'"):
+        Own().score(output, batch)
+    mended = Own()
+    mended.metric = "rmse"
+    assert mended.score(output, batch) == (3.0, 3)
+    assert not mended.higher_is_better
 
 
 def test_half_precision_logits_are_judged_in_float32(task: Task) -> None:
@@ -346,6 +362,17 @@ def test_songs_are_checked(tmp_path: Path, change: object, message: str) -> None
     change(songs)  # type: ignore[operator]
     with pytest.raises(DataError, match=message):
         read_songs(write_mat(tmp_path / "toy.mat", songs))
+
+
+def test_sparse_songs_are_songs(tmp_path: Path) -> None:
+    """Piano rolls are mostly zeros, and MATLAB keeps them so."""
+    songs = toy_songs()
+    sparse = {key: [csc_matrix(song) for song in found] for key, found in songs.items()}
+    dense = read_songs(write_mat(tmp_path / "dense.mat", songs))
+    again = read_songs(write_mat(tmp_path / "sparse.mat", sparse))
+    assert [len(found) for found in again.values()] == [len(found) for found in dense.values()]
+    for split, found in dense.items():
+        assert all(np.array_equal(a, b) for a, b in zip(again[split], found, strict=True))
 
 
 @pytest.mark.parametrize("kept", [0, 10, 100, 127, 130, 300, -20])

@@ -82,6 +82,18 @@ def test_words_lines_and_characters(tmp_path: Path) -> None:
     assert "".join(read_symbols(path, "char")) == "one  two\n\nthree\n"
 
 
+def test_marks_and_separators_within_a_line_are_no_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffa\u2028b c\x0cd\r\ne".encode())
+    assert read_symbols(path, "word") == ["a", "b", "c", "d", "<eos>", "e", "<eos>"]
+    assert "".join(read_symbols(path, "char")) == "a\u2028b c\x0cd\ne"
+
+
+def test_a_folder_below_the_own_one(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert task_of(Path("~") / folder.name).size("train") == task_of(folder).size("train")
+
+
 def test_vocabulary_is_by_frequency_and_knows_the_unknown() -> None:
     found = Vocabulary.of(["b", "a", "b", "c", "<unk>", "c", "b"])
     assert found.symbols[0] == "b"
@@ -276,7 +288,9 @@ def test_a_writer_goes_on_and_repeats_itself(done: Path) -> None:
     [
         ("RUN --prompt 'the zebra'", "the network does not know 'zebra'"),
         ("RUN --length 0", "length=0: it must be at least 1"),
-        ("RUN --temperature -1", "temperature=-1.0: it must be 0 or above"),
+        ("RUN --temperature -1", "temperature=-1.0: it must be 0, or 0.01"),
+        ("RUN --temperature 1e-310", "temperature=1e-310: it must be 0, or 0.01 to 100"),
+        ("RUN --seed 99999999999999999999999", "seed=99999999999999999999999: it must lie in 0"),
         ("RUN --top -1", "top=-1: it must be 0"),
         ("nowhere", "nowhere: there is no complete run in it"),
         ("digits", "digits: it is a run of the task digits, which writes no text"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from spikebridge.catalog.entry import Entry, Row
 from spikebridge.catalog.learning import LEARNING
 from spikebridge.catalog.published import PUBLISHED
-from spikebridge.records import UsageError, listed
+from spikebridge.records import UsageError
 
 __all__ = ["CATALOG", "Entry", "Row", "find"]
 
@@ -22,5 +22,5 @@ def find(name: str) -> Entry:
         if entry.name == name:
             return entry
     raise UsageError(
-        f"{name!r}: there is no such entry; choose one of {listed(e.name for e in CATALOG)}"
+        f"{name!r}: there is no such entry; `spikebridge reproduce --list` shows them all"
     )

@@ -40,8 +40,8 @@ class Task:
     """Data and how to judge an output on them; subclass it for a task of your own.
 
     A subclass sets `input_size` and `output_size` and has `size` and `batches`; everything else has
-    a default: classification of whole samples from the mean over time, or, where the target holds
-    numbers, regression.
+    a default: classification of whole samples from the mean over time.  Where the target holds
+    numbers, `metric` is to be "rmse": regression.
     """
 
     name: str = "own"
@@ -100,10 +100,16 @@ class Task:
     def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
         """(total, count); the metric of a split is made of the sum of totals over that of counts.
 
-        See `metrics.from_mean`.
+        See `metrics.from_mean`.  Raises ValueError where accuracy is asked of targets that are
+        numbers: a mean of squared errors under that name would keep the worst epoch.
         """
         output, target = self.answers(output, batch)
         if target.is_floating_point():
+            if self.metric == "accuracy":
+                raise ValueError(
+                    f"metric='accuracy': the targets of {self.name} are numbers and not classes; "
+                    "set metric = 'rmse' in the task, or give it a score of its own"
+                )
             return float((output - target).square().sum(dtype=torch.float64)), target.numel()
         return float((output.argmax(-1) == target).sum()), target.numel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,10 @@ from spikebridge.tasks.base import (
 )
 from spikebridge.tasks.files import DataError
 
-DELIMITERS = (",", ";", "\t")
+# Where two of them part the rows equally well, the earlier: a comma may be that of decimals.
+DELIMITERS = ("\t", ";", ",")
+LOOKED_AT = 50
+"""Rows by which it is decided what parts the fields."""
 MISSING = ("", "nan", "na", "n/a", "null")
 # Where nothing is trained no gradient ends at a chunk's edge, so longer ones only save time.
 JUDGED_STEPS = 250
@@ -68,9 +72,22 @@ class Forecast(Task):
         self._bounds = _bounds(path, len(values), config)
         train = values[: self._bounds["train"][1]]
         constant = train.max(0) == train.min(0)
-        self.mean, self.sd = train.mean(0), np.where(constant, 1.0, train.std(0))
-        self._rows = torch.from_numpy(((values - self.mean) / self.sd).astype(np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, with its column
+            self.mean, self.sd = train.mean(0), np.where(constant, 1.0, train.std(0))
+            scaled = ((values - self.mean) / self.sd).astype(np.float32)
+        self._check_scaled(path, scaled)
+        self._rows = torch.from_numpy(scaled)
         self.baselines = self._baselines()
+
+    def _check_scaled(self, path: Path, scaled: np.ndarray) -> None:
+        for place, name in enumerate(self.columns):
+            if not (np.isfinite(self.sd[place]) and np.isfinite(scaled[:, place]).all()):
+                raise DataError(
+                    path,
+                    f"numbers in column {name} whose mean and standard deviation can be computed",
+                    f"a mean of {self.mean[place]:g} and a deviation of {self.sd[place]:g}",
+                    "give the column in another unit, or leave it out",
+                )
 
     def _baselines(self) -> dict[str, float]:
         now, ahead = self._part("test")
@@ -166,9 +183,10 @@ def fill_forward(values: np.ndarray) -> tuple[np.ndarray, int]:
 def read_table(path: Path | None) -> Table:
     """The columns of a CSV file that have a name and hold numbers.  Raises DataError.
 
-    Fields are parted by commas, semicolons or tabs; with semicolons numbers may have a decimal
-    comma.  A column without any number is left out, but one with some text among its numbers is an
-    error: more likely the text is a mistake than the numbers.
+    Fields are parted by commas, semicolons or tabs, by what fits most rows; with semicolons numbers
+    may have a decimal comma.  An empty field is a missing value.  A column without any number is
+    left out, but one with some text among its numbers is an error: more likely the text is a
+    mistake than the numbers.
     """
     if path is None:
         raise DataError("--file", "a CSV file", "none", "pass --file with a table")
@@ -190,32 +208,53 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]], str]:
     try:
         # -sig: spreadsheets put a mark before the first name.
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            delimiter = max(
-                DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), []))
-            )
+            delimiter = _delimiter(list(islice(file, LOOKED_AT)))
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter)
-            header = [name.strip() for name in next(reader, [])]
-            rows = []
+            header = [name.strip() for name in next((row for row in reader if row), [])]
+            rows: list[list[str]] = []
+            empty = 0
             for row in reader:
-                if len(row) == len(header):
-                    rows.append(row)
-                elif row:
+                if not row:
+                    empty += 1
+                    continue
+                if len(row) != len(header):
                     found = f"{len(row)} in line {reader.line_num}"
                     raise DataError(path, f"{len(header)} fields in each row", found, _MEND)
+                # Of a single column, an empty line between others is a row whose value is missing.
+                rows += [[""]] * (empty if len(header) == 1 else 0)
+                rows.append(row)
+                empty = 0
     except OSError as error:
         raise DataError(path, expected, str(error.strerror), "mend --file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(path, expected, f"one that cannot be read ({error})", _MEND) from error
-    _check_header(path, header)
+    _check_header(path, header, delimiter == ";")
     return header, rows, delimiter
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _delimiter(lines: list[str]) -> str:
+    """What parts most lines into as many fields as the first, and most of them numbers."""
+
+    def fit(mark: str) -> tuple[float, float]:
+        rows = [row for row in csv.reader(lines, delimiter=mark) if row]
+        if not rows or len(rows[0]) < 2:
+            return 0.0, 0.0
+        like_the_first = [row for row in rows if len(row) == len(rows[0])]
+        fields = [text for row in like_the_first[1:] for text in row]
+        numbers = sum(
+            text.strip().lower() in MISSING or _number(text, mark == ";") is not None
+            for text in fields
+        )
+        return len(like_the_first) / len(rows), numbers / max(1, len(fields))
+
+    return max(DELIMITERS, key=fit)
+
+
+def _check_header(path: Path, header: list[str], comma: bool) -> None:
     named = [name for name in header if name]
     twice = sorted({name for name in named if named.count(name) > 1})
-    if not named or twice or all(_number(name, False) is not None for name in named):
+    if not named or twice or all(_number(name, comma) is not None for name in named):
         found = f"the name {twice[0]} twice" if twice else f"the line {', '.join(header)!r}"
         remedy = "name each column in the first line of the file"
         raise DataError(path, "a header line with a name for each column", found, remedy)
@@ -247,6 +286,8 @@ def _numbers(path: Path, name: str, texts: list[str], comma: bool) -> np.ndarray
 
 
 def _number(text: str, comma: bool) -> float | None:
+    if "_" in text:  # Python reads 2020_01_01 as a number
+        return None
     try:
         return float(text.replace(",", ".") if comma else text)
     except ValueError:

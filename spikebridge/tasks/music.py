@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,10 +153,14 @@ def read_songs(path: Path) -> dict[str, list[np.ndarray]]:
     return songs
 
 
-def _checked(song: np.ndarray, path: Path, which: str) -> np.ndarray:
+def _checked(song: Any, path: Path, which: str) -> np.ndarray:
     def wrong(expected: str, found: str) -> DataError:
         return DataError(path, f"{which} {expected}", found, _FRESH_COPY)
 
+    if hasattr(song, "toarray"):  # MATLAB keeps piano rolls, mostly zeros, as sparse matrices
+        song = song.toarray()
+    if not isinstance(song, np.ndarray):
+        raise wrong("as a matrix", type(song).__name__)
     if song.ndim != 2 or song.shape[1] != NOTES:
         raise wrong(f"of shape (length, {NOTES})", f"shape {song.shape}")
     if len(song) < 2:

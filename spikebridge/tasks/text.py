@@ -73,7 +73,7 @@ class Text(Task):
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
-        paths = find_texts(Path(config.data_dir)) if config.data_dir else _ptb()
+        paths = find_texts(Path(config.data_dir).expanduser()) if config.data_dir else _ptb()
         texts = {split: read_symbols(path, config.level) for split, path in paths.items()}
         self.vocabulary = Vocabulary.of(texts["train"], config.vocabulary)
         self._numbers = {split: self.vocabulary.encode(texts[split]) for split in SPLITS}
@@ -133,7 +133,7 @@ def read_symbols(path: Path, level: str) -> list[str]:
     """The words of a text with <eos> after each line, or its characters.  Raises DataError."""
     expected, remedy = "a text in UTF-8 of at least 2 symbols", "give another file"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors may put a mark before the text
     except UnicodeDecodeError as error:
         raise DataError(path, expected, f"byte {error.start} that is none", remedy) from error
     except OSError as error:
@@ -141,7 +141,8 @@ def read_symbols(path: Path, level: str) -> list[str]:
     if level == "char":
         symbols = list(text)
     else:
-        symbols = [word for line in text.splitlines() for word in (*line.split(), END)]
+        lines = text.removesuffix("\n").split("\n") if text else []
+        symbols = [word for line in lines for word in (*line.split(), END)]
     if len(symbols) < 2:
         raise DataError(path, expected, f"{len(symbols)} of them", remedy)
     return symbols
