@@ -131,20 +131,31 @@ def _nested(name: str, text: str, kinds: dict[str, type], first: _First, chosen:
 
 def _base(task: str, unit: str, first: _First) -> Config:
     """What holds where no flag is given: a file, the settings of the run to resume, or a preset."""
+    if first.config is not None:
+        given = _of_task(task, first.config)
+    else:
+        given = _begun(task, first.out) if first.resume and first.out is not None else None
+    if given is not None:
+        return given
     if first.recurrent and f"recurrent-{unit}" in VARIANTS:
         unit = f"recurrent-{unit}"
     data, own = _own_data(task, first)
     tuned = preset(task, unit, data, **own)
-    file = first.config
-    if file is None and first.resume:
-        folder = first.out or rundir.default_folder(override(tuned, seed=first.seed))
-        begun = folder / rundir.CONFIG
-        file = begun if begun.exists() else None
-    if file is not None:
-        config = rundir.load_config(file)
-        if task_name(config) == task:
-            return config
+    if first.resume and first.out is None and first.config is None:
+        begun = _begun(task, rundir.default_folder(override(tuned, seed=first.seed)))
+        return tuned if begun is None else begun
     return tuned
+
+
+def _begun(task: str, folder: Path) -> Config | None:
+    file = folder / rundir.CONFIG
+    return _of_task(task, file) if file.exists() else None
+
+
+def _of_task(task: str, file: Path) -> Config | None:
+    """The settings in a file; None where they are for another task."""
+    config = rundir.load_config(file)
+    return config if task_name(config) == task else None
 
 
 def _own_data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:

@@ -267,7 +267,7 @@ def name_of_data(task: TaskConfig) -> str:
 def is_own(task: TaskConfig) -> bool:
     """Whether the data are the user's, and not those that the task's `data` names."""
     folder = getattr(task, "file", "") or getattr(task, "data_dir", "")
-    return bool(folder) or isinstance(task, NpzConfig | ForecastConfig | OwnConfig)
+    return bool(folder) or isinstance(task, OwnConfig)
 
 
 def _own_data(data: str, data_dir: str, own: str) -> None:

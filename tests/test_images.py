@@ -70,6 +70,8 @@ def test_the_same_command_takes_it(folder: Path, tmp_path: Path) -> None:
     assert config.task.data == "idx"
     assert rundir.read_result(out).test > 0.8
     assert set(rundir.read_result(out).firing_rates) == {"layer1", "layer2"}
+    # The folder stands in the run's settings, and need not be said again with --data.
+    assert cli.main(shlex.split(f"train digits --data idx --out {out} --resume --no-report")) == 0
 
 
 def test_sets_that_are_not_as_they_must_be(folder: Path, tmp_path: Path) -> None:

@@ -167,11 +167,9 @@ def read(config: DigitsConfig) -> dict[str, Images]:
         return read_mnist()
     if config.data in COLOUR:
         return read_cifar10(small=config.data == "cifar10-small")
-    return (
-        read_digits8x8()
-        if config.data == "digits8x8"
-        else read_folder(Path(config.data_dir).expanduser())
-    )
+    if config.data == "digits8x8":
+        return read_digits8x8()
+    return read_folder(Path(config.data_dir).expanduser())
 
 
 def read_mnist() -> dict[str, Images]:
