@@ -81,7 +81,8 @@ PUBLISHED: tuple[Entry, ...] = (
         minutes=150,
         data="mnist",
         rows=tuple(Row(unit, _STEPS_TEST.get(unit, {})) for unit in _FIVE),
-        settings={"hidden": (256,) * 6, "epochs": 20, **_DISTORTED},
+        # Validation after four epochs as in float32 (SNU 97.9 and 97.7 %), in half the time.
+        settings={"hidden": (256,) * 6, "epochs": 20, "precision": "bfloat16", **_DISTORTED},
         by_steps=_BY_STEPS,
         quick={"epochs": 1},
     ),
