@@ -26,7 +26,7 @@ import torch
 from measure import Row
 from torch import nn
 
-from spikebridge.kernels import native
+from spikebridge.kernels import native, rescale
 from spikebridge.rnn import SNU, SoftSNU
 from spikebridge.scan import scan
 from spikebridge.units import make_unit
@@ -210,9 +210,36 @@ def scaling(rounds: int) -> dict[str, list[Table]]:
     return found
 
 
+class Scaled(nn.Module):
+    """Drives scaled to a root mean square, channel by channel."""
+
+    def __init__(self, channels: int, by: Callable[..., Any]) -> None:
+        super().__init__()
+        self.size, self.by = nn.Parameter(torch.rand(channels) + 0.5), by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.by(x, self.size, 1e-6)[0]
+
+
+def rescale_tables(rounds: int) -> list[Table]:
+    """Scaling the drives of convolutions of 128 digits, two steps: kernel beside torch."""
+    tables = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels, pixels in ((32, 14 * 14), (64, 7 * 7), (32, 28 * 28)):
+            rows = {}
+            for name, by in (("torch", rescale._formula), ("kernel", rescale.rescaled)):
+                scaled = Scaled(channels, by)
+                rows[name] = Row(scaled, scaled, dtype=dtype)
+            shape = (2 * 128, channels, pixels)
+            table = measure.summary(measure.in_turn(rows, shape, 5 * rounds), "torch")
+            measure.show(f"Scaling (samples, channels, pixels) {shape}, {dtype}", table, "torch")
+            tables.append({"shape": shape, "dtype": str(dtype), "rows": table})
+    return tables
+
+
 def tests_are_green() -> str:
     """The kernel tests, run now; nothing is timed when one fails."""
-    tests = ["tests/test_kernel.py", "tests/test_rnn.py"]
+    tests = ["tests/test_kernel.py", "tests/test_rnn.py", "tests/test_parts.py"]
     print("Running the kernel tests ...", flush=True)
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
@@ -231,6 +258,7 @@ SECTIONS: dict[str, Callable[[int], Any]] = {
     "layer": layer_tables,
     "peers": peer_tables,
     "scaling": scaling,
+    "rescale": rescale_tables,
 }
 
 

@@ -12,6 +12,7 @@
 
 #include "chip_door.h"
 #include "memory.h"
+#include "rescale.h"
 #include "scan.h"
 #include "sums.h"
 
@@ -179,14 +180,15 @@ void backward(const Sizes& sizes, const Operand& grad_y, Address recurrent, Addr
     throw std::bad_alloc();
 }
 
-template <typename Real>
-bool run_importance(const Importance<Real>& wanted) {
+// The copy for the instruction set in use.
 #ifdef SPIKEBRIDGE_X86
-  if (chosen == Isa::avx512) return avx512::importance(wanted);
-  if (chosen == Isa::avx2) return avx2::importance(wanted);
+#define SPIKEBRIDGE_CHOSEN(name, arguments)                        \
+  (chosen == Isa::avx512 ? avx512::name(arguments)                 \
+   : chosen == Isa::avx2 ? avx2::name(arguments)                   \
+                         : baseline::name(arguments))
+#else
+#define SPIKEBRIDGE_CHOSEN(name, arguments) baseline::name(arguments)
 #endif
-  return baseline::importance(wanted);
-}
 
 using WeightsTuple = std::tuple<Address, int64_t, int64_t, int, int64_t, int64_t>;
 
@@ -197,10 +199,30 @@ void importance(const std::vector<WeightsTuple>& weights, int64_t size, Address 
   for (const auto& [data, rows, columns, axis, gates, repeat] : weights)
     sources.push_back({at<const Real>(data), rows, columns, axis, gates, repeat});
   const auto& [clipped, low, high, gain] = rule;
-  if (!run_importance(Importance<Real>{sources.data(), static_cast<int64_t>(sources.size()), size,
-                                       at<Real>(sums), at<Real>(factors), clipped,
-                                       static_cast<Real>(low), static_cast<Real>(high), gain, threads}))
-    throw std::bad_alloc();
+  const Importance<Real> wanted{sources.data(), static_cast<int64_t>(sources.size()), size,
+                                at<Real>(sums), at<Real>(factors), clipped,
+                                static_cast<Real>(low), static_cast<Real>(high), gain, threads};
+  if (!SPIKEBRIDGE_CHOSEN(importance, wanted)) throw std::bad_alloc();
+}
+
+Extent extent_of(const Sizes& sizes) {
+  return {std::get<0>(sizes), std::get<1>(sizes), std::get<2>(sizes)};
+}
+
+template <typename Io, typename Real>
+void channel_dots(const Sizes& sizes, Address a, Address b, Address out, int threads) {
+  const ChannelDots<Io, Real> wanted{extent_of(sizes), at<const Io>(a), at<const Io>(b), at<Real>(out),
+                                     threads};
+  SPIKEBRIDGE_CHOSEN(channel_dots, wanted);
+}
+
+template <typename Io, typename Real>
+void channel_sums(const Sizes& sizes, Address a, Address factor_a, Address b, Address factor_b,
+                  Address out, int threads) {
+  const ChannelSums<Io, Real> wanted{extent_of(sizes),        at<const Io>(a),          at<const Io>(b),
+                                     at<const Real>(factor_a), at<const Real>(factor_b), at<Io>(out),
+                                     threads};
+  SPIKEBRIDGE_CHOSEN(channel_sums, wanted);
 }
 
 }  // namespace
@@ -240,5 +262,11 @@ NB_MODULE(_native, m) {
   m.def("backward_bfloat16", &backward<Bf16, float>, Release());
   m.def("importance_float32", &importance<float>, Release());
   m.def("importance_float64", &importance<double>, Release());
+  m.def("channel_dots_float32", &channel_dots<float, float>, Release());
+  m.def("channel_dots_float64", &channel_dots<double, double>, Release());
+  m.def("channel_dots_bfloat16", &channel_dots<Bf16, float>, Release());
+  m.def("channel_sums_float32", &channel_sums<float, float>, Release());
+  m.def("channel_sums_float64", &channel_sums<double, double>, Release());
+  m.def("channel_sums_bfloat16", &channel_sums<Bf16, float>, Release());
   bind_chip(m);
 }

@@ -41,6 +41,7 @@ def spikes(*shape: int, p: float = 0.3) -> torch.Tensor:
 
 # --- drives of one size ---
 
+_INSTRUCTIONS = () if native.missing is not None else native._native.instruction_sets()
 
 CENTRE = pytest.mark.parametrize("centre", [False, True])
 
@@ -99,6 +100,48 @@ def test_large_drives_take_the_way_over_reused_memory(monkeypatch: pytest.Monkey
         assert len(calls) == expected
     scaled.eval()(torch.randn(8192, 4))
     assert len(calls) == 1
+
+
+@pytest.mark.skipif(native.missing is not None, reason=f"no kernel: {native.missing}")
+@pytest.mark.parametrize("instructions", _INSTRUCTIONS)
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(70, 300, 1), (33, 5, 600), (9, 20, 49), (3000, 2, 13)])
+def test_scaling_rounds_nothing_but_its_result(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    instructions: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rescale, "_served", lambda _: True)
+    monkeypatch.setattr(native, "POISON", True)
+    wide = torch.promote_types(dtype, torch.float32)
+    x, grad = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    size = torch.rand(shape[1], dtype=wide) + 0.5
+    found = []
+    chosen, threads = native.instruction_set(), torch.get_num_threads()
+    try:
+        native._native.choose_instruction_set(instructions)
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            leaves = [x.clone().requires_grad_(), size.clone().requires_grad_()]
+            y, mean_square = rescale.rescaled(*leaves, 1e-6)
+            found.append([y.detach(), mean_square, *torch.autograd.grad(y, leaves, grad)])
+    finally:
+        torch.set_num_threads(threads)
+        native._native.choose_instruction_set(chosen)
+    for one, three in zip(*found, strict=True):
+        assert torch.equal(one, three)
+    exact = [x.double().requires_grad_(), size.double().requires_grad_()]
+    y, mean_square = rescale._formula(*exact, 1e-6)
+    truth = [y.detach(), mean_square, *torch.autograd.grad(y, exact, grad.double())]
+    for value, right in zip(found[0], truth, strict=True):
+        # Half of the last place, and what the sums lose.
+        eps = torch.finfo(value.dtype).eps / 2 + 4 * torch.finfo(wide).eps
+        largest = float(right.abs().max())
+        assert value.dtype == (dtype if value.shape == shape else wide)
+        torch.testing.assert_close(
+            value.double(), right, rtol=eps, atol=8 * torch.finfo(wide).eps * largest
+        )
 
 
 @CENTRE

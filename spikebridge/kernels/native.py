@@ -29,6 +29,8 @@ __all__ = [
     "DTYPES",
     "TAKES",
     "backward",
+    "channel_dots",
+    "channel_sums",
     "empty",
     "forward",
     "importance",
@@ -197,6 +199,38 @@ def importance(
         found, len(sums), sums.data_ptr(), _address(factors), rule, torch.get_num_threads()
     )
     return True
+
+
+def channel_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of a b over samples and pixels, (C,), float32 at least, for dense (samples, C, pixels).
+
+    The number of threads does not change them.
+    """
+    out = a.new_empty(a.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
+    getattr(_native, "channel_dots_" + DTYPES[a.dtype])(
+        tuple(a.shape), a.data_ptr(), b.data_ptr(), out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def channel_sums(
+    a: Tensor, by: Tensor, b: Tensor | None = None, by_b: Tensor | None = None
+) -> Tensor:
+    """a by + b by_b in reused memory, for dense a and b (samples, C, pixels) and factors (C,)."""
+    out = empty(tuple(a.shape), a.dtype)
+    kind = torch.promote_types(a.dtype, torch.float32)
+    # The contiguous copies must outlive the call.
+    factors = [None if x is None else x.to(kind).contiguous() for x in (by, by_b)]
+    getattr(_native, "channel_sums_" + DTYPES[a.dtype])(
+        tuple(a.shape),
+        a.data_ptr(),
+        _address(factors[0]),
+        _address(b),
+        _address(factors[1]),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -12,12 +12,14 @@ from spikebridge.kernels.product import plain
 
 __all__ = ["rescaled"]
 
+_LARGE = 1 << 18  # numbers; below, a few operations of torch are as fast
+
 
 def rescaled(x: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x (samples, C, pixels) times size / sqrt(mean of x^2 + eps), channel by channel.
 
-    Gives the mean squares (C,) too, float32 at least.  On a CPU large x takes few passes over
-    memory that is used again.
+    Gives the mean squares (C,) too, float32 at least.  On a CPU large x takes two passes each way
+    over memory that is used again; in bfloat16 only the result is rounded.
     """
     y, mean_square = _Rescaled.apply(x, size, eps) if _served(x) else _formula(x, size, eps)
     return y, mean_square
@@ -34,8 +36,8 @@ def _served(x: Tensor) -> bool:
     """Whether it is large and dense on a CPU, and nobody looks on."""
     return (
         native.missing is None
-        and x.dtype in (torch.float32, torch.float64)
-        and x.numel() * x.itemsize >= native.POOLED_BYTES
+        and x.dtype in native.DTYPES
+        and x.numel() >= _LARGE
         and x.is_contiguous()
         and plain(x)
     )
@@ -44,27 +46,23 @@ def _served(x: Tensor) -> bool:
 class _Rescaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        y = native.empty(tuple(x.shape), x.dtype)
-        mean_square = torch.mul(x, x, out=y).mean((0, 2))
+        mean_square = native.channel_dots(x, x) / (len(x) * x.shape[2])
         inverse = (mean_square + eps).rsqrt()
-        torch.mul(x, (size * inverse).to(x.dtype).unsqueeze(1), out=y)
         ctx.save_for_backward(x, size, inverse)
         ctx.mark_non_differentiable(mean_square)
         ctx.eps = eps
-        return y, mean_square
+        return native.channel_sums(x, size * inverse), mean_square
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple:
         grad, (x, size, inverse) = grads[0], ctx.saved_tensors
         if torch.is_grad_enabled() or not plain(grad):
             return (*_gradients(x, size, grad, ctx), None)
-        grad_x = native.empty(tuple(x.shape), x.dtype)
-        shares = torch.mul(grad, x, out=grad_x).sum((0, 2))
-        factor = size * inverse
+        grad = grad.contiguous()
+        shares, factor = native.channel_dots(grad, x), size * inverse
         # d y / d x through the mean square: -size inverse^3 x / count, times sum of grad x.
-        through = -factor * inverse.square() * shares / max(len(x) * x.shape[2], 1)
-        torch.mul(grad, factor.to(x.dtype).unsqueeze(1), out=grad_x)
-        grad_x.addcmul_(x, through.to(x.dtype).unsqueeze(1))
+        through = -factor * inverse.square() * shares / (len(x) * x.shape[2])
+        grad_x = native.channel_sums(grad, factor, x, through)
         return grad_x, (shares * inverse).to(size.dtype), None
 
 
