@@ -16,9 +16,12 @@ from spikebridge.config import override, preset, variant_of
 from spikebridge.forgetting_entries import FORGETTING
 from spikebridge.metrics import METRICS
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
+from spikebridge.network import build
 from spikebridge.records import RunError, UsageError
 from spikebridge.report.still import TABLE, write
 
+# Number of symbols of each table whose units are as large as each other, not as wide.
+BY_PARAMETERS = {"ptb-words": 10_000, "ptb-characters": 51}
 TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
 SMALL = Entry(
     name="small",
@@ -65,7 +68,19 @@ def test_units_of_an_entry_have_equal_widths() -> None:
             models = [entry.config(row).model for row in rows]
             for convolutional in (False, True):
                 widths = {m.hidden for m in models if bool(m.channels) == convolutional}
-                assert len(widths) <= 1 or entry.name == "ptb-words", entry.name
+                assert len(widths) <= 1 or entry.name in BY_PARAMETERS, entry.name
+
+
+@pytest.mark.parametrize("name", BY_PARAMETERS)
+def test_recurrent_units_of_a_language_have_equally_many_parameters(name: str) -> None:
+    entry, numbers = catalog.find(name), []
+    for row in entry.rows:
+        config, symbols = entry.config(row), BY_PARAMETERS[name]
+        if "recurrent" in row.unit or row.unit in BASELINES:
+            model = build(config.model, symbols, symbols, "each", symbols=True)
+            numbers.append(sum(p.numel() for p in model.parameters()))
+    assert len(numbers) > 1
+    assert max(numbers) < 1.02 * min(numbers)
 
 
 def test_names_are_unique() -> None:

@@ -235,7 +235,11 @@ PUBLISHED: tuple[Entry, ...] = (
         task="text",
         minutes=75,
         data="ptb",
-        rows=(Row("recurrent-softsnu"), Row("lstm")),
+        rows=(
+            Row("recurrent-softsnu"),
+            # As many parameters as the recurrent soft SNU has.
+            Row("lstm", {"hidden": (248,)}),
+        ),
         settings={
             "level": "char",
             "embedding": 64,
@@ -244,9 +248,11 @@ PUBLISHED: tuple[Entry, ...] = (
             "steps": 100,
             "batch_size": 64,
             "epochs": 5,
-            "dropout": 0.1,
+            "dropout": 0.0,
             "dropout_in": 0.0,
         },
+        grid={"lr": (2e-3, 4e-3, 8e-3)},
+        trial={"epochs": 1},
         seeds=3,
         quick={"epochs": 1, "hidden": (64,), "embedding": 0},
     ),
