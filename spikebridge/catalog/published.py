@@ -94,16 +94,18 @@ PUBLISHED: tuple[Entry, ...] = (
         minutes=45,
         data="mnist",
         rows=(
-            Row("snu", {"dropout": 0.2}, name="plain", label="convolutional SNU"),
+            Row("snu", {"dropout": 0.4, "epochs": 24}, name="plain", label="convolutional SNU"),
             Row(
                 "snu",
-                {"elastic": 1.5, "dropout": 0.0},
+                {"elastic": 1.5, "dropout": 0.0, "dropout_in": 0.0, "epochs": 40},
                 name="elastic",
                 label="the same, elastic distortions",
             ),
         ),
         # Validation with distortions, five epochs of two steps: kernels of 3 98.5, of 5 98.9, these
         # at rates of 0.006 and 0.012 99.1 %; twenty epochs of kernels of 3, dropout 0.2, 98.9.
+        # Without distortions the training loss ends at 0.012 with dropout 0.2, where it overfits;
+        # with 0.4 it has 0.039 after twelve epochs.
         settings={
             "channels": (32, 64, 64),
             "kernel_size": 5,
@@ -112,10 +114,10 @@ PUBLISHED: tuple[Entry, ...] = (
             "decay": 0.3,
             "steps": 2,
             "steps_test": 10,
-            "epochs": 20,
             "optimizer": "adamw",
             "weight_decay": 0.02,
             "lr": 1e-2,
+            "precision": "bfloat16",
         },
         seeds=3,
         quick={"epochs": 1, "channels": (4, 8), "hidden": (32,)},
