@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shlex
 import warnings
 from pathlib import Path
@@ -18,7 +20,7 @@ from spikebridge.metrics import METRICS
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.network import build
 from spikebridge.records import RunError, UsageError
-from spikebridge.report.still import TABLE, write
+from spikebridge.report.still import TABLE, log_ticks, write
 
 # Number of symbols of each table whose units are as large as each other, not as wide.
 BY_PARAMETERS = {"ptb-words": 10_000, "ptb-characters": 51}
@@ -81,6 +83,18 @@ def test_recurrent_units_of_a_language_have_equally_many_parameters(name: str) -
             numbers.append(sum(p.numel() for p in model.parameters()))
     assert len(numbers) > 1
     assert max(numbers) < 1.02 * min(numbers)
+
+
+@pytest.mark.parametrize(
+    "limits", [(0.88, 50), (1.05, 1.4), (0.9, 3), (1, 100), (0.02, 0.021), (99, 101), (1e-3, 1)]
+)
+def test_ticks_of_a_logarithmic_axis_leave_room_for_each_other(limits: tuple) -> None:
+    low, high = limits
+    ticks = log_ticks(low, high)
+    assert 4 <= len(ticks) <= 13
+    assert all(low <= tick <= high for tick in ticks)
+    places = [math.log(tick / low) / math.log(high / low) for tick in ticks]
+    assert min(b - a for a, b in itertools.pairwise(places)) > 0.04
 
 
 def test_names_are_unique() -> None:

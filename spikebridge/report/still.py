@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -97,22 +98,43 @@ def draw_steps(content: dict[str, Any], path: Path) -> None:
             capsize=3,
             label=row["label"],
         )
-    ticks = sorted({count for row in rows for count in row["by_steps"]["steps"]})
+    counts = sorted({count for row in rows for count in row["by_steps"]["steps"]})
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [str(count) for count in ticks])
+    axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.minorticks_off()
     trained = sorted({row["by_steps"]["trained_with"] for row in rows})
     axes.set_xlabel(f"time steps at test (trained with {' or '.join(map(str, trained))})")
     if errors:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        ticks = log_ticks(*axes.get_ylim())
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.yaxis.minorticks_off()
     axes.set_ylabel("test error (%)" if errors else f"test {metric.axis}")
-    axes.grid(axis="y", which="both", color="#dddddd")
+    axes.grid(axis="y", color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     _title(figure, content)
     rundir.replace(path, lambda part: figure.savefig(part, format="png"))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, both above 0, with room for each on a logarithmic axis."""
+    low = max(low, 1e-12)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(max(high, low))) + 1)
+    found: list[float] = []
+    for leading in (
+        (1,),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+    ):
+        found = [n * 10.0**decade for decade in decades for n in leading]
+        found = [float(f"{tick:.6g}") for tick in found if low <= tick <= high]
+        if len(found) >= 4:
+            return found
+    digits = max(0, 2 - math.floor(math.log10(low)))
+    even = (low + (high - low) * k / 4 for k in range(5))
+    return sorted({round(tick, digits) for tick in even if low <= round(tick, digits) <= high})
 
 
 def _title(figure: Any, content: dict[str, Any]) -> None:
