@@ -105,7 +105,7 @@ def test_large_drives_take_the_way_over_reused_memory(monkeypatch: pytest.Monkey
 @pytest.mark.skipif(native.missing is not None, reason=f"no kernel: {native.missing}")
 @pytest.mark.parametrize("instructions", _INSTRUCTIONS)
 @pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(70, 300, 1), (33, 5, 600), (9, 20, 49), (3000, 2, 13)])
+@pytest.mark.parametrize("shape", [(300, 300, 1), (33, 5, 600), (9, 20, 49), (3000, 2, 13)])
 def test_scaling_rounds_nothing_but_its_result(
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -114,6 +114,7 @@ def test_scaling_rounds_nothing_but_its_result(
 ) -> None:
     monkeypatch.setattr(rescale, "_served", lambda _: True)
     monkeypatch.setattr(native, "POISON", True)
+    monkeypatch.setattr(native, "POOLED_BYTES", 0)  # small results are poisoned too
     wide = torch.promote_types(dtype, torch.float32)
     x, grad = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     size = torch.rand(shape[1], dtype=wide) + 0.5
