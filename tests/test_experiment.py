@@ -16,7 +16,7 @@ from tiny_runs import left, tiny
 from torch import Tensor
 
 from spikebridge import environment, evaluation, experiment, optimisation, published, rundir, tasks
-from spikebridge.config import data_name, override, preset
+from spikebridge.config import data_name, preset
 from spikebridge.kernels import native
 from spikebridge.network import LayerTrace, Observation, load_network
 from spikebridge.records import RunError, UsageError
@@ -301,9 +301,21 @@ def test_published_figures() -> None:
     best = published.headline(preset("music", "recurrent-softsnu"))
     assert best is not None
     assert best["value"] == 8.39
-    assert published.headline(preset("digits", "snu", "mnist")) is not None
-    assert published.headline(override(preset("digits", "snu", "mnist"), coding="rows")) is None
-    rounded = override(preset("digits", "snu", "mnist"), weight_bits=3)
+    for unit, hidden, known in (
+        ("snu", (256,) * 6, 0.9847),
+        ("softsnu", (256,) * 3, 0.9850),
+        ("snu", (100,), 0.9451),
+        ("li-snu", (100,), 0.9382),
+        ("binary-di", (512, 512), 0.98),
+    ):
+        told = published.headline(preset("digits", unit, "mnist", hidden=hidden))
+        assert told is not None
+        assert told["value"] == known, (unit, hidden)
+    for unit in ("snu", "softsnu", "lstm"):  # of other shapes the chart says nothing
+        assert published.headline(preset("digits", unit, "mnist", hidden=(256, 256))) is None
+    rows = preset("digits", "snu", "mnist", hidden=(256,) * 6, coding="rows")
+    assert published.headline(rows) is None
+    rounded = preset("digits", "snu", "mnist", hidden=(256,) * 6, weight_bits=3)
     assert published.headline(rounded) is None
     assert published.headline(preset("digits")) is None
     for task, folder in (("digits", "mnist"), ("music", "jsb"), ("text", "ptb"), ("npz", "mnist")):
