@@ -250,11 +250,11 @@ PUBLISHED: tuple[Entry, ...] = (
             "sampled": 0,
             "steps": 100,
             "batch_size": 64,
-            "epochs": 5,
+            "epochs": 10,
             "dropout": 0.0,
             "dropout_in": 0.0,
         },
-        grid={"lr": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)},
+        grid={"lr": (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)},
         trial={"epochs": 1},
         seeds=3,
         quick={"epochs": 1, "hidden": (64,), "embedding": 0},
@@ -323,7 +323,16 @@ PUBLISHED: tuple[Entry, ...] = (
             source=_OURS,
             task="music",
             data=data,
-            rows=tuple(Row(unit) for unit in ("snu", "softsnu", "recurrent-softsnu", "lstm")),
+            rows=(
+                *(Row(unit) for unit in ("snu", "softsnu", "recurrent-softsnu", "lstm")),
+                # As many parameters as the LSTM has.
+                Row(
+                    "recurrent-softsnu",
+                    {"hidden": (317,)},
+                    name="recurrent-softsnu-317",
+                    label="recurrent soft SNU, 317 units",
+                ),
+            ),
             minutes=minutes,
         )
         for data, title, minutes in (
