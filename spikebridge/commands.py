@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,16 +140,18 @@ def search(
     trials: int,
     data: str | None,
     data_dir: str,
-    epochs: int,
-    threads: int,
+    settings: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    """Search settings for units and tell the best of each."""
+    """Search settings for units and tell the best of each.
+
+    What of the given settings is 0 or empty stays as the preset says.
+    """
     from spikebridge import search as searching
 
     if not units:
         raise UsageError("a search needs at least one unit; pass --units snu lstm")
-    given: dict[str, Any] = {"threads": threads} | ({"epochs": epochs} if epochs else {})
+    given = {name: value for name, value in settings.items() if value}
     if data_dir:
         data, given["data_dir"] = data or TASKS[task].OWN_DATA or None, data_dir
     out = out or FOLDER / f"search-{data_name(preset(task, units[0], data, **given))}"

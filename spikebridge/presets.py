@@ -246,8 +246,21 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "g": "leaky_relu",
         "surrogate_width": 0.5,
     },
+    # The best on validation of twelve trials each: docs/results/search-nottingham.json and so on.
+    # Units that are not named, recurrent soft SNUs among them: the first trial.
     ("nottingham", ""): _MUSIC | {"frames": 200, "epochs": 20},
     ("musedata", ""): _MUSIC | {"frames": 200, "epochs": 15},
+    ("musedata", "snu"): {"lr": 5.7e-2, "ema": 0.0, "decay": 0.5},
+    ("musedata", "softsnu"): {"lr": 4.6e-2, "ema": 0.0, "decay": 0.5},
+    ("musedata", "lstm"): {
+        "lr": 8.8e-3,
+        "dropout": 0.2,
+        "dropout_in": 0.1,
+        "batch_size": 16,
+        "ema": 0.0,
+    },
     ("piano", ""): _MUSIC | {"frames": 200, "epochs": 30},
+    ("piano", "snu"): {"lr": 4.6e-2, "ema": 0.0, "decay": 0.5},
+    ("piano", "lstm"): {"lr": 1.3e-2, "dropout": 0.5, "dropout_in": 0.1, "ema": 0.99},
     ("mat", ""): _MUSIC,
 }

@@ -170,6 +170,8 @@ class Search:
     """A folder of your own data, as for `spikebridge train`."""
     epochs: int = 0
     """Epochs of each trial; 0 = as many as the preset says."""
+    hidden: tuple[int, ...] = ()
+    """Widths of the hidden layers; by default as the preset says."""
     threads: int = 0
     """CPU threads; 0 = as many as torch takes."""
     out: Path | None = None
@@ -187,8 +189,7 @@ class Search:
             trials=self.trials,
             data=self.data,
             data_dir=self.data_dir,
-            epochs=self.epochs,
-            threads=self.threads,
+            settings={"epochs": self.epochs, "hidden": self.hidden, "threads": self.threads},
             as_json=self.json,
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spikebridge import catalog, cli, comparison, experiment, rundir, search
+from spikebridge import catalog, cli, commands, comparison, experiment, rundir, search
 from spikebridge.catalog import CATALOG, Entry, Row
 from spikebridge.config import override, preset, variant_of
 from spikebridge.forgetting_entries import FORGETTING
@@ -257,6 +257,34 @@ def test_a_search_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_
     assert stored["higher_is_better"]
     for trial in found["trials"][1:]:
         assert set(trial["settings"]) == set(search.space("digits", "snu"))
+
+
+def test_a_search_holds_what_the_command_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = []
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        tried.append(config)
+        return [{"epoch": 1, "best": True, "valid": 0.5, "seconds": 1.0}]
+
+    monkeypatch.setattr(experiment, "validate", validate)
+    line = f"search digits --units snu --trials 2 --hidden 7 5 --epochs 3 --out {tmp_path / 's'}"
+    assert spikebridge(line) == 0
+    assert [one.model.hidden for one in tried] == [(7, 5)] * 2
+    assert [one.train.epochs for one in tried] == [3, 3]
+    assert [one.train.threads for one in tried] == [preset("digits", "snu").train.threads] * 2
+    with pytest.raises(UsageError, match="hidden"):
+        commands.search(
+            "digits",
+            ["snu"],
+            tmp_path / "s",
+            trials=2,
+            data=None,
+            data_dir="",
+            settings={"hidden": (8,)},
+            as_json=False,
+        )
 
 
 class _Killed(BaseException):
