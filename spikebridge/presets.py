@@ -23,6 +23,14 @@ _MUSIC: dict[str, Any] = {
     "train_decay": True,
 }
 
+_LSTM_OF_LONG_SONGS: dict[str, Any] = {
+    "lr": 8.8e-3,
+    "dropout": 0.2,
+    "dropout_in": 0.1,
+    "batch_size": 16,
+    "ema": 0.0,
+}
+
 _IMAGES: dict[str, Any] = {
     "hidden": (256, 256),
     "steps": 5,
@@ -249,16 +257,25 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     # The best on validation of twelve trials each: docs/results/search-nottingham.json and so on.
     # Units that are not named, recurrent soft SNUs among them: the first trial.
     ("nottingham", ""): _MUSIC | {"frames": 200, "epochs": 20},
+    ("nottingham", "snu"): {
+        "lr": 5.8e-2,
+        "dropout": 0.2,
+        "batch_size": 16,
+        "decay_to": 0.9,
+        "train_decay": False,
+    },
+    ("nottingham", "softsnu"): {
+        "lr": 5.4e-2,
+        "dropout": 0.2,
+        "batch_size": 16,
+        "decay_to": 0.9,
+        "train_decay": False,
+    },
+    ("nottingham", "lstm"): _LSTM_OF_LONG_SONGS,
     ("musedata", ""): _MUSIC | {"frames": 200, "epochs": 15},
     ("musedata", "snu"): {"lr": 5.7e-2, "ema": 0.0, "decay": 0.5},
     ("musedata", "softsnu"): {"lr": 4.6e-2, "ema": 0.0, "decay": 0.5},
-    ("musedata", "lstm"): {
-        "lr": 8.8e-3,
-        "dropout": 0.2,
-        "dropout_in": 0.1,
-        "batch_size": 16,
-        "ema": 0.0,
-    },
+    ("musedata", "lstm"): _LSTM_OF_LONG_SONGS,
     ("piano", ""): _MUSIC | {"frames": 200, "epochs": 30},
     ("piano", "snu"): {"lr": 4.6e-2, "ema": 0.0, "decay": 0.5},
     ("piano", "lstm"): {"lr": 1.3e-2, "dropout": 0.5, "dropout_in": 0.1, "ema": 0.99},

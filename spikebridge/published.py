@@ -1,7 +1,7 @@
 """Published figures to stand beside ours: data with their sources, and nothing from memory.
 
 Every figure here was read in the source that it names.  Accuracy is a share of 1, NLL is nats per
-frame (sum over 88 notes, mean over frames), perplexity is per word.
+frame (sum over 88 notes, mean over frames), perplexity is per word, and characters are in bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _WOZNIAK = (
     "result chart as shown in IBM/neuroaikit"
 )
 _BAI = "Bai, Kolter, Koltun 2018, result table; about 300,000 parameters"
+_BAI_NOTTINGHAM = "Bai, Kolter, Koltun 2018, result table; about 1 million parameters"
 _BAI_PTB = "Bai, Kolter, Koltun 2018, result table; 13 million parameters"
+_BAI_CHARACTERS = "Bai, Kolter, Koltun 2018, result table; about 3 million parameters"
 _TOOLKIT = "IBM/neuroaikit, printed output of its notebook"
 _YIN = (
     "Yin, Venkataramanaiah, Chen, Krishnamurthy, Cao, Chakrabarti, Seo 2017, arXiv 1709.06206, "
@@ -56,6 +58,9 @@ PUBLISHED: dict[tuple[str, str], tuple[Figure, ...]] = {
         Figure(9.10, f"{_WOZNIAK}: RNN (its reference 72)"),
         Figure(8.91, f"{_BAI}: RNN", headline=False),
     ),
+    ("nottingham", "lstm"): (Figure(3.29, f"{_BAI_NOTTINGHAM}: LSTM"),),
+    ("nottingham", "gru"): (Figure(3.46, f"{_BAI_NOTTINGHAM}: GRU"),),
+    ("nottingham", "rnn"): (Figure(4.05, f"{_BAI_NOTTINGHAM}: RNN"),),
     (_CHARTED, "snu"): (Figure(0.9847, f"{_WOZNIAK}: SNU, 7 L"),),
     (_CHARTED, "softsnu"): (Figure(0.9850, f"{_WOZNIAK}: sSNU, 4 L"),),
     (_CHARTED, "rnn"): (Figure(0.9772, f"{_WOZNIAK}: RNN, 4 L"),),
@@ -71,6 +76,9 @@ PUBLISHED: dict[tuple[str, str], tuple[Figure, ...]] = {
     ("mnist convolutions, elastic", "snu"): (
         Figure(0.9953, f"{_WOZNIAK}: CNN of SNUs with elastic distortions, sd 0.03"),
     ),
+    ("ptb char", "lstm"): (Figure(1.36, f"{_BAI_CHARACTERS}: LSTM"),),
+    ("ptb char", "gru"): (Figure(1.37, f"{_BAI_CHARACTERS}: GRU"),),
+    ("ptb char", "rnn"): (Figure(1.48, f"{_BAI_CHARACTERS}: RNN"),),
     ("ptb word", "snu"): (Figure(137.7, f"{_WOZNIAK}: FF-SNU"),),
     ("ptb word tied", "snu"): (Figure(137.7, f"{_WOZNIAK}: FF-SNU"),),
     ("ptb word tied", "recurrent-softsnu"): (

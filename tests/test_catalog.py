@@ -14,7 +14,7 @@ import pytest
 
 from spikebridge import catalog, cli, commands, comparison, experiment, rundir, search
 from spikebridge.catalog import CATALOG, Entry, Row
-from spikebridge.config import override, preset, variant_of
+from spikebridge.config import from_dict, override, preset, to_dict, variant_of
 from spikebridge.forgetting_entries import FORGETTING
 from spikebridge.metrics import METRICS
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
@@ -30,6 +30,10 @@ BY_PARAMETERS = {
     "musedata": 88,
     "piano": 88,
 }
+SEARCHES = [
+    Path(__file__).parents[1] / "docs" / "results" / f"search-{name}.json"
+    for name in ("jsb", "mnist", "nottingham", "musedata", "piano")
+]
 TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
 SMALL = Entry(
     name="small",
@@ -285,6 +289,20 @@ def test_a_search_holds_what_the_command_says(
             settings={"hidden": (8,)},
             as_json=False,
         )
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_presets_are_what_the_recorded_searches_found(path: Path) -> None:
+    for unit, found in json.loads(path.read_text())["units"].items():
+        base = from_dict(found["base"])
+        best = to_dict(override(base, **search.best(found)))
+        now = to_dict(preset(base.task.NAME, unit, base.task.data))
+        for part in ("task", "model", "train"):
+            for name in set(found["space"]) & set(best[part]):
+                wanted = [best[part][name]]
+                if name == "lr":
+                    wanted.append(float(f"{wanted[0]:.2g}"))
+                assert now[part][name] in wanted, (unit, name)
 
 
 class _Killed(BaseException):

@@ -296,7 +296,14 @@ def test_published_figures() -> None:
         assert sum(figure.headline for figure in figures) == 1
         for figure in figures:
             assert len(figure.source) > 20
-            low, high = {"jsb": (5, 12), "ptb": (40, 200)}.get(data.split()[0], (0.9, 1))
+            bounds = {
+                "jsb": (5, 12),
+                "nottingham": (2, 6),
+                "ptb word": (40, 200),
+                "ptb char": (1, 2),
+            }
+            name = " ".join(data.split()[:2])
+            low, high = bounds.get(name, (0.9, 1))
             assert low < figure.value < high
     best = published.headline(preset("music", "recurrent-softsnu"))
     assert best is not None

@@ -234,9 +234,9 @@ PUBLISHED: tuple[Entry, ...] = (
     Entry(
         name="ptb-characters",
         title="Penn Treebank, characters: bits per character",
-        source=_OURS,
+        source="Bai et al. 2018: LSTM 1.36 and TCN 1.31 with 3 million parameters; SNUs: unknown",
         task="text",
-        minutes=75,
+        minutes=38,
         data="ptb",
         rows=(
             Row("recurrent-softsnu"),
@@ -320,7 +320,7 @@ PUBLISHED: tuple[Entry, ...] = (
         Entry(
             name=data,
             title=f"{title}, 88-150-88",
-            source=_OURS,
+            source=source,
             task="music",
             data=data,
             rows=(
@@ -335,10 +335,15 @@ PUBLISHED: tuple[Entry, ...] = (
             ),
             minutes=minutes,
         )
-        for data, title, minutes in (
-            ("nottingham", "Nottingham folk tunes", 8),
-            ("musedata", "MuseData", 8),
-            ("piano", "Piano-midi.de", 5),
+        for data, title, minutes, source in (
+            (
+                "nottingham",
+                "Nottingham folk tunes",
+                8,
+                "Bai et al. 2018: LSTM 3.29 and TCN 3.07 with 1 million parameters; SNUs: unknown",
+            ),
+            ("musedata", "MuseData", 8, _OURS),
+            ("piano", "Piano-midi.de", 5, _OURS),
         )
     ),
     Entry(
