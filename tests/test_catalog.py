@@ -292,17 +292,28 @@ def test_a_search_holds_what_the_command_says(
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
-def test_presets_are_what_the_recorded_searches_found(path: Path) -> None:
-    for unit, found in json.loads(path.read_text())["units"].items():
-        base = from_dict(found["base"])
-        best = to_dict(override(base, **search.best(found)))
-        now = to_dict(preset(base.task.NAME, unit, base.task.data))
+def test_settings_are_what_the_recorded_searches_found(path: Path) -> None:
+    content = json.loads(path.read_text())
+    searched = [
+        (
+            found,
+            preset(from_dict(found["base"]).task.NAME, unit, from_dict(found["base"]).task.data),
+        )
+        for unit, found in content["units"].items()
+    ]
+    if "wider" in content:  # the row of the LSTM's size has a search of its own
+        entry = catalog.find(path.stem.removeprefix("search-"))
+        (wider,) = (row for row in entry.rows if "hidden" in row.settings)
+        searched.append((content["wider"]["units"][wider.unit], entry.config(wider)))
+    for found, config in searched:
+        best = to_dict(override(from_dict(found["base"]), **search.best(found)))
+        now = to_dict(config)
         for part in ("task", "model", "train"):
-            for name in set(found["space"]) & set(best[part]):
+            for name in {"hidden", *found["space"]} & set(best[part]):
                 wanted = [best[part][name]]
                 if name == "lr":
                     wanted.append(float(f"{wanted[0]:.2g}"))
-                assert now[part][name] in wanted, (unit, name)
+                assert now[part][name] in wanted, (config.model.unit, name)
 
 
 class _Killed(BaseException):
