@@ -293,14 +293,10 @@ def test_a_search_holds_what_the_command_says(
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
 def test_settings_are_what_the_recorded_searches_found(path: Path) -> None:
-    content = json.loads(path.read_text())
-    searched = [
-        (
-            found,
-            preset(from_dict(found["base"]).task.NAME, unit, from_dict(found["base"]).task.data),
-        )
-        for unit, found in content["units"].items()
-    ]
+    content, searched = json.loads(path.read_text()), []
+    for unit, found in content["units"].items():
+        task = from_dict(found["base"]).task
+        searched.append((found, preset(task.NAME, unit, task.data)))
     if "wider" in content:  # the row of the LSTM's size has a search of its own
         entry = catalog.find(path.stem.removeprefix("search-"))
         (wider,) = (row for row in entry.rows if "hidden" in row.settings)
