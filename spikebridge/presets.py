@@ -23,6 +23,13 @@ _MUSIC: dict[str, Any] = {
     "train_decay": True,
 }
 
+_SNU_OF_FOLK_TUNES: dict[str, Any] = {
+    "dropout": 0.2,
+    "batch_size": 16,
+    "decay_to": 0.9,
+    "train_decay": False,
+}
+
 _LSTM_OF_LONG_SONGS: dict[str, Any] = {
     "lr": 8.8e-3,
     "dropout": 0.2,
@@ -257,20 +264,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     # The best on validation of twelve trials each: docs/results/search-nottingham.json and so on.
     # Units that are not named, recurrent soft SNUs among them: the first trial.
     ("nottingham", ""): _MUSIC | {"frames": 200, "epochs": 20},
-    ("nottingham", "snu"): {
-        "lr": 5.8e-2,
-        "dropout": 0.2,
-        "batch_size": 16,
-        "decay_to": 0.9,
-        "train_decay": False,
-    },
-    ("nottingham", "softsnu"): {
-        "lr": 5.4e-2,
-        "dropout": 0.2,
-        "batch_size": 16,
-        "decay_to": 0.9,
-        "train_decay": False,
-    },
+    ("nottingham", "snu"): _SNU_OF_FOLK_TUNES | {"lr": 5.8e-2},
+    ("nottingham", "softsnu"): _SNU_OF_FOLK_TUNES | {"lr": 5.4e-2},
     ("nottingham", "lstm"): _LSTM_OF_LONG_SONGS,
     ("musedata", ""): _MUSIC | {"frames": 200, "epochs": 15},
     ("musedata", "snu"): {"lr": 5.7e-2, "ema": 0.0, "decay": 0.5},
