@@ -74,6 +74,7 @@ class _First:
     data: str | None = None
     data_dir: str = ""
     file: str = ""
+    level: str = ""
     config: Path | None = None
     out: Path | None = None
     resume: bool = False
@@ -139,7 +140,7 @@ def _base(task: str, unit: str, first: _First) -> Config:
         return given
     if first.recurrent and f"recurrent-{unit}" in VARIANTS:
         unit = f"recurrent-{unit}"
-    data, own = _own_data(task, first)
+    data, own = _data(task, first)
     tuned = preset(task, unit, data, **own)
     if first.resume and first.out is None and first.config is None:
         begun = _begun(task, rundir.default_folder(override(tuned, seed=first.seed)))
@@ -158,13 +159,16 @@ def _of_task(task: str, file: Path) -> Config | None:
     return config if task_name(config) == task else None
 
 
-def _own_data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:
-    """The data set that the flags name, and the folder or file of the user's own."""
+def _data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:
+    """The data set that the flags name, and what of the task decides its preset."""
     kind = TASKS[task]
     known = {f.name for f in dataclasses.fields(kind)}
-    given = {"data_dir": first.data_dir, "file": first.file}
-    own = {name: value for name, value in given.items() if value and name in known}
-    return first.data or (kind.OWN_DATA or None if own else None), own
+    places = {"data_dir": first.data_dir, "file": first.file}
+    own = {name: value for name, value in places.items() if value and name in known}
+    data = first.data or (kind.OWN_DATA or None if own else None)
+    if first.level and "level" in known:
+        own["level"] = first.level
+    return data, own
 
 
 def _each_unit(

@@ -207,7 +207,8 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
     """The tuned settings of a unit on a data set.
 
     task is one of `task_configs.TASKS`; unit a unit or a variant such as "recurrent-softsnu"; data
-    one of the task's data sets (None: its default); settings replace those of the preset.
+    one of the task's data sets (None: its default); settings replace those of the preset, and
+    level="char" among them takes the one for characters.
     Raises ConfigError for names that do not exist.
     """
     if task not in TASKS:
@@ -216,7 +217,11 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
     data = default_data(kind) if data is None else data
     name, recurrent = split_variant(unit)
     found: dict[str, Any] = {}
-    for row in ((data, ""), ("", unit), (data, unit)):
+    rows = [(data, ""), ("", unit), (data, unit)]
+    if "level" in settings:
+        finer = f"{data} {settings['level']}"
+        rows += [(finer, ""), (finer, unit)]
+    for row in rows:
         found |= PRESETS.get(row, {})
     found |= {"unit": name, "recurrent": recurrent} | settings
     # Built at once, not overridden: a task's settings may only make sense together.

@@ -109,6 +109,20 @@ _CIFAR10: dict[str, Any] = {
     "epochs": 10,
 }
 
+_LONG_MEMORY: dict[str, Any] = {
+    "threshold": 2.5,
+    "decay": 0.5,
+    "decay_to": 0.995,
+    "train_decay": True,
+}
+
+_SOFT_OF_CHARACTERS: dict[str, Any] = {
+    "lr": 3.2e-2,
+    "threshold": 1.0,
+    "decay": 0.27,
+    "decay_to": 0.95,
+}
+
 # (data, variant) -> settings; variant "" holds for every unit of that data set, data "" for a unit
 # on all data, before what is said of the two together.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -166,44 +180,66 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("idx", ""): _IMAGES,
     ("idx", "relu"): _GRAPES,
     ("idx", "tanh"): _GRAPES,
+    # Pilots on validation, in docs/log.md.  A soft unit that puts out 0.27 when nothing comes in,
+    # as at threshold 1, wipes a quarter of its membrane at each step; at 2.5 it keeps 0.92.
     ("ptb", ""): {
-        "hidden": (512,),
+        "hidden": (1024, 1024),
+        "read_all": True,
         "embedding": 512,
         "embedding_scale": 5.0,
         "tied": True,
-        "dropout": 0.45,
-        "dropout_in": 0.4,
+        "dropout": 0.65,
+        "dropout_in": 0.5,
         "same_mask": True,
         "g": "identity",
         "steps": 35,
         "batch_size": 32,
         "sampled": 400,
         "optimizer": "adamw",
-        "lr": 4e-3,
+        "lr": 3e-3,
         "beta2": 0.99,
-        "weight_decay": 0.03,
+        "weight_decay": 0.1,
         "schedule": "onecycle",
         "ema": 0.999,
-        "epochs": 18,
-        "patience": 3,
+        "epochs": 22,
         "precision": "bfloat16",
     },
-    ("ptb", "softsnu"): {"decay": 0.27, "decay_to": 0.95, "train_decay": True},
-    ("ptb", "recurrent-softsnu"): {"decay": 0.27, "decay_to": 0.95, "train_decay": True},
+    ("ptb", "softsnu"): _LONG_MEMORY,
+    ("ptb", "recurrent-softsnu"): _LONG_MEMORY,
     ("ptb", "snu"): {
-        "hidden": (1024,),
         "decay": 0.05,
         "decay_to": 0.99,
         "train_decay": True,
         "surrogate_width": 0.5,
         "embedding_scale": 8.0,
-        "lr": 3e-3,
+        # At 3e-3, decayed by 0.03, validation is at 145 after five epochs, not at 119.
+        "lr": 1.5e-3,
+        "weight_decay": 0.2,
         "dropout": 0.3,
         "dropout_in": 0.3,
-        "epochs": 12,
-        "patience": 0,
+        "epochs": 15,
     },
     ("ptb", "recurrent-snu"): {"decay": 0.27, "decay_to": 0.95, "train_decay": True},
+    # Rates: the best of five on validation for the recurrent soft SNU and the LSTM; the rate of the
+    # spiking unit was not searched.
+    ("ptb char", ""): {
+        "hidden": (512,),
+        "read_all": False,
+        "embedding": 64,
+        "tied": False,
+        "sampled": 0,
+        "steps": 100,
+        "batch_size": 64,
+        "epochs": 10,
+        "patience": 3,
+        "lr": 1.6e-2,
+        "weight_decay": 0.03,
+        "dropout": 0.0,
+        "dropout_in": 0.0,
+    },
+    ("ptb char", "snu"): {"lr": 8e-3},
+    ("ptb char", "softsnu"): _SOFT_OF_CHARACTERS,
+    ("ptb char", "recurrent-softsnu"): _SOFT_OF_CHARACTERS,
     # Ten variations on a subset of 1,000 recordings came out within noise of one another (0.83 to
     # 0.87 on its test set); two layers were the best of them.
     ("nmnist", ""): {
@@ -275,4 +311,11 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("piano", "snu"): {"lr": 4.6e-2, "ema": 0.0, "decay": 0.5},
     ("piano", "lstm"): {"lr": 1.3e-2, "dropout": 0.5, "dropout_in": 0.1, "ema": 0.99},
     ("mat", ""): _MUSIC,
+}
+
+# A text of one's own starts from what suits Penn Treebank.
+PRESETS |= {
+    (data.replace("ptb", "files"), variant): settings
+    for (data, variant), settings in PRESETS.items()
+    if data.startswith("ptb")
 }

@@ -171,6 +171,18 @@ def test_flags_win_over_the_preset_of_the_unit_and_of_the_data(
     ]
 
 
+def test_the_level_of_a_text_decides_its_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parsed("train text --level char --unit lstm") == preset("text", "lstm", level="char")
+    assert parsed("train text --unit lstm --level word") == preset("text", "lstm")
+    own = parsed("train text --data-dir mine --level char --recurrent --unit softsnu --lr 0.5")
+    tuned = preset("text", "recurrent-softsnu", "files", data_dir="mine", level="char", lr=0.5)
+    assert own == tuned
+    _, configs = cli.parse(shlex.split("compare text --units snu lstm --level char"))
+    assert configs == [preset("text", unit, level="char") for unit in ("snu", "lstm")]
+    assert spikebridge("train text --level sentence") == 2
+    assert "level='sentence': expected one of char, word" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("unit", ["relu", "tanh"])
 def test_a_network_without_memory_is_shown_an_image_once(unit: str) -> None:
     config = parsed(f"train digits --unit {unit} --data mnist")

@@ -313,9 +313,25 @@ def test_presets(task: str, data: str, variant: str) -> None:
 def test_the_rows_of_the_preset_table_name_what_exists() -> None:
     for data, variant in PRESETS:
         known = [get_args(get_type_hints(kind)["data"]) for kind in TASKS.values()]
+        data = data.removesuffix(" char")
         assert any(data in names for names in known) or data == ""
         assert variant in ("", *VARIANTS)
         assert data or variant
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_characters_have_settings_of_their_own_and_own_texts_those_of_penn_treebank(
+    variant: str,
+) -> None:
+    words, characters = preset("text", variant), preset("text", variant, level="char")
+    assert (words.model.tied, words.train.sampled, words.model.dropout > 0) == (True, 400, True)
+    shown = characters.model.tied, characters.train.sampled, characters.model.dropout
+    assert shown == (False, 0, 0)
+    for config in (words, characters):
+        level = config.task.level
+        own = preset("text", variant, "files", data_dir="mine", level=level)
+        assert own == override(config, data="files", data_dir="mine")
+    assert preset("text", variant, level="char", lr=0.5).train.lr == 0.5
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.removeprefix("recurrent-") in BINARY])

@@ -58,6 +58,12 @@ def tiny(folder: Path, **more: Any) -> Config:
         "steps": 10,
         "batch_size": 8,
         "lr": 2e-2,
+        "schedule": "constant",
+        "dropout": 0.0,
+        "dropout_in": 0.0,
+        "sampled": 0,
+        "ema": 0.0,
+        "precision": "float32",
         "threads": 1,
     }
     unit = more.pop("unit", "recurrent-softsnu")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from spikebridge.config import Config, override, preset
+from spikebridge.config import Config, preset
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,5 @@ class Entry:
 
     def config(self, row: Row, *, quick: bool = False) -> Config:
         """The settings of a row."""
-        given = {**self.settings, **row.settings}
-        chosen = preset(self.task, row.unit, self.data)
-        return override(chosen, **{**given, **(self.quick if quick else {})})
+        given = {**self.settings, **row.settings, **(self.quick if quick else {})}
+        return preset(self.task, row.unit, self.data, **given)

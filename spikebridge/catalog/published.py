@@ -226,7 +226,7 @@ PUBLISHED: tuple[Entry, ...] = (
             Row("snu"),
             Row("recurrent-softsnu"),
             # As many parameters as the recurrent soft SNU has.
-            Row("lstm", {"hidden": (430,), "embedding": 430}),
+            Row("lstm", {"hidden": (512, 512)}),
         ),
         seeds=3,
         quick={"epochs": 1, "hidden": (64,), "embedding": 64, "sampled": 300},
@@ -243,17 +243,7 @@ PUBLISHED: tuple[Entry, ...] = (
             # As many parameters as the recurrent soft SNU has.
             Row("lstm", {"hidden": (248,)}),
         ),
-        settings={
-            "level": "char",
-            "embedding": 64,
-            "tied": False,
-            "sampled": 0,
-            "steps": 100,
-            "batch_size": 64,
-            "epochs": 10,
-            "dropout": 0.0,
-            "dropout_in": 0.0,
-        },
+        settings={"level": "char"},
         grid={"lr": (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)},
         trial={"epochs": 1},
         seeds=3,
