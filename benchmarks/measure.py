@@ -77,19 +77,25 @@ def in_turn(rows: Mapping[str, Row], shape: tuple[int, int, int], rounds: int) -
     return found
 
 
-def summary(times: Mapping[str, Times], base: str) -> dict[str, dict[str, float]]:
-    """Medians of a table; the ratio is the median over the rounds of that round's ratio."""
-    against = times[base].total
-    return {
-        name: {
+def summary(
+    times: Mapping[str, Times], base: str, bases: Mapping[str, str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Medians of a table; the ratio is the median over the rounds of that round's ratio.
+
+    bases names, for some rows, another row than base to be set against.
+    """
+    found = {}
+    for name, row in times.items():
+        against = times[(bases or {}).get(name, base)].total
+        ratios = [a / b for a, b in zip(row.total, against, strict=True)]
+        found[name] = {
             "forward_s": statistics.median(row.forward),
             "backward_s": statistics.median(row.backward),
-            "ratio": statistics.median(a / b for a, b in zip(row.total, against, strict=True)),
-            "ratio_low": min(a / b for a, b in zip(row.total, against, strict=True)),
-            "ratio_high": max(a / b for a, b in zip(row.total, against, strict=True)),
+            "ratio": statistics.median(ratios),
+            "ratio_low": min(ratios),
+            "ratio_high": max(ratios),
         }
-        for name, row in times.items()
-    }
+    return found
 
 
 def show(title: str, table: Mapping[str, Mapping[str, float]], base: str) -> None:

@@ -93,21 +93,27 @@ def _scan_of(unit: Any) -> Callable:
 
 
 def peer_tables(rounds: int) -> Table:
-    """The same layer in other libraries; our row beside each has that library's dynamics."""
+    """The same layer in other libraries, each in units of our layer with its dynamics."""
     found, reasons = peers.available()
     for name, reason in reasons.items():
         print(f"{name} is left out: {reason}", flush=True)
     tables = []
     for n, low in ((512, False), (2048, False), (2048, True)):
         rows: dict[str, Row] = {"Linear alone": _linear_row(n, low)}
-        for reset in ("gate", "subtract"):
-            ours = peers.OurLayer(getattr(peers, reset)(n), n)
-            rows[f"spikebridge, {reset} reset"] = Row(ours, ours, low)
+        alike = {
+            peers.gate: "spikebridge, gate reset",
+            peers.subtract: "spikebridge, subtract reset",
+        }
+        for make, label in alike.items():
+            ours = peers.OurLayer(make(n), n)
+            rows[label] = Row(ours, ours, low)
+        bases = {}
         for name, peer in found.items():
-            rows |= _peer_rows(name, peer, n, low)
+            theirs = _peer_rows(name, peer, n, low)
+            bases |= dict.fromkeys(theirs, alike[peer.ours])
+            rows |= theirs
         times = measure.in_turn(rows, (T, B, n), rounds)
-        base = "spikebridge, gate reset"
-        table = measure.summary(times, base)
+        table = measure.summary(times, alike[peers.gate], bases)
         measure.show(f"Peers, N={n}, {'bf16' if low else 'fp32'}", table, "ours")
         others = {k: v for k, v in table.items() if not k.startswith(("spikebridge", "Linear"))}
         libraries = {k: v["ratio"] for k, v in others.items() if not k.startswith("plain")}

@@ -1,4 +1,4 @@
-"""The README's Python examples run as they stand."""
+"""The README's Python examples run as they stand; its commands, and those of the results, parse."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 
 from spikebridge import cli, rundir
+from spikebridge.catalog import CATALOG
 from spikebridge.config import Config, ModelConfig
+from spikebridge.forgetting_entries import FORGETTING
 from spikebridge.network import build, save_network
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands() -> list[str]:
-    """All command lines of the README: in blocks by themselves, and between backticks.
+def commands(page: Path = README) -> list[str]:
+    """All command lines of a page: in blocks by themselves, and between backticks.
 
     A single word between backticks is a command's name.
     """
-    text = README.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     found = re.findall(r"^    spikebridge (.+)$", text, re.MULTILINE)
     found += re.findall(r"`spikebridge ([^`\s]+ [^`]+)`", text)
     return [line.partition("  #")[0].strip() for line in found]
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in commands(page)}))
 def test_the_commands_are_understood(line: str) -> None:
     assert cli.parse(shlex.split(line)) is not None
 
@@ -53,12 +56,34 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     model, run = ModelConfig(hidden=(6, 5)), tmp_path / "runs/digits8x8-snu-0"
     run.mkdir(parents=True)
     save_network(build(model, 64, 10, "mean"), run / "model.safetensors")
-    names: dict = {}
-    for block in blocks[:3]:
+    found = []
+    for block in blocks:  # each by itself, as a newcomer copies it
+        names: dict = {}
         exec(block, names)
-    assert names["output"].shape == (100, 32, 150)
-    assert names["trace"].s.shape == (100, 32, 150)
-    names["x"] = torch.rand(20, 4, 64)
-    exec(blocks[3], names)
-    assert names["output"].shape == (4, 10)
-    assert set(names["optimizer"].epsilons) == set(names["chip"].crossbars)
+        found.append(names)
+    layers, _, parts, memory = found
+    assert layers["output"].shape == (100, 32, 150)
+    assert parts["trace"].s.shape == (100, 32, 150)
+    assert memory["output"].shape == (32, 10)
+    assert set(memory["optimizer"].epsilons) == set(memory["chip"].crossbars)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith("http")]
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert anchor in slugs, target
+
+
+def test_the_results_name_entries_of_the_catalog() -> None:
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`reproduce ([\w-]+)`", text))
+    assert len(named) > 15
+    assert named <= {entry.name for entry in (*CATALOG, *FORGETTING)}
