@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spikebridge.network import Network, load_network
 from spikebridge.records import RunError, UsageError
-from spikebridge.rundir import replace
+from spikebridge.rundir import SYMBOLS, read_json, replace
 
 FORMAT = "spikebridge-checkpoint"
 VERSION = 1
@@ -169,19 +169,35 @@ def _optimizer_state(
     return state
 
 
-def start_from(network: Network, path: Path) -> None:
-    """Take over the weights of a network file.  Raises UsageError where they do not fit."""
+def start_from(network: Network, path: Path, symbols: Sequence[str] | None = None) -> None:
+    """Take over the weights of a network file.
+
+    Raises UsageError where they do not fit, or belong to other symbols than these.
+    """
     try:
+        _same_symbols(path.with_name(SYMBOLS), symbols)
         given = load_network(path)
         ours, theirs = (_unit(one) for one in (network, given))
         if ours != theirs:  # a decay that is not trained would come along
             raise ValueError(f"the unit there is {theirs}, here {ours}")
         network.load_state_dict(given.state_dict())
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
+    except (FileNotFoundError, ValueError, RuntimeError, RunError) as error:
         raise UsageError(
             f"start={str(path.parent)!r}: {error}; give the folder of a finished run with the same "
-            "--unit, --hidden and task"
+            "--unit, --hidden, task and data"
         ) from error
+
+
+def _same_symbols(path: Path, symbols: Sequence[str] | None) -> None:
+    """ValueError where a run's network knows other symbols, or the same by other numbers."""
+    if symbols is None or not path.exists():
+        return
+    theirs = read_json(path, "give another run").get("symbols")
+    if theirs != list(symbols):
+        raise ValueError(
+            "its symbols are not those of these texts, or are in another order, which follows from "
+            "how often each occurs in training; weights cannot change their words"
+        )
 
 
 def _unit(network: Network) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import catalog, comparison, environment, forgetting, progress, rundir, tuning
-from spikebridge.config import Config, data_name, flatten, preset, variant_of
+from spikebridge.config import Config, flatten, folder_name, preset, variant_of
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
@@ -64,7 +64,7 @@ def compare(
     as_json: bool,
 ) -> None:
     """Train units over seeds and show them side by side."""
-    out = out or FOLDER / f"compare-{data_name(configs[0])}"
+    out = out or FOLDER / f"compare-{folder_name(configs[0])}"
     planned = comparison.plan([comparison.of_unit(c) for c in configs], seeds, out, jobs=jobs)
     say(_shared_settings([run.config for run in planned]))
     kept = 0 if overwrite else sum(run.complete for run in planned)
@@ -154,7 +154,7 @@ def search(
     given = {name: value for name, value in settings.items() if value}
     if data_dir:
         data, given["data_dir"] = data or TASKS[task].OWN_DATA or None, data_dir
-    out = out or FOLDER / f"search-{data_name(preset(task, units[0], data, **given))}"
+    out = out or FOLDER / f"search-{folder_name(preset(task, units[0], data, **given))}"
     best = {}
     for unit in units:
 
@@ -373,7 +373,7 @@ def _told(result: Result) -> list[str]:
     if result.published is not None:
         value = metric.figure(result.published["value"])
         lines.append(f"published: {value} {metric.unit} ({result.published['source']})")
-    return [*lines, f"run: {result.directory}"]
+    return [*lines, *result.notes, f"run: {result.directory}"]
 
 
 def show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:

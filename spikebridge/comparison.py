@@ -27,7 +27,7 @@ from spikebridge.contenders import (
     plan,
 )
 from spikebridge.pool import make, stop
-from spikebridge.records import RunError, SpikebridgeError
+from spikebridge.records import RunError
 from spikebridge.summary import chip_table, memory_table, summary, table
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _work(plain: dict[str, Any], directory: str, overwrite: bool) -> str | None:
 
     try:
         experiment.run(from_dict(plain), directory, resume=not overwrite, overwrite=overwrite)
-    except SpikebridgeError as error:
+    except RunError as error:  # a UsageError is everybody's, and ends the comparison
         return str(error)
     return None
 

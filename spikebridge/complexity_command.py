@@ -12,6 +12,7 @@ import tyro
 
 from spikebridge import rundir
 from spikebridge.records import UsageError
+from spikebridge.task_configs import step_name
 
 if TYPE_CHECKING:
     from spikebridge.tasks.base import Batch
@@ -52,7 +53,7 @@ def of_run(directory: Path, split: str = "test", samples: int = 0) -> dict[str, 
         samples: how many of its first samples; 0 = all.
 
     Returns the fields of `spikebridge.complexity.Complexity`, `source`, `split`, and `per`:
-    "sample", or "word" where each step of a stream is one.
+    "sample", or what a step of a stream is, such as "word".
 
     Raises UsageError where there is no complete run, or for what cannot be asked for; RunError
     where its network is damaged.
@@ -73,7 +74,7 @@ def of_run(directory: Path, split: str = "test", samples: int = 0) -> dict[str, 
     if samples:
         batches = first(batches, samples, stream=task.carries_state)
     found = complexity(network, batches, carries_state=task.carries_state)
-    per = "word" if task.carries_state else "sample"
+    per = step_name(config.task)
     content = {"source": SOURCE, "split": split, "per": per, **found.to_dict()}
     rundir.write_json(directory / FILE, content)
     return content

@@ -174,6 +174,11 @@ class Config:
         )
         if self.learning.rule not in ONLINE:
             return
+        require(
+            not isinstance(self.task, TextConfig),
+            f"rule={self.learning.rule}, task=text: online rules take numbers, and a text consists "
+            "of symbols; leave --rule out",
+        )
         backwards = {
             "loss": "task", "activity": 0, "sampled": 0, "precision": "float32", "recompute": 0,
         }  # fmt: skip
@@ -276,8 +281,17 @@ def data_name(config: Config) -> str:
     return name_of_data(config.task)
 
 
+def folder_name(config: Config) -> str:
+    """What tells runs of a data set from others: characters are not words of the same text."""
+    return data_name(config) + ("-char" if getattr(config.task, "level", "") == "char" else "")
+
+
 def override(config: Config, **settings: Any) -> Config:
-    """A copy with some fields of the nested records replaced, named without their record."""
+    """A copy with some fields of the nested records replaced, named without their record.
+
+    Other fields stay: level="char" does not bring the preset for characters, as it does in
+    `preset`.
+    """
     parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     known = {f.name: part for part, record in parts.items() for f in dataclasses.fields(record)}
     refuse_unknown(settings, known, "setting")

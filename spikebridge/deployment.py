@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from spikebridge import energy, evaluation, rundir, tasks
+from spikebridge.config import Config
 from spikebridge.memory import pcm
 from spikebridge.memory.array import SimulatedArray
 from spikebridge.memory.crossbar import Chip, cell_of, to_crossbar
@@ -22,6 +23,7 @@ from spikebridge.memory_config import MemoryConfig
 from spikebridge.network import Network
 from spikebridge.records import UsageError
 from spikebridge.seeding import generator, seed_of
+from spikebridge.task_configs import step_name
 from spikebridge.tasks.base import Task
 
 HOUR_S, DAY_S = 3600.0, 86400.0
@@ -87,7 +89,7 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
     Raises UsageError where the run is not complete or its unit cannot lie on a crossbar.
     """
     config, network = evaluation.trained(directory)
-    bench = _Bench(network, tasks.load(config.task), config.train, plan)
+    bench = _Bench(network, tasks.load(config.task), config, plan)
     software = bench.test(network)
     chips, first = [], None
     costs = None
@@ -123,9 +125,10 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
 class _Bench:
     """What all chips have in common."""
 
-    def __init__(self, network: Network, task: Task, train: Any, plan: Plan) -> None:
+    def __init__(self, network: Network, task: Task, config: Config, plan: Plan) -> None:
         self.network, self.task, self.plan = network, task, plan
-        self.size, self.judge = train.batch_size, train.eval_seed
+        self.size, self.judge = config.train.batch_size, config.train.eval_seed
+        self.per = step_name(config.task)
         self.batches = math.ceil(plan.samples / self.size) if plan.samples else None
 
     def test(self, network: Any) -> float:
@@ -194,7 +197,7 @@ class _Bench:
             **digital,
         }
         return {
-            "per": "word" if self.task.carries_state else "sample",
+            "per": self.per,
             "counts": dataclasses.asdict(sparse + dense),
             "hardware": {name: _plain(found) for name, found in both.items()},
         }

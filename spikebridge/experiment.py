@@ -145,7 +145,8 @@ class _Run:
         if self.task.prior is not None:
             self.network.readout.start_at(self.task.prior)
         if self.train.start:
-            checkpoint.start_from(self.network, Path(self.train.start) / rundir.MODEL)
+            start = Path(self.train.start) / rundir.MODEL
+            checkpoint.start_from(self.network, start, self.task.symbol_names())
         self._try_backend()
         self.chip = None
         if config.memory.used:
@@ -163,6 +164,8 @@ class _Run:
         self.batches = self.task.count_batches(self.train.batch_size)
         self.state = checkpoint.Position(step=0, history=[], best={})
         self.average = Average(self.network, self.train.ema)
+        # A task of one's own may draw its data anew, and vouches for them.
+        self.signature = None if task is not None else self.task.signature()
 
     def _try_backend(self) -> None:
         """Find out before the run begins that a backend which was asked for cannot serve."""
@@ -195,10 +198,7 @@ class _Run:
             self.state = checkpoint.restore(
                 self.directory / rundir.CHECKPOINT, self.network, self.optimizer, self.data
             )
-            self.average.restore(self.state.average, self.state.step)
-            if self.chip is not None:
-                self.optimizer.go_on(self.state.step)
-            self.teacher.refresh()
+            self._go_on()
         self._write_metrics()
         events = board(self.directory, len(self.state.history))
         self.progress.begin(self.config, len(self.state.history))
@@ -211,6 +211,24 @@ class _Run:
             self.progress.end()
             if events is not None:
                 events.close()
+
+    def _go_on(self) -> None:
+        """Bring what the checkpoint's tensors do not hold to where it was written."""
+        more = self.state.more
+        there = more.get("data")
+        if self.signature is not None and there is not None:
+            same = there.shape == self.signature.shape
+            if not (same and torch.allclose(there, self.signature, rtol=1e-3, atol=1e-3)):
+                raise UsageError(
+                    f"{self.directory}: the data are not those that the run began with; put those "
+                    "back, or start anew with --overwrite"
+                )
+        # Checkpoints of before held no count of their own: one per step, updates left out too.
+        steps = int(more["averaged"]) if "averaged" in more else self.state.step
+        self.average.restore(self.state.average, steps)
+        if self.chip is not None:
+            self.optimizer.go_on(self.state.step)
+        self.teacher.refresh()
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """Train for an epoch, validate, save; returns its line of metrics.jsonl."""
@@ -235,6 +253,9 @@ class _Run:
         }
         self.state.history.append(record)
         self.state.average = self.average.values
+        self.state.more = {"averaged": torch.tensor(self.average.steps)}
+        if self.signature is not None:
+            self.state.more["data"] = self.signature
         checkpoint.save(
             self.directory / rundir.CHECKPOINT,
             self.network,
@@ -372,5 +393,6 @@ class _Run:
             seed=self.train.seed,
             published=published.headline(self.config),
             directory=self.directory,
+            notes=[*self.task.notes, *self.task.compared()],
             **activity._asdict(),
         )

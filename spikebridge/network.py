@@ -366,7 +366,9 @@ def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no network file at {path}")
+        raise FileNotFoundError(
+            f"no network file at {path}; give the {path.name} of a finished run"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -168,6 +168,8 @@ class Search:
     """The data set; by default the task's own."""
     data_dir: str = ""
     """A folder of your own data, as for `spikebridge train`."""
+    level: Literal["word", "char"] = "word"
+    """Of a text: whether words or characters are predicted."""
     epochs: int = 0
     """Epochs of each trial; 0 = as many as the preset says."""
     hidden: tuple[int, ...] = ()
@@ -189,7 +191,12 @@ class Search:
             trials=self.trials,
             data=self.data,
             data_dir=self.data_dir,
-            settings={"epochs": self.epochs, "hidden": self.hidden, "threads": self.threads},
+            settings={
+                "level": "" if self.level == "word" else self.level,
+                "epochs": self.epochs,
+                "hidden": self.hidden,
+                "threads": self.threads,
+            },
             as_json=self.json,
         )
 

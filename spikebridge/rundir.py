@@ -11,11 +11,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from spikebridge.config import Config, data_name, flatten, from_dict, variant_of
+from spikebridge.config import Config, flatten, folder_name, from_dict, variant_of
 from spikebridge.records import RunError, UsageError
 
 FOLDER = Path("runs")
@@ -98,6 +98,8 @@ class Result:
     """A published figure to compare with: {"value": .., "source": ..}."""
     directory: Path
     """Where the run lies; not in result.json."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of the data, and what simple answers would score."""
 
     def to_dict(self) -> dict[str, Any]:
         """The content of result.json."""
@@ -107,7 +109,7 @@ class Result:
 
 def default_folder(config: Config) -> Path:
     """Where a run goes if nobody says where."""
-    return FOLDER / f"{data_name(config)}-{variant_of(config.model)}-{config.train.seed}"
+    return FOLDER / f"{folder_name(config)}-{variant_of(config.model)}-{config.train.seed}"
 
 
 def has_run(directory: Path) -> bool:
@@ -170,6 +172,12 @@ def same_settings(directory: Path, config: Config) -> None:
 
 def refuse_others(directory: Path, there: Config, asked: Config, what: str) -> None:
     """Raise UsageError, naming the fields, unless both configs are the same."""
+    if there.task.NAME != asked.task.NAME:
+        raise UsageError(
+            f"{directory}: the {what} there is of the task {there.task.NAME}, not of "
+            f"{asked.task.NAME}; give another folder"
+            + (", or --overwrite to start anew" if what == "run" else "")
+        )
     theirs, ours = flatten(there), flatten(asked)
     names = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
     if names:

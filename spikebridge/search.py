@@ -7,6 +7,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,13 @@ SHARED: dict[str, dict[str, Any]] = {
         "ema": [0.0, 0.99],
     },
 }
+CHARACTERS: dict[str, Any] = {
+    "lr": (4e-3, 6.4e-2),
+    "dropout": [0.0, 0.1, 0.2, 0.3],
+    "dropout_in": [0.0, 0.1],
+    "weight_decay": [0.0, 0.03, 0.1],
+}
+"""In place of those of texts, where characters are predicted."""
 MEMBRANE: dict[str, Any] = {
     "decay": [0.1, 0.3, 0.5, 0.8],
     "decay_to": [0.0, 0.9, 0.98],
@@ -56,16 +64,22 @@ MEMBRANE: dict[str, Any] = {
     "g": ["identity", "leaky_relu"],
 }
 SPIKES: dict[str, Any] = {"surrogate_width": [0.5, 1.0]}
+# A text needs a longer memory than other tasks; what a soft unit keeps hangs on its threshold too.
+LONG: dict[str, Any] = {"decay_to": [0.0, 0.9, 0.98, 0.995], "threshold": [1.0, 2.5]}
 
 
-def space(task: str, variant: str) -> dict[str, Any]:
-    """What a unit's trials on a task draw.  Raises UsageError for a task without a space."""
+def space(task: str, variant: str, base: Config | None = None) -> dict[str, Any]:
+    """What a unit's trials on a task draw; characters of a text (in base) have their own.
+
+    Raises UsageError for a task without a space.
+    """
     if task not in SHARED:
         raise UsageError(f"task={task!r}: there is no search space for it; see search.SHARED")
     unit, _ = split_variant(variant)
-    found = dict(SHARED[task])
+    by_characters = base is not None and getattr(base.task, "level", "") == "char"
+    found = dict(CHARACTERS if by_characters else SHARED[task])
     if unit not in (*BASELINES, *PLAIN, *BINARY):  # a binary unit's decay and g are its name
-        found |= MEMBRANE
+        found |= MEMBRANE | (LONG if task == "text" else {})
     if unit not in (*BASELINES, *PLAIN, "softsnu"):
         found |= SPIKES
     return found
@@ -95,7 +109,7 @@ def search(
     if trials < 1:
         raise UsageError(f"trials={trials}: it must be at least 1; pass --trials 12")
     base = preset(task, variant, data, **(settings or {}))
-    drawn = space(task, variant)
+    drawn = space(task, variant, base)
     folder = directory / variant
     folder.mkdir(parents=True, exist_ok=True)
     study = _study(folder, base, drawn)
@@ -112,6 +126,10 @@ def search(
             study.tell(trial, state=_fail())
             warnings.warn(f"trial {number + 1} of {variant} failed: {error}", stacklevel=2)
             continue
+        except UsageError:
+            if number == 0:  # such as data that are missing: the next search may be another one
+                shutil.rmtree(folder)
+            raise
         record = history[best_epoch(history) - 1]
         trial.set_user_attr("settings", chosen)
         trial.set_user_attr("best_epoch", record["epoch"])

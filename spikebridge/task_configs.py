@@ -239,6 +239,14 @@ TaskConfig = (
     DigitsConfig | MusicConfig | TextConfig | EventsConfig | NpzConfig | ForecastConfig | OwnConfig
 )
 
+
+def step_name(task: TaskConfig) -> str:
+    """What a step of a stream is called, such as "word"; "sample" where samples have an end."""
+    if task.SAMPLE != "stream":
+        return "sample"
+    return "character" if getattr(task, "level", "") == "char" else task.COUNTED
+
+
 TASKS: dict[str, type[TaskConfig]] = {
     kind.NAME: kind
     for kind in (

@@ -38,6 +38,12 @@ class Writer:
         self.by_words = getattr(config.task, "level", "word") == "word"
         found = rundir.read_json(directory / rundir.SYMBOLS, "train again with --overwrite")
         self.symbols: list[str] = found.get("symbols", [])
+        listed = isinstance(self.symbols, list)
+        if not (listed and all(isinstance(symbol, str) for symbol in self.symbols)):
+            raise RunError(
+                f"{directory / rundir.SYMBOLS}: symbols is no list of words; train again with "
+                "--overwrite"
+            )
         self.numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
         self.network = _load(directory / rundir.MODEL, len(self.symbols))
 
@@ -48,9 +54,10 @@ class Writer:
         if missing:
             shown = ", ".join(map(repr, missing[:5]))
             kind = "words" if self.by_words else "characters"
+            others = f" (for words that are not in it, {UNKNOWN})" if self.by_words else ""
             raise UsageError(
-                f"prompt: the network does not know {shown}; use {kind} of its training text "
-                f"(for words that are not in it, {UNKNOWN})"
+                f"prompt: the network does not know {shown}; use {kind} of its training text"
+                + others
             )
         return [self.numbers[piece] for piece in pieces]
 

@@ -14,7 +14,7 @@ import pytest
 
 from spikebridge import catalog, cli, commands, comparison, experiment, rundir, search
 from spikebridge.catalog import CATALOG, Entry, Row
-from spikebridge.config import from_dict, override, preset, to_dict, variant_of
+from spikebridge.config import flatten, from_dict, override, preset, to_dict, variant_of
 from spikebridge.forgetting_entries import FORGETTING
 from spikebridge.metrics import METRICS
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
@@ -239,6 +239,41 @@ def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
         assert all(set(search.MEMBRANE).isdisjoint(search.space(task, u)) for u in BASELINES)
     with pytest.raises(UsageError, match="task='forecast': there is no search space"):
         search.space("forecast", "snu")
+
+
+@pytest.mark.parametrize("level", ["word", "char"])
+def test_the_space_of_a_text_holds_its_preset(level: str) -> None:
+    for variant in ("snu", "recurrent-softsnu", "lstm"):
+        config = preset("text", variant, level=level)
+        flat, drawn = flatten(config), search.space("text", variant, config)
+        assert ("weight_decay" in drawn) == (level == "char")
+        assert drawn["lr"][0] <= flat["lr"] <= drawn["lr"][1]
+        if variant != "lstm":
+            assert flat["threshold"] in drawn["threshold"]
+
+
+def test_a_search_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    line = f"search text --units snu --trials 1 --data-dir {tmp_path / 'none'} --out"
+    assert spikebridge(f"{line} {tmp_path / 'out'}") == 2
+    assert not (tmp_path / "out" / "snu").exists()
+
+
+def test_a_search_by_characters_starts_from_their_preset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = []
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        tried.append(config)
+        return [{"epoch": 1, "best": True, "valid": 2.0, "seconds": 1.0}]
+
+    monkeypatch.setattr(experiment, "validate", validate)
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"my.{split}.txt").write_text("some words and some more\n" * 20)
+    line = f"search text --units lstm --trials 2 --level char --data-dir {tmp_path}"
+    assert spikebridge(f"{line} --out {tmp_path / 'found'}") == 0
+    assert tried[0] == preset("text", "lstm", "files", data_dir=str(tmp_path), level="char")
+    assert tried[1].train.lr >= 4e-3
 
 
 def test_a_search_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -197,14 +197,13 @@ def test_a_broken_rule_names_value_and_remedy(settings: dict, message: str) -> N
         override(preset("digits"), **settings)
 
 
-def test_a_preset_that_an_online_rule_refuses_is_mended_by_following_the_remedies() -> None:
-    """What is in its way came from the preset, so that leaving it out would not do."""
-    config = preset("text", "softsnu", "ptb")
-    with pytest.raises(ConfigError, match=r"rule=ostl, sampled=400: .*; pass --sampled 0"):
-        override(config, rule="ostl")
+def test_an_online_rule_refuses_a_text_before_what_its_preset_sets() -> None:
+    with pytest.raises(ConfigError, match=r"rule=ostl, task=text: .*; leave --rule out"):
+        override(preset("text", "softsnu", "ptb"), rule="ostl")
+    music = preset("music", precision="bfloat16")
     with pytest.raises(ConfigError, match=r"precision=bfloat16: .*; pass --precision float32"):
-        override(config, rule="ostl", sampled=0)
-    assert override(config, rule="ostl", sampled=0, precision="float32").learning.rule == "ostl"
+        override(music, rule="ostl")
+    assert override(music, rule="ostl", precision="float32").learning.rule == "ostl"
 
 
 @pytest.mark.parametrize("name", ["activity", "recompute", "sampled"])

@@ -79,6 +79,30 @@ def test_an_update_whose_gradient_overflows_is_left_out_and_counted(
     assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
+def test_an_average_goes_on_from_the_updates_that_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step that was left out nothing entered it, before and after a stop."""
+    clip = experiment._Run._clip
+
+    def overflowing(self: Any) -> Tensor:
+        return torch.tensor(math.inf) if self.state.step == 1 else clip(self)
+
+    class Stop(experiment.Silent):
+        def epoch(self, record: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment._Run, "_clip", overflowing)
+    config = tiny(epochs=2, ema=0.999)
+    whole = experiment.run(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, tmp_path / "cut", progress=Stop())
+    experiment.run(config, tmp_path / "cut", resume=True)
+    weights, again = (load_file(tmp_path / name / rundir.MODEL) for name in ("whole", "cut"))
+    assert whole.epochs == 2
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
 def test_gradients_that_always_overflow_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,8 @@ def test_columns_without_numbers_or_a_name_are_left_out(tmp_path: Path, delimite
     assert table.names == ("a", "b; c")
     np.testing.assert_array_equal(table.values[:, 0], [1, -2500, 3, 4])
     np.testing.assert_array_equal(table.values[:, 1], [np.nan, 0.5, np.nan, np.nan])
+    unnamed = "the one without a name at place 1"
+    assert table.left_out == (unnamed, "time, UTC", "empty")
 
 
 def test_files_of_spreadsheets(tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_the_scale_is_that_of_the_training_rows(tmp_path: Path) -> None:
 def test_missing_values_are_counted(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", {"a": ["", "", 1, "", *range(96)], "b": range(100)})
     task = task_of(path)
-    assert task.filled == 3
+    assert task.notes == ("3 of 200 values are missing and repeat the one before",)
     values = (task._rows[:, 0].double() * task.sd[0] + task.mean[0]).round()
     assert values[:5].tolist() == [1, 1, 1, 1, 0]
 
@@ -328,6 +330,9 @@ def test_the_command_learns_and_draws_the_forecast(
     assert cli.main(words) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["data"], result["metric"]) == ("waves", "rmse")
+    left, compared = result["notes"]
+    assert left == "columns left out, for they hold no numbers: date"
+    assert compared.startswith("for comparison, test RMSE: nothing changes ")
     assert result["test"] < 0.7 * task_of(path, horizon=6).baselines["nothing changes"]
     with np.load(out / rundir.EXAMPLES, allow_pickle=False) as arrays:
         assert arrays["output_names"].tolist() == ["<b>wave", "cos"]
@@ -337,5 +342,6 @@ def test_the_command_learns_and_draws_the_forecast(
     assert "Rows 1 to 225 of the test set: RMSE" in page
     assert "Each value was predicted 6 rows before it came" in page
     assert "standard deviations" in page
+    assert "Columns left out, for they hold no numbers: date." in page
     assert "all hidden layers, per row" in page
     assert "<b>wave" not in page

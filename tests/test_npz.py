@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -137,7 +138,19 @@ def write_bytes(content: bytes | None) -> Callable[[Path], None]:
     return spoil
 
 
+def write_members(content: bytes, *names: str) -> Callable[[Path], None]:
+    """An archive with members of these names and this content."""
+
+    def spoil(folder: Path) -> None:
+        with zipfile.ZipFile(folder / "train.npz", "w") as archive:
+            for name in names:
+                archive.writestr(name, content)
+
+    return spoil
+
+
 X = npz_arrays("class", 23)["x"].astype(float)
+BROKEN = b"\x93NUMPY\x01\x00\x0a\x00{'descr': ("  # a header that breaks off in its middle
 
 
 @pytest.mark.parametrize(
@@ -146,6 +159,11 @@ X = npz_arrays("class", 23)["x"].astype(float)
         (write_bytes(None), "an .npz file; found No such file"),
         (write_bytes(b""), "one that cannot be read"),
         (write_bytes(b"PK\x03\x04 and no more"), "one that cannot be read"),
+        (
+            write_members(b"no array", "x", "y"),
+            "the arrays x and y; found these arrays: x, y; save it by",
+        ),
+        (write_members(BROKEN, "x.npy", "y.npy"), "one that cannot be read"),
         (change(y=None), r"the arrays x and y; found these arrays: x; save it by"),
         (change(x=None, y=None, z=np.zeros(3)), "found these arrays: z"),
         (change(x=np.array([{}] * 23, object)), "cannot be read .*Object arrays"),
@@ -271,3 +289,6 @@ def test_the_example_of_a_task_of_ones_own_runs_and_learns(
     assert "SNU on xor" in page
     assert "This is of class" in page
     assert "train own" not in page, "no command can name a task of one's own"
+    for line in ("complexity {0}", "program {0} --chips 1 --times 20", "export {0}"):
+        assert cli.main(line.format(tmp_path / "run").split()) == 2
+        assert "task='xor': it is a class in a program of yours" in capsys.readouterr().err

@@ -257,6 +257,70 @@ def test_resumed_runs_end_alike(folder: Path, tmp_path: Path, precision: str) ->
     assert (cut.test, cut.valid) == (whole.test, whole.valid)
 
 
+def test_a_run_that_goes_on_knows_its_data(tmp_path: Path) -> None:
+    """Words in another order of frequency have other numbers: the weights would be of others."""
+    folder = write_texts(tmp_path / "texts")
+    two = tiny(folder, epochs=2)
+
+    class Stop(experiment.Silent):
+        def epoch(self, record: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(two, tmp_path / "run", progress=Stop())
+    train = folder / "my.train.txt"
+    kept = train.read_text(encoding="utf-8")
+    first, second = WORDS[:2]
+    swapped = {first: second, second: first}
+    lines = kept.splitlines()
+    train.write_text(
+        "\n".join(" ".join(swapped.get(w, w) for w in line.split()) for line in lines) + "\n"
+    )
+    with pytest.raises(UsageError, match="the data are not those that the run began with"):
+        experiment.run(two, tmp_path / "run", resume=True)
+    train.write_text(kept, encoding="utf-8")
+    assert experiment.run(two, tmp_path / "run", resume=True).epochs == 2
+
+
+def test_weights_of_other_words_are_no_start(done: Path, folder: Path, tmp_path: Path) -> None:
+    again = tiny(folder, epochs=1, start=str(done))
+    assert experiment.run(again, tmp_path / "same").epochs == 1
+    other = write_texts(tmp_path / "other")
+    path = other / "my.train.txt"
+    path.write_text(path.read_text(encoding="utf-8") + f"{WORDS[-1]} " * 500, encoding="utf-8")
+    with pytest.raises(UsageError, match="its symbols are not those of these texts, or are in"):
+        experiment.run(tiny(other, epochs=1, start=str(done)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_words_that_training_lacks_are_told(tmp_path: Path, folder: Path) -> None:
+    assert task_of(folder).notes == ()
+    other = write_texts(tmp_path / "texts")
+    (other / "my.test.txt").write_text("never heard\nof\n", encoding="utf-8")
+    (told,) = task_of(other).notes
+    said = "60 % of the words to test on are not in the vocabulary and count as <unk>"
+    assert told == said
+    for split in ("train", "valid"):
+        (other / f"my.{split}.txt").write_text("a b c\nc a b\n", encoding="utf-8")
+    assert task_of(other).notes == (f"{said}, which occurs nowhere in training",)
+    notes = task_of(folder, vocabulary=3).notes
+    assert [note.partition("words to ")[2].split()[0] for note in notes] == [
+        "train",
+        "validate",
+        "test",
+    ]
+    assert all(note.endswith("count as <unk>") for note in notes)
+
+
+def test_characters_have_a_folder_of_their_own(folder: Path) -> None:
+    words, characters = (
+        preset("text", "lstm", "files", data_dir=str(folder), level=level)
+        for level in ("word", "char")
+    )
+    assert rundir.default_folder(words).name == f"{folder.name}-lstm-0"
+    assert rundir.default_folder(characters).name == f"{folder.name}-char-lstm-0"
+
+
 def test_averaged_weights_are_those_of_the_file(folder: Path, tmp_path: Path) -> None:
     """With an average that forgets at once, validation is that of the last weights."""
     plain = experiment.run(tiny(folder, epochs=2), tmp_path / "plain")
@@ -374,13 +438,22 @@ def test_hostile_words_stay_text(tmp_path: Path) -> None:
 def test_files_that_are_not_as_they_must_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         find_texts(tmp_path / "none")
+    one = tmp_path / "one" / "train-valid-test.txt"
+    one.parent.mkdir()
+    one.write_text("one two\n")
+    with pytest.raises(DataError, match="found a file; give the folder"):
+        find_texts(one)
+    with pytest.raises(
+        DataError, match=r"three files.*found train-valid-test\.txt.*split the text"
+    ):
+        find_texts(one.parent)
     folder = write_texts(tmp_path / "texts")
     (folder / "other.train.txt").write_text("x")
     with pytest.raises(DataError, match=r"one file with train .*my\.train\.txt, other\.train"):
         find_texts(folder)
     (folder / "other.train.txt").unlink()
     (folder / "my.test.txt").write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(DataError, match="byte 3 that is none"):
+    with pytest.raises(DataError, match="bytes at place 3 that are not UTF-8; save it as UTF-8"):
         task_of(folder)
     (folder / "my.test.txt").write_text("")
     with pytest.raises(DataError, match="at least 2 symbols; found 0"):

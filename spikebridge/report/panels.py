@@ -214,7 +214,11 @@ def text_panel(run: Run, examples: Examples, index: int) -> Panel:
     surprise = float(-np.log(np.clip(right, 1e-9, 1)).mean())
     value = {"perplexity": np.exp(surprise), "bpc": surprise / np.log(2)}.get(run.metric, surprise)
     shown = metric_text(metric_of(run.metric), float(value))
-    reading = Plot("Read one after the other", words.marked(run, examples, index), words.CAPTION)
+    reading = Plot(
+        "Read one after the other",
+        words.marked(run, examples, index),
+        words.CAPTION.format(run.counted),
+    )
     return Panel(
         tab=f"part {index + 1}",
         image=None,

@@ -44,6 +44,7 @@ def context(run: Run) -> dict[str, Any]:
         "colour": colour_of(run.unit),
         "task": run.task,
         "about": about(run),
+        "notes": notes_of(run),
         "complete": run.result is not None,
         "epochs_done": plural(len(run.epochs), "epoch"),
         "cards": cards(run, metric),
@@ -96,6 +97,12 @@ def about(run: Run) -> str:
         between = [embedding] if embedding else []
         sizes = [len(run.symbols), *between, *hidden, len(run.symbols)]
     return f"{known} · network {' → '.join(f'{size:,}' for size in sizes)}"
+
+
+def notes_of(run: Run) -> list[str]:
+    """What a user should know of the data, where the run kept it."""
+    kept = run.fact("notes", [])
+    return [str(note) for note in kept if note] if isinstance(kept, list) else []
 
 
 def source_of(published: Any) -> str:

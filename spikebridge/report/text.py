@@ -35,7 +35,7 @@ DATA = {
     "nottingham": "1,037 folk tunes, predicting the notes of the next frame",
     "musedata": "783 pieces of orchestral and piano music, predicting the notes of the next frame",
     "piano": "124 pieces of Piano-midi.de, predicting the notes of the next frame",
-    "ptb": "the Penn Treebank, predicting the next word of newspaper text",
+    "ptb": "the Penn Treebank, newspaper text, predicting what comes next",
     "nmnist": "digits before a moving event camera, 34 × 34 pixels of two polarities",
 }
 OWN_DATA = {

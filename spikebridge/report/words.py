@@ -10,9 +10,9 @@ from spikebridge.report.load import Examples, Run
 from spikebridge.report.theme import Ramp, colour_of, fade, shades
 
 CAPTION = (
-    "The network reads from left to right and before each word says how probable it finds every "
-    "word that could come. The stronger the colour, the more probable it found the one that really "
-    "came; pale words are surprises. Point at a word to see what was expected in its place."
+    "The network reads from left to right and before each {0} says how probable it finds every "
+    "{0} that could come. The stronger the colour, the more probable it found the one that really "
+    "came; pale {0}s are surprises. Point at a {0} to see what was expected in its place."
 )
 NAMES = {"\n": "¶", " ": "␣", "<eos>": "¶"}
 

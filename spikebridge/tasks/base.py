@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -64,10 +65,34 @@ class Task:
     """What the outputs (O,) are called on a page, where they have names."""
     baselines: Mapping[str, float] = MappingProxyType({})
     """The metric on the test set of simple ways to answer, such as "the last value again"."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the data, such as columns that were left out."""
 
     def symbol_names(self) -> list[str] | None:
         """What the symbols stand for, by number, kept beside the model; None without symbols."""
         return None
+
+    def signature(self) -> Tensor:
+        """(k,) float64 numbers by which a run that goes on knows its data again.
+
+        Sizes, a digest of the symbols, and means over the first samples of validation, whose last
+        digits may differ between machines.
+        """
+        names = "\n".join(self.symbol_names() or []).encode()
+        numbers = [self.size(split) for split in SPLITS]
+        numbers.append(int.from_bytes(hashlib.sha256(names).digest()[:6], "big"))
+        batch = next(iter(self.batches("valid", 8, torch.Generator().manual_seed(0))))
+        means = []
+        for part in (batch.x, batch.target):
+            flat = part.double().flatten()
+            means += [flat.mean(), (flat * torch.arange(len(flat)).cos()).mean()]
+        return torch.tensor([*numbers, *means], dtype=torch.float64)
+
+    def compared(self) -> list[str]:
+        """The baselines as a sentence, where there are any."""
+        metric = METRICS[self.metric]
+        shown = [f"{name} {metric.figure(value)}" for name, value in self.baselines.items()]
+        return [f"for comparison, test {metric.name}: {', '.join(shown)}"] if shown else []
 
     @property
     def higher_is_better(self) -> bool:

@@ -39,6 +39,7 @@ class Table(NamedTuple):
 
     names: tuple[str, ...]
     values: np.ndarray  # (rows, columns) float64, NaN where a value is missing
+    left_out: tuple[str, ...] = ()  # columns that hold other things than numbers
 
 
 class Forecast(Task):
@@ -68,7 +69,8 @@ class Forecast(Task):
         self.output_names = config.targets or table.names
         self._targets = torch.tensor(_places(path, self.output_names, table.names))
         self.input_size, self.output_size = len(self.columns), len(self.output_names)
-        values, self.filled = fill_forward(table.values)
+        values, filled = fill_forward(table.values)
+        self.notes = tuple(_notes(table, filled))
         self._bounds = _bounds(path, len(values), config)
         train = values[: self._bounds["train"][1]]
         constant = train.max(0) == train.min(0)
@@ -192,14 +194,26 @@ def read_table(path: Path | None) -> Table:
         raise DataError("--file", "a CSV file", "none", "pass --file with a table")
     header, rows, delimiter = _read_rows(path)
     columns: dict[str, np.ndarray] = {}
+    left_out = []
     for place, name in enumerate(header):
         values = _numbers(path, name, [row[place] for row in rows], delimiter == ";")
         if name and values is not None:
             columns[name] = values
+        else:
+            left_out.append(name or f"the one without a name at place {place + 1}")
     if not columns:
         found = f"{', '.join(header)}, none of them of numbers, in {len(rows):,} rows"
         raise DataError(path, "a column of numbers", found, "give another table")
-    return Table(tuple(columns), np.stack(list(columns.values()), axis=1))
+    return Table(tuple(columns), np.stack(list(columns.values()), axis=1), tuple(left_out))
+
+
+def _notes(table: Table, filled: int) -> Iterator[str]:
+    """What was made of the file without asking."""
+    if table.left_out:
+        yield f"columns left out, for they hold no numbers: {', '.join(table.left_out)}"
+    if filled:
+        rows = len(table.values) * len(table.names)
+        yield f"{filled:,} of {rows:,} values are missing and repeat the one before"
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[list[str]], str]:

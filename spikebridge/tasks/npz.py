@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -27,6 +29,17 @@ _SHAPES = (
     "(n, T, O): numbers to predict"
 )
 _SAVE = "save it by numpy.savez(path, x=x, y=y)"
+# What numpy and its archive raise at broken files.  Arrays of objects are pickles, which may run
+# code: numpy refuses them by a ValueError.
+_DAMAGED = (
+    ValueError,
+    EOFError,
+    RuntimeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 Kind = Literal["class", "class at each step", "numbers", "numbers at each step"]
 
@@ -208,10 +221,13 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             found = {str(name): archive[name] for name in ("x", "y") if name in names}
     except OSError as error:
         raise DataError(path, "an .npz file", str(error.strerror or error), _SAVE) from error
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        # Arrays of objects are pickles, which may run code: numpy refuses them by a ValueError.
+    except MemoryError as error:
+        have = f"more than there is ({error})"
+        raise DataError(path, "arrays that fit into memory", have, "give fewer samples") from error
+    except _DAMAGED as error:
         expected = "a whole .npz file with arrays of numbers"
         raise DataError(path, expected, f"one that cannot be read ({error})", _SAVE) from error
+    found = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     if len(found) < 2:
         have = ", ".join(sorted(names)) or "none"
         raise DataError(path, "the arrays x and y", f"these arrays: {have}", _SAVE)

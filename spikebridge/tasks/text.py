@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from spikebridge.tasks.files import DataError, fetch
 UNKNOWN, END = "<unk>", "<eos>"
 VALID_STREAMS = 10
 LN_2 = 0.6931471805599453
+_VERBS = {"train": "train on", "valid": "validate on", "test": "test on"}
 _FILES = {split: f"ptb/ptb.{split}.txt" for split in SPLITS}
 
 
@@ -80,8 +81,21 @@ class Text(Task):
         self.metric: MetricName = "perplexity" if config.level == "word" else "bpc"
         self.input_size = self.output_size = len(self.vocabulary)
         counts = torch.bincount(self._numbers["train"], minlength=self.output_size)
+        self.notes = tuple(self._unknown(texts, int(counts[self.vocabulary.numbers[UNKNOWN]])))
         self.frequencies = counts.double() / counts.sum()
         self.prior = torch.log((counts + 1.0) / (counts.sum() + len(counts))).float()
+
+    def _unknown(self, texts: Mapping[str, Sequence[str]], trained: int) -> Iterator[str]:
+        """A sentence for each split with symbols that are not in the vocabulary."""
+        what = {"word": "words", "char": "characters"}[self.config.level]
+        never = "" if trained else ", which occurs nowhere in training"
+        for split, text in texts.items():
+            count = sum(symbol not in self.vocabulary.numbers for symbol in text)
+            if count:
+                yield (
+                    f"{100 * count / len(text):.2g} % of the {what} to {_VERBS[split]} are not in "
+                    f"the vocabulary and count as {UNKNOWN}{never}"
+                )
 
     def symbol_names(self) -> list[str]:
         """The words or characters by number."""
@@ -135,7 +149,8 @@ def read_symbols(path: Path, level: str) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors may put a mark before the text
     except UnicodeDecodeError as error:
-        raise DataError(path, expected, f"byte {error.start} that is none", remedy) from error
+        found = f"bytes at place {error.start} that are not UTF-8"
+        raise DataError(path, expected, found, "save it as UTF-8") from error
     except OSError as error:
         raise DataError(path, expected, str(error.strerror), remedy) from error
     if level == "char":
@@ -151,9 +166,10 @@ def read_symbols(path: Path, level: str) -> list[str]:
 def find_texts(folder: Path) -> dict[str, Path]:
     """The text files of a folder by split: those whose names hold train, valid and test."""
     if not folder.is_dir():
-        raise DataError(folder, "a folder with three texts", "no such folder", "mend --data-dir")
+        have = "a file" if folder.exists() else "no such folder"
+        raise DataError(folder, "a folder with three texts", have, "give the folder by --data-dir")
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    found = {}
+    found: dict[str, Path] = {}
     for split in SPLITS:
         named = [path for path in files if split in path.name.lower()]
         if len(named) != 1:
@@ -161,6 +177,12 @@ def find_texts(folder: Path) -> dict[str, Path]:
             expected = f"one file with {split} in its name"
             raise DataError(folder, expected, have, "name the three files train, valid and test")
         found[split] = named[0]
+    if len(set(found.values())) < len(SPLITS):
+        have = ", ".join(sorted({path.name for path in found.values()}))
+        raise DataError(
+            folder, "three files, one for each of train, valid and test", have,
+            "a network that is tested on what it has learnt tells nothing: split the text",
+        )  # fmt: skip
     return found
 
 
