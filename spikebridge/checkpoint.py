@@ -3,12 +3,11 @@
 Tensors: model/*, best/* (the weights that were best on validation), average/* (their moving
 average, where there is one), more/* (what else a run keeps), optimizer/<parameter>/<name>,
 rng/torch, rng/data.  Metadata: format version, steps taken, the epochs' metrics, and a digest of
-it all, since a flipped bit in a weight would otherwise pass for a weight.
+it all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spikebridge.digest import digest
 from spikebridge.network import Network, load_network
 from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import SYMBOLS, read_json, replace
@@ -71,7 +71,7 @@ def save(
         "format": FORMAT,
         "version": str(VERSION),
         "progress": text,
-        "sha256": _digest(tensors, text),
+        "sha256": digest(tensors, text),
     }
     replace(path, lambda part: save_file(tensors, part, metadata))
 
@@ -115,18 +115,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(
             f"{path}: expected {FORMAT} version {VERSION}, found {found}; {REMEDY}"
         )
-    if metadata.get("sha256") != _digest(tensors, metadata.get("progress", "")):
+    if metadata.get("sha256") != digest(tensors, metadata.get("progress", "")):
         raise CheckpointError(f"{path}: the content does not match its checksum; {REMEDY}")
     return metadata, tensors
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,6 +8,9 @@ from typing import Literal
 
 MetricName = Literal["accuracy", "nll", "perplexity", "bpc", "rmse"]
 
+DIVERGED = 1e6
+"""From here on a value is shown by its power of ten: hundreds of digits help nobody."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -33,7 +36,8 @@ class Metric:
 
     def figure(self, value: float) -> str:
         """A value as people read it, without its unit: an accuracy in per cent."""
-        return f"{self.scale * value:.{self.decimals}f}"
+        shown = self.scale * value
+        return f"{shown:.{self.decimals}f}" if abs(shown) < DIVERGED else f"{shown:.3g}"
 
 
 METRICS: dict[str, Metric] = {

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spikebridge.digest import digest
 from spikebridge.gradients import Surrogate
 from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction
 from spikebridge.model_config import BASELINES, BINARY, PLAIN, ModelConfig
@@ -347,9 +348,10 @@ def save_network(network: Network, path: str | Path) -> None:
             "this network was put together by hand, so a file could not say how to build it again; "
             "make it with spikebridge.build, or save its state_dict yourself"
         )
-    metadata = {"format": FORMAT, **network.description}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    metadata = {"format": FORMAT, **network.description}
+    metadata["sha256"] = digest(tensors, network.description["model"])
     try:
         save_file(tensors, temporary, metadata)
         os.replace(temporary, path)
@@ -381,6 +383,8 @@ def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
         raise ValueError(
             f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}"
         )
+    if metadata.get("sha256") not in (None, digest(tensors, metadata["model"])):
+        raise ValueError(f"{path} does not match its checksum; restore it, or train again")
     description = json.loads(metadata["model"])
     for name in ("hidden", "channels"):
         description[name] = tuple(description.get(name, ()))

@@ -21,6 +21,7 @@ from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.network import build
 from spikebridge.records import RunError, UsageError
 from spikebridge.report.still import TABLE, log_ticks, write
+from spikebridge.report.text import metric_text
 
 # Symbols or notes of each table whose recurrent units are as large as each other, not as wide.
 BY_PARAMETERS = {
@@ -106,6 +107,12 @@ def test_ticks_of_a_logarithmic_axis_leave_room_for_each_other(limits: tuple) ->
     assert all(low <= tick <= high for tick in ticks)
     places = [math.log(tick / low) / math.log(high / low) for tick in ticks]
     assert min(b - a for a, b in itertools.pairwise(places)) > 0.04
+
+
+def test_a_value_that_diverged_is_shown_by_its_power_of_ten() -> None:
+    assert METRICS["perplexity"].figure(999_999.0) == "999999.00"
+    assert METRICS["perplexity"].figure(1.2345e300) == "1.23e+300"
+    assert metric_text(METRICS["nll"], 1e9) == "1e+09\u00a0nats per frame"
 
 
 def test_names_are_unique() -> None:

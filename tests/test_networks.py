@@ -292,6 +292,11 @@ def test_damaged_network_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"spikebridge-network-1", b"spikebridge-network-9"))
     with pytest.raises(ValueError, match="this version reads 'spikebridge-network-1'"):
         load_network(path)
+    flipped = bytearray(whole)
+    flipped[-2] ^= 1  # of a weight, which is as good a number as before
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="does not match its checksum; restore it"):
+        load_network(path)
 
 
 def test_a_network_put_together_by_hand_says_that_it_cannot_be_saved(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from spikebridge.metrics import METRICS, Metric
+from spikebridge.metrics import DIVERGED, METRICS, Metric
 from spikebridge.quantities import in_si
 from spikebridge.task_configs import MusicConfig
 
@@ -80,7 +80,8 @@ def metric_text(metric: Metric, value: Any, *, unit: bool = True) -> str:
     if shown is None:
         return NOTHING
     # A no-break space keeps a number and its unit on one line.
-    return f"{shown:.{metric.decimals}f}" + (f"\u00a0{metric.unit}" if unit and metric.unit else "")
+    told = f"{shown:.{metric.decimals}f}" if abs(shown) < DIVERGED else f"{shown:.3g}"
+    return told + (f"\u00a0{metric.unit}" if unit and metric.unit else "")
 
 
 def spread_text(metric: Metric, mean: Any, std: Any) -> str:
