@@ -138,10 +138,10 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "schedule": "onecycle",
         "dropout": 0.2,
     },
-    # The best on validation of six trials each: docs/results/tuning-digits.json.
+    # The best on validation of twelve trials each: docs/results/search-digits8x8.json.
     ("digits8x8", "snu"): {"lr": 2e-2, "schedule": "cosine", "decay": 0.6},
     ("digits8x8", "softsnu"): {"lr": 3e-2, "g": "identity", "decay": 0.6},
-    ("digits8x8", "lstm"): {"dropout": 0.1},
+    ("digits8x8", "lstm"): {"lr": 6.51e-3, "dropout": 0.5, "dropout_in": 0.1, "ema": 0.99},
     # Without memory, steps would all be the same.
     ("digits8x8", "relu"): {"coding": "current", "steps": 1},
     ("digits8x8", "tanh"): {"coding": "current", "steps": 1},

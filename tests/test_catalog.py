@@ -31,9 +31,10 @@ BY_PARAMETERS = {
     "musedata": 88,
     "piano": 88,
 }
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SEARCHES = [
-    Path(__file__).parents[1] / "docs" / "results" / f"search-{name}.json"
-    for name in ("jsb", "mnist", "nottingham", "musedata", "piano")
+    RESULTS / f"search-{name}.json"
+    for name in ("digits8x8", "jsb", "mnist", "nottingham", "musedata", "piano")
 ]
 TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
 SMALL = Entry(
@@ -113,6 +114,14 @@ def test_a_value_that_diverged_is_shown_by_its_power_of_ten() -> None:
     assert METRICS["perplexity"].figure(999_999.0) == "999999.00"
     assert METRICS["perplexity"].figure(1.2345e300) == "1.23e+300"
     assert metric_text(METRICS["nll"], 1e9) == "1e+09\u00a0nats per frame"
+
+
+@pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
+def test_the_list_promises_no_less_time_than_the_recorded_runs_took(entry: Entry) -> None:
+    path = RESULTS / f"{entry.name}.json"
+    rows = json.loads(path.read_text()).get("rows", []) if path.exists() else []
+    seconds = sum(row["seconds_median"] * row["n"] for row in rows)
+    assert entry.minutes > 0.9 * seconds / 2 / 60, "on two cores"
 
 
 def test_names_are_unique() -> None:
