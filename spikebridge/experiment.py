@@ -29,7 +29,7 @@ from spikebridge.rundir import Result, replace
 from spikebridge.seeding import generator, seed_of
 from spikebridge.synapses import noisy_weights, plain_weights
 from spikebridge.task_configs import OwnConfig
-from spikebridge.tasks.base import Task
+from spikebridge.tasks.base import Task, known_again
 from spikebridge.teaching import Teacher
 from spikebridge.watching import Progress, Silent, board, tell_board
 
@@ -216,13 +216,12 @@ class _Run:
         """Bring what the checkpoint's tensors do not hold to where it was written."""
         more = self.state.more
         there = more.get("data")
-        if self.signature is not None and there is not None:
-            same = there.shape == self.signature.shape
-            if not (same and torch.allclose(there, self.signature, rtol=1e-3, atol=1e-3)):
-                raise UsageError(
-                    f"{self.directory}: the data are not those that the run began with; put those "
-                    "back, or start anew with --overwrite"
-                )
+        known = there is None or self.signature is None or known_again(there, self.signature)
+        if not known:
+            raise UsageError(
+                f"{self.directory}: the data are not those that the run began with; put those "
+                "back, or start anew with --overwrite"
+            )
         # Checkpoints of before held no count of their own: one per step, updates left out too.
         steps = int(more["averaged"]) if "averaged" in more else self.state.step
         self.average.restore(self.state.average, steps)

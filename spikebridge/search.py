@@ -7,7 +7,6 @@ goes on where it stopped.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.optimisation import best_epoch
 from spikebridge.records import RunError, UsageError
 
-SEARCH = "search.json"
+SEARCH, JOURNAL = "search.json", "journal.log"
 _FAILED = "failed"
 
 # What each task's trials draw: a list is a choice, a pair of numbers a range on a logarithmic axis.
@@ -128,7 +127,9 @@ def search(
             continue
         except UsageError:
             if number == 0:  # such as data that are missing: the next search may be another one
-                shutil.rmtree(folder)
+                (folder / JOURNAL).unlink()
+                if not any(folder.iterdir()):  # what else lies there is the user's
+                    folder.rmdir()
             raise
         record = history[best_epoch(history) - 1]
         trial.set_user_attr("settings", chosen)
@@ -163,7 +164,7 @@ def _study(folder: Path, base: Config, drawn: dict[str, Any]) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     study = optuna.create_study(
         storage=storage,
         study_name="search",

@@ -272,6 +272,11 @@ def test_a_search_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
     line = f"search text --units snu --trials 1 --data-dir {tmp_path / 'none'} --out"
     assert spikebridge(f"{line} {tmp_path / 'out'}") == 2
     assert not (tmp_path / "out" / "snu").exists()
+    mine = tmp_path / "out" / "snu" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("kept")
+    assert spikebridge(f"{line} {tmp_path / 'out'}") == 2
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
 
 
 def test_a_search_by_characters_starts_from_their_preset(

@@ -23,6 +23,7 @@ from spikebridge.records import UsageError
 from spikebridge.report.page import write
 from spikebridge.sampling import Sampler
 from spikebridge.task_configs import TextConfig
+from spikebridge.tasks.base import known_again
 from spikebridge.tasks.files import DataError
 from spikebridge.tasks.text import Text, Vocabulary, find_texts, read_symbols
 from spikebridge.writing import Writer
@@ -280,6 +281,16 @@ def test_a_run_that_goes_on_knows_its_data(tmp_path: Path) -> None:
         experiment.run(two, tmp_path / "run", resume=True)
     train.write_text(kept, encoding="utf-8")
     assert experiment.run(two, tmp_path / "run", resume=True).epochs == 2
+
+
+def test_one_word_more_is_another_text() -> None:
+    """Sizes and symbols are exact, however large; means may differ in their last digits."""
+    here = torch.tensor([929588, 73759, 82429, 2.0**47, 301.5, 0.25, 299.0, 0.5]).double()
+    near, longer, others = here.clone(), here.clone(), here.clone()
+    near[4:] += 1e-5
+    longer[0] += 1
+    others[3] += 1
+    assert [known_again(one, here) for one in (near, longer, others)] == [True, False, False]
 
 
 def test_weights_of_other_words_are_no_start(done: Path, folder: Path, tmp_path: Path) -> None:

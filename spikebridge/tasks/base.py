@@ -154,6 +154,16 @@ class Task:
         return output, target.to(output.dtype) if target.is_floating_point() else target
 
 
+def known_again(there: Tensor, here: Tensor) -> bool:
+    """Whether two signatures are of the same data: sizes and symbols exactly, means nearly."""
+    exact = len(SPLITS) + 1
+    return (
+        there.shape == here.shape
+        and torch.equal(there[:exact], here[:exact])
+        and torch.allclose(there[exact:], here[exact:], rtol=1e-3, atol=1e-3)
+    )
+
+
 def check_split(split: str) -> str:
     """The split itself; ValueError where there is none of that name."""
     if split not in SPLITS:
