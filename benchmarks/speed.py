@@ -6,7 +6,9 @@ Forward + backward with the gradient of the input, T=500, B=16.  The rows of a t
 in turn, round after round, in one process; times are medians, ratios are medians of the ratios
 within a round, with their range.  Before anything is timed the kernel tests must be green and the
 kernel must equal the loop on the operands of the tables; peers must fire the same spikes.
-Peers that are installed take part: pip install 'spikebridge[bench]'.
+Peers that are installed take part: pip install 'spikebridge[bench]' --extra-index-url
+https://download.pytorch.org/whl/cpu (without that address SpikingJelly's torchvision brings a CUDA
+build of torch).
 """
 
 from __future__ import annotations

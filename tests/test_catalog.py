@@ -116,10 +116,17 @@ def test_a_value_that_diverged_is_shown_by_its_power_of_ten() -> None:
     assert metric_text(METRICS["nll"], 1e9) == "1e+09\u00a0nats per frame"
 
 
-@pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
-def test_the_list_promises_no_less_time_than_the_recorded_runs_took(entry: Entry) -> None:
-    path = RESULTS / f"{entry.name}.json"
-    rows = json.loads(path.read_text()).get("rows", []) if path.exists() else []
+def recorded() -> list[tuple[Entry, list[dict[str, Any]]]]:
+    """The entries whose tables are kept, with the rows of these."""
+    tables = [(entry, RESULTS / f"{entry.name}.json") for entry in CATALOG]
+    read = [(entry, json.loads(path.read_text())) for entry, path in tables if path.exists()]
+    return [(entry, table["rows"]) for entry, table in read if "rows" in table]
+
+
+@pytest.mark.parametrize(("entry", "rows"), [pytest.param(*r, id=r[0].name) for r in recorded()])
+def test_the_list_promises_no_less_time_than_the_recorded_runs_took(
+    entry: Entry, rows: list[dict[str, Any]]
+) -> None:
     seconds = sum(row["seconds_median"] * row["n"] for row in rows)
     assert entry.minutes > 0.9 * seconds / 2 / 60, "on two cores"
 
