@@ -59,9 +59,11 @@ def run(
         The result, as in result.json.
 
     Raises:
-        UsageError: a run lies there and neither resume nor overwrite was given, or it has other
-            settings, or is one of `continual`; the data are missing (tasks.files.DataError).
-        RunError: a loss or gradient is not finite, or the checkpoint is damaged.
+        UsageError: a run lies there and neither resume nor overwrite was given, or both were, or
+            it has other settings, or is one of `continual`; the data are missing
+            (tasks.files.DataError); a task of your own without its OwnConfig, or the reverse.
+        RunError: a loss is not finite, or no gradient of an epoch is (single updates with such
+            gradients are left out and counted), or the checkpoint is damaged.
     """
     directory = Path(directory)
     if (task is not None) != isinstance(config.task, OwnConfig):

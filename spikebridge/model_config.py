@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -262,3 +264,28 @@ class ModelConfig:
             f"decay_to={self.decay_to}: the decay of {self.unit} is {decay} for all its neurons; "
             "leave --decay-to out",
         )
+
+
+def check_fits(
+    model: ModelConfig, input_size: int, symbols: bool, image: Sequence[int] | None
+) -> None:
+    """Raise ConfigError where a description does not fit a task's inputs."""
+    require(
+        not model.channels or image is not None,
+        f"channels={list(model.channels)}: the inputs of this task are no images; "
+        "leave --channels out",
+    )
+    require(
+        image is None or math.prod(image) == input_size,
+        f"image={image}: it has as many numbers as its sides multiply to, got "
+        f"input_size={input_size}; give the one that the inputs have",
+    )
+    require(
+        symbols or not model.embedding,
+        f"embedding={model.embedding}: the inputs of this task are no symbols; "
+        "leave --embedding out",
+    )
+    require(
+        not symbols or model.embedding > 0 or model.unit not in BASELINES,
+        f"unit={model.unit}: with symbols it needs an embedding; pass --embedding 256",
+    )

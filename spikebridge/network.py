@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from spikebridge.digest import digest
 from spikebridge.gradients import Surrogate
 from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction
-from spikebridge.model_config import BASELINES, BINARY, PLAIN, ModelConfig
-from spikebridge.records import require
+from spikebridge.model_config import BASELINES, BINARY, PLAIN, ModelConfig, check_fits
+from spikebridge.records import ConfigError
 from spikebridge.scan import Backend
 from spikebridge.synapses import Conv2d, Dense, Driven, Embedding, Normalised, round_weights
 from spikebridge.units import Unit, make_unit
@@ -66,7 +66,7 @@ class Network(nn.Module):
     Args:
         layers: each `(x, state) -> (y, state)`, with a `spiking` attribute.
         readout: (T, B, N) to the output.
-        dropout: see `Dropout`; applied to the outputs of every hidden layer.
+        dropout, same_mask: see `Dropout`; applied to the outputs of every hidden layer.
         dropout_in: the same for inputs, or for the vectors of the embedding.
         embedding: of symbols; None where the inputs are numbers or the first array takes symbols.
         embedding_scale: factor on what it gives.
@@ -173,7 +173,7 @@ def build(
 
     Raises ConfigError where the description does not fit such inputs.
     """
-    _check_inputs(model, symbols, image)
+    check_fits(model, input_size, symbols, image)
     layers: list[Layer | Baseline | Plain] = []
     for number, (make_array, features, size) in enumerate(
         _arrays(model, input_size, symbols, image)
@@ -243,23 +243,6 @@ def operations(network: Network) -> int:
     return total
 
 
-def _check_inputs(model: ModelConfig, symbols: bool, image: Sequence[int] | None) -> None:
-    require(
-        not model.channels or image is not None,
-        f"channels={list(model.channels)}: the inputs of this task are no images; "
-        "leave --channels out",
-    )
-    require(
-        symbols or not model.embedding,
-        f"embedding={model.embedding}: the inputs of this task are no symbols; "
-        "leave --embedding out",
-    )
-    require(
-        not symbols or model.embedding > 0 or model.unit not in BASELINES,
-        f"unit={model.unit}: with symbols it needs an embedding; pass --embedding 256",
-    )
-
-
 Maker = Callable[[Driven], Any]
 
 
@@ -291,16 +274,19 @@ def _arrays(
 def _convolution(
     model: ModelConfig, shape: tuple[int, int, int], channels: int, unit: Driven
 ) -> Conv2d:
-    return Conv2d(
-        shape,
-        channels,
-        model.kernel_size,
-        stride=model.stride,
-        padding=model.kernel_size // 2,
-        pool=model.pool,
-        unit=unit,
-        bias=_drive_bias(model),
-    )
+    try:
+        return Conv2d(
+            shape,
+            channels,
+            model.kernel_size,
+            stride=model.stride,
+            padding=model.kernel_size // 2,
+            pool=model.pool,
+            unit=unit,
+            bias=_drive_bias(model),
+        )
+    except ValueError as error:
+        raise ConfigError(f"channels={list(model.channels)}: {error}") from error
 
 
 def _normalised(model: ModelConfig, make: Maker, unit: Driven) -> Any:
@@ -383,8 +369,10 @@ def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
         raise ValueError(
             f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}"
         )
-    if metadata.get("sha256") not in (None, digest(tensors, metadata["model"])):
-        raise ValueError(f"{path} does not match its checksum; restore it, or train again")
+    missing = {"model", "sizes"} - metadata.keys()
+    if missing or metadata.get("sha256") not in (None, digest(tensors, metadata["model"])):
+        what = f"lacks {sorted(missing)}" if missing else "does not match its checksum"
+        raise ValueError(f"{path} {what}; restore it, or train again")
     description = json.loads(metadata["model"])
     for name in ("hidden", "channels"):
         description[name] = tuple(description.get(name, ()))

@@ -33,8 +33,8 @@ class _Recurrent(nn.Module):
         bidirectional: a second unit reads each sequence backwards; outputs are (..., 2 N).
         recurrent: feed each layer's outputs back into it.  The SNU of the paper is feed-forward
             by default: its memory is the membrane.
-        g, slope, reset, surrogate: see `spikebridge.units.Rule`.
-        decay, train_decay, per_unit, threshold: see `spikebridge.units.Unit`.
+        g, slope, reset, amount, surrogate: see `spikebridge.units.Rule`.
+        decay, train_decay, per_unit, threshold, memoryless: see `spikebridge.units.Unit`.
         backend: see `spikebridge.scan.scan`.
         recompute: k > 0 keeps every k-th state only; see `spikebridge.layers.Layer`.
         device, dtype: of the parameters.

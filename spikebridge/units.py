@@ -310,7 +310,8 @@ def make_unit(
         surrogate: spike function; None is the SNU paper's tanh', for binary units a window of
             half-width 1 and height 1/2.
         g, slope, reset, amount: see `Rule`; of binary-ci the amount is its threshold.
-        params: decay, train_decay, per_unit, threshold, bias; see `Unit`.
+        params: decay, train_decay, per_unit, threshold, bias, memoryless, see `Unit`; rho and beta
+            of adaptive-snu, see `AdaptiveUnit`.
 
     Raises ValueError for what a unit does not have, such as another decay of a binary one.
     """
@@ -321,28 +322,32 @@ def make_unit(
     if kind == "li-snu" and reset not in ("gate", "lateral"):
         raise ValueError(f"li-snu resets by lateral inhibition, got reset={reset!r}; leave it out")
     if kind in BINARY_RESETS:
-        return _binary(kind, size, surrogate or BINARY_SURROGATE, g, reset, params)
+        params |= {"g": g, "slope": slope, "reset": reset, "amount": amount}
+        return _binary(kind, size, surrogate or BINARY_SURROGATE, params)
     fire = None if kind == "softsnu" else surrogate or Surrogate()
     rule = Rule(fire, g, slope, "lateral" if kind == "li-snu" else reset, amount)
     unit = AdaptiveUnit if kind == "adaptive-snu" else SNUnit
     return unit(size, rule, **params)
 
 
-def _binary(
-    kind: str, size: int, fire: Surrogate, g: str, reset: str, params: dict[str, Any]
-) -> SNUnit:
-    memoryless = kind == "binary-di"
-    fixed: dict[str, tuple[Any, Any]] = {
-        "g": (g, "identity"),
-        "reset": (reset, BINARY_RESETS[kind]),
+def _binary(kind: str, size: int, fire: Surrogate, params: dict[str, Any]) -> SNUnit:
+    memoryless, threshold = kind == "binary-di", params.get("threshold", 1.0)
+    amount = 1.0 if memoryless else threshold
+    # Of each: what may be said, the unit's own value last; the others are defaults of `make_unit`.
+    fixed: dict[str, tuple[Any, ...]] = {
+        "g": ("identity",),
+        "slope": (0.1,),
+        "reset": ("gate", BINARY_RESETS[kind]),
+        "amount": (1.0, amount),
+        "decay": (0.0 if memoryless else 1.0,),
+        "train_decay": (False,),
+        "per_unit": (False,),
+        "memoryless": (memoryless,),
     }
-    own_params = {"decay": 0.0 if memoryless else 1.0, "train_decay": False, "per_unit": False}
-    fixed |= {name: (params.pop(name, value), value) for name, value in own_params.items()}
-    for name, (given, own) in fixed.items():
-        unsaid = name == "reset" and given == "gate"  # the default of `make_unit`
-        if isinstance(given, Tensor) or not (given == own or unsaid):
-            raise ValueError(f"{kind} has {name}={own}, got {name}={given}; leave it out")
-    threshold = params.get("threshold", 1.0)
-    rule = Rule(fire, reset=BINARY_RESETS[kind], amount=1.0 if memoryless else threshold)
+    for name, allowed in fixed.items():
+        given = params.pop(name, allowed[-1])
+        if isinstance(given, Tensor) or given not in allowed:
+            raise ValueError(f"{kind} has {name}={allowed[-1]}, got {name}={given}; leave it out")
+    rule = Rule(fire, reset=BINARY_RESETS[kind], amount=amount)
     options = {"bias": memoryless} | params
     return SNUnit(size, rule, decay=1.0, memoryless=memoryless, **options)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,7 +136,8 @@ def unit_of(kind: str, n: int, dtype: torch.dtype, **options) -> Unit:
 def test_every_member_of_the_family(
     kind: str, g: str, reset: str, dtype: torch.dtype, recurrent: bool, instruction_set: str
 ) -> None:
-    unit = unit_of(kind, 37, dtype, g=g, reset=reset, amount=0.7, threshold=0.8)
+    amount = 0.8 if kind == "binary-ci" else 1.0 if kind == "binary-di" else 0.7
+    unit = unit_of(kind, 37, dtype, g=g, reset=reset, amount=amount, threshold=0.8)
     assert_equal_to_loop(
         unit,
         torch.randn(7, 3, 37, dtype=dtype) * 2,
@@ -264,6 +266,34 @@ def test_anything_drawn_at_random(
         assert_equal_to_loop(unit, drive, state_of(b, n, dtype, kind == "softsnu"), matrix)
     finally:
         torch.set_num_threads(usual)
+
+
+def exact(kind: str, x: Tensor) -> np.ndarray:
+    """The logistic function, or elu, in more digits than those of x."""
+    wide = x.numpy().astype(np.longdouble)
+    return (
+        1 / (1 + np.exp(-wide)) if kind == "softsnu" else np.where(wide < 0, np.expm1(wide), wide)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["softsnu", "elu"])
+def test_own_exponentials_are_within_three_units_in_the_last_place(
+    kind: str, dtype: torch.dtype, instruction_set: str
+) -> None:
+    torch.manual_seed(0)
+    tiny = -torch.logspace(-6, 0, 200, dtype=dtype)
+    x = torch.cat(
+        [torch.linspace(-30, 30, 2001, dtype=dtype), 3 * torch.randn(2000).to(dtype), tiny]
+    )
+    soft = kind == "softsnu"
+    unit = (
+        make_unit("softsnu", len(x), threshold=0.0) if soft else make_unit("snu", len(x), g="elu")
+    )
+    y, state = scan(unit.to(dtype), x[None, None], backend="native")
+    found, right = (y[0, 0] if soft else state.s[0]).detach().numpy(), exact(kind, x)
+    last = np.spacing(np.abs(right).astype(found.dtype)).astype(np.longdouble)
+    assert float((np.abs(found - right) / last).max()) < 3
 
 
 @pytest.mark.parametrize("kind", ["snu", "softsnu"])

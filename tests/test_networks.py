@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout
 from spikebridge.model_config import BASELINES, BINARY, PLAIN, UNITS, ModelConfig
 from spikebridge.network import Network, build, load_network, save_network
+from spikebridge.records import ConfigError
 from spikebridge.synapses import Array, Conv2d, Dense, Embedding, Normalised, gain
 from spikebridge.units import KINDS, make_unit
 
@@ -297,6 +299,25 @@ def test_damaged_network_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(flipped)
     with pytest.raises(ValueError, match="does not match its checksum; restore it"):
         load_network(path)
+    save_file({"w": torch.ones(1)}, path, {"format": "spikebridge-network-1", "model": "{}"})
+    with pytest.raises(ValueError, match=r"lacks \['sizes'\]; restore it, or train again"):
+        load_network(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "image", "message"),
+    [
+        ({"pool": 9}, (1, 8, 8), r"channels=\[4\]: a kernel of 5 does not fit into .* pool 9"),
+        ({}, (1, 4, 4), "got input_size=64; give the one that the inputs have"),
+        ({}, None, "the inputs of this task are no images; leave --channels out"),
+    ],
+)
+def test_descriptions_that_do_not_fit_the_inputs_are_refused(
+    settings: dict, image: tuple | None, message: str
+) -> None:
+    model = ModelConfig(hidden=(4,), channels=(4,), **settings)
+    with pytest.raises(ConfigError, match=message):
+        build(model, 64, 3, "mean", image=image)
 
 
 def test_a_network_put_together_by_hand_says_that_it_cannot_be_saved(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ LEARNING: tuple[Entry, ...] = (
                 for name, label, settings, form in _FEEDBACK
                 for row in _three("relu", name, label, settings, grapes=form)
             ),
-            # Pushed by targets alone, neurons of ReLU fall silent for good: see docs/learning.md.
+            # With ReLU, which has no upper bound, fixed targets push outputs up for ever: see
+            # docs/learning.md.
             Row("tanh", {"rule": "drtp"}, "drtp", "DRTP, tanh", group="drtp", role="plain"),
         ),
         settings={"epochs": 15},

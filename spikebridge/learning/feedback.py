@@ -82,7 +82,7 @@ class Feedback:
     of a training step, unless the layer is the first.
 
     dfa: the outputs of hidden layer l, after activation, dropout and pooling, as the next layer
-    receives them, get the gradient B_l e.  e (B, O) is the gradient at the output layer's outputs,
+    receives them, get the gradient e B_l.  e (B, O) is the gradient at the output layer's outputs,
     B_l (O, N), of a convolution for all of an image, (O, C H W).  Where hidden outputs (T, B, N)
     have time and e has none, a `Network` with a readout of the mean gives every step e / T and one
     of the last step that step alone; in other models each step gets e / T.  Several calls of one

@@ -11,15 +11,16 @@ The rules, and what they leave out:
     ostl    within a layer all of time, the recurrent weights included (Bohnstingl et al., "Online
             Spatio-Temporal Learning in Deep Neural Networks", IEEE TNNLS 2022, arXiv 2007.12723).
             For one hidden layer, and for the last of several, it is the gradient of
-            backpropagation through time.  For layers further down it leaves out what an error does
-            by way of the memory of the layers above.
+            backpropagation through time, of the loss that `Online.learn` states (with a readout of
+            the mean that is another one).  For layers further down it leaves out what an error
+            does by way of the memory of the layers above.
     eprop   as ostl, and in a recurrent layer the influence of a neuron on the others by way of the
             recurrent weights is left out too (Bellec et al., "A solution to the learning dilemma
             for recurrent networks of spiking neurons", 2020, with the readout's own weights for
             learning signals).  The way of a neuron's output to its own reset stays.
 
 Without recurrent weights the two are one.  Of a recurrent layer of N neurons eprop carries
-B N (I + N) numbers, ostl 2 B N N (I + N).
+2 B N (I + N + 2) numbers, ostl 2 B N N (I + N + 2).
 """
 
 from __future__ import annotations
