@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -54,7 +55,7 @@ class Layer(nn.Module):
         self.array, self.unit, self.backend = array, unit, backend
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
-        if recompute < 0:
+        if not isinstance(recompute, int) or recompute < 0:
             raise ValueError(f"recompute must be a number of steps, or 0 for off, got {recompute}")
         if not 0 <= dropout_recurrent < 1:
             raise ValueError(f"dropout_recurrent must be in [0, 1), got {dropout_recurrent}")
@@ -78,7 +79,23 @@ class Layer(nn.Module):
         if state is None:
             state = self.unit.initial_state(x.shape[1], self.unit.bias.dtype, x.device)
         parameters = tuple(p for p in self.parameters() if p.requires_grad)
-        return recomputed(self._run, x, state, parameters, self.recompute)
+        return recomputed(self._again(), x, state, parameters, self.recompute)
+
+    def _again(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """`_run` with the tensors that the layer has now, whatever it has by then.
+
+        torch.func.functional_call lends a module other tensors for one forward pass.
+        """
+        lent = dict(chain(self.named_parameters(), self.named_buffers()))
+
+        def run(x: Tensor, state: State) -> tuple[Tensor, State]:
+            now = dict(chain(self.named_parameters(), self.named_buffers()))
+            if all(now.get(name) is tensor for name, tensor in lent.items()):
+                return self._run(x, state)
+            given = {f"layer.{name}": tensor for name, tensor in lent.items()}
+            return torch.func.functional_call(_Run(self), given, (x, state))
+
+        return run
 
     def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         drive, recurrent = self.array(x), self.connections()
@@ -94,6 +111,17 @@ class Layer(nn.Module):
     def trace(self, x: Tensor, state: State | None = None) -> Trace:
         """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
         return loop(self.unit, self.array(x), self.recurrent, state)
+
+
+class _Run(nn.Module):
+    """A layer's `_run` as the forward pass of a module, which is what functional_call calls."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.layer._run(x, state)
 
 
 class Baseline(nn.Module):

@@ -355,7 +355,7 @@ def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no network file at {path}; give the {path.name} of a finished run"
+            f"no network file at {path}; name the model.safetensors in a finished run's folder"
         )
     try:
         with safe_open(path, framework="pt") as file:

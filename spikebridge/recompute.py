@@ -142,8 +142,18 @@ class _Recomputed(torch.autograd.Function):
         return (y, *(part for part in state if part is not None))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, *grad_state: Tensor | None) -> tuple:
+        with torch.no_grad():
+            grads = _Recomputed._gradients(ctx, grad_y, *grad_state)
+        if not torch.is_grad_enabled():
+            return grads
+        # create_graph=True: torch's own refusal stays away where grad_y needs no gradient.
+        sources = [t for t in (grad_y, *grad_state, *ctx.saved_tensors) if t is not None]
+        sources = [t for t in sources if t.requires_grad]
+        return tuple(g if g is None else _Final.apply(g, *sources) for g in grads)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad_y: Tensor | None, *grad_state: Tensor | None) -> tuple:
         saved, count, every = list(ctx.saved_tensors), ctx.count, ctx.every
         pieces = -(-ctx.shape[0] // every)
         kept, saved = _split(saved, pieces if ctx.packed else 1)
@@ -172,6 +182,21 @@ class _Recomputed(torch.autograd.Function):
             for i, grad in zip(trained, grads, strict=True):
                 sums[i] = _added(sums[i], grad)
         return (None, None, grad_x, None, *current, *sums)
+
+
+class _Final(torch.autograd.Function):
+    """A gradient that cannot be differentiated again; whoever tries is told."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *sources: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            "recompute has no second derivatives: its gradients cannot be differentiated again; "
+            'use recompute=0 with backend="loop"'
+        )
 
 
 def _split(all_: list, count: int) -> tuple[list, list]:

@@ -15,7 +15,12 @@ from torch.nn.utils.rnn import PackedSequence
 from spikebridge.layers import Dropout, Layer
 from spikebridge.scan import Backend
 from spikebridge.synapses import Dense
-from spikebridge.units import State, make_unit
+from spikebridge.units import State, make_unit, state_dtype
+
+UNIT_OPTIONS = (
+    "g", "slope", "reset", "amount", "surrogate",
+    "decay", "train_decay", "per_unit", "threshold", "memoryless",
+)  # fmt: skip
 
 __all__ = ["SNU", "SoftSNU"]
 
@@ -46,6 +51,12 @@ class _Recurrent(nn.Module):
             silence.  The order of layers and directions is that of torch.nn.LSTM.
         output: as x with N (2 N if bidirectional) in place of I.
 
+    A NaN does not come out as one: it stays in the membrane, whose neuron is then silent.  Look for
+    it in the last state, `state.s.isnan().any()`, or in the gradients.
+
+    Raises ValueError for shapes, dtypes and settings that do not fit, TypeError for arguments that
+    there are not.
+
     Source: Woźniak et al. 2020.
     """
 
@@ -69,6 +80,11 @@ class _Recurrent(nn.Module):
         **unit: Any,
     ) -> None:
         super().__init__()
+        if unknown := [name for name in unit if name not in UNIT_OPTIONS]:
+            raise TypeError(
+                f"{type(self).__name__} has no argument {unknown[0]!r}; its neurons have "
+                f"{', '.join(UNIT_OPTIONS)}"
+            )
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
@@ -90,6 +106,7 @@ class _Recurrent(nn.Module):
         self, x: Tensor | PackedSequence, state: State | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Any, State]:
         """The whole sequence; see the class."""
+        self._check_dtype(x.data if isinstance(x, PackedSequence) else x)
         if isinstance(x, PackedSequence):
             return self._packed(x, state)
         if x.dim() not in (2, 3):
@@ -100,7 +117,8 @@ class _Recurrent(nn.Module):
         single = x.dim() == 2
         if single:
             x = x.unsqueeze(1)
-            state = None if state is None else State(*(part.unsqueeze(1) for part in state[:2]))
+            if state is not None and all(isinstance(part, Tensor) for part in state[:2]):
+                state = State(*(part.unsqueeze(1) for part in state[:2]))
         elif self.batch_first:
             x = x.transpose(0, 1)
         y, last = self._stack(x, self._checked(state, x.shape[1]), _run)
@@ -142,10 +160,19 @@ class _Recurrent(nn.Module):
         if state is None:
             return None
         shape = (self.num_layers * self.directions, batch, self.hidden_size)
-        if len(state) < 2 or any(tuple(part.shape) != shape for part in state[:2]):
-            found = [tuple(part.shape) for part in state if part is not None]
+        found = [tuple(part.shape) if isinstance(part, Tensor) else part for part in state]
+        if len(state) < 2 or any(part != shape for part in found[:2]):
             raise ValueError(f"state must be (s, y), each {shape}, got {found}")
-        return State(*state[:2])
+        # Zeros of the input's dtype are what code for torch.nn.LSTM begins with.
+        return State(*(part.to(state_dtype(part.dtype)) for part in state[:2]))
+
+    def _check_dtype(self, x: Tensor) -> None:
+        first: Any = self.layers[0]
+        own = first.unit.bias.dtype
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"x is {x.dtype} and the layer {own}; give x.to({own}), or use autocast"
+            )
 
     def extra_repr(self) -> str:
         return (

@@ -89,6 +89,11 @@ class Rule:
     amount: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.surrogate, Surrogate | None):
+            raise TypeError(
+                f"surrogate must be a spikebridge.Surrogate, got {self.surrogate!r}; give, for "
+                'example, Surrogate("triangle", width=0.5)'
+            )
         if self.g not in G_FUNCTIONS:
             raise ValueError(f"g={self.g!r} is not known; choose one of {list(G_FUNCTIONS)}")
         if self.reset not in RESETS:
@@ -192,7 +197,9 @@ class Unit(nn.Module):
         """The decay in force, () or (N,), always inside (0, 1]; 0 in memoryless units."""
         if not self.train_decay:
             return self.fixed_decay
-        return torch.sigmoid(self.decay_logit).clamp(min=torch.finfo(self.decay_logit.dtype).tiny)
+        # bfloat16 has no number between 0.996 and 1: the logit fits, what it stands for does not.
+        decay = torch.sigmoid(self.decay_logit.to(state_dtype(self.decay_logit.dtype)))
+        return decay.clamp(min=torch.finfo(decay.dtype).tiny)
 
     def params(self, dtype: torch.dtype) -> Params:
         """Decay and bias in the dtype of the state."""

@@ -168,6 +168,14 @@ def test_what_cannot_lie_on_a_crossbar(message: str) -> None:
         to_crossbar(REFUSED[message], IDEAL)
 
 
+def test_matrices_that_no_crossbar_stands_in_for_are_named() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    network = nn.Sequential(nn.Embedding(5, 8), attention, nn.Conv1d(3, 4, 2), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match=r"digital.*: 1\.in_proj_weight, 2\.weight$"):
+        chip = to_crossbar(network, IDEAL)
+    assert set(chip.crossbars) == {"1.out_proj.weight", "3.weight"}
+
+
 # --- cells, tiles and scales ---
 
 

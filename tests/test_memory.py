@@ -118,10 +118,34 @@ def test_recomputing_under_autocast_and_in_an_lstm_place(kind) -> None:
         assert_same(gradients_of(layer, x), gradients_of(usual, x), 2e-2)
 
 
+@pytest.mark.parametrize("kind", [SNU, SoftSNU])
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaves", "updated"])
+def test_gradients_of_lent_parameters_are_theirs(kind, leaf: bool) -> None:
+    """torch.func.functional_call takes back what it lent before the backward pass runs."""
+    x, found = torch.randn(7, 3, 5), []
+    for every in (0, 2):
+        torch.manual_seed(4)
+        layer = kind(5, 6, recurrent=True, recompute=every, train_decay=True)
+        own = {name: (3 * p.detach()).requires_grad_() for name, p in layer.named_parameters()}
+        lent = own if leaf else {name: 2 * p for name, p in own.items()}
+        y, _ = torch.func.functional_call(layer, lent, (x,))
+        y.square().sum().backward()
+        assert all(p.grad is None for p in layer.parameters())
+        found.append([p.grad for p in own.values()])
+    assert all(bool(grad.any()) for grad in found[0])
+    assert_same(found[1], found[0], 1e-5)
+
+
 def test_what_recomputing_refuses() -> None:
     unit = make_unit("snu", 4)
-    with pytest.raises(ValueError, match="recompute must be a number of steps"):
-        Layer(Dense(3, 4, unit), unit, recompute=-1)
+    for wrong in (-1, 1.5):
+        with pytest.raises(ValueError, match="recompute must be a number of steps"):
+            Layer(Dense(3, 4, unit), unit, recompute=wrong)
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    y, _ = SoftSNU(3, 4, recompute=2, backend="loop")(x)
+    (penalty,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivatives.*use recompute=0"):
+        penalty.square().sum().backward()
     layer = Layer(Dense(3, 4, unit), unit, recompute=2)
     empty, _ = layer(torch.zeros(0, 2, 3))
     assert empty.shape == (0, 2, 4)

@@ -107,6 +107,32 @@ def test_other_dtypes(kind, dtype: torch.dtype) -> None:
     y, _ = layer(torch.randn(T, B, F, dtype=dtype), state)
     assert y.dtype == dtype
     assert all(p.grad is not None and p.dtype == dtype for p in layer.parameters())
+    zeros = torch.zeros(2, B, H, dtype=dtype)  # as for torch.nn.LSTM
+    x = torch.randn(T, B, F, dtype=dtype)
+    assert torch.equal(layer(x, (zeros, zeros))[0], layer(x)[0])
+
+
+@kinds
+@pytest.mark.parametrize("decay", [0.99, 0.995, 0.999])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_trained_decay_stays_below_one_in_few_bits(
+    kind, dtype: torch.dtype, decay: float
+) -> None:
+    unit = kind(F, H, decay=decay, train_decay=True, dtype=dtype).layers[0].unit
+    assert unit.decay.item() == pytest.approx(decay, abs=1e-4)
+    unit.decay.backward()
+    assert unit.decay_logit.grad.item() == pytest.approx(decay * (1 - decay), rel=0.02)
+
+
+@kinds
+def test_a_missing_number_stays_in_the_membrane(kind) -> None:
+    x = torch.ones(T, B, F)
+    x[1, 0, 2] = torch.nan
+    y, state = kind(F, H)(x)
+    if kind is SNU:
+        assert bool(y.isfinite().all())
+    assert bool(state.s[:, 0].isnan().all())
+    assert bool(state.s[:, 1:].isfinite().all())
 
 
 @kinds
@@ -206,6 +232,19 @@ def test_parameter_counts_are_those_of_the_paper() -> None:
             lambda: SNU(F, H)(torch.zeros(T, B, F), State(torch.zeros(B, H), torch.zeros(B, H))),
             r"state must be \(s, y\), each \(1, 3, 4\)",
         ),
+        (
+            lambda: SNU(F, H)(torch.zeros(T, B, F), (None, None)),
+            r"each \(1, 3, 4\), got \[None, None",
+        ),
+        (lambda: SNU(F, H)(torch.zeros(T, F), (None, None)), r"each \(1, 1, 4\), got \[None, None"),
+        (
+            lambda: SNU(F, H)(torch.zeros(T, B, F, dtype=torch.float64)),
+            r"x is torch.float64 and the layer torch.float32; give x.to\(torch.float32\)",
+        ),
+        (
+            lambda: SNU(F, H)(pack_sequence([torch.zeros(2, F, dtype=torch.int64)])),
+            "x is torch.int64 and the layer torch.float32",
+        ),
     ],
 )
 def test_bad_calls_are_refused(call, message: str) -> None:
@@ -214,5 +253,5 @@ def test_bad_calls_are_refused(call, message: str) -> None:
 
 
 def test_unknown_options_are_refused() -> None:
-    with pytest.raises(TypeError, match="nonlinearity"):
+    with pytest.raises(TypeError, match="SNU has no argument 'nonlinearity'; its neurons have g,"):
         SNU(F, H, nonlinearity="tanh")

@@ -181,7 +181,15 @@ def _recurrent_gradient(drive: Tensor, y: Tensor, y0: Tensor) -> Tensor:
     return torch.addmm(later, drive[0].mT.to(y0.dtype), y0) if drive.shape[0] else later
 
 
+def _refused(ctx: Any, *grads: Any) -> tuple:
+    raise RuntimeError(
+        "the kernels have no second derivatives: their gradients cannot be differentiated again; "
+        'use backend="loop", or leave create_graph out'
+    )
+
+
 _scan.register_autograd(_backward, setup_context=_setup)
+_scan_backward.register_autograd(_refused)
 
 
 def _reduced(share: Tensor, like: Tensor) -> Tensor:

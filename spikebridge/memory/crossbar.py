@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,9 @@ def to_crossbar(
     """Put every weight matrix of a network on crossbars, programmed with its present values.
 
     Mapped are Dense, Conv2d, Embedding and recurrent matrices of ours, torch.nn.Linear and Conv2d;
-    thresholds, biases, decays, normalisations and torch.nn.Embedding stay digital.
+    thresholds, biases, decays, normalisations and torch.nn.Embedding stay digital.  So does any
+    other parameter of two dimensions or more, such as those of attention, with a UserWarning that
+    names it.
 
     Args:
         network: any torch module.
@@ -161,6 +164,7 @@ def to_crossbar(
             "the network has no Linear, Conv2d or spiking layer to put on a crossbar; name one "
             "that has"
         )
+    _warn_of_digital(network, {name for name, *_ in found})
     seeds = torch.Generator().manual_seed(seed)
     chip = Chip(network, {}, {})
     for name, module, field in found:
@@ -220,6 +224,23 @@ def _weights(network: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             yield f"{prefix}weight", module, "weight"
         elif isinstance(module, Layer) and module.recurrent is not None:
             yield f"{prefix}recurrent", module, "recurrent"
+
+
+def _warn_of_digital(network: nn.Module, mapped: set[str]) -> None:
+    """Tell which matrices no crossbar stands in for."""
+    tables = {
+        id(p) for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    digital = [
+        name
+        for name, p in network.named_parameters()
+        if p.dim() > 1 and name not in mapped and id(p) not in tables
+    ]
+    if digital:
+        warnings.warn(
+            f"these weights stay digital, no crossbar can stand in for them: {', '.join(digital)}",
+            stacklevel=3,
+        )
 
 
 def _device(device: Cell | MakeDevice, weight: Tensor, config: MemoryConfig, seed: int) -> Device:
