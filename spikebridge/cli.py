@@ -42,7 +42,8 @@ def _per_task(prefix: str, text: str, last: tuple[str, type]) -> dict[str, type]
     """A command's record for each task: its settings, the network's, the training's, options."""
     kinds = {}
     for name in COMMANDS:
-        words = (TASKS[name].__doc__ or "").split(".")[0]
+        # Not up to the first full stop: that of ".npz" comes before it.
+        words = (TASKS[name].__doc__ or "").partition("\n")[0].removesuffix(".")
         about = text.format(words[0].lower() + words[1:])
         kinds[name] = dataclasses.make_dataclass(
             prefix + name.capitalize(),
@@ -257,7 +258,7 @@ def _main(argv: Sequence[str]) -> int:
             options.out,
             jobs=options.jobs,
             overwrite=options.overwrite,
-            page=options.report,
+            page=not options.no_report,
             as_json=options.json,
         )
     else:
@@ -270,7 +271,7 @@ def _main(argv: Sequence[str]) -> int:
             run.out,
             resume=run.resume,
             overwrite=run.overwrite,
-            page=run.report,
+            page=not run.no_report,
             as_json=run.json,
         )
     return 0

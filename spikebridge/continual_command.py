@@ -38,8 +38,8 @@ class Continual:
     """Start anew, even if the folder holds a run."""
     json: Flag = False
     """Print continual.json on stdout."""
-    report: Flag = True
-    """Write the folder's report.html at the end."""
+    no_report: Flag = False
+    """Do not write the folder's report.html at the end."""
 
     def run(self) -> None:
         from spikebridge import continual, progress
@@ -55,7 +55,7 @@ class Continual:
                 progress=display(config.label),
             )
         page = None
-        if self.report:
+        if not self.no_report:
             from spikebridge.report.page import write
 
             page = str(write(out))

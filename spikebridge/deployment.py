@@ -64,6 +64,8 @@ class Plan:
             )
         if self.samples < 0:
             raise UsageError(f"samples={self.samples}: 0 or more; pass --samples 2000")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed}: a seed lies in [0, 2**63); pass --seed 0")
         if self.split not in ("test", "valid"):
             raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
         if not self.memory.used:

@@ -16,6 +16,11 @@ from spikebridge.records import UsageError
 VERILOG = rundir.VERILOG
 """Folder, inside that of the run, for the Verilog."""
 
+COARSE, FINER = 0.01, 4
+"""Error of a bias, in shares of the largest weight, above which finer fraction bits are named."""
+SHOWN = 5e-5
+"""Smallest error that two digits behind the point of a per cent show."""
+
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -34,7 +39,8 @@ class Export:
     """Bits behind the point of decays, 1 to 14."""
     fraction_bits: int = -1
     """Bits of a membrane below those of a weight, 0 to 8; -1 = 4, or 0 where no membrane is kept
-    from step to step."""
+    from step to step.  Biases are rounded to them, those of the readout above all: more bits round
+    finer and widen all membranes."""
     lanes: int = 64
     """Neurons that are added to at the same time, a power of two up to 1,024."""
     max_steps: int = 0
@@ -53,15 +59,20 @@ class Export:
     images: int = 20
     """Test samples that the test bench of --to verilog goes through."""
     out: Path | None = None
-    """Folder for the Verilog; by default verilog in that of the run."""
+    """Folder for the Verilog of --to verilog; by default verilog in that of the run."""
     json: Flag = False
     """Print digital.json on stdout."""
-    report: Flag = True
-    """Write the run's report.html anew."""
+    no_report: Flag = False
+    """Do not write the run's report.html anew."""
 
     def run(self) -> None:
         if self.images < 1:
             raise UsageError(f"images={self.images}: at least 1; pass --images 20")
+        if self.out is not None and self.to != "verilog":
+            raise UsageError(
+                f"out={self.out}: it is where Verilog goes, and program.npz and digital.json stay "
+                "with the run; pass --to verilog too, or leave --out out"
+            )
         from spikebridge import digital
         from spikebridge.chip.files import load_program
         from spikebridge.rundir import PROGRAM
@@ -93,7 +104,7 @@ class Export:
 
     def _tell(self, content: dict[str, Any], written: Path | None) -> None:
         page = None
-        if self.report:
+        if not self.no_report:
             from spikebridge.report.page import write
 
             page = str(write(self.run_dir))
@@ -125,7 +136,13 @@ def told(content: dict[str, Any]) -> list[str]:
         same = "" if layer["same_spikes"] is None else f", {layer['same_spikes']:.3%} same spikes"
         lines.append(
             f"  {layer['name']}: {layer['inputs']} to {layer['neurons']}, weights off by "
-            f"{layer['weight_error']:.2%}{same}"
+            f"{layer['weight_error']:.2%}{_biases(layer)}{same}"
+        )
+    most = max(layer["drive_error"] for layer in content["layers"])
+    if most > COARSE and program["fraction_bits"] < FINER:
+        lines.append(
+            f"  biases are rounded to {program['fraction_bits']} fraction bits; --fraction-bits "
+            f"{FINER} rounds them finer, with wider membranes"
         )
     each = {name: counts[name] / counts["samples"] for name in ("cycles", "additions", "spikes")}
     ends = [in_si(energy[name]["total_pJ"] * 1e-12, "J") for name in ("nominal", "low", "high")]
@@ -139,6 +156,11 @@ def told(content: dict[str, Any]) -> list[str]:
         if row["energy_pJ"]:
             lines.append(f"  {row['part']:<26} {in_si(row['energy_pJ'] * 1e-12, 'J'):>10}")
     return lines
+
+
+def _biases(layer: dict[str, Any]) -> str:
+    error = layer["drive_error"]
+    return f", biases by up to {error:.2%} of the largest weight" if error >= SHOWN else ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +179,11 @@ class Verify:
     def run(self) -> None:
         from spikebridge.chip import verify
 
+        if not self.simulators:
+            raise UsageError(
+                "simulators: none is named, and nothing would be compared; pass --simulators "
+                "icarus, or leave it out for both"
+            )
         _check_current(self.directory)
         content: dict[str, Any] = verify.verify(self.directory, self.simulators)
         if self.synthesise:

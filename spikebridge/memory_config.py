@@ -18,9 +18,12 @@ class MemoryConfig:
     device: Literal["", "pcm", "accumulation", "accumulation-2020", "iterative", "ideal"] = ""
     """Model of the memory cells: single SET pulses (accumulation), programming with verification
     (iterative), whichever of these two fits the purpose (pcm), or without errors (ideal); empty =
-    train without hardware."""
+    the one in --device-table, or else train without hardware, and program with iterative."""
     device_table: str = ""
-    """A CSV file with measured curves of your own device, instead of --device."""
+    """A CSV file with measured curves of your own device, instead of --device: columns g_uS
+    (conductance, rising from row to row) and, where it happens, pulse_mean_uS, pulse_sd_uS (change
+    by one SET pulse), write_sd_uS (error of programming with verification), read_sd_uS (spread of
+    reads), drift_nu, drift_nu_sd (drift exponent)."""
     levels: int = 0
     """Values that a cell of the ideal device can hold; 0 = any."""
     pairs: int = 1
@@ -82,8 +85,13 @@ class MemoryConfig:
             f"dead={self.dead}, stuck={self.stuck}: together at most 1; pass smaller shares",
         )
         require(
-            self.levels == 0 or (self.levels >= 2 and self.device == "ideal"),
-            f"levels={self.levels}: 2 or more, of the ideal device; pass --device ideal",
+            self.levels == 0 or self.levels >= 2,
+            f"levels={self.levels}: a cell holds 2 or more; pass --levels 16, or 0 for any",
+        )
+        require(
+            self.levels == 0 or self.device == "ideal",
+            f"levels={self.levels}: only the ideal device has levels; pass --device ideal, or "
+            "leave --levels out",
         )
         require(
             not (self.device and self.device_table),

@@ -7,7 +7,7 @@ is a record with a `run` method.  torch is imported only once there is something
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,8 +38,8 @@ class RunOptions:
     """Start anew, even if the folder holds a run."""
     json: Flag = False
     """Print the result as one JSON object on stdout."""
-    report: Flag = True
-    """Write the folder's report.html at the end."""
+    no_report: Flag = False
+    """Do not write the folder's report.html at the end."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class CompareOptions:
     """Do all runs anew, even if the folder holds them."""
     json: Flag = False
     """Print compare.json on stdout."""
-    report: Flag = True
-    """Write the folder's report.html at the end."""
+    no_report: Flag = False
+    """Do not write the folder's report.html at the end."""
 
 
 @dataclass(frozen=True)
@@ -246,13 +246,13 @@ class Evaluate:
     """Numbers of time steps."""
     json: Flag = False
     """Print one JSON object."""
-    report: Flag = True
-    """Write the folder's report.html anew, with the curve."""
+    no_report: Flag = False
+    """Do not write the folder's report.html anew, with the curve."""
 
     def run(self) -> None:
         from spikebridge import commands
 
-        commands.evaluate(self.run_dir, self.steps, page=self.report, as_json=self.json)
+        commands.evaluate(self.run_dir, self.steps, page=not self.no_report, as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -281,16 +281,18 @@ class Compose:
     """Folder for composition.mid and composition.wav; by default that of the run."""
     json: Flag = False
     """Print one JSON object."""
-    report: Flag = True
-    """Write the run's report.html anew, with the composition (not for another --out)."""
+    no_report: Flag = False
+    """Do not write the run's report.html anew, with the composition; another --out never does."""
 
     def run(self) -> None:
         from spikebridge import commands
 
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("run_dir", "out", "json", "report"):
+        for name in ("run_dir", "out", "json", "no_report"):
             del settings[name]
-        commands.compose(self.run_dir, self.out, settings, page=self.report, as_json=self.json)
+        commands.compose(
+            self.run_dir, self.out, settings, page=not self.no_report, as_json=self.json
+        )
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,7 @@ class Program:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs of spiking units or their soft form."""
-    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(device="iterative"))
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     chips: int = 10
     """Simulated chips, each with draws of its own."""
     times: tuple[float, ...] = (20.0, 3600.0, 86400.0, 2592000.0, 31536000.0)
@@ -312,15 +314,17 @@ class Program:
     """What is tested on; valid is for choosing settings such as --w-max."""
     json: Flag = False
     """Print one JSON object."""
-    report: Flag = True
-    """Write the runs' report.html anew, with the pictures."""
+    no_report: Flag = False
+    """Do not write the runs' report.html anew, with the pictures."""
 
     def run(self) -> None:
         from spikebridge import commands
         from spikebridge.deployment import Plan
 
-        plan = Plan(self.memory, self.chips, self.times, self.samples, self.seed, self.split)
-        commands.program(self.runs, plan, page=self.report, as_json=self.json)
+        # Not as the flag's default: beside it, --device-table would be a second device.
+        memory = self.memory if self.memory.used else replace(self.memory, device="iterative")
+        plan = Plan(memory, self.chips, self.times, self.samples, self.seed, self.split)
+        commands.program(self.runs, plan, page=not self.no_report, as_json=self.json)
 
 
 SIMPLE = (

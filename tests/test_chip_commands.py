@@ -17,6 +17,7 @@ from spikebridge import cli, comparison, demo, deployment, digital, experiment, 
 from spikebridge.chip import verify
 from spikebridge.chip.files import load_program
 from spikebridge.config import override
+from spikebridge.network import load_network
 from spikebridge.records import RunError
 
 SMALL: dict[str, Any] = {
@@ -108,6 +109,8 @@ def test_what_the_chip_cannot_run_is_refused(
         ("--images 0", "images=0"),
         ("--samples -1", "samples=-1"),
         ("--lanes 3", "lanes=3: it must be a power of two"),
+        ("--out elsewhere", "out=elsewhere: it is where Verilog goes"),
+        ("--to program --out elsewhere", "pass --to verilog too, or leave --out out"),
         ("--weight-bits 1", "weight_bits=1"),
     ],
 )
@@ -136,6 +139,42 @@ def test_verify_runs_what_export_wrote(
     assert "icarus: FAIL: sample 3" in capsys.readouterr().out
     assert spikebridge(f"verify {run / 'verilog'} --simulators icarus --json") == 1
     assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
+def test_verify_wants_a_simulator(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert spikebridge(f"export {run} --to verilog --images 1 --samples 1 --no-report") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(verify, "verify", None)
+    assert spikebridge(f"verify {run / 'verilog'} --simulators") == 2
+    said = capsys.readouterr()
+    assert "simulators: none is named, and nothing would be compared; pass --simul" in said.err
+    assert said.out == ""
+
+
+def test_export_tells_how_far_biases_are_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, finer = tmp_path / "run", "--fraction-bits 4 rounds them finer"
+    experiment.run(tiny("binary-di", coding="threshold", steps=1, weight_bits=3, epochs=1), run)
+    capsys.readouterr()
+    told = {}
+    for flags in ("", "--fraction-bits 4"):
+        assert spikebridge(f"export {run} --no-report {flags}") == 0
+        told[flags] = capsys.readouterr().out
+        program = load_program(run / rundir.PROGRAM)
+        network = load_network(run / rundir.MODEL)
+        wanted = network.readout.linear.bias.detach().double().numpy()
+        unit = program.readout.scale[0]  # the last bit of a weight
+        off = abs(program.readout.bias * unit / (1 << program.fraction_bits) - wanted).max()
+        largest = float(network.readout.linear.weight.detach().abs().max())
+        share = f"weights off by 0.00%, biases by up to {off / largest:.2%} of the largest weight"
+        assert share in told[flags]
+        assert 0 < off < 0.51 * unit / (1 << program.fraction_bits)
+    assert "layer1: 64 to 8, weights off by 0.00%, 100" in told[""], "thresholds took its biases up"
+    assert f"biases are rounded to 0 fraction bits; {finer}" in told[""]
+    assert finer not in told["--fraction-bits 4"]
 
 
 @pytest.fixture(scope="module")

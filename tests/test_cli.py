@@ -18,8 +18,10 @@ import pytest
 
 from spikebridge import cli, commands, comparison, demo, experiment, progress, rundir
 from spikebridge.config import PRESETS, Config, flatten, override, preset, to_dict
+from spikebridge.memory.measured import COLUMNS
 from spikebridge.records import RunError
 from spikebridge.rundir import Result
+from spikebridge.task_configs import COMMANDS, TASKS
 
 TINY = "--hidden 8 --steps 4 --epochs 2 --batch-size 256 --threads 1"
 ROOT = Path(cli.__file__).parent.parent
@@ -105,6 +107,17 @@ def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("compare digits --units recurrent-snu --no-recurrent", "contradicts recurrent-snu"),
         ("compare digits --units", "at least one unit"),
         ("demo --jobs 0", "jobs=0"),
+        ("program run --seed -1", "seed=-1: a seed lies in [0, 2**63); pass --seed 0"),
+        (
+            "program run --device ideal --levels 1",
+            "levels=1: a cell holds 2 or more; pass --levels",
+        ),
+        ("program run --levels 4", "levels=4: only the ideal device has levels; pass --device id"),
+        ("program run --device pcm --device-table t.csv", "device_table='t.csv': give one of them"),
+        (
+            "program run --device iterative --device-table t.csv",
+            "device='iterative', device_table=",
+        ),
     ],
 )
 def test_wrong_usage(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,6 +226,39 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for name in flatten(preset("digits")):
         assert f"--{name.replace('_', '-')}" in said
+
+
+@pytest.mark.parametrize("task", COMMANDS)
+def test_help_has_the_whole_sentence_of_a_task(
+    task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = (TASKS[task].__doc__ or "").splitlines()[0]
+    for command in ("train", "compare"):
+        assert spikebridge(f"{command} {task} --help") == 0
+        about = capsys.readouterr().out.splitlines()[2]
+        assert about.endswith(f": {sentence[0].lower()}{sentence[1:]}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["train digits", "compare digits", "evaluate run", "compose run", "program run", "export run"],
+)
+def test_what_leaves_the_page_out_says_so(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge(f"{line} --help") == 0
+    said = " ".join(capsys.readouterr().out.replace("│", "").split()).partition("--no-report Do")[2]
+    assert said.startswith(" not write the ")
+    assert "report.html" in said[:60]
+    assert "(default: False)" in said[:140]
+
+
+def test_the_columns_of_a_table_of_a_device_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("program --help") == 0
+    said = capsys.readouterr().out
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (told,) = (line for line in readme.splitlines() if "--device-table" in line)
+    for name in COLUMNS:
+        assert name in said
+        assert f"`{name}`" in told
 
 
 def test_a_config_file_stands_in_for_the_preset() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from spikebridge.layers import Layer
 from spikebridge.memory.crossbar import Chip, Crossbar, from_crossbar, to_crossbar
@@ -174,6 +175,10 @@ def test_matrices_that_no_crossbar_stands_in_for_are_named() -> None:
     with pytest.warns(UserWarning, match=r"digital.*: 1\.in_proj_weight, 2\.weight$"):
         chip = to_crossbar(network, IDEAL)
     assert set(chip.crossbars) == {"1.out_proj.weight", "3.weight"}
+    few = build(ModelConfig(hidden=(4,), weight_bits=4), 5, 2, "mean")
+    norm = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
+    assert len(to_crossbar(few, IDEAL).crossbars) == 2  # without a warning
+    assert len(to_crossbar(norm, IDEAL).crossbars) == 1
 
 
 # --- cells, tiles and scales ---

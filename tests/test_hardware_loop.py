@@ -18,7 +18,7 @@ from tiny_runs import left
 from torch import Tensor, nn
 from toy_data import write_npz
 
-from spikebridge import deployment, experiment, rundir
+from spikebridge import cli, deployment, experiment, rundir
 from spikebridge.config import Config, override
 from spikebridge.deployment import Plan, deploy
 from spikebridge.energy import Counts
@@ -341,10 +341,30 @@ def test_a_deployment_repeats_with_its_seed(run: Path) -> None:
 
 def test_plans_that_cannot_be() -> None:
     wrong: list[dict[str, Any]] = [{"chips": 0}, {"samples": -1}, {"memory": MemoryConfig()}]
+    wrong += [{"seed": -1}, {"seed": 2**63}]
     wrong += [{"times_s": times} for times in ((), (5.0, 5.0), (-1.0, 5.0))]
     for more in wrong:
-        with pytest.raises(UsageError, match=r"pass --(chips|times|samples|device)"):
+        with pytest.raises(UsageError, match=r"pass --(chips|times|samples|seed|device)"):
             Plan(**more)
+
+
+@pytest.mark.parametrize(
+    ("flags", "device"),
+    [("--device-table TABLE", "mine"), ("", "iterative"), ("--device ideal", "ideal")],
+)
+def test_the_command_takes_a_device_or_a_table_of_one(
+    run: Path, tmp_path: Path, flags: str, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text("g_uS,write_sd_uS,drift_nu\n0.1,0.2,0.05\n20,0.3,0.04\n")
+    words = f"program {run} {flags} --chips 1 --times 20 --no-report --json"
+    assert cli.main(words.replace("TABLE", str(table)).split()) == 0
+    content = json.loads(capsys.readouterr().out)[str(run)]
+    assert content["device"]["name"].startswith(device)
+    memory = content["memory"]
+    assert (memory["device"], memory["device_table"]) == (
+        ("", str(table)) if device == "mine" else (device, "")
+    )
 
 
 def test_what_cannot_be_deployed(tmp_path: Path, run: Path) -> None:

@@ -211,7 +211,40 @@ def test_classes_that_only_the_test_holds_count(tmp_path: Path) -> None:
     folder = write_npz(tmp_path, "class")
     arrays = npz_arrays("class", 9, seed=1)
     np.savez(folder / "test.npz", x=arrays["x"], y=arrays["y"] + 4)
-    assert task_of(folder).output_size == 4 + arrays["y"].max() + 1
+    task = task_of(folder)
+    assert task.output_size == 4 + arrays["y"].max() + 1
+    assert len(task.notes) == 1
+    assert task.notes[0].startswith("100 % of the answers to test on are of classes that no sample")
+
+
+def test_classes_that_are_never_trained_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_npz(tmp_path / "mine", "class at each step", valid=True)
+    assert task_of(folder).notes == ()
+    for name, y in (("valid", [9, 8, 1, 1, 1, 1]), ("test", [11, 10, 9, 8, 7, 6])):
+        np.savez(folder / f"{name}.npz", x=np.ones((4, 6, 3)), y=np.array([y] * 4))
+    told = "are of classes that no sample trains and no network can learn"
+    notes = [
+        f"33.3 % of the answers to validate on {told}: 8, 9",
+        f"100 % of the answers to test on {told}: 6, 7, 8, 9, 10 and 1 more",
+    ]
+    words = f"train npz --data-dir {folder} --hidden 4 --epochs 1 --threads 1 --no-report"
+    assert cli.main([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert all(note in said for note in notes)
+    assert rundir.read_result(tmp_path / "run").notes == notes
+
+
+def test_a_class_that_only_validation_got_of_the_training_file_is_told(tmp_path: Path) -> None:
+    folder, arrays = write_npz(tmp_path, "class"), npz_arrays("class", 23)
+    told = []
+    for number in range(23):
+        y = np.where(np.arange(23) == number, 7, arrays["y"])
+        np.savez(folder / "train.npz", x=arrays["x"], y=y)
+        told += task_of(folder).notes
+    note = "50 % of the answers to validate on are of classes that no sample trains and no network"
+    assert told == [f"{note} can learn: 7"] * 2, "two of the samples validate"
 
 
 def test_a_batch_counts_samples_or_steps_even_where_sizes_agree() -> None:

@@ -267,7 +267,8 @@ def test_a_damaged_image_is_told_before_anything_runs(tmp_path: Path) -> None:
     image.unlink()
     with pytest.raises(RunError, match=r"weights\.mem: No such file"):
         verify.verify(directory)
-    with pytest.raises(UsageError, match=r"no program\.json"):
+    told = r"no program\.json in it; name a folder that spikebridge export RUN --to verilog has"
+    with pytest.raises(UsageError, match=told):
         verify.verify(tmp_path)
 
 

@@ -41,8 +41,8 @@ class Chip:
     decay_bits: int = 8
     """Bits behind the point of decays and of the slope of leaky_relu, 1 to 14."""
     fraction_bits: int = -1
-    """Bits of a membrane below the last bit of a weight, 0 to 8; -1 = 4 where a layer has a decay,
-    a slope or a constant drive, which have to be rounded, else 0."""
+    """Bits of a membrane below the last bit of a weight, 0 to 8; -1 = 4 where a hidden layer
+    keeps its membranes from step to step, else 0; biases are rounded to them, the readout's too."""
     lanes: int = 64
     """Neurons that are added to at the same time, a power of two up to 1,024."""
     max_steps: int = 256

@@ -139,7 +139,7 @@ def check_images(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(
             f"{directory}: there is no program.json in it; name a folder that "
-            "spikebridge.chip.verilog.write made"
+            "spikebridge export RUN --to verilog has written"
         )
     record = read_json(path, _AGAIN)
     if record.get("format") != FORMAT:

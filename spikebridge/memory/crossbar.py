@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from spikebridge.synapses import Conv2d, Dense, Embedding
 __all__ = ["Chip", "Crossbar", "cell_of", "from_crossbar", "to_crossbar"]
 
 MakeDevice = Callable[[tuple[int, ...]], Device]
+# What a parametrised weight, such as one of few bits, is called among parameters.
+ORIGINAL = re.compile(r"parametrizations\.(\w+)\.original\d*$")
 MAPPED = (Dense, Conv2d, Embedding, nn.Linear, nn.Conv2d)
 
 
@@ -234,7 +237,7 @@ def _warn_of_digital(network: nn.Module, mapped: set[str]) -> None:
     digital = [
         name
         for name, p in network.named_parameters()
-        if p.dim() > 1 and name not in mapped and id(p) not in tables
+        if p.dim() > 1 and ORIGINAL.sub(r"\1", name) not in mapped and id(p) not in tables
     ]
     if digital:
         warnings.warn(

@@ -24,6 +24,8 @@ MOST_CLASSES = 100_000
 # Which samples train and which validate must never depend on a run's seed.
 _SPLIT_SEED = 1812
 _VALID_SHARE = 0.1
+_VERBS = {"valid": "validate on", "test": "test on"}
+_NAMED = 5  # classes, of those that are never trained
 _SHAPES = (
     "y of whole numbers (n,) or (n, T): classes; or of floating-point numbers (n, O) or "
     "(n, T, O): numbers to predict"
@@ -81,6 +83,7 @@ class Npz(Task):
             self._standardise()
         else:
             self.output_size = 1 + max(int(part.y.max()) for part in self._splits.values())
+            self.notes = tuple(_never_trained(self._splits))
 
     def size(self, split: str) -> int:
         """Number of samples of a split."""
@@ -132,6 +135,21 @@ def read_splits(folder: Path | None) -> dict[str, Samples]:
     if "valid" not in splits:
         splits["train"], splits["valid"] = _split_off(train, given["train"])
     return splits
+
+
+def _never_trained(splits: dict[str, Samples]) -> Iterator[str]:
+    """A sentence for each split with classes that no training sample has."""
+    trained = splits["train"].y.unique()
+    for split, part in splits.items():
+        never = ~torch.isin(part.y, trained)
+        if never.any():
+            classes = part.y[never].unique().tolist()
+            shown = ", ".join(map(str, classes[:_NAMED]))
+            more = f" and {len(classes) - _NAMED:,} more" if len(classes) > _NAMED else ""
+            yield (
+                f"{100 * float(never.double().mean()):.3g} % of the answers to {_VERBS[split]} are "
+                f"of classes that no sample trains and no network can learn: {shown}{more}"
+            )
 
 
 def _described(samples: Samples) -> str:
