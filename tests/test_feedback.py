@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -591,6 +592,154 @@ def test_under_torch_compile(kind: str, rule: str, backend: str) -> None:
             found = gradients_of(model, lambda: loss_of(compiled, x, handle))
             equal(found, eager)
     torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+def test_a_graph_that_was_compiled_before_follows_attaching_and_detaching(rule: str) -> None:
+    model, x = mlp().eval(), inputs_of("mlp")
+    compiled = torch.compile(model, backend="aot_eager")
+
+    def found() -> dict[str, Tensor]:
+        return gradients_of(model, lambda: loss_of(compiled, x))
+
+    plain = found()
+    equal(plain, gradients(model, x))
+    handle = feedback.attach(model, rule)
+    eager = gradients(model, x)
+    assert angle_deg(eager, plain) > 1
+    equal(found(), eager)
+    handle.detach()
+    equal(found(), plain)
+    torch.compiler.reset()
+
+
+class Heads(nn.Module):
+    """One body under layers that are registered in another order than they are called in."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        for name in order.split():
+            sizes = {"body": (64, 7), "head": (7, 4), "other": (7, 3)}[name]
+            self.add_module(name, nn.Linear(*sizes).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).tanh()
+        self.second = self.other(h) if hasattr(self, "other") else h
+        return self.head(h)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "drtp"])
+@pytest.mark.parametrize("order", ["head body", "body head other"])
+def test_an_output_layer_that_is_not_registered_last_is_named(order: str, rule: str) -> None:
+    model, x = Heads(order), inputs_of("mlp")
+    with feedback.attach(model, rule) as handle:
+        assert handle.layers[-1] == order.split()[-1]
+        assert f"output={handle.layers[-1]!r}" in repr(handle)
+        if rule == "fa":
+            found = gradients(model, x, handle)
+            b = handle.matrices()["head"].double()
+        else:
+            with pytest.raises(RuntimeError, match=r"^head: .* attach\(.., output='head'\)"):
+                gradients(model, x, handle)
+    with feedback.attach(model, rule, output="head") as handle:
+        assert handle.layers == (*[name for name in order.split() if name != "head"], "head")
+        if rule != "fa":
+            found = gradients(model, x, handle)
+            b = handle.matrices()[handle.layers[-2]].double()
+        equal(gradients(model, x, handle), found)
+    h = model.body(x).tanh()
+    y = model.head(h)
+    classes = torch.arange(3)
+    e = torch.autograd.grad(F.cross_entropy(y, classes), y)[0]
+    sent = -F.one_hot(classes, 4).double() / 3 if rule == "drtp" else e
+    torch.testing.assert_close(found["head.weight"], e.T @ h, **EXACT)
+    torch.testing.assert_close(found["body.weight"], ((sent @ b) * (1 - h**2)).T @ x, **EXACT)
+
+
+def test_an_error_past_the_output_layer_is_refused_only_where_it_would_be_lost() -> None:
+    model, x = Heads("body other head"), inputs_of("mlp")
+    with feedback.attach(model, "dfa"):
+        loss = model(x).sum()
+        with pytest.raises(RuntimeError, match=r"^other: .* none from the output layer 'head'"):
+            (loss + model.second.sum()).backward()
+        model.body(x).square().sum().backward()  # there is nothing before the first layer
+        model.requires_grad_(False)
+        model.other.requires_grad_(True)
+        model(x)
+        model.second.sum().backward()  # nor anything that learns
+    with pytest.raises(
+        ValueError, match=r"output='heads' is no layer.*\['body', 'other', 'head'\]"
+    ):
+        feedback.attach(model, output="heads")
+    assert hooks_of(model) == 0
+
+
+class Echo(nn.RNN):
+    """Its state is a part of its very outputs."""
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        y, _ = super().forward(x, state)
+        return y, y[-1:]
+
+
+class Echoes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Echo(64, 6), Echo(6, 5), nn.Linear(5, 4)]).double()
+
+    def forward(self, x: Tensor, states: Any = (None, None)) -> tuple[Tensor, Any]:
+        first, second, out = self.layers
+        y, low = first(x, states[0])
+        y, high = second(y, states[1])
+        return out(y), (low, high)
+
+
+@pytest.mark.parametrize("kind", ["network", "echoes"])
+def test_errors_that_a_state_brings_back_are_no_outsiders(kind: str) -> None:
+    """Of a loss at the last step: what earlier steps handed out has led to no output."""
+    model = Echoes() if kind == "echoes" else network("softsnu", "each", recurrent=True)
+    x = inputs_of("each")
+
+    def stepping() -> Tensor:
+        y, state = model(x[:1])
+        for t in range(1, 5):
+            y, state = model(x[t : t + 1], state)
+        return y.square().sum()
+
+    with feedback.attach(model, "dfa"):
+        whole = gradients_of(model, lambda: model(x)[0][-1].square().sum())
+        equal(gradients_of(model, stepping), whole)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "drtp"])
+def test_checkpoints_give_the_same_or_are_refused(rule: str) -> None:
+    model, classes = mlp().eval(), torch.tensor([0, 2, 1])
+    x = inputs_of("mlp").requires_grad_()
+
+    def found(cuts: list[int], reentrant: bool) -> dict[str, Tensor]:
+        if rule == "drtp":
+            handle.target(classes)
+
+        def loss() -> Tensor:
+            y = x
+            for part in (model[a:b] for a, b in pairwise(cuts)):
+                y = torch.utils.checkpoint.checkpoint(part, y, use_reentrant=reentrant)
+            return F.cross_entropy(model[cuts[-1] :](y), classes)
+
+        return gradients_of(model, loss)
+
+    with feedback.attach(model, rule) as handle:
+        plain = found([0], reentrant=False)
+        equal(found([0, 2, 5], reentrant=False), plain)
+        equal(found([0, 6], reentrant=True), plain)  # the error of the output is sent inside
+        if rule == "fa":
+            equal(found([0, 2, 5], reentrant=True), plain)
+            return
+        with pytest.raises(RuntimeError, match=r"^2: a reentrant .* pass use_reentrant=False"):
+            found([0, 2, 5], reentrant=True)
+        with pytest.raises(RuntimeError, match=r"^0: a reentrant .* pass use_reentrant=False"):
+            found([0, 2], reentrant=True)
 
 
 def test_gradients_of_single_samples_by_torch_func() -> None:

@@ -922,6 +922,26 @@ def test_converters_in_front_of_a_layer_hide_nothing() -> None:
     assert gradient[0].norm() < gradient[1].norm()
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_the_older_norms_are_read_as_the_next_call_will_have_them(norm: Callable) -> None:
+    """Their attribute `weight` is that of the last call until the next one."""
+    layers = norm(nn.Linear(I, N).double()), nn.Linear(N, 2).double()
+    model, x = nn.Sequential(*layers), torch.randn(B, I).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    with grapes.attach(model) as handle:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            buffers = [b.clone() for b in model.buffers()]
+            found, old = handle.factors()["0"], published(model[0].weight)
+            assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
+            model(x)
+            torch.testing.assert_close(found, published(model[0].weight), rtol=1e-12, atol=0)
+            assert not torch.allclose(found, old)
+
+
 def test_noise_on_weights_is_drawn_as_without_factors() -> None:
     results = []
     for attached in (False, True):
@@ -1128,6 +1148,36 @@ def test_functional_transforms_see_the_factors() -> None:
         torch.testing.assert_close(a, b)
 
 
+@DYNAMO
+def test_the_local_form_refuses_parameters_that_are_not_the_models() -> None:
+    model, x = pair().double(), torch.randn(B, I).double()
+    others = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+
+    def loss(own: dict[str, Tensor], run: Callable = model) -> Tensor:
+        return torch.func.functional_call(run, own, (x,)).square().sum()
+
+    with grapes.attach(model, form="local") as handle:
+        message = r'^0: the local form .* weight is another .* use form="propagated"'
+        for call in (
+            lambda: torch.func.grad(loss)(others),
+            lambda: loss({"0.weight": others["0.weight"]}),
+            lambda: torch.compile(loss, backend="aot_eager")(others),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                call()
+        with torch.no_grad():  # nothing learns
+            loss(others)
+        head = {n: p for n, p in others.items() if n.startswith("1")}
+        assert torch.func.grad(loss)(head).keys() == head.keys()  # the output is not modulated
+        model[0].bias = nn.Parameter(torch.zeros(N).double())
+        with pytest.raises(RuntimeError, match=r"bias is another .* call refresh\(\)"):
+            model(x)
+        handle.refresh()
+        ours = torch.autograd.grad(model(x).sum(), model[0].bias)[0]
+    expected = torch.autograd.grad(model(x).sum(), model[0].bias)[0] * published(model[0].weight)
+    torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.parametrize("form", ["propagated", "local"])
 def test_copies_and_pickles_are_plain_and_can_be_attached(form: Any) -> None:
     model = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)).double()
@@ -1287,6 +1337,22 @@ def test_mistakes_are_told(make: Callable, options: dict, message: str) -> None:
         grapes.attach(model, **options)
     assert bare(model) or "Lazy" in repr(model)  # those have hooks of their own
     assert len(_global_optimizer_post_hooks) == hooks
+
+
+def test_an_output_layer_that_is_not_registered_last_is_named() -> None:
+    model = nn.ModuleDict({"c": nn.Linear(4, 2), "a": nn.Linear(I, N), "b": nn.Linear(N, 4)})
+    for options, layers in (
+        ({}, ["c", "a"]),
+        ({"output": "c"}, ["a", "b"]),
+        ({"output": "c", "skip": ["a"]}, ["b"]),
+        ({"output": "c", "importance": "outgoing"}, ["b"]),
+    ):
+        with grapes.attach(model, **options) as handle:
+            assert handle.layers == layers
+            assert handle.output == options.get("output", "b")
+            assert f"output={handle.output!r}" in repr(handle)
+    with pytest.raises(ValueError, match=r"output='d' is no layer.*\['c', 'a', 'b'\]"):
+        grapes.attach(model, output="d")
 
 
 def test_a_model_is_attached_once_and_again_after_detaching() -> None:

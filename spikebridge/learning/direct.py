@@ -3,11 +3,15 @@
 Every layer's input is cut off, so that nothing flows through weights.  Which cut inputs an output
 was made from is written into the autograd graph itself, at the node that made each layer's output:
 nothing has to be remembered between calls, whatever is called in which order, or breaks off.
+
+An error that comes to a hidden layer by another way than through the output layer would leave the
+layers before it without one.  Each hidden layer's outputs watch for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,18 +21,33 @@ from spikebridge.layers import Baseline, Layer, Plain
 from spikebridge.learning.nodes import CONVOLUTIONS, Node
 from spikebridge.synapses import Conv2d, Dense
 
-__all__ = ["Cut", "Spread", "direct", "features_of", "link", "spread_of", "upstream"]
+__all__ = ["Cut", "Spread", "direct", "features_of", "link", "spread_of", "upstream", "watched"]
 
 KEY = "spikebridge.learning.direct"
 Reduced = Literal["last", "mean", "each"]
 
 
+class Told:
+    """Which backward pass last sent an error to a cut input."""
+
+    def __init__(self) -> None:
+        self.task = -1
+        # Apart from a checkpoint that computes a layer again, nothing calls one in a backward pass.
+        self.again = _task() != -1
+
+
 class Cut(NamedTuple):
-    """An input that was cut off."""
+    """An input that was cut off, in one call of a layer."""
 
     name: str  # of the layer whose outputs it holds
     node: Node  # what takes it
     x: Tensor
+    told: Told
+
+
+def _task() -> int:
+    """Number of the backward pass under way; -1 where there is none."""
+    return torch._C._current_graph_task_id()
 
 
 class Spread(NamedTuple):
@@ -64,6 +83,44 @@ def link(output: Any, cut: Cut | None) -> Any:
     if made_by is not None:
         made_by.metadata.setdefault(KEY, cut)
     return output
+
+
+def watched(output: Any, cut: Cut, last: str) -> Any:
+    """A hidden layer's output, which raises where an error comes to it past the output layer.
+
+    Args:
+        output: a tensor, or a tuple whose first is one.
+        cut: the input that the layer made it from.
+        last: name of the output layer.
+
+    The backward pass raises RuntimeError: whatever lies before the cut would learn nothing.
+    """
+    if isinstance(output, tuple):
+        y, *states = output
+        # A state may hold these very outputs.  Errors from the layer's next call are no outsiders,
+        # so that what the layer hands out is not what it remembers.
+        y = watched(y.view_as(y), cut, last)
+        return type(output)(y, *states) if hasattr(output, "_fields") else (y, *states)
+    if isinstance(output, Tensor) and output.requires_grad:
+        output.register_hook(partial(_arrived, cut.told, cut.node.name, last))
+    return output
+
+
+def _arrived(told: Told, name: str, last: str, grad: Tensor | None) -> None:
+    # Autograd gets here after all that leads here: what goes through the output layer has been.
+    if grad is None or told.task == _task():
+        return
+    if told.again:
+        raise RuntimeError(
+            f"{name}: a reentrant checkpoint computes it again in the backward pass, and errors "
+            f"of the output layer {last!r} cannot be sent into that; pass use_reentrant=False to "
+            'torch.utils.checkpoint, or use rule="fa"'
+        )
+    raise RuntimeError(
+        f"{name}: an error came to its outputs and none from the output layer {last!r}, so that "
+        "the layers before it would learn nothing; name the layer that gives the outputs, "
+        f'attach(.., output={name!r}), give a checkpoint use_reentrant=False, or use rule="fa"'
+    )
 
 
 def upstream(x: Tensor) -> list[Cut]:
@@ -159,11 +216,12 @@ class _Direct(torch.autograd.Function):
         output: Tensor,
         features: int,
         error: Callable[[Tensor], Tensor],
+        told: Sequence[Told],
         spreads: Sequence[Spread],
         matrices: Sequence[Tensor],
         *xs: Tensor,
     ) -> Tensor:
-        ctx.features, ctx.error, ctx.spreads = features, error, spreads
+        ctx.features, ctx.error, ctx.told, ctx.spreads = features, error, told, spreads
         ctx.shapes = [(x.shape, x.dtype) for x in xs]
         ctx.save_for_backward(*matrices)
         return output.clone()
@@ -172,6 +230,8 @@ class _Direct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         (g,) = grads
+        for told in ctx.told:
+            told.task = _task()
         error = ctx.error(g.flatten(g.dim() - ctx.features))
         sent = [
             injected(error, matrix, spread, shape).to(dtype)
@@ -179,7 +239,7 @@ class _Direct(torch.autograd.Function):
                 ctx.saved_tensors, ctx.spreads, ctx.shapes, strict=True
             )
         ]
-        return g, None, None, None, None, *sent
+        return g, None, None, None, None, None, *sent
 
 
 def direct(
@@ -198,5 +258,5 @@ def direct(
         error: gradient (samples..., O) to what is sent, of the same shape.
         cuts, spreads, matrices: the inputs, and for each how and through which B (O, N).
     """
-    xs = [cut.x for cut in cuts]
-    return _Direct.apply(output, features, error, tuple(spreads), tuple(matrices), *xs)
+    xs, told = [cut.x for cut in cuts], [cut.told for cut in cuts]
+    return _Direct.apply(output, features, error, told, tuple(spreads), tuple(matrices), *xs)

@@ -18,7 +18,6 @@ Lefebvre and Bol, Frontiers in Neuroscience 15 (2021), 629892.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -28,8 +27,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from spikebridge.layers import Readout
-from spikebridge.learning.direct import Cut, direct, features_of, link, spread_of, upstream
-from spikebridge.learning.modulation import Hook
+from spikebridge.learning.direct import (
+    Cut,
+    Told,
+    direct,
+    features_of,
+    link,
+    spread_of,
+    upstream,
+    watched,
+)
+from spikebridge.learning.hooks import Hook, compile_anew
+from spikebridge.learning.matrices import Matrices
 from spikebridge.learning.nodes import Node, nodes
 from spikebridge.learning.targets import Targets
 from spikebridge.learning.transport import fan_in, sent, weight_shape
@@ -47,11 +56,12 @@ def attach(
     *,
     seed: int = 0,
     matrices: Mapping[str, Tensor] | None = None,
+    output: str | None = None,
 ) -> Feedback:
     """Let a model's backward passes send errors to hidden layers by another rule.
 
-    Layers are those of `spikebridge.learning.nodes`; the last one is the output layer, and learns
-    from its own error in all rules.
+    Layers are those of `spikebridge.learning.nodes`; the output layer learns from its own error in
+    all rules.
 
         with spikebridge.learning.feedback.attach(network, "dfa"):
             loss(network(x)).backward()
@@ -63,14 +73,18 @@ def attach(
         seed: of the matrices.  Each depends on it and on the name of its layer alone, so that a
             model that is built and attached again has the same.
         matrices: in place of drawn ones, by the names that `Feedback.matrices` gives.
+        output: name of the layer at whose outputs the loss begins; None takes the one that was
+            registered last.
 
     Returns:
         A handle; `detach`, or the end of a `with` block, makes the model what it was.
 
-    Raises ValueError for another rule, a model without layers, one that has a feedback already,
-    and matrices of names or shapes that do not fit.
+    Whatever torch.compile has compiled is compiled anew, here and by `detach`.
+
+    Raises ValueError for another rule, a model without layers or without that output, one that has
+    a feedback already, and matrices of names or shapes that do not fit.
     """
-    return Feedback(model, rule, seed, matrices or {})
+    return Feedback(model, rule, seed, matrices or {}, output)
 
 
 class Feedback:
@@ -86,7 +100,9 @@ class Feedback:
     B_l (O, N), of a convolution for all of an image, (O, C H W).  Where hidden outputs (T, B, N)
     have time and e has none, a `Network` with a readout of the mean gives every step e / T and one
     of the last step that step alone; in other models each step gets e / T.  Several calls of one
-    layer for one output share in the same way.
+    layer for one output share in the same way.  The backward pass raises RuntimeError where an
+    error comes to a hidden layer's outputs and none from the output layer (another head, a
+    reentrant checkpoint around hidden layers): the layers before that one would learn nothing.
 
     drtp: as dfa with -t / n in place of e: t (B, O) is 1 for the right class and 0 elsewhere, n the
     number of samples.  Softmax less target is the error of cross-entropy, averaged over samples;
@@ -102,18 +118,21 @@ class Feedback:
     """
 
     def __init__(
-        self, model: nn.Module, rule: Rule, seed: int, matrices: Mapping[str, Tensor]
+        self,
+        model: nn.Module,
+        rule: Rule,
+        seed: int,
+        matrices: Mapping[str, Tensor],
+        output: str | None,
     ) -> None:
         if rule not in get_args(Rule):
             raise ValueError(f"rule={rule!r} is not known; choose one of {list(get_args(Rule))}")
-        found = nodes(model)
+        found = nodes(model, output)
         _check_free(model)
         self.rule, self.seed = rule, seed
         self.layers = tuple(node.name for node in found)
         self._targets = Targets()
-        self._given = {name: b.detach().clone() for name, b in matrices.items()}
-        self._drawn: dict[str, Tensor] = {}
-        self._ready: dict[str, Tensor] = {}  # the last used, on its device
+        self._matrices = Matrices(rule, seed, matrices)
         self._check_given(found)
         self._hooks: list[Any] = []
         for number, node in enumerate(found):
@@ -123,6 +142,7 @@ class Feedback:
                 self._hooks.append(module.register_forward_pre_hook(_whole, with_kwargs=True))
                 if module.linear is found[-1].module:
                     self._reduced = module.reduce
+        compile_anew()
 
     _reduced: Literal["last", "mean", "each"] | None = None
 
@@ -130,10 +150,11 @@ class Feedback:
         """The fixed matrices, float32 unless given otherwise, by name.
 
         fa: of every layer but the first, by its own name; dfa and drtp: by the name of the hidden
-        layer that receives, of those that have been used.  "input" is what comes before the first
-        layer, where that is trained.  Copies: changing them changes nothing.
+        layer that receives, of those that have been used: for each input the layer before in
+        `layers`.  "input" is what comes before the first layer, where that is trained.  Copies:
+        changing them changes nothing.
         """
-        return {name: b.clone() for name, b in (self._drawn | self._given).items()}
+        return self._matrices.copies()
 
     def target(self, targets: Tensor) -> None:
         """Tell drtp the targets, before each backward pass.
@@ -151,8 +172,13 @@ class Feedback:
 
     def detach(self) -> None:
         """Make the model what it was; a second time does nothing."""
+        if self._hooks:
+            compile_anew()
         while self._hooks:
             self._hooks.pop().remove()
+
+    def __repr__(self) -> str:
+        return f"Feedback(rule={self.rule}, output={self.layers[-1]!r}, layers={self.layers})"
 
     def __enter__(self) -> Feedback:
         return self
@@ -166,7 +192,7 @@ class Feedback:
             site: _Site = _Transport(self, node)
             module = node.module if node.array is None else node.array
             if number and site.shape is not None:
-                self._matrix(node.name, site.shape, site.inputs)
+                self._matrices.one(node.name, site.shape, site.inputs)
         else:
             site = (_Output if last else _Hidden)(self, node, self._receiver(number))
             module = node.module
@@ -180,45 +206,10 @@ class Feedback:
     def _check_given(self, found: list[Node]) -> None:
         if self.rule == "fa":
             shapes = {node.name: weight_shape(node.array) for node in found}
-            known = {name for name, shape in shapes.items() if shape is not None}
+            sending = {name: shape for name, shape in shapes.items() if shape is not None}
+            self._matrices.check(set(sending), sending)
         else:
-            shapes, known = {}, {self._receiver(number) for number in range(len(found))}
-        if unknown := sorted(self._given.keys() - known):
-            raise ValueError(
-                f"matrices for {unknown} fit no layer; rule={self.rule!r} takes {sorted(known)}"
-            )
-        for name in self._given.keys() & shapes.keys():
-            self._check_shape(name, shapes[name] or ())
-
-    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        if (found := tuple(self._given[name].shape)) != shape:
-            raise ValueError(
-                f"matrices[{name!r}] has shape {found}, this model and rule={self.rule!r} need "
-                f"{shape}; give one of that shape, or leave it out"
-            )
-
-    def _matrix(self, name: str, shape: tuple[int, ...], inputs: int) -> Tensor:
-        """B by name, drawn when first asked for."""
-        if name in self._given:
-            self._check_shape(name, shape)
-            return self._given[name]
-        if name not in self._drawn:
-            self._drawn[name] = _draw(self.seed, name, shape, inputs)
-        drawn = self._drawn[name]
-        if tuple(drawn.shape) != shape:
-            raise ValueError(
-                f"{name}: its outputs now need a matrix {shape}, before it was "
-                f"{tuple(drawn.shape)}; direct feedback needs inputs of one size"
-            )
-        return drawn
-
-    def _at(self, name: str, shape: tuple[int, ...], inputs: int, like: Tensor) -> Tensor:
-        """B on the device and in the precision of a tensor."""
-        matrix = self._matrix(name, shape, inputs)
-        ready = self._ready.get(name)
-        if ready is None or ready.device != like.device or ready.dtype != like.dtype:
-            self._ready[name] = ready = matrix.to(like.device, like.dtype)
-        return ready
+            self._matrices.check({self._receiver(number) for number in range(len(found))}, {})
 
 
 class _Site:
@@ -299,7 +290,7 @@ class _Transport(_Site):
     def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
         if x is None or self.shape is None:
             return None
-        matrix = self.feedback._at(self.node.name, self.shape, self.inputs, x)
+        matrix = self.feedback._matrices.at(self.node.name, self.shape, self.inputs, x)
         return sent(output, x, matrix, module)
 
 
@@ -314,7 +305,13 @@ class _Hidden(_Site):
             )
 
     def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
-        return link(output, None if x is None else Cut(self.receiver, self.node, x))
+        if x is None:
+            return link(output, None)
+        cut = self.cut(x)
+        return watched(link(output, cut), cut, self.feedback.layers[-1])
+
+    def cut(self, x: Tensor) -> Cut:
+        return Cut(self.receiver, self.node, x, Told())
 
 
 class _Output(_Hidden):
@@ -323,7 +320,7 @@ class _Output(_Hidden):
     def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
         if x is None:
             return None
-        own = Cut(self.receiver, self.node, x)
+        own = self.cut(x)
         if isinstance(output, tuple):
             return type(output)(self._sent(output[0], own), *output[1:])
         return self._sent(output, own)
@@ -343,7 +340,7 @@ class _Output(_Hidden):
             width = features_of(cut.node.module, cut.x)
             size = math.prod(cut.x.shape[cut.x.dim() - width :])
             inputs = fan_in(cut.node.module, cut.node.array)
-            matrices.append(feedback._at(cut.name, (outputs, size), inputs, cut.x))
+            matrices.append(feedback._matrices.at(cut.name, (outputs, size), inputs, cut.x))
         error: Callable[[Tensor], Tensor] = _same
         if feedback.rule == "drtp":
             error = feedback._targets.error
@@ -352,14 +349,6 @@ class _Output(_Hidden):
 
 def _same(g: Tensor) -> Tensor:
     return g
-
-
-def _draw(seed: int, name: str, shape: tuple[int, ...], inputs: int) -> Tensor:
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    limit = math.sqrt(6 / inputs)
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
-    return (uniform * 2 - 1) * limit
 
 
 def _check_free(model: nn.Module) -> None:

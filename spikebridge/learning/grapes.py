@@ -15,7 +15,6 @@ authors published (IBM/GRAPES); the local form is that of the patent US 12020162
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,18 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from spikebridge.learning.importance import (
-    Bank,
-    Clip,
-    Population,
-    checked_clip,
-    factor,
-)
+from spikebridge.learning.hooks import Hook, compile_anew
+from spikebridge.learning.importance import Bank, Clip, Population, checked_clip, factor
 from spikebridge.learning.modulation import (
     Entrance,
-    Hook,
     Leaf,
     Node,
+    Owned,
     Return,
     Stack,
     incoming_nodes,
@@ -63,6 +57,7 @@ def attach(
     control: Control = "none",
     clip: Clip | Literal["published"] | None = "published",
     skip: Sequence[str] | None = None,
+    output: str | None = None,
 ) -> Grapes:
     """Scale the errors of a model's hidden neurons by their weights, until `Grapes.detach`.
 
@@ -83,8 +78,10 @@ def attach(
             does alone, without its distribution.
         clip: bounds of a factor.  "published" is (1, 2), none with importance="outgoing"; None is
             also what the authors' code does with feedback alignment.
-        skip: names of layers to leave alone, instead of the last one: () modulates that too.  With
-            importance="outgoing" the first and the last are left alone in any case.
+        skip: names of layers to leave alone, instead of the output: () modulates that too.  With
+            importance="outgoing" the first and the output are left alone in any case.
+        output: name of the output layer, left alone in any case; None takes the one that was
+            registered last.
 
     Errors are scaled where they enter a layer.  A Layer of SNUs, or an LSTM, carries them back
     through time by itself, which is linear in them.  So is the error at a state that is handed out;
@@ -103,7 +100,8 @@ def attach(
         ValueError: unknown names and options; layers that it cannot do; parameters that layers
             share (local form).
         RuntimeError: it is attached already; in a backward pass, where factors changed after the
-            forward pass.
+            forward pass; in a forward pass in the local form, where the layer is given other
+            parameters than the model's (functional_call, torch.func).
     """
     for name, value, known in (
         ("form", form, (None, "propagated", "local")),
@@ -118,15 +116,15 @@ def attach(
             'importance="outgoing" scales updates, form="propagated" errors; leave one of them out'
         )
     bounds = checked_clip((None if outgoing else (1.0, 2.0)) if clip == "published" else clip)
-    layers = {node.name: node.module for node in nodes(model)}
-    chosen = _chosen(list(layers), skip, outgoing)
+    layers = {node.name: node.module for node in nodes(model, output)}
+    chosen = _chosen(list(layers), skip, outgoing, output is not None)
     taken = {id(m) for handle in _attached for node in handle._nodes for m in node.module.modules()}
     twice = [n for n in chosen if not taken.isdisjoint(id(m) for m in layers[n].modules())]
     if twice:
         raise RuntimeError(f"GRAPES is attached to {twice} already; detach() that handle first")
     settings = _Settings(form or ("local" if outgoing else "propagated"), importance, control)
     make = outgoing_nodes if outgoing else incoming_nodes
-    return Grapes(model, *make(model, layers, chosen), settings, bounds)
+    return Grapes(model, *make(model, layers, chosen), settings, bounds, list(layers)[-1])
 
 
 class _Settings(NamedTuple):
@@ -140,6 +138,7 @@ class Grapes:
 
     Attributes:
         layers: names of the layers that are modulated.
+        output: name of the layer that is taken for the output.
         notes: what is not as `form` says, in words.
     """
 
@@ -150,8 +149,9 @@ class Grapes:
         populations: Sequence[Population],
         settings: _Settings,
         clip: Clip | None,
+        output: str,
     ) -> None:
-        self.layers = [node.name for node in nodes]
+        self.layers, self.output = [node.name for node in nodes], output
         self.notes: list[str] = []
         self._model, self._nodes, self._populations = model, list(nodes), list(populations)
         self._stacks = list({id(n.stack[0]): n.stack[0] for n in nodes if n.stack}.values())
@@ -163,9 +163,10 @@ class Grapes:
         if settings.form == "propagated":
             for at in self._places():
                 self._enter(at)
-            if "torch._dynamo" in sys.modules:  # graphs are not guarded by the hooks of modules
-                torch.compiler.reset()
+        compile_anew()
         for node in self._nodes:
+            if node.hooked:
+                self._removable.append(node.module.register_forward_pre_hook(Owned(node)))
             loaded = node.module.register_load_state_dict_post_hook(_Loaded(self.refresh))
             self._removable.append(loaded)
         self._removable.append(
@@ -217,7 +218,7 @@ class Grapes:
         notes = "".join(f", {note}" for note in self.notes)
         return (
             f"Grapes(form={form}, importance={importance}, control={control}, clip={self._clip}, "
-            f"layers={self.layers}{notes})"
+            f"layers={self.layers}, output={self.output!r}{notes})"
         )
 
     def _places(self) -> list[Node | Stack]:
@@ -251,6 +252,13 @@ class Grapes:
         for key in wanted.keys() - self._leaves.keys():
             parameter, leaf = wanted[key]
             self._leaves[key] = parameter, _hooked(parameter, leaf)
+        for node in self._nodes:
+            node.hooked = [
+                (part, key, p)
+                for part in node.module.modules()
+                for key, p in part._parameters.items()
+                if id(p) in wanted and p is not None
+            ]
         self.notes = [
             f"{node.name}: the {node.top} lower parts of the stack are local"
             for node in self._nodes
@@ -346,8 +354,8 @@ def _hooked(parameter: nn.Parameter, leaf: Leaf) -> Any:
     return handle
 
 
-def _chosen(names: list[str], skip: Sequence[str] | None, outgoing: bool) -> list[str]:
-    """Names of the layers to modulate."""
+def _chosen(names: list[str], skip: Sequence[str] | None, outgoing: bool, named: bool) -> list[str]:
+    """Names of the layers to modulate, of all with the output last, which may have been named."""
     if isinstance(skip, str):
         raise ValueError(f"skip takes names in a list, got {skip!r}; pass [{skip!r}]")
     unknown = [name for name in skip or () if name not in names]
@@ -356,7 +364,7 @@ def _chosen(names: list[str], skip: Sequence[str] | None, outgoing: bool) -> lis
     if outgoing:
         left = {*names[:1], *names[-1:], *(skip or ())}
     else:
-        left = set(names[-1:] if skip is None else skip)
+        left = {*(names[-1:] if named or skip is None else ()), *(skip or ())}
     chosen = [name for name in names if name not in left]
     if not chosen:
         raise ValueError(

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from spikebridge.kernels import native
 from spikebridge.kernels.product import traced
@@ -113,6 +115,7 @@ class Source:
     def value(self) -> Tensor:
         """The weight that the last forward pass used, as far as that is known without drawing.
 
+        After an update it is what the next one will use; of the older `spectral_norm` a multiple.
         Of parametrised weights: what a parametrisation says that it `held`, with those that come
         after it; else the chain as it is in use, where noise is silent.
         """
@@ -121,6 +124,10 @@ class Source:
             return plain
         chain = getattr(self.owner, "parametrizations", {})
         if self.name not in chain:
+            # The older norms write the attribute in a hook before each call: until then it is old.
+            for hook in self.owner._forward_pre_hooks.values():
+                if isinstance(hook, WeightNorm | SpectralNorm) and hook.name == self.name:
+                    return _normed(hook, self.owner)
             whole, mask = (getattr(self.owner, self.name + end, None) for end in ("_orig", "_mask"))
             return getattr(self.owner, self.name) if mask is None else whole * mask
         chain = chain[self.name]
@@ -138,6 +145,17 @@ class Source:
         found = absolute_sums(value, self.axis, None, scratch).view(self.gates, -1).sum(0)
         found = found.repeat_interleave(self.repeat)
         return found if out is None else out.copy_(found)
+
+
+@torch.no_grad()
+def _normed(norm: WeightNorm | SpectralNorm, owner: nn.Module) -> Tensor:
+    """What the next call of a module will use, the iteration of a spectral norm left out.
+
+    That iteration changes one number for all of the weight, which no factor depends on.
+    """
+    if isinstance(norm, WeightNorm):
+        return norm.compute_weight(owner)
+    return norm.compute_weight(owner, do_power_iteration=False)
 
 
 @torch.no_grad()

@@ -21,27 +21,22 @@ from torch.nn.utils.rnn import PackedSequence
 from spikebridge.gradients import modulate
 from spikebridge.kernels.product import traced
 from spikebridge.layers import Layer
+from spikebridge.learning.hooks import Hook
 from spikebridge.learning.importance import Population, Source, inner, populations_of
 from spikebridge.learning.nodes import CONVOLUTIONS
 from spikebridge.rnn import SNU, SoftSNU
 from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised
 
-__all__ = ["Entrance", "Leaf", "Node", "Return", "Stack", "incoming_nodes", "outgoing_nodes"]
-
-
-def _nothing(*args: Any) -> None:
-    return None
-
-
-def _plain() -> Callable[..., None]:
-    return _nothing
-
-
-class Hook:
-    """A hook that stays behind when its model is copied or pickled."""
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return _plain, ()
+__all__ = [
+    "Entrance",
+    "Leaf",
+    "Node",
+    "Owned",
+    "Return",
+    "Stack",
+    "incoming_nodes",
+    "outgoing_nodes",
+]
 
 
 class Stack:
@@ -72,6 +67,7 @@ class Node:
     Attributes:
         all: (populations, N).    before: (I,) or None.
         output, states: what outputs and states are multiplied by, backwards; None where nothing.
+        hooked: the parameters that have a `Leaf`, each with the module and the name it stands in.
     """
 
     def __init__(
@@ -90,6 +86,7 @@ class Node:
         self.before: Tensor | None = None
         self.output: Tensor | None = None
         self.states: Tensor | None = None
+        self.hooked: list[tuple[nn.Module, str, nn.Parameter]] = []
         self.holder = inner(module)
 
     @property
@@ -260,6 +257,25 @@ class Leaf(Hook):
         if before is not None and grad.dim() == 2 and grad.shape[1] == before.shape[0]:
             scaled *= before.to(grad.dtype)
         return scaled
+
+
+class Owned(Hook):
+    """Forward pre-hook: RuntimeError where a call is given other parameters than a `Leaf` is on."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        for part, key, parameter in self.node.hooked:
+            if part._parameters.get(key) is not parameter:
+                raise RuntimeError(
+                    f"{self.node.name}: the local form of GRAPES scales the gradients of the "
+                    f"parameters that the model had, and {key} is another tensor in this call; "
+                    'with functional_call or torch.func use form="propagated", after replacing a '
+                    "parameter call refresh()"
+                )
 
 
 def _entered(y: Tensor, factor: Tensor) -> Tensor:

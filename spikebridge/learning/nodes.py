@@ -27,14 +27,17 @@ class Node(NamedTuple):
     """What is called where that input meets the weight; None in torch's RNN, GRU and LSTM."""
 
 
-def nodes(model: nn.Module) -> list[Node]:
-    """The layers of a model in the order of registration; the last is the output layer.
+def nodes(model: nn.Module, output: str | None = None) -> list[Node]:
+    """The layers of a model in the order of registration, but the output layer last.
 
-    Those are `Layer`, `Plain` and `Baseline`, torch's Linear, Conv1d to Conv3d, RNN, GRU and LSTM,
+    Args:
+        output: name of the output layer; None takes the one that was registered last.
+
+    Layers are `Layer`, `Plain` and `Baseline`, torch's Linear, Conv1d to Conv3d, RNN, GRU and LSTM,
     and an array that stands alone.  What lies inside one of them is no layer of its own.
 
-    Raises ValueError where there is none, and for torch.nn.MultiheadAttention, whose Linear is
-    never called: nothing could be attached to it.
+    Raises ValueError where there is none, none of that name, and for torch.nn.MultiheadAttention,
+    whose Linear is never called: nothing could be attached to it.
     """
     found = list(_within(model, "", set()))
     if not found:
@@ -42,7 +45,12 @@ def nodes(model: nn.Module) -> list[Node]:
             "the model has no layer that a learning rule knows; it needs a spikebridge Layer or "
             "Plain, or torch's Linear, Conv, RNN, GRU or LSTM"
         )
-    return found
+    if output is not None and output not in (names := [node.name for node in found]):
+        raise ValueError(
+            f"output={output!r} is no layer of this model; its layers are {names}, name the one "
+            "that gives the outputs"
+        )
+    return found if output is None else sorted(found, key=lambda node: node.name == output)
 
 
 def geometry(array: nn.Module | None) -> nn.Module | None:

@@ -1,0 +1,85 @@
+"""The fixed random matrices through which a feedback sends errors."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["Matrices"]
+
+
+class Matrices:
+    """Matrices by name, given or drawn when first asked for.
+
+    Args:
+        rule: for what errors say.
+        seed: of those that are drawn, together with their names.
+        given: in place of drawn ones.
+    """
+
+    def __init__(self, rule: str, seed: int, given: Mapping[str, Tensor]) -> None:
+        self.rule, self.seed = rule, seed
+        self._given = {name: b.detach().clone() for name, b in given.items()}
+        self._drawn: dict[str, Tensor] = {}
+        self._ready: dict[str, Tensor] = {}  # the last used, on its device
+
+    def copies(self) -> dict[str, Tensor]:
+        """All that there are."""
+        return {name: b.clone() for name, b in (self._drawn | self._given).items()}
+
+    def check(self, known: set[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """ValueError for given ones of names that are not known, or of other shapes than these."""
+        if unknown := sorted(self._given.keys() - known):
+            raise ValueError(
+                f"matrices for {unknown} fit no layer; rule={self.rule!r} takes {sorted(known)}"
+            )
+        for name in self._given.keys() & shapes.keys():
+            self._check_shape(name, shapes[name])
+
+    def one(self, name: str, shape: tuple[int, ...], inputs: int) -> Tensor:
+        """B by name, of that shape, (N, I) or (O, N).
+
+        Args:
+            inputs: of one neuron, for the limits of what is drawn.
+
+        Raises ValueError where there is one of another shape.
+        """
+        if name in self._given:
+            self._check_shape(name, shape)
+            return self._given[name]
+        if name not in self._drawn:
+            self._drawn[name] = _draw(self.seed, name, shape, inputs)
+        drawn = self._drawn[name]
+        if tuple(drawn.shape) != shape:
+            raise ValueError(
+                f"{name}: its outputs now need a matrix {shape}, before it was "
+                f"{tuple(drawn.shape)}; direct feedback needs inputs of one size"
+            )
+        return drawn
+
+    def at(self, name: str, shape: tuple[int, ...], inputs: int, like: Tensor) -> Tensor:
+        """As `one`, on the device and in the precision of a tensor."""
+        matrix = self.one(name, shape, inputs)
+        ready = self._ready.get(name)
+        if ready is None or ready.device != like.device or ready.dtype != like.dtype:
+            self._ready[name] = ready = matrix.to(like.device, like.dtype)
+        return ready
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if (found := tuple(self._given[name].shape)) != shape:
+            raise ValueError(
+                f"matrices[{name!r}] has shape {found}, this model and rule={self.rule!r} need "
+                f"{shape}; give one of that shape, or leave it out"
+            )
+
+
+def _draw(seed: int, name: str, shape: tuple[int, ...], inputs: int) -> Tensor:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    limit = math.sqrt(6 / inputs)
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return (uniform * 2 - 1) * limit
