@@ -93,7 +93,7 @@ class Text(Task):
             count = sum(symbol not in self.vocabulary.numbers for symbol in text)
             if count:
                 yield (
-                    f"{100 * count / len(text):.2g} % of the {what} to {_VERBS[split]} are not in "
+                    f"{100 * count / len(text):.3g} % of the {what} to {_VERBS[split]} are not in "
                     f"the vocabulary and count as {UNKNOWN}{never}"
                 )
 
