@@ -23,7 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
-from torch.optim.optimizer import _global_optimizer_post_hooks
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    register_optimizer_step_post_hook,
+)
 
 from spikebridge.gradients import modulate
 from spikebridge.kernels import native
@@ -1372,8 +1375,25 @@ def test_a_forgotten_handle_lives_as_long_as_its_model() -> None:
     grapes.attach(model)
     gc.collect()
     assert len(model[0]._forward_hooks) == 1
-    count, gone = len(_global_optimizer_post_hooks), weakref.ref(model)
+    count, gone = len(grapes._attached), weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
-    assert len(_global_optimizer_post_hooks) == count - 1
+    assert len(grapes._attached) == count - 1
+
+
+def test_a_handle_may_be_collected_in_the_middle_of_a_step() -> None:
+    collecting = register_optimizer_step_post_hook(lambda *_: gc.collect())
+    try:
+        model, gone = pair(), pair()
+        grapes.attach(gone).notes.append(gone)  # a cycle: only the collector finds it
+        with grapes.attach(model) as handle:
+            kept, before = weakref.ref(gone), handle.factors()["0"]
+            del gone
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+            model(torch.randn(4, model[0].in_features)).square().sum().backward()
+            optimizer.step()
+            assert kept() is None
+            assert not torch.equal(handle.factors()["0"], before)
+    finally:
+        collecting.remove()

@@ -18,7 +18,6 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -47,6 +46,9 @@ Control = Literal["none", "gain"]
 # Banks with the rows to read anew; then where factors go, and from where.
 _Plan = tuple[list[tuple[Bank, list[int]]], list[Tensor], list[Tensor]]
 _attached: weakref.WeakSet[Grapes] = weakref.WeakSet()
+# The one post-hook of all optimisers.  One for each of the attached would have to go when they are
+# collected, which may be while torch runs through the hooks.
+_listening: list[Any] = []
 
 
 def attach(
@@ -169,12 +171,10 @@ class Grapes:
                 self._removable.append(node.module.register_forward_pre_hook(Owned(node)))
             loaded = node.module.register_load_state_dict_post_hook(_Loaded(self.refresh))
             self._removable.append(loaded)
-        self._removable.append(
-            register_optimizer_step_post_hook(partial(_stepped, weakref.ref(self)))
-        )
-        weakref.finalize(self, self._removable[-1].remove)
         self.refresh()
         _attached.add(self)
+        if not _listening:
+            _listening.append(register_optimizer_step_post_hook(_stepped))
 
     def factors(self) -> dict[str, Tensor]:
         """The factors in force, (nodes,) for each layer: M, or P' of the layer above.
@@ -206,6 +206,8 @@ class Grapes:
                 if tensor is not None:
                     tensor.fill_(1.0)
         _attached.discard(self)
+        while _listening and not _attached:
+            _listening.pop().remove()
 
     def __enter__(self) -> Grapes:
         return self
@@ -329,10 +331,9 @@ class Grapes:
             self._update(which)
 
 
-def _stepped(handle: Any, optimizer: Optimizer, *_: Any) -> None:
+def _stepped(optimizer: Optimizer, *_: Any) -> None:
     """Post-hook of every optimiser there is; it keeps no model alive."""
-    grapes = handle()
-    if grapes is not None:
+    for grapes in list(_attached):
         grapes._stepped(optimizer)
 
 
