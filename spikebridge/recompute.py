@@ -144,7 +144,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, *grad_state: Tensor | None) -> tuple:
         with torch.no_grad():
-            grads = _Recomputed._gradients(ctx, grad_y, *grad_state)
+            grads = _Recomputed._first(ctx, grad_y, *grad_state)
         if not torch.is_grad_enabled():
             return grads
         # create_graph=True: torch's own refusal stays away where grad_y needs no gradient.
@@ -153,7 +153,7 @@ class _Recomputed(torch.autograd.Function):
         return tuple(g if g is None else _Final.apply(g, *sources) for g in grads)
 
     @staticmethod
-    def _gradients(ctx: Any, grad_y: Tensor | None, *grad_state: Tensor | None) -> tuple:
+    def _first(ctx: Any, grad_y: Tensor | None, *grad_state: Tensor | None) -> tuple:
         saved, count, every = list(ctx.saved_tensors), ctx.count, ctx.every
         pieces = -(-ctx.shape[0] // every)
         kept, saved = _split(saved, pieces if ctx.packed else 1)

@@ -51,7 +51,7 @@ class _Recurrent(nn.Module):
             silence.  The order of layers and directions is that of torch.nn.LSTM.
         output: as x with N (2 N if bidirectional) in place of I.
 
-    A NaN does not come out as one: it stays in the membrane, whose neuron is then silent.  Look for
+    A NaN stays in the membrane; a spiking neuron is then silent, so that none comes out.  Look for
     it in the last state, `state.s.isnan().any()`, or in the gradients.
 
     Raises ValueError for shapes, dtypes and settings that do not fit, TypeError for arguments that
