@@ -57,14 +57,12 @@ class Layer(nn.Module):
             raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
         if not isinstance(recompute, int) or recompute < 0:
             raise ValueError(f"recompute must be a number of steps, or 0 for off, got {recompute}")
-        if not 0 <= dropout_recurrent < 1:
-            raise ValueError(f"dropout_recurrent must be in [0, 1), got {dropout_recurrent}")
         if recompute and dropout_recurrent:  # what is computed twice would be drawn twice
             raise ValueError(
                 f"recompute={recompute} does not go with dropout_recurrent={dropout_recurrent}; "
                 "leave one of them out"
             )
-        self.recompute, self.dropout_recurrent = recompute, dropout_recurrent
+        self.recompute, self.dropout_recurrent = recompute, _probability(dropout_recurrent)
         self.spiking = unit.spiking
         if recurrent:
             self.recurrent = nn.Parameter(torch.empty(unit.size, unit.size))
@@ -125,20 +123,34 @@ class _Run(nn.Module):
 
 
 class Baseline(nn.Module):
-    """One layer of torch's RNN (tanh), GRU or LSTM behind the interface of `Layer`."""
+    """One layer of torch's RNN (tanh), GRU or LSTM behind the interface of `Layer`.
+
+    Args:
+        kind: "rnn", "gru" or "lstm".
+        in_features, size: I and N.
+        dropout_recurrent: as in `Layer`: probability of dropping a weight of `weight_hh`, of all
+            gates alike, in training (the weight-dropped LSTM of Merity et al. 2017).
+    """
 
     KINDS: ClassVar[dict[str, Any]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
     spiking = False
 
-    def __init__(self, kind: str, in_features: int, size: int) -> None:
+    def __init__(
+        self, kind: str, in_features: int, size: int, *, dropout_recurrent: float = 0.0
+    ) -> None:
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f"baseline {kind!r} is not known; choose one of {list(self.KINDS)}")
+        self.dropout_recurrent = _probability(dropout_recurrent)
         self.core = self.KINDS[kind](in_features, size)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """x (T, B, I) to y (T, B, N), and torch's own state."""
-        return self.core(x, state)
+        if not (self.training and self.dropout_recurrent):
+            return self.core(x, state)
+        matrix = self.core.weight_hh_l0
+        thinned = dropped(matrix, self.dropout_recurrent, matrix.shape)
+        return torch.func.functional_call(self.core, {"weight_hh_l0": thinned}, (x, state))
 
 
 class Plain(nn.Module):
@@ -168,6 +180,12 @@ class Plain(nn.Module):
 
     def extra_repr(self) -> str:
         return self.activation
+
+
+def _probability(dropout_recurrent: float) -> float:
+    if not 0 <= dropout_recurrent < 1:
+        raise ValueError(f"dropout_recurrent must be in [0, 1), got {dropout_recurrent}")
+    return dropout_recurrent
 
 
 def dropped(x: Tensor, p: float, shape: Sequence[int]) -> Tensor:

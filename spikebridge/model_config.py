@@ -140,8 +140,8 @@ class ModelConfig:
     same_mask: bool = False
     """Whether dropout drops the same neurons at all steps of a sequence."""
     dropout_recurrent: float = 0.0
-    """Probability of dropping a weight of the recurrent matrix for a batch in training, 0 to below
-    1 (DropConnect, Wan et al. 2013)."""
+    """Probability of dropping a weight of the recurrent matrix (of gru, lstm: of all gates) for a
+    batch in training, 0 to below 1 (DropConnect, Wan et al. 2013; Merity et al. 2017)."""
     read_all: bool = False
     """Whether the readout reads the outputs of all hidden layers, side by side, not the last one's
     alone."""
@@ -215,7 +215,7 @@ class ModelConfig:
             self.norm or not self.centre,
             "centre=True: the mean is taken off of scaled drives; pass --norm too, or --no-centre",
         )
-        for name in ("weight_bits", "channels", "dropout_recurrent", "drive_bias"):
+        for name in ("weight_bits", "channels", "drive_bias"):
             flag = name.replace("_", "-")
             require(
                 self.unit not in BASELINES or not getattr(self, name),
@@ -237,6 +237,11 @@ class ModelConfig:
                 f"{name}={getattr(self, name)}: {self.unit} keeps nothing from step to step; "
                 f"leave --{name.replace('_', '-')} out, or choose another --unit",
             )
+        require(
+            self.recurrent or self.unit in BASELINES or not self.dropout_recurrent,
+            f"dropout_recurrent={self.dropout_recurrent}: {self.unit} has no recurrent matrix "
+            "without --recurrent; pass it, or leave --dropout-recurrent out",
+        )
         require(
             self.unit != "li-snu" or self.reset == "gate",
             f"reset={self.reset}: li-snu resets by lateral inhibition; leave --reset out",

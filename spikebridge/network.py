@@ -175,11 +175,12 @@ def build(
     """
     check_fits(model, input_size, symbols, image)
     layers: list[Layer | Baseline | Plain] = []
+    dropped = model.dropout_recurrent
     for number, (make_array, features, size) in enumerate(
         _arrays(model, input_size, symbols, image)
     ):
         if model.unit in BASELINES:
-            layers.append(Baseline(model.unit, features, size))
+            layers.append(Baseline(model.unit, features, size, dropout_recurrent=dropped))
             continue
         if model.unit in PLAIN:
             layers.append(Plain(make_array(model.unit), model.unit))
@@ -187,10 +188,9 @@ def build(
         unit = _unit(model, size)
         array = make_array(unit)
         recurrent = model.recurrent and number >= len(model.channels)
-        dropped = model.dropout_recurrent if recurrent else 0.0
         layer = Layer(
-            array, unit, recurrent=recurrent, dropout_recurrent=dropped, backend=backend,
-            recompute=recompute,
+            array, unit, recurrent=recurrent, dropout_recurrent=dropped if recurrent else 0.0,
+            backend=backend, recompute=recompute,
         )  # fmt: skip
         layers.append(layer)
     width = model.embedding if symbols else 0

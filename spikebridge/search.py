@@ -62,6 +62,8 @@ MEMBRANE: dict[str, Any] = {
     "train_decay": [False, True],
     "g": ["identity", "leaky_relu"],
 }
+RECURRENT: dict[str, Any] = {"dropout_recurrent": [0.0, 0.25, 0.5]}
+"""Of every unit with a recurrent matrix, whatever the task."""
 SPIKES: dict[str, Any] = {"surrogate_width": [0.5, 1.0]}
 # A text needs a longer memory than other tasks; what a soft unit keeps hangs on its threshold too.
 LONG: dict[str, Any] = {"decay_to": [0.0, 0.9, 0.98, 0.995], "threshold": [1.0, 2.5]}
@@ -74,11 +76,13 @@ def space(task: str, variant: str, base: Config | None = None) -> dict[str, Any]
     """
     if task not in SHARED:
         raise UsageError(f"task={task!r}: there is no search space for it; see search.SHARED")
-    unit, _ = split_variant(variant)
+    unit, recurrent = split_variant(variant)
     by_characters = base is not None and getattr(base.task, "level", "") == "char"
     found = dict(CHARACTERS if by_characters else SHARED[task])
     if unit not in (*BASELINES, *PLAIN, *BINARY):  # a binary unit's decay and g are its name
         found |= MEMBRANE | (LONG if task == "text" else {})
+    if recurrent or unit in BASELINES:
+        found |= RECURRENT
     if unit not in (*BASELINES, *PLAIN, "softsnu"):
         found |= SPIKES
     return found

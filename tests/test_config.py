@@ -169,6 +169,10 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
             "recurrent=True: relu keeps nothing .*--recurrent out",
         ),
         ({"unit": "tanh", "dropout_recurrent": 0.1}, "dropout_recurrent=0.1: tanh keeps nothing"),
+        (
+            {"unit": "snu", "dropout_recurrent": 0.1},
+            "dropout_recurrent=0.1: snu has no recurr",
+        ),
         ({"loss": "hinge"}, "loss='hinge': expected one of squared_hinge, task"),
         ({"loss": "squared_hinge", "sampled": 5}, "sampled=5, loss=squared_hinge: only the task's"),
         ({"activity": -0.1}, "activity=-0.1: it must be at least 0"),

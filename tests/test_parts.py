@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from spikebridge import layers
 from spikebridge.averaging import Average
+from spikebridge.config import preset
 from spikebridge.kernels import native, rescale
-from spikebridge.layers import Layer, Readout
+from spikebridge.layers import Baseline, Layer, Readout
 from spikebridge.model_config import ModelConfig
 from spikebridge.network import build, load_network, operations, save_network
 from spikebridge.records import ConfigError
 from spikebridge.scan import scan
+from spikebridge.search import space
 from spikebridge.synapses import Conv2d, Dense, Normalised, Rounded, round_weights
 from spikebridge.units import make_unit
 
@@ -445,3 +448,42 @@ def test_dropped_recurrent_weights() -> None:
         Layer(Dense(4, 6), unit, recurrent=True, dropout_recurrent=0.5, recompute=2)
     with pytest.raises(ValueError, match="dropout_recurrent must be in"):
         Layer(Dense(4, 6), unit, recurrent=True, dropout_recurrent=1.0)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_dropped_recurrent_weights_of_baselines(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer with dropped weights is torch's own with these weights; gradients included."""
+    layer = Baseline(kind, 4, 6, dropout_recurrent=0.5)
+    x = torch.randn(5, 2, 4)
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+
+    matrix = layer.core.weight_hh_l0
+    factors = 2.0 * (torch.rand(matrix.shape) < 0.5)
+    monkeypatch.setattr(layers, "kept", lambda shape, p, dtype: factors)
+    plain = Baseline(kind, 4, 6)
+    plain.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        plain.core.weight_hh_l0.mul_(factors)
+    y, after = layer(x)
+    expected, expected_after = plain(x)
+    torch.testing.assert_close((y, after), (expected, expected_after))
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(matrix.grad, plain.core.weight_hh_l0.grad * factors)
+    torch.testing.assert_close(layer.core.weight_ih_l0.grad, plain.core.weight_ih_l0.grad)
+
+    layer.eval()
+    monkeypatch.undo()
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x)[0], plain(x)[0])
+    with pytest.raises(ValueError, match="dropout_recurrent must be in"):
+        Baseline(kind, 4, 6, dropout_recurrent=1.0)
+
+
+@pytest.mark.parametrize("unit", ["recurrent-softsnu", "rnn", "gru", "lstm"])
+def test_every_recurrent_unit_can_drop_recurrent_weights(unit: str) -> None:
+    config = preset("music", unit, "jsb", dropout_recurrent=0.5)
+    network = build(config.model, 88, 88, "each")
+    assert [layer.dropout_recurrent for layer in network.layers] == [0.5]
+    assert space("music", unit)["dropout_recurrent"] == [0.0, 0.25, 0.5]
+    assert "dropout_recurrent" not in space("music", "softsnu")
