@@ -62,6 +62,9 @@ LABELS = {
 }
 
 
+LARGEST = 3.4e38  # in float32, rounded down
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network: a stack of layers of one unit, then a linear readout."""
@@ -161,6 +164,11 @@ class ModelConfig:
         require(
             0 < self.decay <= 1,
             f"decay={self.decay}: the decay must lie in (0, 1]; pass --decay 0.8",
+        )
+        require(
+            abs(self.threshold) <= LARGEST,
+            f"threshold={self.threshold}: it must lie within float32, up to {LARGEST:.1e}; "
+            "pass --threshold 1",
         )
         require(
             not (self.train_decay and self.decay == 1),

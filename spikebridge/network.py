@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from spikebridge.gradients import Surrogate
 from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction
 from spikebridge.model_config import BASELINES, BINARY, PLAIN, ModelConfig, check_fits
 from spikebridge.records import ConfigError
-from spikebridge.scan import Backend
+from spikebridge.scan import BACKENDS, Backend
 from spikebridge.synapses import Conv2d, Dense, Driven, Embedding, Normalised, round_weights
 from spikebridge.units import Unit, make_unit
 
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 FORMAT = "spikebridge-network-1"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in a file
+SIZES = {"input_size", "output_size", "readout", "symbols", "image"}  # in its description
 
 
 class LayerTrace(NamedTuple):
@@ -348,20 +351,48 @@ def save_network(network: Network, path: str | Path) -> None:
 def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
     """A network from a file of `save_network`; never runs code from the file.
 
+    Names and shapes are compared before memory is taken for the network, so that loading takes no
+    more than a few times the size of the file.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, of another format, or with tensors that do not fit its description.
+        ValueError: damaged, of another format, of a later version, with tensors that do not fit its
+            description, or with values that no network can have.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no network file at {path}; name the model.safetensors in a finished run's folder"
-        )
+    metadata, tensors = _read(path)
+    with _blaming(path):
+        model, sizes = _described(metadata, tensors)
+        with torch.device("meta"):  # shapes without memory
+            plan = build(model, **sizes)
     try:
+        plan.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the tensors of {path} do not fit its own description: {str(error)[:1000]}"
+        ) from error
+    with _blaming(path):
+        network = build(model, **sizes, backend=backend)
+    network.load_state_dict(tensors)
+    _check_values(network, path)
+    return network
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file whose format, types and checksum are right."""
+    try:
+        with path.open("rb"):  # safetensors names no reason
+            pass
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(
+            f"no network file at {path}; name the model.safetensors in a finished run's folder"
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); restore it, or train again"
         ) from error
@@ -369,18 +400,69 @@ def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
         raise ValueError(
             f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}"
         )
+    for name, value in tensors.items():
+        if value.dtype not in DTYPES:
+            raise ValueError(
+                f"{path}: {name} is of {value.dtype}, and numbers of a network are of "
+                f"{', '.join(map(str, DTYPES))}; save it with one of these"
+            )
     missing = {"model", "sizes"} - metadata.keys()
     if missing or metadata.get("sha256") not in (None, digest(tensors, metadata["model"])):
         what = f"lacks {sorted(missing)}" if missing else "does not match its checksum"
         raise ValueError(f"{path} {what}; restore it, or train again")
-    description = json.loads(metadata["model"])
-    for name in ("hidden", "channels"):
-        description[name] = tuple(description.get(name, ()))
-    network = build(ModelConfig(**description), **json.loads(metadata["sizes"]), backend=backend)
+    return metadata, tensors
+
+
+def _described(
+    metadata: dict[str, str], tensors: dict[str, Tensor]
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """What `build` is to be given.  Raises whatever a wrong description leads to."""
+    model, sizes = json.loads(metadata["model"]), json.loads(metadata["sizes"])
+    known = {entry.name for entry in fields(ModelConfig)}
+    for what, given, names in (("model", model, known), ("sizes", sizes, SIZES)):
+        if not isinstance(given, dict):
+            raise ValueError(f"{what} is a {type(given).__name__}, not names with values")
+        if unknown := sorted(given.keys() - names):
+            raise ValueError(
+                f"{what} has {', '.join(map(repr, unknown[:5]))}, which this version does not "
+                "know: a later version may have written it, so update spikebridge"
+            )
+    config = ModelConfig(**model)
+    layers = len(config.hidden) + len(config.channels)
+    if layers > len(tensors):
+        raise ValueError(f"it names {layers:,} layers, there are {len(tensors):,} tensors")
+    for name in ("input_size", "output_size"):
+        if type(sizes[name]) is not int or sizes[name] < 1:
+            raise ValueError(f"{name}={sizes[name]!r}: it must be a whole number above 0")
+    if type(sizes.get("symbols", False)) is not bool:
+        raise ValueError(f"symbols={sizes['symbols']!r}: it must be true or false")
+    image = sizes.get("image")
+    if image is not None and (len(image) != 3 or any(type(n) is not int or n < 1 for n in image)):
+        raise ValueError(f"image={image}: it must be [C, H, W], whole numbers above 0")
+    return config, sizes
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Errors become a ValueError that names the file: a wrong setting can lead to any kind."""
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
+        yield
+    except Exception as error:
         raise ValueError(
-            f"the tensors of {path} do not fit its own description: {error}"
+            f"{path}: its description fits no network ({type(error).__name__}: {error}); restore "
+            "it, or train again"
         ) from error
-    return network
+
+
+def _check_values(network: Network, path: Path) -> None:
+    """ValueError for values of a file that no training leads to."""
+    for name, value in network.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"{path}: {name} has a value that is not finite; restore it, or train again"
+            )
+    for name, part in network.named_modules():
+        if isinstance(part, Unit) and not bool(((part.decay >= 0) & (part.decay <= 1)).all()):
+            raise ValueError(
+                f"{path}: {name} has a decay outside [0, 1]; restore it, or train again"
+            )

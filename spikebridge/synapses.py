@@ -65,6 +65,8 @@ def gain(unit: Driven) -> float:
         if unit not in ACTIVATION_GAINS:
             raise ValueError(f"unit={unit!r}: no such layer; choose one of {[*ACTIVATION_GAINS]}")
         return ACTIVATION_GAINS[unit]
+    if unit.bias.is_meta:  # no numbers to go by, and none to be scaled
+        return 1.0
     decay = min(float(unit.decay.detach().double().mean()), 0.8)
     spread = math.sqrt(1.0 - decay**2)
     if not unit.spiking:

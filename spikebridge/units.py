@@ -169,8 +169,10 @@ class Unit(nn.Module):
         super().__init__()
         if size < 1:
             raise ValueError(f"a layer needs at least one unit, got size={size}")
-        if not math.isfinite(threshold):
-            raise ValueError(f"threshold must be finite, got {threshold}")
+        if not abs(threshold) <= torch.finfo(torch.get_default_dtype()).max:
+            raise ValueError(
+                f"threshold must be finite in {torch.get_default_dtype()}, got {threshold}"
+            )
         self.size, self.rule = size, rule
         if memoryless and train_decay:
             raise ValueError("a memoryless unit has no decay to train; leave train_decay out")
@@ -274,6 +276,8 @@ def _checked_decay(decay: float | Tensor, size: int, per_unit: bool, train_decay
         raise ValueError(
             f"decay must be one number or one per unit ({size},), got shape {tuple(value.shape)}"
         )
+    if value.is_meta:  # a shape without numbers
+        return value.expand(size).clone() if per_unit else value
     if not bool(((value > 0) & (value <= 1)).all()):
         raise ValueError(f"decay must be in (0, 1], got {value.tolist()}")
     if train_decay and bool((value == 1).any()):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import resource
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from spikebridge.digest import digest
 from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout
 from spikebridge.model_config import BASELINES, BINARY, PLAIN, UNITS, ModelConfig
 from spikebridge.network import Network, build, load_network, save_network
@@ -302,6 +306,140 @@ def test_damaged_network_files_are_refused(tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, path, {"format": "spikebridge-network-1", "model": "{}"})
     with pytest.raises(ValueError, match=r"lacks \['sizes'\]; restore it, or train again"):
         load_network(path)
+
+
+def rewritten(path: Path, tensors: dict[str, torch.Tensor] | None = None, **parts: object) -> None:
+    """A file of a network with other tensors or another description, and the right checksum."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = kept if tensors is None else kept | tensors
+    for name, value in parts.items():
+        metadata[name] = value if isinstance(value, str) else json.dumps(value)
+    metadata["sha256"] = digest(tensors, metadata["model"])
+    save_file(tensors, path, metadata)
+
+
+MODEL: dict[str, object] = {"unit": "snu", "hidden": [4]}
+SIZED: dict[str, object] = {"input_size": 7, "output_size": 3, "readout": "each"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"model": MODEL | {"glow": 1}}, "'glow', which this version does not know: a later"),
+        ({"sizes": SIZED | {"depth": 1}}, "'depth', which this version does not know: a later"),
+        ({"model": []}, "model is a list"),
+        ({"model": None}, "model is a NoneType"),
+        ({"model": "[" * 100_000}, "RecursionError"),
+        ({"model": "{"}, "JSONDecodeError"),
+        ({"model": MODEL | {"hidden": None}}, "hidden=None"),
+        ({"model": MODEL | {"hidden": 5}}, "hidden=5"),
+        ({"model": MODEL | {"hidden": [10**12]}}, "do not fit its own description"),
+        ({"model": MODEL | {"hidden": [10**400]}}, "fits no network"),
+        ({"model": MODEL | {"hidden": [40_000, 40_000]}}, "do not fit its own description"),
+        ({"model": MODEL | {"hidden": [1] * 100_000}}, "names 100,000 layers"),
+        ({"model": MODEL | {"norm": {"a": 1}}}, "norm={'a': 1}"),
+        ({"model": MODEL | {"decay": 1e308}}, "decay=1e"),
+        ({"model": MODEL | {"decay": 1e-300}}, "decay"),
+        ({"model": MODEL | {"threshold": 1e308}}, "threshold"),
+        ({"model": MODEL | {"threshold": float("nan")}}, "threshold=nan"),
+        ({"model": MODEL | {"surrogate_width": 0}}, "surrogate_width=0"),
+        ({"model": MODEL | {"reset": "sometimes"}}, "reset='sometimes'"),
+        ({"model": MODEL | {"channels": [3]}}, "inputs of this task are no images"),
+        ({"sizes": []}, "sizes is a list"),
+        ({"sizes": {"input_size": 7}}, "output_size"),
+        ({"sizes": SIZED | {"output_size": 10**11}}, "do not fit its own description"),
+        ({"sizes": SIZED | {"output_size": 0}}, "output_size=0: it must be a whole number above 0"),
+        ({"sizes": SIZED | {"input_size": -7}}, "input_size=-7"),
+        ({"sizes": SIZED | {"input_size": True}}, "input_size=True"),
+        ({"sizes": SIZED | {"input_size": 7.0}}, "input_size=7.0"),
+        ({"sizes": SIZED | {"readout": "never"}}, "readout 'never' is not known"),
+        ({"sizes": SIZED | {"symbols": "no"}}, "symbols='no'"),
+        ({"sizes": SIZED | {"image": [1, 2, 2]}}, "image=.1, 2, 2"),
+        ({"sizes": SIZED | {"image": [1, 7]}}, "image=.1, 7"),
+        ({"sizes": SIZED | {"image": 7}}, "fits no network"),
+    ],
+)
+def test_a_wrong_description_is_a_value_error_with_the_name_of_the_file(
+    parts: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_network(build(ModelConfig(hidden=(4,)), 7, 3, "each"), path)
+    rewritten(path, **parts)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_network(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_small_file_takes_no_memory_for_what_it_claims(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for unit in ("snu", "lstm", "relu"):
+        save_network(build(ModelConfig(unit=unit, hidden=(4, 4)), 7, 3, "each"), path)
+        rewritten(path, model={"unit": unit, "hidden": [60_000, 60_000]})
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ValueError, match="do not fit its own description"):
+            load_network(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10  # KiB
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("readout.linear.bias", torch.tensor([1, 2, 3], dtype=torch.int8), "is of torch.int8"),
+        ("readout.linear.bias", torch.zeros(3, dtype=torch.int64), "is of torch.int64"),
+        ("readout.linear.bias", torch.zeros(3, dtype=torch.bool), "is of torch.bool"),
+        ("readout.linear.bias", torch.zeros(3, dtype=torch.complex64), "is of torch.complex64"),
+        ("readout.linear.bias", torch.zeros(3).to(torch.float8_e5m2), "is of torch.float8_e5m2"),
+        ("readout.linear.bias", torch.tensor([0.0, math.nan, 1.0]), "a value that is not finite"),
+        ("readout.linear.bias", torch.tensor([0.0, math.inf, 1.0]), "a value that is not finite"),
+        ("readout.linear.bias", torch.zeros(3).double() + 1e300, "a value that is not finite"),
+        ("layers.0.unit.fixed_decay", torch.tensor(2.0), "layers.0.unit has a decay outside"),
+        ("layers.0.unit.fixed_decay", torch.tensor(-0.5), "layers.0.unit has a decay outside"),
+        ("layers.0.array.weight", torch.zeros(7, 4), "do not fit its own description"),
+        ("more", torch.zeros(1), "do not fit its own description"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused_by_name(
+    name: str, value: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_network(build(ModelConfig(hidden=(4,)), 7, 3, "each"), path)
+    rewritten(path, {name: value})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_network(path)
+    assert name.rpartition(".")[0] in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@models
+def test_networks_load_from_other_floating_point_numbers(
+    model: ModelConfig, tmp_path: Path
+) -> None:
+    network, path = build(model, 7, 3, "each").double(), tmp_path / "model.safetensors"
+    save_network(network, path)
+    again = load_network(path)
+    for name, value in again.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, network.state_dict()[name].float()), name
+
+
+def test_loading_draws_what_building_draws(tmp_path: Path) -> None:
+    model, path = ModelConfig(hidden=(4,), recurrent=True), tmp_path / "model.safetensors"
+    save_network(build(model, 7, 3, "each"), path)
+    torch.manual_seed(1)
+    build(model, 7, 3, "each")
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    load_network(path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "folder"])
+def test_what_is_no_file_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises((FileNotFoundError, ValueError), match=name):
+        load_network(tmp_path / name)
 
 
 @pytest.mark.parametrize(
