@@ -20,11 +20,11 @@ from typing import Annotated, Any
 try:
     import tyro
 except ModuleNotFoundError as error:
-    raise SystemExit(
-        f"spikebridge: the command line needs {error.name}; pip install 'spikebridge[app]'"
+    raise ModuleNotFoundError(
+        f"the command line needs {error.name}; pip install 'spikebridge[app]'", name=error.name
     ) from error
 
-from spikebridge import rundir
+from spikebridge import pool, rundir
 from spikebridge.config import Config, TrainConfig, override, preset, task_name
 from spikebridge.learning_config import LearningConfig
 from spikebridge.memory_config import MemoryConfig
@@ -244,9 +244,9 @@ def _main(argv: Sequence[str]) -> int:
         print(f"spikebridge {environment.own_version()}")
         return 0
     command = parse(argv)
-    from spikebridge import commands, pool
-
+    pool.let_threads_sleep()
     pool.keep_freed_memory()
+    from spikebridge import commands
 
     if isinstance(command, SIMPLE):
         command.run()

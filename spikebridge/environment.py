@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from spikebridge import pool
+
 
 def collect() -> dict[str, Any]:
     """The content of environment.json."""
@@ -20,6 +22,7 @@ def collect() -> dict[str, Any]:
         "instruction_set": instruction_set(),
         "cores": cores(),
         "threads": threads(),
+        "waiting": waiting(),
         "kernels": kernels(),
         "system": platform.system(),
         "machine": platform.machine(),
@@ -61,6 +64,12 @@ def threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def waiting() -> str:
+    """What the variables of OpenMP say of threads that wait for work."""
+    found = [f"{name}={os.environ[name]}" for name in pool.WAITING if name in os.environ]
+    return ", ".join(found) or "OpenMP's default: threads spin, which is slow on a busy machine"
 
 
 def instruction_set() -> str:

@@ -6,11 +6,13 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 from spikebridge.records import RunError
@@ -39,14 +41,53 @@ def keep_freed_memory() -> None:
     set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+"""Variables by which a user says how threads wait."""
+SPINS = 10_000
+"""Turns in which a thread of OpenMP waits for work before it sleeps; libgomp's own are 300,000."""
+
+
+def let_threads_sleep() -> None:
+    """Let threads that wait for the next parallel region spin briefly only; before torch is loaded.
+
+    Where other programs want the processors, a thread that spins takes the time that the one which
+    it waits for needs: a training may take fifty times as long.  Sleeping at once costs time where
+    the machine is idle and the regions are short (benchmarks/threads.py).  What the user has set
+    holds.  For processes that are ours to set up: what they start inherits it.  OpenMP reads it
+    once, as it is loaded with torch: after that nothing happens here.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+
+
+class _Process(SpawnProcess):
+    """A process that begins with the setting of `let_threads_sleep`.
+
+    Its main module, which may import torch, is loaded before anything of ours.
+    """
+
+    def start(self) -> None:
+        if any(name in os.environ for name in WAITING):
+            super().start()
+            return
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+        try:
+            super().start()
+        finally:
+            del os.environ["GOMP_SPINCOUNT"]
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
 def make(jobs: int, prepare: Callable[[], None] | None = None) -> ProcessPoolExecutor:
     """A pool of so many processes; each calls `prepare` first.
 
     They leave Ctrl-C to their parent, and end where it is killed: nothing is left to run on.
     """
     # spawn: a fork of a process whose torch already has threads may hang.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(prepare,))
+    return ProcessPoolExecutor(jobs, _Context(), initializer=_begin, initargs=(prepare,))
 
 
 def stop(pool: ProcessPoolExecutor) -> None:

@@ -456,3 +456,27 @@ def test_what_is_told_of_a_result() -> None:
         "published: 8.720 nats per frame (a paper)",
         "run: runs/x",
     ]
+
+
+def test_the_package_itself_is_the_command() -> None:
+    command = [sys.executable, "-m", "spikebridge", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("spikebridge ")
+
+
+WITHOUT_TYRO = "import sys; sys.modules['tyro'] = None; "
+
+
+def test_without_tyro_the_module_is_an_import_error_and_the_command_says_what_it_needs() -> None:
+    code = "import spikebridge.cli"  # as a collector of tests or documentation imports it
+    command = [sys.executable, "-c", WITHOUT_TYRO + code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError: the command line needs tyro; pip install" in done.stderr
+    code = "from spikebridge.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TYRO + code], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    needs = "spikebridge: the command line needs tyro; pip install 'spikebridge[app]'\n"
+    assert done.stderr == needs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -117,3 +119,64 @@ def test_freed_memory_is_kept() -> None:
     assert run("given back") > 0.5 * pages
     # Mostly none; where blocks happen to lie badly, up to one of the twelve is taken anew.
     assert run("kept") < 0.2 * pages
+
+
+def waiting_of(value: int) -> tuple[int, dict[str, str]]:
+    return value, {name: os.environ[name] for name in pool.WAITING if name in os.environ}
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in pool.WAITING:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_threads_of_working_processes_sleep_while_they_wait(unset: pytest.MonkeyPatch) -> None:
+    found = dict(pool.results(waiting_of, [("a", 1), ("b", 2)], 2))
+    expected = {"GOMP_SPINCOUNT": str(pool.SPINS)}
+    assert found == {"a": (1, expected), "b": (2, expected)}
+    assert "GOMP_SPINCOUNT" not in os.environ  # the host's own is left alone
+
+
+@pytest.mark.parametrize("name", pool.WAITING)
+def test_how_threads_wait_is_the_users_choice(unset: pytest.MonkeyPatch, name: str) -> None:
+    unset.setenv(name, "7")
+    found = dict(pool.results(waiting_of, [("a", 1), ("b", 2)], 2))
+    assert found == {"a": (1, {name: "7"}), "b": (2, {name: "7"})}
+
+
+LOADED = """
+import os, sys
+from spikebridge import cli
+code = cli.main(["info", "--json"])
+assert "torch" in sys.modules
+"""
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "passive"}, {"GOMP_SPINCOUNT": "3"}])
+def test_the_command_line_sets_it_before_torch_is_loaded(given: dict[str, str]) -> None:
+    kept = {name: value for name, value in os.environ.items() if name not in pool.WAITING}
+    command = [sys.executable, "-c", LOADED]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+        env=kept | given | {"OMP_DISPLAY_ENV": "verbose"},
+    )
+    # What libgomp itself says that it has read; other runtimes of OpenMP know no such variable.
+    read = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    turns = {"OMP_WAIT_POLICY": "0"}.get(next(iter(given), ""), given.get("GOMP_SPINCOUNT"))
+    assert not read or read[0] == (turns or str(pool.SPINS))
+    expected = given or {"GOMP_SPINCOUNT": str(pool.SPINS)}
+    (told,) = (f"{name}={value}" for name, value in expected.items())
+    assert json.loads(done.stdout)["waiting"] == told
+
+
+def test_it_is_not_said_where_it_would_come_too_late(unset: pytest.MonkeyPatch) -> None:
+    import torch  # noqa: F401
+
+    pool.let_threads_sleep()
+    assert "GOMP_SPINCOUNT" not in os.environ
