@@ -250,14 +250,16 @@ def test_still_pictures_of_every_metric(metric: str, tmp_path: Path) -> None:
 
 def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
     for task in search.SHARED:
-        shared = search.space(task, "lstm")
-        assert search.space(task, "gru") == search.space(task, "rnn") == shared
-        for unit in ("snu", "softsnu", "recurrent-snu"):
-            mine = search.space(task, unit)
-            assert {name: mine[name] for name in shared} == shared
+        shared = search.space(task, "tanh")
+        looped = shared | search.RECURRENT
+        assert all(search.space(task, unit) == looped for unit in BASELINES)
+        for unit in ("snu", "softsnu", "recurrent-snu", "recurrent-softsnu"):
+            mine, own = search.space(task, unit), looped if "recurrent" in unit else shared
+            assert {name: mine[name] for name in own} == own
+            assert (set(search.RECURRENT) <= set(mine)) == ("recurrent" in unit)
             assert not set(search.MEMBRANE) - set(mine)
         for unit in BINARY:
-            assert search.space(task, f"recurrent-{unit}") == shared | search.SPIKES
+            assert search.space(task, f"recurrent-{unit}") == looped | search.SPIKES
         assert all(search.space(task, unit) == shared for unit in PLAIN)
         assert all(set(search.MEMBRANE).isdisjoint(search.space(task, u)) for u in BASELINES)
     with pytest.raises(UsageError, match="task='forecast': there is no search space"):
