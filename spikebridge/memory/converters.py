@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikebridge.gradients import forward_as
+from spikebridge.memory.places import remade
 
 if TYPE_CHECKING:
     from spikebridge.memory.matrix import Crossbar
@@ -51,6 +52,9 @@ class Converted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the array itself."""
         array = self.array
+        for hook in array._forward_pre_hooks.values():  # of a pruned bias, say
+            if remade(hook):
+                hook(array, (x,))
         if not hasattr(array, "kernel_size") and not hasattr(array, "in_shape"):
             y = self._product(x, array.weight)
             return y if self.bias is None else y + self.bias

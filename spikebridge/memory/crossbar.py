@@ -6,11 +6,9 @@ network on cells and gives a `Chip`, `from_crossbar` takes them off again.
 
 from __future__ import annotations
 
-import copy
 import math
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,25 +16,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from spikebridge.layers import Baseline, Layer
+from spikebridge.layers import Layer
 from spikebridge.memory import pcm
 from spikebridge.memory.array import Device, SimulatedArray
 from spikebridge.memory.converters import Converted
 from spikebridge.memory.matrix import Crossbar
 from spikebridge.memory.measured import read_table
 from spikebridge.memory.pcm import Cell
+from spikebridge.memory.places import Place, copied, places
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.records import UsageError
-from spikebridge.synapses import Conv2d, Dense, Embedding
+from spikebridge.synapses import Embedding
 
 __all__ = ["Chip", "Crossbar", "cell_of", "from_crossbar", "to_crossbar"]
 
 MakeDevice = Callable[[tuple[int, ...]], Device]
-# What a parametrised weight, such as one of few bits, is called among parameters.
-ORIGINAL = re.compile(r"parametrizations\.(\w+)\.original\d*$")
-MAPPED = (Dense, Conv2d, Embedding, nn.Linear, nn.Conv2d)
 
 
 def cell_of(config: MemoryConfig, *, pulsed: bool = False) -> Cell:
@@ -110,9 +105,8 @@ class Chip:
         try:
             tensors = load_file(path)
             for name, crossbar in self.crossbars.items():
-                own = {
-                    k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(name)
-                }
+                at = f"{name}/"
+                own = {k.removeprefix(at): v for k, v in tensors.items() if k.startswith(at)}
                 crossbar.load_state_dict(own)
                 self.aimed[name] = crossbar.weights()
         except (RuntimeError, SafetensorError) as error:
@@ -150,95 +144,70 @@ def to_crossbar(
     other parameter of two dimensions or more, such as those of attention, with a UserWarning that
     names it.
 
+    A weight that is made from others is taken as it is now, and what made it (the norms of
+    `torch.nn.utils`, `torch.nn.utils.parametrize`) ends: the cells hold the weight itself.  What
+    `torch.nn.utils.prune` took away stays away, whatever its cells hold.
+
     Args:
         network: any torch module.
         device: a cell model to simulate, or what makes a `Device` of a shape.
         config: pairs, tile, converters and the like; `device` in it is not looked at.
         seed: of simulated devices; each matrix draws from a stream of its own.
-        in_place: change `network` itself rather than a copy.
+        in_place: change `network` itself rather than a copy; an optimiser is made after that.
 
-    Raises UsageError for torch's RNN, GRU and LSTM, and where there is nothing to map.
+    Raises UsageError for torch's RNN, GRU and LSTM, for weights that are shared, lie on a crossbar
+    already or are made in a way that is not known, and where there is nothing to map.  The network
+    is then as it was.
     """
     config = config or MemoryConfig()
-    network = network if in_place else copy.deepcopy(network)
-    found = list(_weights(network))
-    if not found:
+    network = network if in_place else copied(network)
+    if not (found := places(network)):
         raise UsageError(
             "the network has no Linear, Conv2d or spiking layer to put on a crossbar; name one "
             "that has"
         )
-    _warn_of_digital(network, {name for name, *_ in found})
+    _warn_of_digital(network, found)
     seeds = torch.Generator().manual_seed(seed)
     chip = Chip(network, {}, {})
-    for name, module, field in found:
+    for place in found:
         own = int(torch.randint(2**62, (), generator=seeds))
-        weight = getattr(module, field).detach().clone()
+        weight = place.value()
         crossbar = Crossbar(tuple(weight.shape), _device(device, weight, config, own), config)
         crossbar.program(weight)
-        parametrize.register_parametrization(module, field, crossbar)
-        chip.crossbars[name], chip.aimed[name] = crossbar, weight
+        chip.crossbars[place.name], chip.aimed[place.name] = crossbar, weight
+    # The network is changed once nothing can fail any more.
+    for place in found:
+        place.put(chip.crossbars[place.name], chip.aimed[place.name])
     if config.dac_bits or config.adc_bits:
-        for name, module, _ in found:
-            if not isinstance(module, Layer | Embedding | nn.Embedding):
-                new = Converted(module, chip.crossbars[name])
-                chip.network = _swapped(chip.network, name.rpartition(".")[0], new)
+        for place in found:
+            if not isinstance(place.module, Layer | Embedding | nn.Embedding):
+                new = Converted(place.module, chip.crossbars[place.name])
+                chip.network = _swapped(chip.network, place.module, new)
     return chip
 
 
 def from_crossbar(chip: Chip) -> nn.Module:
-    """A plain copy of the network with the weights as one read sees them."""
-    network = copy.deepcopy(chip.network)
-    for name, module in list(network.named_modules()):
+    """A plain copy of the network with the weights as one read sees them.
+
+    What `torch.nn.utils.prune` took away before `to_crossbar` is 0 in it, and still pruned.
+    """
+    network = copied(chip.network)
+    for module in list(network.modules()):
         if isinstance(module, Converted):
-            network = _swapped(network, name, module.array)
+            network = _swapped(network, module, module.array)
     for name, crossbar in chip.crossbars.items():
         owner, _, field = name.rpartition(".")
-        module = network.get_submodule(owner)
-        # Taking a parametrisation off changes the class, which a copy shares with the original.
-        kind = type(module)
-        module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
-        parametrize.remove_parametrizations(module, field, leave_parametrized=False)
-        with torch.no_grad():
-            weight = getattr(module, field)
-            weight.copy_(crossbar.weights().to(weight.device, weight.dtype))
+        Place(name, network.get_submodule(owner), field).take_off(crossbar.weights())
     return network
 
 
-def _weights(network: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Name, owner and attribute of each matrix that goes on a crossbar."""
-    owners: dict[int, str] = {}
-    tied = bool(getattr(network, "tied", False))
-    for name, module in network.named_modules():
-        if isinstance(module, Baseline | nn.RNNBase):
-            raise UsageError(
-                f"{name}: torch's {type(module).__name__} keeps its matrices to itself, so no "
-                "crossbar can stand in for them; use a spiking unit"
-            )
-        if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.transposed):
-            raise UsageError(f"{name}: convolutions in groups are not mapped; use groups=1")
-        prefix = f"{name}." if name else ""
-        # An embedding is a table to look up, but for one whose matrix is that of the outputs too.
-        if isinstance(module, MAPPED) or (tied and isinstance(module, nn.Embedding)):
-            other = owners.setdefault(id(module.weight), name)
-            if other != name:
-                raise UsageError(
-                    f"{name} and {other} share a weight, which cells cannot; give each its own"
-                )
-            yield f"{prefix}weight", module, "weight"
-        elif isinstance(module, Layer) and module.recurrent is not None:
-            yield f"{prefix}recurrent", module, "recurrent"
-
-
-def _warn_of_digital(network: nn.Module, mapped: set[str]) -> None:
+def _warn_of_digital(network: nn.Module, mapped: list[Place]) -> None:
     """Tell which matrices no crossbar stands in for."""
-    tables = {
+    known = {id(p) for place in mapped for p in place.stored}
+    known |= {
         id(p) for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
-    digital = [
-        name
-        for name, p in network.named_parameters()
-        if p.dim() > 1 and ORIGINAL.sub(r"\1", name) not in mapped and id(p) not in tables
-    ]
+    digital = [n for n, p in network.named_parameters() if p.dim() > 1 and id(p) not in known]
     if digital:
         warnings.warn(
             f"these weights stay digital, no crossbar can stand in for them: {', '.join(digital)}",
@@ -253,10 +222,10 @@ def _device(device: Cell | MakeDevice, weight: Tensor, config: MemoryConfig, see
     return device(shape)
 
 
-def _swapped(network: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """The network with another module in a place; that module itself where it was all of it."""
-    if not name:
-        return new
-    owner, _, field = name.rpartition(".")
-    network.get_submodule(owner)._modules[field] = new
-    return network
+def _swapped(network: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """The network with another module wherever one was; that module itself where it was all."""
+    for module in list(network.modules()):
+        for key, child in module._modules.items():
+            if child is old:
+                module._modules[key] = new
+    return new if network is old else network

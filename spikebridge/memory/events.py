@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from spikebridge.energy import Counts
 from spikebridge.layers import Layer, Readout
 from spikebridge.memory.converters import Converted, padded
-from spikebridge.memory.crossbar import MAPPED, Chip
+from spikebridge.memory.crossbar import Chip
+from spikebridge.memory.places import MAPPED
 from spikebridge.synapses import Embedding
 
 __all__ = ["Traffic", "counts", "listening"]

@@ -19,6 +19,9 @@ from spikebridge.memory.wires import behind_wires
 from spikebridge.memory_config import REFRESH_HIGH, REFRESH_LOW, MemoryConfig
 from spikebridge.records import UsageError
 
+LARGEST_FACTOR = 1e4
+"""Of `Crossbar.compensate`: a matrix that has lost more is beyond a factor."""
+
 
 class Crossbar(nn.Module):
     """A weight matrix (N, I) on `pairs` differential pairs per weight, cut into tiles.
@@ -96,6 +99,8 @@ class Crossbar(nn.Module):
             self.scale.fill_(self.device.g_max_uS / largest)
         self.device.program(self.targets_uS(weight))
         self.settle()
+        if not matrix.any():  # what is read is noise, which says nothing of drift
+            self.reference.zero_()
 
     def settle(self) -> None:
         """Take what the cells hold now as what later drift is compensated to."""
@@ -137,7 +142,10 @@ class Crossbar(nn.Module):
         """Global drift compensation: scale by what |weights| have lost; returns the factor.
 
         Joshi et al. 2020, as in aihwkit: the mean output for one-hot inputs, now and after
-        programming.  Raises RuntimeError after pulses, until `Chip.settle`.
+        programming.  The factor is 1 where there is nothing to compare: a matrix that was meant
+        to be all 0, or of which nothing is left to read.
+
+        Raises RuntimeError after pulses, until `Chip.settle`.
         """
         if self.pulsed:
             raise RuntimeError(
@@ -145,8 +153,9 @@ class Crossbar(nn.Module):
                 "known what drift took from them; call settle() where training ends"
             )
         self.correction.fill_(1.0)
-        now = self.weights().abs().mean()
-        self.correction.copy_(self.reference / now.clamp_min(1e-4 * self.reference + 1e-12))
+        now, reference = float(self.weights().abs().mean()), float(self.reference)
+        if now > 0 and reference > 0:
+            self.correction.fill_(min(reference / now, LARGEST_FACTOR))
         return float(self.correction)
 
     def clip(self, weight: Tensor) -> Tensor:
