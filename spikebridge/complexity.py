@@ -132,7 +132,7 @@ def complexity(
             stack.callback(hook.remove)
         for batch in batches:
             x, tally.mask = (batch, None) if isinstance(batch, Tensor) else (batch.x, batch.mask)
-            seen = network.observe(x, state, membranes=True)
+            seen = network.observe(x, state, membranes=True, mask=tally.mask)
             _add_layers(network, tally, seen, state)
             tally.samples += x.shape[1] * (x.shape[0] if carries_state else 1)
             state = seen.state if carries_state else None

@@ -180,7 +180,8 @@ class _Bench:
             inferences = 0.0
             state = None
             for batch in islice(self.task.batches(split, size, judge), limit):
-                state = self.network(batch.x, state if self.task.carries_state else None)[1]
+                before = state if self.task.carries_state else None
+                state = self.network(batch.x, before, mask=batch.mask)[1]
                 steps, width = batch.x.shape[:2]
                 inferences += steps * width if self.task.carries_state else width
         return counts(traffic, updates, chip, inferences)

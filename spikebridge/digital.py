@@ -192,10 +192,11 @@ class _Trial:
         state = None
         with evaluation.evaluating(self.network):
             for batch in self.batches():
-                output, state = self.network(batch.x, state if engines else None)
+                before = state if engines else None
+                output, state = self.network(batch.x, before, mask=batch.mask)
                 x = spikes_of(self.task, batch)
                 found = engines.run(x) if engines else self._run(x, batch)
-                for total, answer in zip(sums, (output, self._meant(found, len(x))), strict=True):
+                for total, answer in zip(sums, (output, self._meant(found, batch)), strict=True):
                     score, count = self.task.score(answer, batch)
                     total[0] += score
                     total[1] += count
@@ -206,13 +207,16 @@ class _Trial:
 
     def _run(self, x: np.ndarray, batch: Batch) -> np.ndarray:
         """Outputs of the program, those of padding 0, and what it did."""
-        if batch.mask is None or self.program.readout.reduce != "each":
+        if batch.mask is None:
             return self._counted(x)
         # Padding is no time step: each sequence runs for its own length.
-        outputs = np.zeros((*x.shape[:2], self.program.outputs), np.int64)
+        each = self.program.readout.reduce == "each"
+        shape = x.shape[:2] if each else x.shape[1:2]
+        outputs = np.zeros((*shape, self.program.outputs), np.int64)
         for number, length in enumerate(batch.mask.sum(0).tolist()):
             one = slice(number, number + 1)
-            outputs[:length, one] = self._counted(x[:length, one])
+            place = (slice(length), one) if each else one
+            outputs[place] = self._counted(x[:length, one])
         return outputs
 
     def _counted(self, x: np.ndarray) -> np.ndarray:
@@ -221,17 +225,20 @@ class _Trial:
         self.counts += found.counts
         return found.outputs
 
-    def _meant(self, outputs: np.ndarray, steps: int) -> Tensor:
+    def _meant(self, outputs: np.ndarray, batch: Batch) -> Tensor:
         """Integer outputs as the numbers of the network's readout."""
         value = torch.from_numpy(outputs).float() * self.scale
-        return value / steps if self.program.readout.reduce == "sum" else value
+        if self.program.readout.reduce != "sum":
+            return value
+        return value / (len(batch.x) if batch.mask is None else batch.mask.sum(0).unsqueeze(1))
 
     def agreement(self) -> list[float]:
         """Of each hidden layer: share of neurons and steps that do the same in both, on a few."""
         batch = next(self.batches())
         x = batch.x[:, :LOOKED_AT]
         with evaluation.evaluating(self.network):
-            seen = self.network.observe(x)
+            mask = None if batch.mask is None else batch.mask[:, :LOOKED_AT]
+            seen = self.network.observe(x, mask=mask)
         spikes = spikes_of(self.task, batch._replace(x=x))
         lengths = [len(x)] * x.shape[1]
         if batch.mask is not None:

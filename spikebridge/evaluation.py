@@ -119,7 +119,7 @@ def _passes(
     state = None
     with evaluating(network):
         for batch in task.batches(split, batch_size, generator):
-            seen = network.observe(batch.x, state)
+            seen = network.observe(batch.x, state, mask=batch.mask)
             if task.carries_state:
                 state = seen.state
             yield batch, seen
@@ -134,6 +134,8 @@ class _Tally:
         self.losses = self.count = 0
 
     def add(self, output: Tensor, batch: Batch) -> None:
+        if batch.counted == 0:  # of what has no answer the mean would be nan
+            return
         self.loss += float(self.task.loss(output, batch)) * batch.counted
         self.losses += batch.counted
         total, count = self.task.score(output, batch)
@@ -170,15 +172,16 @@ def _of_numbers(
     batch = next(batches)
     chosen = _chosen(batch)
     x = batch.x[:, chosen].contiguous()
+    mask = None if batch.mask is None else batch.mask[:, chosen]
     with evaluating(network):
-        seen = network.observe(x, membranes=True)
+        seen = network.observe(x, membranes=True, mask=mask)
     steps, count = x.shape[:2]
     full = torch.full((count,), steps)
     arrays = {
         "x": x,
         "output": _meant(task, seen.output, batch.target),
         "target": batch.target[:, chosen] if task.readout == "each" else batch.target[chosen],
-        "length": full if batch.mask is None else batch.mask[:, chosen].sum(0),
+        "length": full if mask is None else mask.sum(0),
     }
     return arrays, seen.layers
 

@@ -362,6 +362,9 @@ class _Run:
         names = self.task.symbol_names()
         if names is not None:
             rundir.write_json(self.directory / rundir.SYMBOLS, {"symbols": names})
+        scaling = self.task.scaling()
+        if scaling is not None:
+            rundir.write_json(self.directory / rundir.SCALING, scaling)
         evaluation.write_examples(
             self.directory / rundir.EXAMPLES,
             self.network,

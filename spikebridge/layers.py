@@ -241,23 +241,19 @@ class Readout(nn.Module):
         self.reduce = reduce
 
     def forward(
-        self, y: Tensor, matrix: Tensor | None = None, among: Tensor | None = None
+        self,
+        y: Tensor,
+        matrix: Tensor | None = None,
+        among: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """y (T, B, N); reduced over time first, which is the same and T times cheaper.
 
-        matrix is (O, E) where tied; among (K,) asks for those K outputs only.
+        matrix is (O, E) where tied; among (K,) asks for those K outputs only; mask (T, B) is True
+        at real steps: "last" is then the last real one, "mean" the mean of the real ones.
         """
         if self.reduce != "each":
-            if y.shape[0] == 0:
-                raise ValueError(
-                    'a readout of "last" or "mean" needs at least one time step, got 0'
-                )
-            if y.shape[0] == 1:
-                y = y.squeeze(0)
-            elif self.reduce == "last":
-                y = y[-1]
-            else:
-                y = y.mean(0)
+            y = self._reduced(y, mask)
         if self.bias is None:
             if among is None:
                 return self.linear(y)
@@ -265,6 +261,26 @@ class Readout(nn.Module):
         if matrix is None:
             raise ValueError("a tied readout needs the embedding's matrix; pass it as matrix")
         return F.linear(self.linear(y), *_rows(matrix, self.bias, among))
+
+    def _reduced(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        if y.shape[0] == 0:
+            raise ValueError('a readout of "last" or "mean" needs at least one time step, got 0')
+        if mask is not None:
+            if mask.shape != y.shape[:2] or not bool(mask.any(0).all()):
+                raise ValueError(
+                    f"mask must be {tuple(y.shape[:2])} and True at a step of each sample or more, "
+                    f"got {tuple(mask.shape)}"
+                )
+            if self.reduce == "last":
+                steps = torch.arange(len(mask), device=mask.device).unsqueeze(1)
+                place = torch.where(mask, steps, 0).amax(0)
+                return y[place, torch.arange(y.shape[1], device=y.device)]
+            # Left out rather than multiplied by 0, which a nan at padding would outlast.
+            real = torch.where(mask.unsqueeze(2), y, y.new_zeros(()))
+            return real.sum(0) / mask.sum(0).unsqueeze(1).to(y.dtype)
+        if y.shape[0] == 1:
+            return y.squeeze(0)
+        return y[-1] if self.reduce == "last" else y.mean(0)
 
     def start_at(self, prior: Tensor) -> None:
         """Set the bias, so that the first outputs are about these, (O,)."""

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,15 @@ from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout, Reducti
 from spikebridge.model_config import BASELINES, BINARY, PLAIN, ModelConfig, check_fits
 from spikebridge.records import ConfigError
 from spikebridge.scan import BACKENDS, Backend
-from spikebridge.synapses import Conv2d, Dense, Driven, Embedding, Normalised, round_weights
+from spikebridge.synapses import (
+    Conv2d,
+    Dense,
+    Driven,
+    Embedding,
+    Normalised,
+    real_steps,
+    round_weights,
+)
 from spikebridge.units import Unit, make_unit
 
 __all__ = [
@@ -103,10 +111,15 @@ class Network(nn.Module):
         self.description: dict[str, str] | None = None  # what `build` made it from
 
     def forward(
-        self, x: Tensor, state: Sequence[Any] | None = None, *, among: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Sequence[Any] | None = None,
+        *,
+        among: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """x (T, B, I) to the output and the states of all layers, to be passed in again."""
-        observation = self.observe(x, state, among=among)
+        observation = self.observe(x, state, among=among, mask=mask)
         return observation.output, observation.state
 
     def observe(
@@ -116,6 +129,7 @@ class Network(nn.Module):
         *,
         membranes: bool = False,
         among: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Observation:
         """A forward pass that also hands out every layer's outputs, before dropout.
 
@@ -124,6 +138,8 @@ class Network(nn.Module):
             state: one state per layer, or None for silence.
             membranes: membrane states too; those layers then run in the loop.
             among: (K,) output numbers, for these K outputs only.
+            mask: (T, B), True at the real steps of each sample, which come first; what follows
+                them is padding and changes no output, unless it is asked for at each step.
         """
         states = (None,) * len(self.layers) if state is None else tuple(state)
         if len(states) != len(self.layers):
@@ -136,20 +152,22 @@ class Network(nn.Module):
         if x.is_floating_point():
             x = self.dropout_in(x)
         traces, after, sent = [], [], []
-        for number, (layer, before) in enumerate(zip(self.layers, states, strict=True), start=1):
-            s = None
-            if membranes and isinstance(layer, Layer):
-                y, s, last = layer.trace(x, before)
-            else:
-                y, last = layer(x, before)
-            traces.append(LayerTrace(f"layer{number}", y, s, layer.spiking))
-            after.append(last)
-            x = self.dropout(y)
-            sent.append(x)
+        with nullcontext() if mask is None else real_steps(self.layers, mask):
+            for number, (layer, before) in enumerate(zip(self.layers, states, strict=True), 1):
+                s = None
+                if membranes and isinstance(layer, Layer):
+                    y, s, last = layer.trace(x, before)
+                else:
+                    y, last = layer(x, before)
+                traces.append(LayerTrace(f"layer{number}", y, s, layer.spiking))
+                after.append(last)
+                x = self.dropout(y)
+                sent.append(x)
         if self.read > 1:
             x = torch.cat(sent[-self.read :], -1)
         matrix = self.embedding.weight if self.tied and self.embedding is not None else None
-        output = self.readout(x) if matrix is among is None else self.readout(x, matrix, among)
+        plain = matrix is among is mask is None
+        output = self.readout(x) if plain else self.readout(x, matrix, among, mask)
         return Observation(output, tuple(after), tuple(traces))
 
 

@@ -26,6 +26,7 @@ CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 EXAMPLES = "examples.npz"
 SYMBOLS = "symbols.json"
+SCALING = "scaling.json"
 STEPS = "steps.json"
 CHIP = "chip.safetensors"
 MEMORY = "memory.json"
@@ -49,6 +50,7 @@ FILES = (
     MODEL,
     EXAMPLES,
     SYMBOLS,
+    SCALING,
     STEPS,
     CHIP,
     MEMORY,

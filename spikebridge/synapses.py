@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,6 +27,7 @@ __all__ = [
     "gain",
     "noisy_weights",
     "plain_weights",
+    "real_steps",
     "round_weights",
 ]
 
@@ -252,22 +255,32 @@ class Normalised(nn.Module):
         self.mean: Tensor | None
         self.register_buffer("mean", torch.zeros(self.groups) if centre else None)
         self.shift = nn.Parameter(torch.zeros(self.groups)) if centre else None
+        self.real: Tensor | None = None  # set by `real_steps`
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
         drive = self.array(x)
         # (samples, features, pixels of a feature): one pixel where the array is no convolution.
         seen = drive.reshape(-1, self.groups, drive.shape[-1] // self.groups)
+        if self.real is None or not self.training:
+            return self._scaled(seen).reshape(drive.shape)
+        real = self.real.flatten().nonzero().squeeze(1)
+        scaled = self._scaled(seen.index_select(0, real))
+        # Padding gets no drive: it takes no part in the sizes of the batch, nor in gradients.
+        return seen.new_zeros(seen.shape).index_copy(0, real, scaled).reshape(drive.shape)
+
+    def _scaled(self, seen: Tensor) -> Tensor:
+        """(samples, features, pixels) by the sizes of the batch, or in use by the running ones."""
         if (fresh := self.training and len(seen) > 0) and not self.centre:
             scaled, mean_square = rescaled(seen, self.size, self.EPS)
             self._take_in(mean_square)
-            return scaled.reshape(drive.shape)
+            return scaled
         sizes = self._batch(seen) if fresh else (self.mean, self.mean_square)
         factor, constant = self._affine(*sizes)
         scaled = seen * factor.to(seen.dtype).unsqueeze(1)
         if constant is not None:
             scaled = scaled + constant.to(seen.dtype).unsqueeze(1)
-        return scaled.reshape(drive.shape)
+        return scaled
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Factor on the weights and constant drive, (groups,) each, that stand for it in use.
@@ -300,6 +313,27 @@ class Normalised(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.groups} features, centre={self.centre}"
+
+
+@contextmanager
+def real_steps(module: nn.Module, mask: Tensor) -> Iterator[None]:
+    """For a while, what normalises within a module counts real steps only: mask (T, B) is True.
+
+    Raises ValueError where a layer recomputes its drive later, by when the mask is gone.
+    """
+    found = [part for part in module.modules() if isinstance(part, Normalised)]
+    if found and any(getattr(layer, "recompute", 0) for layer in module.modules()):
+        raise ValueError(
+            "recompute with norm: sequences of several lengths are normalised over their real "
+            "steps, which is not known again where steps are recomputed; leave one of them out"
+        )
+    try:
+        for part in found:
+            part.real = mask
+        yield
+    finally:
+        for part in found:
+            part.real = None
 
 
 class Rounded(nn.Module):

@@ -176,9 +176,15 @@ class NpzConfig:
     """The files in --data-dir."""
     data_dir: str = ""
     """Folder with train.npz, test.npz and perhaps valid.npz, each with x (n, T, I) and y: classes
-    (n,) or (n, T), or numbers to predict (n, O) or (n, T, O)."""
+    (n,) or (n, T), -1 for none, or numbers to predict (n, O) or (n, T, O).  Sequences of several
+    lengths are padded, and lengths (n,) says how long each is, or mask (n, T) which steps are
+    real; padding counts nowhere."""
+    answers: Literal["auto", "classes", "numbers"] = "auto"
+    """What y holds: classes, numbers to predict, or what its type says (auto: whole numbers are
+    classes), where one-hot rows are refused because either could be meant."""
     readout: Literal["mean", "last"] = "mean"
-    """Where y is one per sample: what it is read from, the mean over time or the last step."""
+    """Where y is one per sample: what it is read from, the mean over time or the last step; over
+    the real steps."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -21,7 +21,8 @@ from spikebridge import cli, rundir
 from spikebridge.task_configs import NpzConfig
 from spikebridge.tasks.base import SPLITS, Batch
 from spikebridge.tasks.files import DataError
-from spikebridge.tasks.npz import Npz, read_samples
+from spikebridge.tasks.npz import Npz
+from spikebridge.tasks.npz_files import read_samples
 
 
 def task_of(folder: Path, **more: Any) -> Npz:
@@ -166,7 +167,10 @@ BROKEN = b"\x93NUMPY\x01\x00\x0a\x00{'descr': ("  # a header that breaks off in 
         (write_members(BROKEN, "x.npy", "y.npy"), "one that cannot be read"),
         (change(y=None), r"the arrays x and y; found these arrays: x; save it by"),
         (change(x=None, y=None, z=np.zeros(3)), "found these arrays: z"),
-        (change(x=np.array([{}] * 23, object)), "cannot be read .*Object arrays"),
+        (change(x=np.array([{}] * 23, object)), "found one of objects.*lengths=lengths"),
+        (change(y=np.array([{}] * 23, object)), "an array y of numbers; found one of objects"),
+        (change(labels=np.zeros(23)), "found these arrays: labels, x, y; rename labels"),
+        (change(y=np.array(["up", "down"] * 11 + ["up"])), r"np.unique\(y, return_inverse=True"),
         (change(x=X.astype(str)), "an array x of numbers; found one of <U"),
         (change(x=X * 1j), "an array x of numbers; found one of complex128"),
         (change(x=X[:, :, 0]), r"x of shape \(n, T, I\), each at least 1; found shape \(23, 6\)"),
@@ -177,12 +181,14 @@ BROKEN = b"\x93NUMPY\x01\x00\x0a\x00{'descr': ("  # a header that breaks off in 
         (change(x=X * 1e300), "in float32; found NaN, infinite or larger"),
         (change(y=np.full((23, 2), np.nan)), "y of finite numbers"),
         (change(y=np.zeros(22, int)), r"n = 23 and T = 6 as x has; found y of shape \(22,\)"),
-        (change(y=np.zeros(23)), r"found y of shape \(23,\) and type float64"),
+        (change(y=np.zeros(23)), r"found y of shape \(23,\) and type float64; save y.astype\(int"),
+        (change(y=np.zeros((23, 1), int)), r"found y of shape \(23, 1\) .*; save y\[:, 0\]"),
         (change(y=np.zeros((23, 5), int)), r"found y of shape \(23, 5\) and type int64"),
         (change(y=np.zeros((23, 5, 2))), r"found y of shape \(23, 5, 2\)"),
         (change(y=np.zeros((23, 0))), r"found y of shape \(23, 0\)"),
         (change(y=np.float64(3)), r"found y of shape \(\)"),
-        (change(y=np.arange(23) - 1), "classes numbered from 0.*found numbers from -1 to 21"),
+        (change(y=np.arange(23) - 2), "classes numbered from 0.*found numbers from -2 to 20"),
+        (change(y=np.full(23, -1)), "a class in y; found -1 alone"),
         (change(y=np.arange(23) * 10**9), "at most 100,000 of them"),
         (
             change(y=np.zeros((23, 2))),
@@ -213,27 +219,38 @@ def test_classes_that_only_the_test_holds_count(tmp_path: Path) -> None:
     np.savez(folder / "test.npz", x=arrays["x"], y=arrays["y"] + 4)
     task = task_of(folder)
     assert task.output_size == 4 + arrays["y"].max() + 1
-    assert len(task.notes) == 1
-    assert task.notes[0].startswith("100 % of the answers to test on are of classes that no sample")
+    notes = task.notes[1:]
+    assert notes[0].startswith("100 % of the answers to test on are of classes that no sample")
+    assert notes[1:] == (
+        "class 3 never occurs: its output is of no use; classes are numbered from 0",
+    )
 
 
 def test_classes_that_are_never_trained_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_npz(tmp_path / "mine", "class at each step", valid=True)
-    assert task_of(folder).notes == ()
+    (read,) = task_of(folder).notes
+    assert read == (
+        "read 23 to train, 7 to validate, 9 to test: 6 steps, 3 inputs; one class at each step, 4 "
+        "outputs"
+    )
     for name, y in (("valid", [9, 8, 1, 1, 1, 1]), ("test", [11, 10, 9, 8, 7, 6])):
         np.savez(folder / f"{name}.npz", x=np.ones((4, 6, 3)), y=np.array([y] * 4))
     told = "are of classes that no sample trains and no network can learn"
     notes = [
         f"33.3 % of the answers to validate on {told}: 8, 9",
         f"100 % of the answers to test on {told}: 6, 7, 8, 9, 10 and 1 more",
+        "classes 4, 5 never occur: their outputs are of no use; classes are numbered from 0",
     ]
     words = f"train npz --data-dir {folder} --hidden 4 --epochs 1 --threads 1 --no-report"
     assert cli.main([*words.split(), "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert all(note in said for note in notes)
-    assert rundir.read_result(tmp_path / "run").notes == notes
+    shown = rundir.read_result(tmp_path / "run").notes
+    assert shown[0].startswith("read 23 to train")
+    assert shown[1:4] == notes
+    assert shown[4].startswith("for comparison, test accuracy: the most frequent class")
 
 
 def test_a_class_that_only_validation_got_of_the_training_file_is_told(tmp_path: Path) -> None:
@@ -242,7 +259,7 @@ def test_a_class_that_only_validation_got_of_the_training_file_is_told(tmp_path:
     for number in range(23):
         y = np.where(np.arange(23) == number, 7, arrays["y"])
         np.savez(folder / "train.npz", x=arrays["x"], y=y)
-        told += task_of(folder).notes
+        told += [note for note in task_of(folder).notes if "no network" in note]
     note = "50 % of the answers to validate on are of classes that no sample trains and no network"
     assert told == [f"{note} can learn: 7"] * 2, "two of the samples validate"
 

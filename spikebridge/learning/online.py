@@ -245,6 +245,9 @@ class Online:
                     a loss convex in the output, as cross-entropy and squared errors are, that is
                     never less than the loss of the mean output (Jensen's inequality)
 
+        Where the batch has a mask, the last step of a sample is its last real one, and a mean is
+        over its real steps.
+
         Args:
             batch: of a task; x (T, B, I).
             loss: `task.loss`, or another mean over what `Batch.counted` counts.
@@ -275,6 +278,8 @@ class Online:
         """What the outputs (C, B, O) of the steps from `start` add to the loss; None is nothing."""
         steps, end = len(batch.x), start + len(outputs)
         reduce = self.network.readout.reduce
+        if reduce != "each" and batch.mask is not None:
+            return _padded(loss, batch, start, outputs, last=reduce == "last")
         if reduce == "last":
             return loss(outputs[-1], batch) if end == steps else None
         if reduce == "mean":
@@ -335,6 +340,39 @@ class Online:
         if dropout.same_mask or not (dropout.training and dropout.p):
             return self.masks[place]
         return dropout(torch.ones_like(like, dtype=self.weight.dtype))
+
+
+def _padded(
+    loss: Callable[[Tensor, Batch], Tensor],
+    batch: Batch,
+    start: int,
+    outputs: Tensor,
+    *,
+    last: bool,
+) -> Tensor | None:
+    """As `Online._part`, for samples of their own lengths with one answer each.
+
+    Samples of a length have equal weights, so that a mean loss can be asked of them at once.
+    """
+    assert batch.mask is not None
+    lengths = batch.mask.sum(0)
+    total: Tensor | None = None
+    for length in lengths.unique().tolist():
+        first = length - 1 if last else start
+        steps = min(length, start + len(outputs)) - first
+        if first < start or steps < 1:
+            continue
+        chosen = (lengths == length).nonzero().squeeze(1)
+        own = outputs[first - start : first - start + steps, chosen].flatten(0, 1)
+        x = batch.x[first : first + steps, chosen].flatten(0, 1).unsqueeze(0)
+        target = batch.target[chosen]
+        part = Batch(x, target.repeat(steps, *[1] * (target.dim() - 1)), None)
+        if not part.counted:
+            continue
+        weight = part.counted / (batch.counted * (1 if last else length))
+        value = loss(own, part) * weight
+        total = value if total is None else total + value
+    return total
 
 
 def _at(loss: Callable[[Tensor, int], Tensor | None], t: int, output: Tensor) -> Tensor | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spikebridge.records import UsageError
 from spikebridge.task_configs import OwnConfig, TaskConfig
@@ -11,7 +14,7 @@ from spikebridge.task_configs import OwnConfig, TaskConfig
 if TYPE_CHECKING:
     from spikebridge.tasks.base import Task
 
-__all__ = ["load"]
+__all__ = ["load", "other"]
 
 _CLASSES = {
     "digits": "Digits",
@@ -29,6 +32,41 @@ def load(task_config: TaskConfig) -> Task:
     Raises DataError (spikebridge.tasks.files) where the data are missing or damaged, UsageError
     for a task of one's own, which only its own program can make.
     """
+    kind = _class_of(task_config)
+    with _installed():
+        return kind(task_config)
+
+
+def other(
+    task_config: TaskConfig, path: str | Path, scaling: Mapping[str, Any] | None = None
+) -> Task:
+    """Other data for a network that was trained on those of a config: the split "test" of a task.
+
+    Inputs and answers are put on the scale of the training data, columns are those of the training
+    by their names, and sequences of several lengths come with their mask.  The other splits are
+    empty.  `answered` of the task says whether the data hold answers to judge by, and `in_units`
+    leads from outputs back to the units of the data.
+
+    Args:
+        task_config: of the run.
+        path: for npz an .npz file (y may be missing) or a folder with test.npz or a single one; for
+            forecast a table, or a folder with a single .csv.
+        scaling: what `Task.scaling` gave in the run, see `rundir.SCALING`; None reads the training
+            data again.
+
+    Raises DataError where the data do not fit, UsageError for a task that has no such files.
+    """
+    kind: Any = _class_of(task_config)
+    if not hasattr(kind, "other"):
+        raise UsageError(
+            f"task={task_config.NAME}: other data can be given to npz and forecast only; "
+            "save them as .npz with x (n, T, I), and train on such files"
+        )
+    with _installed():
+        return kind.other(task_config, Path(path), scaling)
+
+
+def _class_of(task_config: TaskConfig) -> Callable[[Any], Task]:
     name = getattr(task_config, "NAME", None)
     if isinstance(task_config, OwnConfig):
         raise UsageError(
@@ -41,8 +79,15 @@ def load(task_config: TaskConfig) -> Task:
             f"task_config is a {type(task_config).__name__}: there is no task for it; pass a "
             "record of spikebridge.task_configs, or give experiment.run your own task"
         )
+    with _installed():
+        return getattr(import_module(f"spikebridge.tasks.{name}"), _CLASSES[name])
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Tell how to install what the tasks need on top of the units."""
     try:
-        return getattr(import_module(f"spikebridge.tasks.{name}"), _CLASSES[name])(task_config)
+        yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error.name} is not installed, and the tasks need it; pip install 'spikebridge[app]'",

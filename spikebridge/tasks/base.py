@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +18,31 @@ from spikebridge.metrics import METRICS, MetricName
 Readout = Literal["mean", "last", "each"]
 
 SPLITS = ("train", "valid", "test")
+UNKNOWN = -1
+"""Stands in a target of classes where there is no answer: such a one is not judged."""
 
 
 class Batch(NamedTuple):
-    """Some samples, time-major, on the CPU; all T steps are real where mask is None."""
+    """Some samples, time-major, on the CPU; all T steps are real where mask is None.
+
+    The real steps of a sample come first, padding behind them; what stands there changes nothing.
+    """
 
     x: Tensor  # (T, B, I) float32, or (T, B) int64 symbols
-    target: Tensor  # (B,) or (T, B) int64 classes, or (B, O) or (T, B, O) float32
-    mask: Tensor | None  # (T, B) bool, True at real frames
+    target: Tensor  # (B,) or (T, B) int64 classes, UNKNOWN for none; (B, O) or (T, B, O) float32
+    mask: Tensor | None  # (T, B) bool, True at real steps
 
     @property
     def counted(self) -> int:
-        """What a task's loss is a mean over: samples, or (real) time steps."""
-        if self.mask is not None:
-            return int(self.mask.sum())
+        """What a task's loss is a mean over: samples, or real time steps, that have an answer."""
+        numbers = self.target.is_floating_point()
         # Of two dimensions, classes are one per step and numbers are one row per sample.
-        per_step = self.target.dim() == (3 if self.target.is_floating_point() else 2)
+        per_step = self.target.dim() == (3 if numbers else 2)
+        if not numbers:
+            known = self.target != UNKNOWN
+            return int((known & self.mask if per_step and self.mask is not None else known).sum())
+        if per_step and self.mask is not None:
+            return int(self.mask.sum())
         return self.x.shape[0] * self.x.shape[1] if per_step else self.x.shape[1]
 
 
@@ -67,6 +76,8 @@ class Task:
     """The metric on the test set of simple ways to answer, such as "the last value again"."""
     notes: tuple[str, ...] = ()
     """What a user should know of the data, such as columns that were left out."""
+    answered: bool = True
+    """Whether there are answers to judge by; a file that is only to be predicted may have none."""
 
     def symbol_names(self) -> list[str] | None:
         """What the symbols stand for, by number, kept beside the model; None without symbols."""
@@ -87,6 +98,14 @@ class Task:
             flat = part.double().flatten()
             means += [flat.mean(), (flat * torch.arange(len(flat)).cos()).mean()]
         return torch.tensor([*numbers, *means], dtype=torch.float64)
+
+    def scaling(self) -> dict[str, Any] | None:
+        """What `tasks.other` needs of the training data, as JSON has it; None is nothing."""
+        return None
+
+    def in_units(self, output: Tensor) -> Tensor:
+        """Outputs (..., O) as the data have their answers: probabilities, or numbers."""
+        return output.double().softmax(-1) if self.metric == "accuracy" else output.double()
 
     def compared(self) -> list[str]:
         """The baselines as a sentence, where there are any."""
@@ -139,18 +158,25 @@ class Task:
         return float((output.argmax(-1) == target).sum()), target.numel()
 
     def answers(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Output (n, O) in at least float32 and target (n,) or (n, O) of all that counts."""
+        """Output (n, O) in at least float32 and target (n,) or (n, O) of all that counts.
+
+        Padding does not count, nor does a class that is `UNKNOWN`.
+        """
         target = batch.target
         shape = tuple(target.shape)
         wanted = shape if target.is_floating_point() else (*shape, self.output_size)
         output = as_logits(output, wanted, self.readout)
         if self.readout == "each":
             output, target = output.flatten(0, 1), target.flatten(0, 1)
-            if batch.mask is not None:
-                # Taken out rather than multiplied by the mask: even an inf or nan at padding must
-                # not reach the loss or the gradient.
-                real = batch.mask.flatten().nonzero().squeeze(1)
-                output, target = output.index_select(0, real), target.index_select(0, real)
+        counts = batch.mask.flatten() if self.readout == "each" and batch.mask is not None else None
+        if not target.is_floating_point() and bool((target == UNKNOWN).any()):
+            known = target != UNKNOWN
+            counts = known if counts is None else counts & known
+        if counts is not None:
+            # Taken out rather than multiplied by the mask: even an inf or nan at padding must not
+            # reach the loss or the gradient.
+            chosen = counts.nonzero().squeeze(1)
+            output, target = output.index_select(0, chosen), target.index_select(0, chosen)
         return output, target.to(output.dtype) if target.is_floating_point() else target
 
 

@@ -197,6 +197,37 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("spikebridge") / "data"
 
 
+def visible(folder: Path) -> list[Path]:
+    """The files of a folder in the order of their names, without those that a Mac puts beside them.
+
+    On other disks macOS keeps what belongs to a file X in a twin `._X`, which is none of the data.
+    """
+    return sorted(path for path in folder.iterdir() if path.is_file() and not is_twin(path.name))
+
+
+def one_file(path: Path, ending: str, named: str = "") -> Path:
+    """The file itself, or that of a folder: the one of that name, or else the only one so ending.
+
+    Raises DataError where there is none, or several.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        return path
+    if named and (path / named).is_file():
+        return path / named
+    files = [file for file in visible(path) if file.suffix.lower() == f".{ending}"]
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files[:5]) or "none"
+        what = f"{named}, or a single .{ending} file" if named else f"a single .{ending} file"
+        raise DataError(path, what, found, "name the file itself")
+    return files[0]
+
+
+def is_twin(name: str) -> bool:
+    """Whether it is such a twin, or lies in the folder of twins of an archive."""
+    return Path(name).name.startswith("._") or Path(name).parts[:1] == ("__MACOSX",)
+
+
 def verify(path: Path, size_bytes: int, sha256: str, remedy: str) -> Path:
     """The path itself, once its content has the checksum; DataError where not."""
     expected = _described(size_bytes, sha256)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import lzma
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,47 +12,22 @@ from torch import Tensor
 
 from spikebridge.metrics import MetricName
 from spikebridge.task_configs import NpzConfig
-from spikebridge.tasks.base import SPLITS, Batch, Readout, Task, check_split, sample_batches
-from spikebridge.tasks.files import DataError
+from spikebridge.tasks import answers
+from spikebridge.tasks.base import (
+    SPLITS,
+    UNKNOWN,
+    Batch,
+    Readout,
+    Task,
+    check_split,
+    sample_batches,
+)
+from spikebridge.tasks.files import DataError, one_file
+from spikebridge.tasks.npz_files import Samples, read_samples
 
-# More are taken for a mistake, such as y holding the numbers of rows: each costs a row of weights.
-MOST_CLASSES = 100_000
 # Which samples train and which validate must never depend on a run's seed.
 _SPLIT_SEED = 1812
 _VALID_SHARE = 0.1
-_VERBS = {"valid": "validate on", "test": "test on"}
-_NAMED = 5  # classes, of those that are never trained
-_SHAPES = (
-    "y of whole numbers (n,) or (n, T): classes; or of floating-point numbers (n, O) or "
-    "(n, T, O): numbers to predict"
-)
-_SAVE = "save it by numpy.savez(path, x=x, y=y)"
-# What numpy and its archive raise at broken files.  Arrays of objects are pickles, which may run
-# code: numpy refuses them by a ValueError.
-_DAMAGED = (
-    ValueError,
-    EOFError,
-    RuntimeError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
-
-Kind = Literal["class", "class at each step", "numbers", "numbers at each step"]
-
-
-class Samples(NamedTuple):
-    """What a file holds."""
-
-    x: Tensor  # (n, T, I) float32, or uint8 where that is what the file has
-    y: Tensor  # (n,) or (n, T) int64, (n, O) or (n, T, O) float32
-    kind: Kind
-
-    def take(self, index: np.ndarray) -> Samples:
-        """The samples of the given numbers."""
-        chosen = torch.from_numpy(index)
-        return Samples(self.x[chosen], self.y[chosen], self.kind)
 
 
 class Npz(Task):
@@ -64,7 +35,9 @@ class Npz(Task):
 
     Numbers to predict are put on the scale of the training data, so that each output has mean 0 and
     standard deviation 1 there; `mean` and `sd` (O,) lead back.  Inputs are left as they are.
-    Without valid.npz one training sample in ten validates, always the same ones.
+    Without valid.npz one training sample in ten validates, always the same ones.  See
+    `spikebridge.tasks.npz_files` for what a file holds; sequences of several lengths come with a
+    mask, padded to the longest of their batch.
     """
 
     name = "npz"
@@ -72,47 +45,167 @@ class Npz(Task):
     def __init__(self, config: NpzConfig) -> None:
         self.config = config
         folder = Path(config.data_dir).expanduser()
-        self._splits = read_splits(folder if config.data_dir else None)
+        self._splits = read_splits(folder if config.data_dir else None, config)
         train = self._splits["train"]
-        self.input_size = train.x.shape[2]
-        each = train.kind.endswith("at each step")
-        self.readout: Readout = "each" if each else config.readout
-        self.metric: MetricName = "accuracy" if train.kind.startswith("class") else "rmse"
+        self._describe(train)
         if self.metric == "rmse":
             self.output_size = train.y.shape[-1]
-            self._standardise()
+            real = _real(train)
+            numbers = train.y[real] if train.y.dim() == 3 else train.y
+            constant = numbers.amax(0) == numbers.amin(0)
+            self.mean = numbers.double().mean(0)
+            self.sd = torch.where(constant, 1.0, numbers.double().std(0, correction=0))
+            for name, part in self._splits.items():
+                self._splits[name] = self._standardised(part)
+            self.baselines = self._mean_baseline()
         else:
-            self.output_size = 1 + max(int(part.y.max()) for part in self._splits.values())
-            self.notes = tuple(_never_trained(self._splits))
+            classes = {split: part.y for split, part in self._splits.items()}
+            self.output_size = 1 + max(int(part.max()) for part in classes.values())
+            self.baselines = answers.baseline(train.y, classes["test"])
+        self.notes = tuple(self._remarks())
+
+    def _describe(self, train: Samples) -> None:
+        self.kind = train.kind
+        self.input_size = train.x.shape[2]
+        each = train.kind.endswith("at each step")
+        self.readout: Readout = "each" if each else self.config.readout
+        self.metric: MetricName = "accuracy" if train.kind.startswith("class") else "rmse"
 
     def size(self, split: str) -> int:
         """Number of samples of a split."""
         return len(self._splits[check_split(split)].x)
 
     def batches(self, split: str, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Batches of x (T, B, I); target (B,), (T, B), (B, O) or (T, B, O); mask None."""
+        """Batches of x (T, B, I); target (B,), (T, B), (B, O) or (T, B, O).
+
+        mask is None where all sequences of the data are equally long, else T is that of the longest
+        of the batch.
+        """
         samples = sample_batches(self.size(split), split, batch_size, generator)
         return (self._batch(self._splits[split], i) for i in samples)
 
     def _batch(self, split: Samples, index: Tensor) -> Batch:
-        target = split.y[index]
+        x, target, mask = split.x[index], split.y[index], None
+        if split.padded:
+            lengths = split.lengths[index]
+            longest = int(lengths.max())
+            mask = torch.arange(longest).unsqueeze(1) < lengths
+            x = x[:, :longest]
+            target = target[:, :longest] if self.readout == "each" else target
         if self.readout == "each":
             target = target.transpose(0, 1).contiguous()
-        return Batch(split.x[index].transpose(0, 1).float().contiguous(), target, None)
+        return Batch(x.transpose(0, 1).float().contiguous(), target, mask)
 
-    def _standardise(self) -> None:
-        train = self._splits["train"].y.flatten(0, -2).double()
-        constant = train.amax(0) == train.amin(0)
-        self.mean = train.mean(0)
-        self.sd = torch.where(constant, 1.0, train.std(0, correction=0))
-        for name, part in self._splits.items():
-            y = ((part.y.double() - self.mean) / self.sd).float()
-            self._splits[name] = part._replace(y=y)
-        test = self._splits["test"].y.double()
-        self.baselines = {"mean of the training data": float(test.square().mean().sqrt())}
+    def _standardised(self, part: Samples) -> Samples:
+        return part._replace(y=((part.y.double() - self.mean) / self.sd).float())
+
+    def _mean_baseline(self) -> dict[str, float]:
+        test = self._splits["test"]
+        y = (test.y[_real(test)] if test.y.dim() == 3 else test.y).double()
+        return {"mean of the training data": float(y.square().mean().sqrt())}
+
+    def _remarks(self) -> Iterator[str]:
+        """What was read, and what a user should know of it."""
+        counts = [f"{len(self._splits[split].x):,} to {_WHAT[split]}" for split in SPLITS]
+        steps = _steps([part.lengths for part in self._splits.values()])
+        yield (
+            f"read {', '.join(counts)}: {steps}, {self.input_size:,} inputs; one {self.kind}, "
+            f"{self.output_size:,} outputs"
+        )
+        for split, part in self._splits.items():
+            if part.unanswered:
+                yield (
+                    f"{part.unanswered:,} samples to {_WHAT[split]} have no class (-1) and are "
+                    "left out"
+                )
+        if self.kind == "class at each step":
+            yield from self._unanswered_steps()
+        if self.metric == "accuracy":
+            yield from answers.remarks({split: part.y for split, part in self._splits.items()})
+
+    def _unanswered_steps(self) -> Iterator[str]:
+        real = {split: _real(part) for split, part in self._splits.items()}
+        total = sum(int(part.sum()) for part in real.values())
+        without = sum(
+            int((part.y[real[split]] == UNKNOWN).sum()) for split, part in self._splits.items()
+        )
+        if without:
+            yield f"{100 * without / total:.3g} % of the steps have no class (-1): not judged"
+
+    # Another file, with what training left
+
+    def scaling(self) -> dict[str, Any]:
+        """What `other` needs to know of the training data, as JSON has it."""
+        found: dict[str, Any] = {"kind": self.kind, "inputs": self.input_size}
+        found["outputs"] = self.output_size
+        if self.metric == "rmse":
+            found |= {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
+        return found
+
+    @classmethod
+    def other(cls, config: NpzConfig, path: Path, scaling: Mapping[str, Any] | None) -> Npz:
+        """The samples of one more file as the split "test", all of them and in their order.
+
+        Args:
+            config: of the run.
+            path: an .npz file, or a folder with test.npz or a single one; y may be missing.
+            scaling: as the run's `scaling` was; None reads the training data again.
+
+        Raises DataError, also where inputs or answers are others than those of the training.
+        """
+        scaling = cls(config).scaling() if scaling is None else scaling
+        path = one_file(path, "npz", "test.npz")
+        like = _like(scaling)
+        part = read_samples(path, config.answers, like, every=True)
+        if part.described() != like.described():
+            found, remedy = part.described(), "give a file with the same inputs and kind of y"
+            raise DataError(path, f"{like.described()}, as in training", found, remedy)
+        task = cls.__new__(cls)
+        task.config, task.output_size = config, int(scaling["outputs"])
+        task._describe(like)
+        task.answered = part.answered and bool((part.y != UNKNOWN).any())
+        if task.metric == "rmse":
+            task.mean = torch.tensor(scaling["mean"], dtype=torch.float64)
+            task.sd = torch.tensor(scaling["sd"], dtype=torch.float64)
+            part = task._standardised(part)
+        elif (high := int(part.y.max())) >= task.output_size:
+            found, remedy = f"class {high}", "leave out samples that training had no class for"
+            raise DataError(path, f"classes 0 to {task.output_size - 1}", found, remedy)
+        task._splits = {"test": part}
+        return task
+
+    def in_units(self, output: Tensor) -> Tensor:
+        """Outputs (..., O) as the files have them: numbers in their units, or probabilities."""
+        if self.metric == "rmse":
+            return output.double() * self.sd + self.mean
+        return output.double().softmax(-1)
 
 
-def read_splits(folder: Path | None) -> dict[str, Samples]:
+_WHAT = {"train": "train", "valid": "validate", "test": "test"}
+
+
+def _like(scaling: Mapping[str, Any]) -> Samples:
+    """Samples of the shapes of the training data, none of them."""
+    each = scaling["kind"].endswith("at each step")
+    numbers = scaling["kind"].startswith("numbers")
+    shape = (0, *[1] * each, *[int(scaling["outputs"])] * numbers)
+    kind = torch.float32 if numbers else torch.int64
+    x = torch.empty(0, 1, int(scaling["inputs"]))
+    lengths = torch.empty(0, dtype=torch.int64)
+    return Samples(x, torch.empty(shape, dtype=kind), scaling["kind"], lengths)
+
+
+def _steps(lengths: list[Tensor]) -> str:
+    low, high = min(int(part.min()) for part in lengths), max(int(part.max()) for part in lengths)
+    return f"{high:,} steps" if low == high else f"{low:,} to {high:,} steps"
+
+
+def _real(part: Samples) -> Tensor:
+    """(n, T) bool, True at real steps."""
+    return torch.arange(part.x.shape[1]) < part.lengths.unsqueeze(1)
+
+
+def read_splits(folder: Path | None, config: NpzConfig) -> dict[str, Samples]:
     """train.npz, test.npz and, where it is there, valid.npz, checked against one another."""
     expected = "a folder with train.npz, test.npz and perhaps valid.npz"
     if folder is None:
@@ -122,41 +215,20 @@ def read_splits(folder: Path | None) -> dict[str, Samples]:
     given = {split: folder / f"{split}.npz" for split in SPLITS}
     if not given["valid"].exists():
         del given["valid"]
-    splits = {split: read_samples(path) for split, path in given.items()}
-    train = splits["train"]
-    for split, found in splits.items():
-        if _described(found) != _described(train):
+    train = read_samples(given.pop("train"), config.answers)
+    splits = {"train": train}
+    for split, path in given.items():
+        splits[split] = found = read_samples(path, config.answers, train)
+        if found.described() != train.described():
             raise DataError(
-                given[split],
-                f"{_described(train)}, as in train.npz",
-                _described(found),
+                path,
+                f"{train.described()}, as in train.npz",
+                found.described(),
                 "save all files with the same inputs and kind of y",
             )
     if "valid" not in splits:
-        splits["train"], splits["valid"] = _split_off(train, given["train"])
+        splits["train"], splits["valid"] = _split_off(train, folder / "train.npz")
     return splits
-
-
-def _never_trained(splits: dict[str, Samples]) -> Iterator[str]:
-    """A sentence for each split with classes that no training sample has."""
-    trained = splits["train"].y.unique()
-    for split, part in splits.items():
-        never = ~torch.isin(part.y, trained)
-        if never.any():
-            classes = part.y[never].unique().tolist()
-            shown = ", ".join(map(str, classes[:_NAMED]))
-            more = f" and {len(classes) - _NAMED:,} more" if len(classes) > _NAMED else ""
-            yield (
-                f"{100 * float(never.double().mean()):.3g} % of the answers to {_VERBS[split]} are "
-                f"of classes that no sample trains and no network can learn: {shown}{more}"
-            )
-
-
-def _described(samples: Samples) -> str:
-    what = f"x (n, T, {samples.x.shape[2]}) and y of one {samples.kind}"
-    if samples.kind.startswith("class"):
-        return what
-    return what.replace("one numbers", f"{samples.y.shape[-1]} numbers")
 
 
 def _split_off(train: Samples, path: Path) -> tuple[Samples, Samples]:
@@ -168,85 +240,5 @@ def _split_off(train: Samples, path: Path) -> tuple[Samples, Samples]:
     # RandomState is numpy's generator whose stream is frozen for good (NEP 19).
     order = np.random.RandomState(_SPLIT_SEED).permutation(count)
     held = max(1, round(_VALID_SHARE * count))
-    return train.take(np.sort(order[held:])), train.take(np.sort(order[:held]))
-
-
-def read_samples(path: Path) -> Samples:
-    """x and y of one file, checked.  Raises DataError."""
-    arrays = _arrays(path)
-    x, y = arrays["x"], arrays["y"]
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
-            expected = f"an array {name} of numbers"
-            raise DataError(path, expected, f"one of {array.dtype}", _SAVE)
-        if array.dtype.kind == "f" and not _finite(array):
-            found, remedy = "NaN, infinite or larger values in it", "fill or remove such samples"
-            raise DataError(path, f"{name} of finite numbers in float32", found, remedy)
-    if x.ndim != 3 or 0 in x.shape:
-        expected = "x of shape (n, T, I), each at least 1"
-        raise DataError(path, expected, f"shape {x.shape}", "give x a sample, a time and an input")
-    kind = _kind_of(path, x, y)
-    if kind.startswith("class"):
-        return Samples(_plain(x), torch.from_numpy(y.astype(np.int64)), kind)
-    return Samples(_plain(x), torch.from_numpy(y.astype(np.float32)), kind)
-
-
-def _kind_of(path: Path, x: np.ndarray, y: np.ndarray) -> Kind:
-    """What y asks for, by its shape and type."""
-    whole = y.dtype.kind in "biu"
-    per_step = y.shape[:2] == x.shape[:2]
-    if y.shape[:1] == x.shape[:1] and 0 not in y.shape:
-        if whole and (y.ndim == 1 or (y.ndim == 2 and per_step)):
-            _check_classes(path, y)
-            return "class" if y.ndim == 1 else "class at each step"
-        if y.ndim == 2 and not whole:
-            return "numbers"
-        if y.ndim == 3 and per_step:
-            return "numbers at each step"
-    expected = f"{_SHAPES}, with n = {x.shape[0]:,} and T = {x.shape[1]:,} as x has"
-    remedy = "give y another shape, or convert it by .astype"
-    raise DataError(path, expected, f"y of shape {y.shape} and type {y.dtype}", remedy)
-
-
-def _check_classes(path: Path, y: np.ndarray) -> None:
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= MOST_CLASSES:
-        raise DataError(
-            path,
-            f"classes numbered from 0, at most {MOST_CLASSES:,} of them",
-            f"numbers from {low:,} to {high:,}",
-            "number the classes from 0, or save numbers to predict as floats (n, 1)",
-        )
-
-
-def _finite(array: np.ndarray) -> bool:
-    # A NaN is not at most anything, so one comparison finds all that float32 cannot hold.
-    return bool((np.abs(array) <= np.finfo(np.float32).max).all())
-
-
-def _plain(x: np.ndarray) -> Tensor:
-    """As torch can hold it; bytes stay bytes, four times smaller than what batches are made of."""
-    small = x.dtype.kind == "b" or x.dtype == np.uint8
-    return torch.from_numpy(x.astype(np.uint8 if small else np.float32))
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays x and y of a file."""
-    try:
-        # Opened here because numpy leaves a file that is no archive open.
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            names = archive.files
-            found = {str(name): archive[name] for name in ("x", "y") if name in names}
-    except OSError as error:
-        raise DataError(path, "an .npz file", str(error.strerror or error), _SAVE) from error
-    except MemoryError as error:
-        have = f"more than there is ({error})"
-        raise DataError(path, "arrays that fit into memory", have, "give fewer samples") from error
-    except _DAMAGED as error:
-        expected = "a whole .npz file with arrays of numbers"
-        raise DataError(path, expected, f"one that cannot be read ({error})", _SAVE) from error
-    found = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
-    if len(found) < 2:
-        have = ", ".join(sorted(names)) or "none"
-        raise DataError(path, "the arrays x and y", f"these arrays: {have}", _SAVE)
-    return found
+    validates = train.take(np.sort(order[:held]))._replace(unanswered=0)
+    return train.take(np.sort(order[held:])), validates
