@@ -23,6 +23,7 @@ from spikebridge.digest import digest
 from spikebridge.network import Network, load_network
 from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import SYMBOLS, read_json, replace
+from spikebridge.units import Unit, renamed
 
 FORMAT = "spikebridge-checkpoint"
 VERSION = 1
@@ -84,7 +85,8 @@ def restore(
     Raises CheckpointError, before anything is changed, where the file is damaged, of another
     version, or of another network.
     """
-    metadata, tensors = _read(path)
+    metadata, found = _read(path)
+    tensors = renamed(found)
     plain = json.loads(metadata["progress"])
     model, best = _part(tensors, "model/"), _part(tensors, "best/")
     shapes = {name: value.shape for name, value in network.state_dict().items()}
@@ -93,7 +95,10 @@ def restore(
     average = _part(tensors, "average/")
     if average:
         _same_shapes(path, average, shapes)
-    state = _optimizer_state(path, _part(tensors, "optimizer/"), _parameters(optimizer))
+    parameters = _parameters(optimizer)
+    state = _optimizer_state(path, _part(tensors, "optimizer/"), parameters)
+    if tensors.keys() != found.keys():
+        _turn_signs(state, parameters, network)
     network.load_state_dict(model)
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
@@ -138,6 +143,17 @@ def _same_shapes(
             raise CheckpointError(
                 f"{path}: {name} has shape {there}, this network needs {here}; {REMEDY}"
             )
+
+
+def _turn_signs(
+    state: dict[int, dict[str, Tensor]], parameters: list[nn.Parameter], network: nn.Module
+) -> None:
+    """A threshold of before was trained as its negative: so are its moments, but for squares."""
+    turned = {id(unit.threshold) for unit in network.modules() if isinstance(unit, Unit)}
+    for index, values in state.items():
+        if id(parameters[index]) in turned:
+            for name in values.keys() & {"exp_avg", "momentum_buffer"}:
+                values[name] = -values[name]
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

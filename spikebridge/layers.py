@@ -75,7 +75,7 @@ class Layer(nn.Module):
         if not (self.recompute and torch.is_grad_enabled()) or traced():
             return self._run(x, state)
         if state is None:
-            state = self.unit.initial_state(x.shape[1], self.unit.bias.dtype, x.device)
+            state = self.unit.initial_state(x.shape[1], self.unit.threshold.dtype, x.device)
         parameters = tuple(p for p in self.parameters() if p.requires_grad)
         return recomputed(self._again(), x, state, parameters, self.recompute)
 

@@ -37,7 +37,7 @@ from spikebridge.synapses import (
     real_steps,
     round_weights,
 )
-from spikebridge.units import Unit, make_unit
+from spikebridge.units import Unit, make_unit, renamed
 
 __all__ = [
     "LayerTrace",
@@ -428,7 +428,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if missing or metadata.get("sha256") not in (None, digest(tensors, metadata["model"])):
         what = f"lacks {sorted(missing)}" if missing else "does not match its checksum"
         raise ValueError(f"{path} {what}; restore it, or train again")
-    return metadata, tensors
+    return metadata, renamed(tensors)
 
 
 def _described(

@@ -108,7 +108,7 @@ def recomputed(
     """
     if every < 1:
         raise ValueError(f"recompute must be at least 1 step, got {every}; 0 turns it off")
-    parts = tuple(part for part in state if part is not None)
+    parts = tuple(state)
     if x.shape[0] == 0:
         return run(x, state)
     y, *last = _Recomputed.apply(run, every, x, len(parts), *parts, *parameters)
@@ -125,7 +125,7 @@ class _Recomputed(torch.autograd.Function):
         bits: list[Tensor] | None = [] if x.is_floating_point() else None
         y = None
         for piece in x.split(every):
-            starts += [part for part in state if part is not None]
+            starts += state
             out, state = run(piece, state)
             if y is None:
                 y = out.new_empty((x.shape[0], *out.shape[1:]))
@@ -139,7 +139,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.shape, ctx.dtype, ctx.autocast = x.shape, x.dtype, _autocast(x.device.type)
         ctx.set_materialize_grads(False)
         assert y is not None
-        return (y, *(part for part in state if part is not None))
+        return (y, *state)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, *grad_state: Tensor | None) -> tuple:

@@ -47,7 +47,7 @@ class _Recurrent(nn.Module):
     Call:
         output, state = layer(x, state=None)
         x: (T, B, I), with batch_first (B, T, I), one sequence (T, I), or a PackedSequence.
-        state: State(s, y), each (num_layers * directions, B, N), (.., N) for one sequence; None is
+        state: State(y, s), each (num_layers * directions, B, N), (.., N) for one sequence; None is
             silence.  The order of layers and directions is that of torch.nn.LSTM.
         output: as x with N (2 N if bidirectional) in place of I.
 
@@ -149,12 +149,12 @@ class _Recurrent(nn.Module):
             outputs = []
             for direction in range(self.directions):
                 k = depth * self.directions + direction
-                start = None if state is None else State(state.s[k], state.y[k])
+                start = None if state is None else State(state.y[k], state.s[k])
                 y, last = run(self.layers[k], x, start, direction == 1)
                 outputs.append(y)
                 after.append(last)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-        return x, State(torch.stack([a.s for a in after]), torch.stack([a.y for a in after]))
+        return x, State(torch.stack([a.y for a in after]), torch.stack([a.s for a in after]))
 
     def _checked(self, state: Any, batch: int) -> State | None:
         if state is None:
@@ -162,13 +162,13 @@ class _Recurrent(nn.Module):
         shape = (self.num_layers * self.directions, batch, self.hidden_size)
         found = [tuple(part.shape) if isinstance(part, Tensor) else part for part in state]
         if len(state) < 2 or any(part != shape for part in found[:2]):
-            raise ValueError(f"state must be (s, y), each {shape}, got {found}")
+            raise ValueError(f"state must be (y, s), each {shape}, got {found}")
         # Zeros of the input's dtype are what code for torch.nn.LSTM begins with.
         return State(*(part.to(state_dtype(part.dtype)) for part in state[:2]))
 
     def _check_dtype(self, x: Tensor) -> None:
         first: Any = self.layers[0]
-        own = first.unit.bias.dtype
+        own = first.unit.threshold.dtype
         if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"x is {x.dtype} and the layer {own}; give x.to({own}), or use autocast"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikebridge.kernels import ops
 from spikebridge.kernels.product import traced
-from spikebridge.units import AdaptiveUnit, SNUnit, State, Unit, state_dtype
+from spikebridge.units import SNUnit, State, Unit, state_dtype
 
 __all__ = ["Backend", "Trace", "loop", "scan", "unsupported"]
 
@@ -54,7 +54,7 @@ def loop(
             current = current + _product(state.y, matrix)
         state = unit.step(state, current, params)
         ys.append(state.y.to(drive.dtype))
-        ss.append(state.s)
+        ss.append(unit.membrane(state))
     if not ys:
         return Trace(drive, drive.to(state.s.dtype), state)
     return Trace(torch.stack(ys), torch.stack(ss), state)
@@ -141,9 +141,9 @@ def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State |
         raise ValueError(f"drive must be (T, B, {n}) for this unit, got {tuple(drive.shape)}")
     if not drive.is_floating_point():
         raise TypeError(f"drive must be floating point, got {drive.dtype}; call .float() on it")
-    if drive.device != unit.bias.device:
+    if drive.device != unit.threshold.device:
         raise ValueError(
-            f"drive is on {drive.device}, the unit on {unit.bias.device}; move one of them"
+            f"drive is on {drive.device}, the unit on {unit.threshold.device}; move one of them"
         )
     if recurrent is not None:
         if recurrent.shape != (n, n) or recurrent.device != drive.device:
@@ -155,16 +155,9 @@ def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State |
             raise TypeError(f"recurrent must be floating point, got {recurrent.dtype}")
     if state is None:
         return unit.initial_state(drive.shape[1], drive.dtype, drive.device)
-    shape = (drive.shape[1], n)
     dtype = state_dtype(drive.dtype)
-    parts = {"s": state.s, "y": state.y}
-    if isinstance(unit, AdaptiveUnit):
-        if state.a is None:
-            raise ValueError("an adaptive unit needs a state with its adaptation `a`; got None")
-        parts["a"] = state.a
-    elif state.a is not None:
-        raise ValueError(f"state.a is for adaptive units, this one is {type(unit).__name__}")
-    for name, value in parts.items():
+    for name, value, width in (("y", state.y, n), ("s", state.s, unit.memory)):
+        shape = (drive.shape[1], width)
         if value.shape != shape or value.dtype != dtype or value.device != drive.device:
             raise ValueError(
                 f"state.{name} must be {shape} {dtype} on {drive.device} for this drive, got "

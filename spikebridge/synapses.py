@@ -68,13 +68,13 @@ def gain(unit: Driven) -> float:
         if unit not in ACTIVATION_GAINS:
             raise ValueError(f"unit={unit!r}: no such layer; choose one of {[*ACTIVATION_GAINS]}")
         return ACTIVATION_GAINS[unit]
-    if unit.bias.is_meta:  # no numbers to go by, and none to be scaled
+    if unit.threshold.is_meta:  # no numbers to go by, and none to be scaled
         return 1.0
     decay = min(float(unit.decay.detach().double().mean()), 0.8)
     spread = math.sqrt(1.0 - decay**2)
     if not unit.spiking:
         return (5.0 if unit.rule.g == "identity" else 8.0) * spread
-    threshold = max(-float(unit.bias.detach().double().mean()), 0.1)
+    threshold = max(float(unit.threshold.detach().double().mean()), 0.1)
     factor = 10.0 / 3.0
     if unit.rule.reset == "lateral":
         factor = 5.0

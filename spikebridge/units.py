@@ -15,12 +15,13 @@ State is passed in and handed out, never kept in a module.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from spikebridge.gradients import Surrogate
@@ -34,6 +35,7 @@ __all__ = [
     "State",
     "Unit",
     "make_unit",
+    "renamed",
     "step",
 ]
 
@@ -47,18 +49,35 @@ RESETS = ("gate", "subtract", "none", "lateral")
 
 
 class State(NamedTuple):
-    """What a unit remembers between two steps; `a` only exists in adaptive units.
+    """What a unit remembers between two steps: a pair like (h, c) of an LSTM, the output first.
 
-    All of it in float32, or in float64 where the drive is.
+    A unit that remembers more than a membrane keeps it in s too, behind the membrane: the adaptive
+    one has s (B, 2 N).  All of it in float32, or in float64 where the drive is.
     """
 
-    s: Tensor  # (B, N) membrane state
     y: Tensor  # (B, N) last output
-    a: Tensor | None = None  # (B, N) adaptation of the threshold
+    s: Tensor  # (B, N) membrane state, or wider: (B, unit.memory)
 
     def detach(self) -> State:
         """The same values, cut off from the graph: truncated backpropagation through time."""
-        return State(self.s.detach(), self.y.detach(), None if self.a is None else self.a.detach())
+        return State(self.y.detach(), self.s.detach())
+
+
+_of_two = State.__new__
+
+
+def _of_before(cls: type[State], *parts: Any, **named: Any) -> State:
+    """Three fields are the form of files of before: membrane, output, adaptation or None."""
+    if len(parts) == 3:
+        s, y, a = parts
+        parts = (y, s if a is None else torch.cat([s, a], dim=-1))
+    return _of_two(cls, *parts, **named)
+
+
+State.__new__ = _of_before  # type: ignore[method-assign, assignment]
+# torch.export.save writes the type of what a module returns by name, torch.load takes known types.
+pytree._register_namedtuple(State, serialized_type_name="spikebridge.units.State")
+torch.serialization.add_safe_globals([State])
 
 
 class Params(NamedTuple):
@@ -125,14 +144,14 @@ def step(rule: Rule, state: State, drive: Tensor, params: Params) -> State:
 
     Args:
         rule: the member of the family.
-        state: s and y, (B, N).
+        state: y and s, (B, N).
         drive: (B, N) input current, the recurrent term included.
         params: decay and bias.
 
     Source: Woźniak et al. 2020; the order of operations is that of the authors' toolkit.
     """
     s = membrane(rule, state.s, state.y, drive, params.decay)
-    return State(s, rule.fire(s + params.bias))
+    return State(rule.fire(s + params.bias), s)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -149,8 +168,8 @@ class Unit(nn.Module):
         decay: share of the membrane kept per step, in (0, 1]; a number, or a tensor (N,).
         train_decay: make it a parameter.  It is stored as a logit, so training cannot leave (0, 1).
         per_unit: one decay per unit rather than one for the layer (implied by a tensor).
-        threshold: initial threshold; the parameter is b = -threshold, one per unit.
-        bias: train b; False keeps the threshold where it is.
+        threshold: initial threshold; the parameter `threshold` (N,) starts there, one per unit.
+        bias: train it; False keeps it where it is, as a buffer.
         memoryless: nothing stays of the membrane: its decay is 0, `decay` is not looked at.
     """
 
@@ -184,7 +203,12 @@ class Unit(nn.Module):
             self.decay_logit = nn.Parameter(torch.logit(value.double()).to(value.dtype))
         else:
             self.register_buffer("fixed_decay", value)
-        self.bias = nn.Parameter(torch.full((size,), -float(threshold)), requires_grad=bias)
+        self.threshold: Tensor
+        start = torch.full((size,), float(threshold))
+        if bias:
+            self.threshold = nn.Parameter(start)
+        else:
+            self.register_buffer("threshold", start)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Unit:
         """A fixed decay stays in float32 at least: bfloat16 would round 0.999 to 1."""
@@ -193,6 +217,14 @@ class Unit(nn.Module):
         if before is not None and self.fixed_decay.dtype != state_dtype(self.fixed_decay.dtype):
             self.fixed_decay = before.to(self.fixed_decay.device)
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        """States of before name the threshold's negative, `bias`."""
+        if f"{prefix}bias" in state_dict:
+            state_dict[f"{prefix}threshold"] = -state_dict.pop(f"{prefix}bias")
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
     @property
     def decay(self) -> Tensor:
@@ -205,15 +237,24 @@ class Unit(nn.Module):
 
     def params(self, dtype: torch.dtype) -> Params:
         """Decay and bias in the dtype of the state."""
-        return Params(self.decay.to(dtype), self.bias.to(dtype))
+        return Params(self.decay.to(dtype), -self.threshold.to(dtype))
+
+    @property
+    def memory(self) -> int:
+        """Numbers per sample in a state's s: N, or more where there is more than a membrane."""
+        return self.size
+
+    def membrane(self, state: State) -> Tensor:
+        """The membrane in a state, (..., N)."""
+        return state.s[..., : self.size]
 
     def initial_state(
         self, batch: int, dtype: torch.dtype, device: torch.device | None = None
     ) -> State:
         """Silence: all zero, for a drive of the given dtype."""
-        device = self.bias.device if device is None else device
-        s = torch.zeros(batch, self.size, dtype=state_dtype(dtype), device=device)
-        return State(s, torch.zeros_like(s))
+        device = self.threshold.device if device is None else device
+        y = torch.zeros(batch, self.size, dtype=state_dtype(dtype), device=device)
+        return State(y, y.new_zeros(batch, self.memory))
 
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         """One time step; see the function `step`."""
@@ -239,7 +280,8 @@ class SNUnit(Unit):
 class AdaptiveUnit(Unit):
     """An SNU whose threshold rises with its own activity: y' = h(s' + b - beta a).
 
-    a' = rho a + (1 - rho) y_prev, as in the adaptive LIF neuron of Bellec et al. 2018 (LSNN).
+    a' = rho a + (1 - rho) y_prev, as in the adaptive LIF neuron of Bellec et al. 2018 (LSNN).  A
+    state's s is (B, 2 N): the membranes, then the adaptations a.
 
     Args:
         rho: share of the adaptation kept per step, in [0, 1).
@@ -256,18 +298,16 @@ class AdaptiveUnit(Unit):
             raise ValueError(f"beta must be finite and not negative, got {beta}")
         self.rho, self.beta = rho, beta
 
-    def initial_state(
-        self, batch: int, dtype: torch.dtype, device: torch.device | None = None
-    ) -> State:
-        s, y, _ = super().initial_state(batch, dtype, device)
-        return State(s, y, torch.zeros_like(s))
+    @property
+    def memory(self) -> int:
+        return 2 * self.size
 
     def step(self, state: State, drive: Tensor, params: Params) -> State:
-        if state.a is None:
-            raise ValueError("an adaptive unit needs a state with its adaptation `a`; got None")
-        a = self.rho * state.a + (1 - self.rho) * state.y
-        s = membrane(self.rule, state.s, state.y, drive, params.decay)
-        return State(s, self.rule.fire(s + params.bias - self.beta * a), a)
+        s, a = state.s.split(self.size, dim=-1)
+        a = self.rho * a + (1 - self.rho) * state.y
+        s = membrane(self.rule, s, state.y, drive, params.decay)
+        y = self.rule.fire(s + params.bias - self.beta * a)
+        return State(y, torch.cat([s, a], dim=-1))
 
 
 def _checked_decay(decay: float | Tensor, size: int, per_unit: bool, train_decay: bool) -> Tensor:
@@ -293,6 +333,22 @@ KINDS = ("snu", "softsnu", "li-snu", "adaptive-snu", "binary-di", "binary-ci")
 # the step for a ramp of slope 1/2 over 0 < V < 2, the threshold being 1.
 BINARY_RESETS = {"binary-di": "none", "binary-ci": "subtract"}
 BINARY_SURROGATE = Surrogate("window", 1.0, 0.5)
+
+
+OLD_NAME, NAME = ".unit.bias", ".unit.threshold"
+# What is kept of a parameter and does not change its sign with it.
+EVEN = ("importance.", "path.", "exp_avg_sq")
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file by today's names: files of before hold b = -threshold of each unit."""
+    found = {}
+    for name, value in tensors.items():
+        if name.endswith(OLD_NAME):
+            name = name.removesuffix(OLD_NAME) + NAME
+            value = value if any(part in name for part in EVEN) else -value
+        found[name] = value
+    return found
 
 
 def make_unit(

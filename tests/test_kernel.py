@@ -57,7 +57,7 @@ def instruction_set(request: pytest.FixtureRequest):
 def state_of(b: int, n: int, dtype: torch.dtype, soft: bool) -> State:
     dtype = state_dtype(dtype)
     y = torch.rand(b, n, dtype=dtype)
-    return State(torch.randn(b, n, dtype=dtype), y if soft else (y > 0.5).to(dtype))
+    return State(y if soft else (y > 0.5).to(dtype), torch.randn(b, n, dtype=dtype))
 
 
 def matrix_of(n: int, dtype: torch.dtype) -> Tensor:
@@ -76,7 +76,7 @@ def results(
         unit,
         leaves["drive"],
         leaves.get("recurrent"),
-        State(leaves["s0"], leaves["y0"]),
+        State(leaves["y0"], leaves["s0"]),
         backend=backend,
     )
     noise = torch.Generator().manual_seed(1)

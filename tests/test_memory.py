@@ -47,13 +47,13 @@ def test_one_number_that_is_no_spike_is_not_lost(value: float, place: int) -> No
 def gradients_of(layer: nn.Module, x: Tensor, state: State | None = None) -> list[Tensor]:
     """Output, last state, and the gradients of input, state and parameters, of one fixed loss."""
     leaves = [] if not x.is_floating_point() else [x]
-    leaves += [] if state is None else [part for part in state if part is not None]
+    leaves += [] if state is None else list(state)
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     rest = list(leaves)
     if x.is_floating_point():
         x = rest.pop(0)
     y, last = layer(x, None if state is None else State(*rest))
-    outputs = [y, *(part for part in last if part is not None)]
+    outputs = [y, *last]
     noise = torch.Generator().manual_seed(5)
     cotangents = [torch.randn(v.shape, generator=noise).to(v.dtype) for v in outputs]
     trained = [p for p in layer.parameters() if p.requires_grad]

@@ -261,7 +261,7 @@ def test_which_networks_have_a_constant_drive(
         has = (drive_bias or unit == "binary-ci") and not centre
         assert (inner.bias is not None) == has
         assert inner.bias is None or inner.bias.shape == (groups,)
-        assert unit in PLAIN or layer.unit.bias.requires_grad == (unit != "binary-ci")
+        assert unit in PLAIN or layer.unit.threshold.requires_grad == (unit != "binary-ci")
         assert not norm or (layer.array.shift is not None) == centre
     with torch.no_grad():
         for parameter in network.parameters():

@@ -597,7 +597,7 @@ def test_other_refusals() -> None:
         online.begin(0)
     with pytest.raises(ValueError, match="one entry for each of 1 layers, got 2"):
         online.begin(B, [None, None])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match=r"state.s must be \(4, 7\)"):
+    with pytest.raises(ValueError, match=r"state.y must be \(4, 7\)"):
         online.begin(B, [State(torch.zeros(B, 6), torch.zeros(B, 6))])
     online.begin(B)
     with pytest.raises(ValueError, match=r"x must be \(4, 5\) here"):

@@ -209,7 +209,7 @@ def test_what_it_folds_into(kind: str, own: str) -> None:
     assert bool(constant.any()) == (own != "neither")
     unit, moved = make_unit("binary-di", 27), make_unit("binary-di", 27)
     with torch.no_grad():
-        moved.bias.add_(constant.repeat_interleave(27 // scaled.groups))
+        moved.threshold.sub_(constant.repeat_interleave(27 // scaled.groups))
         twin.bias.zero_()
     assert torch.equal(scan(moved, twin(x))[0], scan(unit, scaled(x))[0])
 
@@ -293,7 +293,7 @@ def test_every_matrix_is_rounded_and_nothing_else() -> None:
     for layer in network.layers:
         for matrix in (layer.array.weight, layer.recurrent):
             assert all(len(row.unique()) <= 7 for row in matrix)
-    assert network.layers[0].unit.bias.unique().item() == -1.0
+    assert network.layers[0].unit.threshold.unique().item() == 1.0
 
 
 def test_weights_of_few_bits_still_learn() -> None:

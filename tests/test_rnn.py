@@ -60,13 +60,13 @@ def test_packed_sequences_equal_each_sequence_alone(
     layer = kind(F, H, num_layers, bidirectional=bidirectional, recurrent=recurrent)
     sequences = [torch.randn(t, F) * 3 for t in (3, 7, 1, 7, 5)]
     rows = num_layers * (1 + bidirectional)
-    state = State(torch.randn(rows, 5, H), torch.randint(2, (rows, 5, H)).float())
+    state = State(torch.randint(2, (rows, 5, H)).float(), torch.randn(rows, 5, H))
     packed = pack_sequence(sequences, enforce_sorted=False)
     y, last = layer(packed, state if given else None)
     padded, lengths = pad_packed_sequence(y)
     assert lengths.tolist() == [3, 7, 1, 7, 5]
     for b, x in enumerate(sequences):
-        start = State(state.s[:, b], state.y[:, b]) if given else None
+        start = State(state.y[:, b], state.s[:, b]) if given else None
         alone, end = layer(x, start)
         torch.testing.assert_close(padded[: len(x), b], alone)
         torch.testing.assert_close(last.s[:, b], end.s)
@@ -230,7 +230,7 @@ def test_parameter_counts_are_those_of_the_paper() -> None:
         (lambda: SNU(F, H)(torch.zeros(F)), r"x must be \(T, B, 5\)"),
         (
             lambda: SNU(F, H)(torch.zeros(T, B, F), State(torch.zeros(B, H), torch.zeros(B, H))),
-            r"state must be \(s, y\), each \(1, 3, 4\)",
+            r"state must be \(y, s\), each \(1, 3, 4\)",
         ),
         (
             lambda: SNU(F, H)(torch.zeros(T, B, F), (None, None)),

@@ -85,13 +85,10 @@ def test_nothing_that_was_passed_in_is_changed(
 ) -> None:
     unit, drive, weights = made(kind, g, reset), drive_of(5), matrix(recurrent)
     state = scan(unit, drive_of(2))[1]
-    kept = [x.clone() for x in (drive, *state) if x is not None]
+    kept = [x.clone() for x in (drive, *state)]
     before = {name: value.clone() for name, value in unit.state_dict().items()}
     scan(unit, drive, weights, state)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(kept, (x for x in (drive, *state) if x is not None), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(kept, (drive, *state), strict=True))
     assert all(torch.equal(value, before[name]) for name, value in unit.state_dict().items())
 
 
@@ -108,12 +105,11 @@ def test_outputs_are_spikes_or_lie_between(kind: str, g: str, reset: str) -> Non
 @laws
 def test_without_input_the_membrane_decays_in_closed_form(kind: str, g: str, reset: str) -> None:
     unit = made(kind, g, "none" if kind == "softsnu" else reset, decay=0.9, threshold=5.0)
-    start = unit.initial_state(2, torch.float64)._replace(
-        s=torch.rand(2, N, dtype=torch.float64)
-    )  # positive and below threshold
+    start = unit.initial_state(2, torch.float64)
+    unit.membrane(start).copy_(torch.rand(2, N))  # positive and below threshold
     trace = loop(unit, torch.zeros(6, 2, N, dtype=torch.float64), None, start)
     assert float(unit.decay) == pytest.approx({"binary-di": 0, "binary-ci": 1}.get(kind, 0.9))
-    expected = torch.stack([start.s * unit.decay**k for k in range(1, 7)])
+    expected = torch.stack([unit.membrane(start) * unit.decay**k for k in range(1, 7)])
     torch.testing.assert_close(trace.s, expected)
 
 
@@ -147,7 +143,7 @@ def test_gradients_agree_with_finite_differences(
         return trace.y, trace.state.s
 
     # Away from the kinks of g at 0 and from ties of the maximum.
-    leaves = [drive_of(3, 2), *(torch.rand(2, N, dtype=torch.float64) for _ in range(2))]
+    leaves = [drive_of(3, 2), *(torch.rand_like(part) for part in (start.s, start.y))]
     leaves += [matrix(True)] if recurrent else []
     leaves += [p.detach().clone() for p in unit.parameters()]
     for leaf in leaves:
@@ -198,15 +194,17 @@ def test_decays_may_be_spread_over_the_units() -> None:
 
 def test_a_threshold_that_is_not_trained_gets_no_gradient() -> None:
     unit = make_unit("snu", N, bias=False, threshold=0.3)
-    assert not unit.bias.requires_grad
-    assert torch.equal(unit.bias.detach(), torch.full((N,), -0.3))
+    assert not unit.threshold.requires_grad
+    assert not list(unit.parameters())
+    assert torch.equal(unit.threshold, torch.full((N,), 0.3))
+    assert unit.requires_grad_(True).threshold.requires_grad is False
 
 
 def test_lateral_inhibition_lets_one_spike_reset_its_sample_and_no_other() -> None:
     unit = make_unit("li-snu", 3, decay=1.0)
     s = torch.full((2, 3), 0.5)
     y = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    state = unit.step(State(s, y), torch.zeros(2, 3), unit.params(torch.float32))
+    state = unit.step(State(y, s), torch.zeros(2, 3), unit.params(torch.float32))
     assert state.s.tolist() == [[0.0] * 3, [0.5] * 3]
 
 
@@ -229,16 +227,16 @@ def test_binary_units_are_the_equations_of_the_paper(backend: str) -> None:
 def test_continuous_integration_takes_its_threshold_off_and_leaves_it_fixed() -> None:
     unit = make_unit("binary-ci", N, threshold=0.25)
     assert unit.rule.amount == 0.25
-    assert not unit.bias.requires_grad
+    assert not unit.threshold.requires_grad
     drive = torch.full((4 * 40, 1, N), 0.0625)
     assert scan(unit, drive)[0].sum(0).unique().item() == 39.0  # what was put in, in thresholds
-    assert make_unit("binary-di", N).bias.requires_grad
+    assert make_unit("binary-di", N).threshold.requires_grad
 
 
 def test_discontinuous_integration_forgets() -> None:
     """Steps do not act on one another, so one step in training stands for any number in use."""
     unit, drive = make_unit("binary-di", N), torch.randn(5, 3, N).requires_grad_()
-    start = State(torch.randn(3, N), torch.ones(3, N))
+    start = State(torch.ones(3, N), torch.randn(3, N))
     steps = [scan(unit, one[None], None, start)[0] for one in drive]
     assert torch.equal(scan(unit, drive)[0], torch.cat(steps))
     (grad,) = torch.autograd.grad(scan(unit, drive)[0][3].sum(), drive)
@@ -311,13 +309,13 @@ def test_bad_units_are_refused(options: dict, error: type, message: str) -> None
             torch.zeros(4, 2, N),
             State(torch.zeros(3, N), torch.zeros(3, N)),
             ValueError,
-            r"state.s must be \(2, 7\)",
+            r"state.y must be \(2, 7\)",
         ),
         (
             torch.zeros(4, 2, N),
             State(torch.zeros(2, N), torch.zeros(2, N).double()),
             ValueError,
-            "state.y must be",
+            "state.s must be",
         ),
     ],
 )
@@ -340,18 +338,16 @@ def test_bad_matrices_and_adaptations_are_refused() -> None:
         scan(unit, drive, torch.zeros(N, N, dtype=torch.int64))
     adaptive = make_unit("adaptive-snu", N)
     state = adaptive.initial_state(2, torch.float32)
-    with pytest.raises(ValueError, match=r"state.a must be \(2, 7\) torch.float32"):
-        scan(adaptive, drive, None, state._replace(a=torch.zeros(1, N)))
-    with pytest.raises(ValueError, match="needs a state with its adaptation"):
-        scan(adaptive, drive, None, state._replace(a=None))
-    with pytest.raises(ValueError, match="is for adaptive units"):
+    with pytest.raises(ValueError, match=r"state.s must be \(2, 14\) torch.float32"):
+        scan(adaptive, drive, None, state._replace(s=torch.zeros(2, N)))
+    with pytest.raises(ValueError, match=r"state.s must be \(2, 7\)"):
         scan(unit, drive, None, state)
 
 
 def test_a_slow_leak_survives_low_precision() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         unit = make_unit("snu", N, decay=0.999).to(dtype)
-        assert unit.bias.dtype == dtype
+        assert unit.threshold.dtype == dtype
         assert unit.decay.item() == pytest.approx(0.999)
     assert make_unit("snu", N).double().decay.dtype == torch.float64
 

@@ -150,7 +150,7 @@ def _hidden(layer: Any, name: str) -> _Wanted:
     if layer.recurrent is not None:
         weight = np.concatenate([weight, _array(layer.recurrent).T])
     drive, decay = (_each(value, unit.size) for value in (drive, _array(unit.decay)))
-    threshold = -_array(unit.bias)
+    threshold = _array(unit.threshold)
     if not decay.any():  # without a memory a constant drive is a shift of the threshold
         threshold, drive = threshold - drive, 0 * drive
     return _Wanted(

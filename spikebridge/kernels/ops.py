@@ -70,7 +70,7 @@ def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> t
         1.0 if formula is None else formula.height,
         keep,
     )
-    return y, State(s_last, y_last)
+    return y, State(y_last, s_last)
 
 
 def _chosen(operands: Sequence[Tensor | None], keep: bool) -> Callable[..., tuple[Tensor, ...]]:

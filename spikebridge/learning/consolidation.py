@@ -24,6 +24,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from spikebridge.units import renamed
+
 __all__ = ["EWC", "SI"]
 
 
@@ -82,6 +84,7 @@ class _Anchors:
         Raises ValueError, before anything is changed, where it is of another model or method.
         """
         own = self.state_dict()
+        state = state if state.keys() == own.keys() else renamed(state)
         for name in sorted(own.keys() | state.keys()):
             here, there = (tuple(s[name].shape) if name in s else None for s in (own, state))
             if here != there:

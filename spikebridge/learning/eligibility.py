@@ -191,7 +191,7 @@ class Forward:
     def begin(self, batch: int, state: State | None) -> None:
         """Eligibilities at zero: the state to begin with depends on no parameter."""
         unit = self.layer.unit
-        silence = unit.initial_state(batch, unit.bias.dtype)
+        silence = unit.initial_state(batch, unit.threshold.dtype)
         self.state = silence if state is None else _fitting(state, silence)
         self.h = torch.zeros_like(silence.s)
         self.eligibility = self.kind(batch, unit.size, self.inputs, silence.s)
@@ -199,11 +199,11 @@ class Forward:
 
     def read(self) -> None:
         """Take the parameters as they are now, with the way back from their values to them."""
-        layer, dtype = self.layer, state_dtype(self.layer.unit.bias.dtype)
+        layer, dtype = self.layer, state_dtype(self.layer.unit.threshold.dtype)
         with torch.enable_grad():
             recurrent = layer.connections()
             parts = [layer.array.weight, recurrent, layer.array.bias]
-            self.roots: list[Tensor | None] = [*parts, layer.unit.bias, layer.unit.decay]
+            self.roots: list[Tensor | None] = [*parts, -layer.unit.threshold, layer.unit.decay]
         values = [None if root is None else root.detach().to(dtype) for root in self.roots]
         self.weight, self.matrix, self.constant = values[:3]
         assert values[3] is not None
@@ -220,8 +220,7 @@ class Forward:
             self.state = step(self.rule, self.state, drive, self.params)
             states.append(self.state)
         before = [first, *states[:-1]]
-        earlier = State(torch.stack([p.s for p in before]), torch.stack([p.y for p in before]))
-        after = State(torch.stack([p.s for p in states]), torch.stack([p.y for p in states]))
+        earlier, after = (_stacked(steps) for steps in (before, states))
         self.of = slopes(self.rule, earlier, after, self.params)
         parts = [x]
         if self.matrix is not None:
@@ -273,8 +272,12 @@ class Forward:
         return pairs
 
 
+def _stacked(states: list[State]) -> State:
+    return State(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+
+
 def _fitting(state: State, silence: State) -> State:
-    for name in ("s", "y"):
+    for name in State._fields:
         value, wanted = getattr(state, name), getattr(silence, name)
         if value.shape != wanted.shape or value.dtype != wanted.dtype:
             raise ValueError(
@@ -282,7 +285,7 @@ def _fitting(state: State, silence: State) -> State:
                 f"batch, got {tuple(value.shape)} {value.dtype}; start from "
                 "unit.initial_state(batch, dtype), or from None"
             )
-    return State(state.s.detach(), state.y.detach())
+    return State(*state).detach()
 
 
 def unsupported(layer: Any) -> str | None:
