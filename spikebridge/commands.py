@@ -140,6 +140,7 @@ def search(
     trials: int,
     data: str | None,
     data_dir: str,
+    folds: int,
     settings: Mapping[str, Any],
     as_json: bool,
 ) -> None:
@@ -162,7 +163,7 @@ def search(
             say(f"{unit}  trial {number}/{trials}  valid {value:.5g}  {_settings(chosen).strip()}")
 
         content = searching.search(
-            task, unit, out, trials=trials, data=data, settings=given, tell=tell
+            task, unit, out, trials=trials, data=data, settings=given, folds=folds, tell=tell
         )
         best[unit] = searching.best(content)
     if as_json:

@@ -174,6 +174,8 @@ class Search:
     """Epochs of each trial; 0 = as many as the preset says."""
     hidden: tuple[int, ...] = ()
     """Widths of the hidden layers; by default as the preset says."""
+    folds: int = 0
+    """Of events: judge each trial by cross-validation over so many folds; 0 = by one split."""
     threads: int = 0
     """CPU threads; 0 = as many as torch takes."""
     out: Path | None = None
@@ -191,6 +193,7 @@ class Search:
             trials=self.trials,
             data=self.data,
             data_dir=self.data_dir,
+            folds=self.folds,
             settings={
                 "level": "" if self.level == "word" else self.level,
                 "epochs": self.epochs,

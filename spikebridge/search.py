@@ -7,6 +7,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,7 @@ def search(
     trials: int,
     data: str | None = None,
     settings: dict[str, Any] | None = None,
+    folds: int = 0,
     tell: Callable[[int, float, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Find settings for a unit; written to directory/VARIANT/search.json and returned.
@@ -105,13 +107,15 @@ def search(
         directory: where the search is kept; one that lies there goes on.
         trials: number in all; the first is the preset itself.
         settings: what holds for all trials instead of the preset, such as epochs or data_dir.
+        folds: K > 1 judges each trial by cross-validation, for tasks with `folds`: the mean over K
+            trainings, each of which validates on another K-th of the training data.
         tell: is told of each trial: number, validation metric, settings.
 
     Raises UsageError, also where a search of other settings or another space lies there.
     """
     if trials < 1:
         raise UsageError(f"trials={trials}: it must be at least 1; pass --trials 12")
-    base = preset(task, variant, data, **(settings or {}))
+    base = preset(task, variant, data, **(settings or {}), **_first_fold(task, folds))
     drawn = space(task, variant, base)
     folder = directory / variant
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +127,7 @@ def search(
         trial = study.ask()
         chosen = {} if number == 0 else {name: _draw(trial, name, drawn[name]) for name in drawn}
         try:
-            history = experiment.validate(override(base, **chosen))
+            history = _validated(override(base, **chosen), folds)
         except RunError as error:  # a learning rate that is too high: a bad trial, not the end
             trial.set_user_attr(_FAILED, str(error))
             study.tell(trial, state=_fail())
@@ -145,6 +149,32 @@ def search(
         if tell is not None:
             tell(number + 1, record["valid"], chosen)
     return _content(base, drawn, found)
+
+
+def _first_fold(task: str, folds: int) -> dict[str, int]:
+    if folds == 0:
+        return {}
+    if task != "events":
+        raise UsageError(f"folds={folds}: only events are cut into folds; leave --folds out")
+    return {"folds": folds, "fold": 0}
+
+
+def _validated(config: Config, folds: int) -> list[dict[str, Any]]:
+    """The epochs of a training; with folds of several, epoch by epoch their mean."""
+    if folds == 0:
+        return experiment.validate(config)
+    histories = [experiment.validate(override(config, fold=fold)) for fold in range(folds)]
+    curve = [
+        {
+            "epoch": epochs[0]["epoch"],
+            "valid": statistics.fmean(epoch["valid"] for epoch in epochs),
+            "seconds": sum(epoch["seconds"] for epoch in epochs),
+        }
+        for epochs in zip(*histories, strict=False)  # a patient training may end sooner
+    ]
+    pick = max if higher_is_better(config) else min
+    chosen = pick(curve, key=lambda epoch: epoch["valid"])
+    return [epoch | {"best": epoch is chosen} for epoch in curve]
 
 
 def best(content: dict[str, Any]) -> dict[str, Any]:

@@ -157,11 +157,21 @@ class EventsConfig:
     """What a pixel of a frame holds: binary (1 where there was an event) or count (how many)."""
     shrink: int = 1
     """Side of the squares of pixels that are taken together, at least 1."""
+    folds: int = 10
+    """Equal parts of each class's training recordings, at least 2; one of them validates."""
+    fold: int = 0
+    """The part that validates, from 0 to below --folds; `search --folds` takes each in turn."""
 
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 1, "20", "steps")
         at_least(self, 1, "1", "shrink")
+        at_least(self, 2, "10", "folds")
+        require(
+            0 <= self.fold < self.folds,
+            f"fold={self.fold}: it must lie in [0, {self.folds}), the number of folds; "
+            "pass --fold 0",
+        )
 
 
 @dataclass(frozen=True)

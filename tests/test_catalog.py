@@ -351,6 +351,7 @@ def test_a_search_holds_what_the_command_says(
             trials=2,
             data=None,
             data_dir="",
+            folds=0,
             settings={"hidden": (8,)},
             as_json=False,
         )
@@ -408,6 +409,33 @@ def test_a_search_that_was_killed_ends_like_one_that_was_not(
     assert found[0]["trials"] == found[1]["trials"]
     assert found[0]["trials"][0]["settings"] == {}
     assert len(found[0]["trials"]) < 12  # some failed, and they count
+
+
+def test_a_search_over_folds_judges_by_the_mean_of_all_at_one_epoch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    curves = {0: [0.5, 0.9, 0.1], 1: [0.6, 0.2, 0.7]}
+    asked = []
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        asked.append((config.task.folds, config.task.fold))
+        curve = curves[config.task.fold]
+        return [
+            {"epoch": epoch, "best": epoch == 1 or valid > max(curve[: epoch - 1]), "valid": valid}
+            | {"seconds": 1.0}
+            for epoch, valid in enumerate(curve, start=1)
+        ]
+
+    monkeypatch.setattr(experiment, "validate", validate)
+    found = search.search("events", "snu", tmp_path, trials=2, settings={"epochs": 3}, folds=2)
+    assert asked == [(2, 0), (2, 1)] * 2
+    for trial in found["trials"]:
+        assert (trial["valid"], trial["best_epoch"]) == (pytest.approx(0.55), 1)
+        assert trial["seconds"] == 6.0
+    with pytest.raises(UsageError, match="other settings: folds"):
+        search.search("events", "snu", tmp_path, trials=2, settings={"epochs": 3}, folds=3)
+    with pytest.raises(UsageError, match="folds=2: only events are cut into folds"):
+        search.search("digits", "snu", tmp_path / "other", trials=1, folds=2)
 
 
 def test_a_search_of_something_else_is_not_gone_on_with(

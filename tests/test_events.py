@@ -111,12 +111,19 @@ def test_an_input_is_darker_then_brighter_then_rows(tmp_path: Path) -> None:
 
 def test_splits_are_fixed_disjoint_and_a_tenth_of_each_class(folder: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 10, 1000)
-    train, valid = split_by_class(labels)
+    train, valid = split_by_class(labels, 0, 10)
     assert sorted([*train, *valid]) == list(range(1000))
     for label in range(10):
         whole = (labels == label).sum()
         assert (labels[valid] == label).sum() == max(1, round(0.1 * whole))
-    assert all(map(np.array_equal, split_by_class(labels), (train, valid)))
+    assert all(map(np.array_equal, split_by_class(labels, 0, 10), (train, valid)))
+    for folds in (2, 5, 10):
+        parts = [split_by_class(labels, fold, folds) for fold in range(folds)]
+        assert sorted(np.concatenate([valid for _, valid in parts])) == list(range(1000))
+        assert all(len({*train, *valid}) == 1000 for train, valid in parts)
+        for label in range(10):
+            sizes = [(labels[valid] == label).sum() for _, valid in parts]
+            assert max(sizes) - min(sizes) <= 1
     task = task_of(folder)
     assert [task.size(split) for split in SPLITS] == [30, 10, 10]
     assert sorted(one_batch(task, "valid").target.tolist()) == list(range(10))

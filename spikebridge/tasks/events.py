@@ -19,7 +19,6 @@ CLASSES = 10
 EVENT_BYTES = 5
 # Which recordings train and which validate must never depend on a run's seed.
 _SPLIT_SEED = 1812
-_VALID_SHARE = 0.1
 # The data set's own readers take an event at y = 240 as a mark that the clock has gone on by so
 # much, not as a pixel.  None of the recordings that we have seen holds one.
 _MARK_Y, _MARK_US = 240, 2**13
@@ -53,7 +52,7 @@ class Events(Task):
 
     A frame covers 1/T of the time from the start of the recording to its last event.  An input (I,)
     is a flattened image (2, H, W): pixels that grew darker, then pixels that grew brighter.  One
-    recording in ten of each class of Train, always the same ones, validates.
+    part in `folds` of each class's recordings of Train, whatever the seed the same ones, validates.
     """
 
     name = "events"
@@ -68,7 +67,7 @@ class Events(Task):
         self.input_size = 2 * side * side
         train, test = (read_recordings(found, config) for found in files.values())
         self._recordings = {"train": train, "valid": train, "test": test}
-        training, validating = split_by_class(train.labels)
+        training, validating = split_by_class(train.labels, config.fold, config.folds)
         everything = np.arange(len(test.labels))
         self._samples = {"train": training, "valid": validating, "test": everything}
 
@@ -132,14 +131,18 @@ def list_recordings(folder: Path, part: str) -> list[tuple[Path, int]]:
     return sorted(found, key=lambda item: (item[0].name, item[1]))
 
 
-def split_by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the samples that train and of those that validate, a tenth of each class."""
+def split_by_class(labels: np.ndarray, fold: int, folds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the samples that train and of those that validate: a part of each class.
+
+    Over all folds each sample validates once, where a class has at least `folds` samples.
+    """
     validates = np.zeros(len(labels), bool)
     for label in range(CLASSES):
         members = np.flatnonzero(labels == label)
         # RandomState is numpy's generator whose stream is frozen for good (NEP 19).
         order = np.random.RandomState(_SPLIT_SEED + label).permutation(len(members))
-        validates[members[order[: max(1, round(_VALID_SHARE * len(members)))]]] = True
+        start, end = (round(part * len(members) / folds) for part in (fold, fold + 1))
+        validates[members[order[start : max(start + 1, end)]]] = True
     return np.flatnonzero(~validates), np.flatnonzero(validates)
 
 
