@@ -266,7 +266,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The object in a JSON file.  Raises RunError, with the remedy, where it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise RunError(f"{path}: it cannot be read ({why}); {remedy}") from error
     if not isinstance(value, dict):

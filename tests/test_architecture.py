@@ -14,7 +14,17 @@ import spikebridge
 ROOT = Path(spikebridge.__file__).parent
 # A module may import from those in earlier groups, and from its own group where it is a package.
 ORDER = [
-    ["contrasts", "digest", "draws", "metrics", "presets", "quantities", "records", "transfer"],
+    [
+        "archives",
+        "contrasts",
+        "digest",
+        "draws",
+        "metrics",
+        "presets",
+        "quantities",
+        "records",
+        "transfer",
+    ],
     [
         "energy",
         "learning_config",

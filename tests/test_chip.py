@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import chip_programs as make
 import numpy as np
 import pytest
 import torch
@@ -267,6 +272,91 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(changed))
     with pytest.raises(ValueError, match="not a whole program"):
         load_program(path)
+
+
+def retold(path: Path, change: Callable[[dict, dict], object]) -> None:
+    """A program's file with another head or other arrays."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    head = json.loads(arrays.pop("head").tobytes())
+    text = change(head, arrays)
+    text = text if isinstance(text, str) else json.dumps(head)
+    arrays["head"] = np.frombuffer(text.encode(), np.uint8)
+    np.savez(path, **arrays)
+
+
+WRONG = {
+    "lanes 0": lambda head, _: head["chip"].update(lanes=0),
+    "unknown key": lambda head, _: head["chip"].update(glow=1),
+    "layers [5]": lambda head, _: head.update(layers=[5]),
+    "layers none": lambda head, _: head.update(layers=None),
+    "weight_bits inf": lambda head, _: head.update(weight_bits=math.inf),
+    "weight_bits text": lambda head, _: head.update(weight_bits="8"),
+    "weight_bits half": lambda head, _: head.update(weight_bits=8.5),
+    "weight_bits bool": lambda head, _: head.update(decay_bits=True),
+    "inputs text": lambda head, _: head["layers"][0].update(inputs="6"),
+    "inputs huge": lambda head, _: head["layers"][0].update(inputs=10**30),
+    "slope none": lambda head, _: head["layers"][0].update(slope=None),
+    "reset": lambda head, _: head["layers"][0].update(reset="sometimes"),
+    "reduce": lambda head, _: head["layers"][-1].update(reduce="first"),
+    "recurrent": lambda head, _: head["layers"][0].update(recurrent="no"),
+    "name": lambda head, _: head["layers"][0].update(name=7),
+    "geometry": lambda head, _: head["layers"][0].update(geometry=[1]),
+    "0-d": lambda _, arrays: arrays.update({"0.weight": np.int32(3)}),
+    "1-d": lambda _, arrays: arrays.update({"0.weight": np.arange(3, dtype=np.int32)}),
+    "0-d bias": lambda _, arrays: arrays.update({"0.bias": np.int64(3)}),
+    "no neurons": lambda _, arrays: arrays.update({"0.weight": np.zeros((6, 0), np.int32)}),
+    "floats": lambda _, arrays: arrays.update({"0.weight": arrays["0.weight"] * 1.0}),
+    "text": lambda _, arrays: arrays.update({"0.bias": arrays["0.bias"].astype(str)}),
+    "nan": lambda _, arrays: arrays.update({"0.scale": arrays["0.scale"] * math.nan}),
+    "missing": lambda _, arrays: arrays.pop("0.scale"),
+    "deep": lambda _, __: "[" * 100_000,
+    "no json": lambda _, __: "{",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_that_holds_no_program_is_a_value_error(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.npz"
+    save_program(compile(exact("snu")), path)
+    load_program(path)
+    retold(path, WRONG[name])
+    with pytest.raises(ValueError, match="program") as caught:
+        load_program(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_convolution_of_absurd_sides_is_refused_at_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    layers = [make.conv(rng, (1, 8, 8), 2)]
+    layers.append(make.dense(rng, layers[0].neurons, 2, reduce="sum"))
+    path = tmp_path / "program.npz"
+    for key, value in (
+        ("in_shape", [1, 10**9, 10**9]),
+        ("in_shape", [1, 8]),
+        ("out_shape", [2, "6", 6]),
+        ("kernel", 0),
+        ("stride", 2.0),
+        ("padding", -1),
+        ("pool", 10**30),
+    ):
+        save_program(make.finish(rng, layers), path)
+        retold(path, lambda head, _, k=key, v=value: head["layers"][0]["geometry"].update({k: v}))
+        with pytest.raises(ValueError, match="not a whole program"):
+            load_program(path)
+
+
+def test_any_damage_to_a_program_is_a_value_error(tmp_path: Path) -> None:
+    path = tmp_path / "program.npz"
+    save_program(compile(exact("snu")), path)
+    whole, draw = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(whole)
+        for at in draw.integers(0, len(whole), draw.integers(1, 4)):
+            changed[at] = draw.integers(256)
+        path.write_bytes(bytes(changed))
+        with suppress(ValueError):
+            load_program(path)
 
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -423,6 +423,8 @@ def change_array(name: str, array: np.ndarray | None) -> Callable[[Path], None]:
         (damage("examples.npz", None), "examples.npz", "missing"),
         (damage("examples.npz", b"PK\x03\x04rubbish"), "examples.npz", "damaged"),
         (damage("examples.npz", b""), "examples.npz", "damaged"),
+        (damage("config.json", b"[" * 100_000), "config.json", "cannot be read"),
+        (damage("metrics.jsonl", b"[" * 100_000 + b"\n"), "metrics.jsonl, line 1", "damaged"),
         (cut, "examples.npz", "damaged"),
         (change_array("x", None), "examples.npz", "'x' is missing"),
         (change_array("x", np.zeros(3)), "examples.npz", "'x' of shape"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spikebridge.archives import MOST_BYTES, read_arrays
 from spikebridge.chip.bounds import bounds
 from spikebridge.chip.spec import Chip, Geometry, Layer, Program
 from spikebridge.rundir import replace
@@ -49,15 +48,13 @@ def load_program(path: str | Path) -> Program:
     """
     path = Path(path)
     try:
-        # Opened here because numpy leaves a file that is no archive open.
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_arrays(path, most_bytes=MOST_BYTES)
         head = json.loads(arrays.pop("head").tobytes())
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}: there is no such program; write one with spikebridge export"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError) as error:
+    except (KeyError, ValueError, OSError, MemoryError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a whole program ({error}); export the network again"
         ) from error
@@ -67,15 +64,20 @@ def load_program(path: str | Path) -> Program:
             f"{path} has format {found!r}, this version reads {FORMAT!r}; export the network again"
         )
     try:
-        layers = tuple(
-            _layer(plain, {name: arrays[f"{number}.{name}"] for name in ARRAYS})
-            for number, plain in enumerate(head["layers"])
-        )
-        numbers = {name: int(head[name]) for name in NUMBERS}
-        program = Program(layers=layers, chip=Chip(**head["chip"]), **numbers).check()
-        return _bounded(program)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole program ({error}); export again") from error
+        return _bounded(_program(head, arrays))
+    except Exception as error:  # what a wrong type or size stumbles over can be any kind
+        raise ValueError(
+            f"{path} is not a whole program ({type(error).__name__}: {error}); export again"
+        ) from error
+
+
+def _program(head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Program:
+    layers = tuple(
+        _layer(plain, {name: arrays[f"{number}.{name}"] for name in ARRAYS})
+        for number, plain in enumerate(head["layers"])
+    )
+    numbers = {name: head[name] for name in NUMBERS}
+    return Program(layers=layers, chip=Chip(**head["chip"]), **numbers).check()
 
 
 def digest(program: Program) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -30,6 +30,8 @@ Reset = Literal["gate", "subtract", "none"]
 Reduce = Literal["each", "last", "sum"]
 MEMBRANE_BITS = 32
 """Most bits of a membrane: what the engines hold, with room for one product."""
+MOST_INPUTS = 1 << 24
+"""Of a layer, and longest side of a convolution."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,10 @@ def _check(program: Program) -> None:
         ("max_steps", 0, 1 << 14),
     ):
         value = getattr(program, name)
-        _rule(low <= value <= high, f"{name} is {value}, and must be {low} to {high}")
+        _rule(
+            _whole(value) and low <= value <= high,
+            f"{name} is {value!r}, and must be a whole number from {low} to {high}",
+        )
     for layer in layers:
         _check_layer(program, layer)
     for before, after in pairwise(layers):
@@ -307,6 +312,7 @@ def _check(program: Program) -> None:
 
 
 def _check_layer(program: Program, layer: Layer) -> None:
+    _check_kinds(layer)
     name, neurons = layer.name, layer.neurons
     for part in ("bias", "threshold", "decay", "amount", "scale"):
         value = getattr(layer, part)
@@ -317,10 +323,6 @@ def _check_layer(program: Program, layer: Layer) -> None:
     if layer.geometry is not None:
         g = layer.geometry
         wanted: tuple[int, ...] = (g.in_shape[0], g.kernel, g.kernel, g.out_shape[0])
-        _rule(
-            min(g.kernel, g.stride, g.pool, *g.in_shape, *g.out_shape) >= 1 and g.padding >= 0,
-            f"{name}: a side of its convolution is below 1",
-        )
         sides = tuple(side // g.pool for side in g.rows_columns)
         _rule(sides == g.out_shape[1:], f"{name}: its neurons do not fit the convolution")
         _rule(layer.inputs == math.prod(g.in_shape), f"{name}: inputs do not fit the image")
@@ -346,6 +348,42 @@ def _check_layer(program: Program, layer: Layer) -> None:
             -top <= value.min() and value.max() < top,
             f"{name}: {part} does not fit into {program.membrane_bits} bits",
         )
+
+
+def _check_kinds(layer: Layer) -> None:
+    """Numbers are whole, arrays are of numbers, and sides of a convolution exist."""
+    name, g = layer.name, layer.geometry
+    _rule(isinstance(name, str), f"the name of a layer is {name!r}")
+    _rule(layer.reset in get_args(Reset), f"{name}: reset is {layer.reset!r}")
+    _rule(layer.reduce in (None, *get_args(Reduce)), f"{name}: reduce is {layer.reduce!r}")
+    _rule(_whole(layer.slope), f"{name}: slope is {layer.slope!r}, no whole number")
+    _rule(isinstance(layer.recurrent, bool), f"{name}: recurrent is {layer.recurrent!r}")
+    _rule(
+        _whole(layer.inputs) and 1 <= layer.inputs <= MOST_INPUTS,
+        f"{name}: inputs is {layer.inputs!r}, and must be a whole number from 1 to {MOST_INPUTS:,}",
+    )
+    for part in ("weight", "bias", "threshold", "decay", "amount", "scale"):
+        dtype, kind = getattr(layer, part).dtype, "f" if part == "scale" else "i"
+        _rule(dtype.kind == kind, f"{name}: {part} holds {dtype}")
+    _rule(bool(np.isfinite(layer.scale).all()), f"{name}: scale has a value that is not finite")
+    if g is None:
+        dims = 2
+    else:
+        sides = (*g.in_shape, *g.out_shape, g.kernel, g.stride, g.pool)
+        dims = 4
+        _rule(
+            len(g.in_shape) == len(g.out_shape) == 3
+            and all(_whole(side) and 1 <= side <= MOST_INPUTS for side in sides)
+            and _whole(g.padding)
+            and 0 <= g.padding <= MOST_INPUTS,
+            f"{name}: a side of its convolution is no whole number from 1 to {MOST_INPUTS:,}",
+        )
+    shape = layer.weight.shape
+    _rule(len(shape) == dims and 0 not in shape, f"{name}: weights have the shape {shape}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _rule(holds: bool, text: str) -> None:

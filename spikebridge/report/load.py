@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from spikebridge import rundir
+from spikebridge.archives import MOST_BYTES, ArchiveError, read_arrays
 from spikebridge.records import RunError, UsageError
 from spikebridge.report.text import number
 from spikebridge.task_configs import TASKS
@@ -224,7 +223,7 @@ def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:
             continue
         try:
             epoch = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ReportError(f"{path}, line {index}: damaged ({error}); {REPEAT}") from error
         if not isinstance(epoch, dict) or number(epoch.get("epoch")) is None:
             raise ReportError(f'{path}, line {index}: no number "epoch" in it; {REPEAT}')
@@ -241,10 +240,8 @@ def _symbols(path: Path, remedy: str) -> tuple[str, ...]:
 
 def _examples(path: Path, remedy: str) -> Examples:
     try:
-        # Opened here because numpy leaves a file that is no archive open.
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = read_arrays(path, most_bytes=MOST_BYTES)
+    except (OSError, MemoryError, ArchiveError) as error:
         raise ReportError(f"{path}: it is damaged or cannot be read ({error}); {remedy}") from error
     missing = [name for name in ("x", "output", "target", "length") if name not in arrays]
     if missing:
