@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from spikebridge import rundir
-from spikebridge.records import UsageError
+from spikebridge.records import RunError, UsageError
 
 VERILOG = rundir.VERILOG
 """Folder, inside that of the run, for the Verilog."""
@@ -197,13 +197,23 @@ class Verify:
 
 
 def _check_current(directory: Path) -> None:
-    """UsageError where the run beside the Verilog has been exported anew since."""
+    """UsageError where the run beside the Verilog has been exported anew since.
+
+    RunError where its program is damaged.
+    """
     from spikebridge.chip.files import digest, load_program
     from spikebridge.chip.verify import check_images
     from spikebridge.rundir import PROGRAM
 
     beside = directory.absolute().parent / PROGRAM
-    if beside.exists() and check_images(directory).get("program") != digest(load_program(beside)):
+    if not beside.exists():
+        return
+    written_from = check_images(directory).get("program")
+    try:
+        program = load_program(beside)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(str(error)) from error
+    if written_from != digest(program):
         raise UsageError(
             f"{directory}: it was written from another program than {beside}; write it anew with "
             "spikebridge export RUN --to verilog"

@@ -141,6 +141,19 @@ def test_verify_runs_what_export_wrote(
     assert json.loads(capsys.readouterr().out)["passed"] is False
 
 
+def test_a_damaged_program_beside_the_verilog_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert spikebridge(f"export {run} --to verilog --samples 20 --images 2 --no-report") == 0
+    whole = (run / rundir.PROGRAM).read_bytes()
+    (run / rundir.PROGRAM).write_bytes(whole[:500])
+    capsys.readouterr()
+    assert spikebridge(f"verify {run / 'verilog'} --simulators icarus") == 1
+    told = capsys.readouterr().err
+    assert "program.npz is not a whole program" in told
+    assert "export the network again" in told
+
+
 def test_verify_wants_a_simulator(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

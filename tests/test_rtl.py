@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -39,6 +40,16 @@ def verdict(directory: Path, **settings: Any) -> str:
     return verify.verify(directory, ["icarus"], lint=False, **settings)["simulators"]["icarus"][
         "verdict"
     ]
+
+
+def signed(directory: Path) -> Path:
+    """The folder with the checksums of what lies there now, so that the bench runs it."""
+    record = json.loads((directory / "program.json").read_text())
+    for key in ("images", "files"):
+        for name, entry in record[key].items():
+            entry |= verilog.described(directory / name)
+    (directory / "program.json").write_text(json.dumps(record))
+    return directory
 
 
 def small(seed: int = 0, **settings: Any) -> Program:
@@ -176,7 +187,7 @@ def test_events_that_are_none_are_refused_and_counted(tmp_path: Path, program: P
     assert refused
     (directory / "stimulus.txt").write_text("\n".join(f"{token:x}" for token in tokens))
     (directory / "samples.txt").write_text("\n".join(wanted))
-    run(directory, "icarus", stall=20)
+    run(signed(directory), "icarus", stall=20)
 
 
 @needs("icarus")
@@ -191,7 +202,7 @@ def test_a_sample_without_an_end_is_cut_off(tmp_path: Path) -> None:
     (directory / "stimulus.txt").write_text(text.replace(end, step, 1))
     counted = (directory / "samples.txt").read_text()
     (directory / "samples.txt").write_text(counted.replace(" 0 0\n", " 0 1\n"))
-    run(directory, "icarus")
+    run(signed(directory), "icarus")
 
 
 # -------------------------------------------------------------------- what the bench can find
@@ -216,9 +227,9 @@ def test_the_bench_finds_a_difference(tmp_path: Path, name: str, found: str) -> 
     last[at] = last[at][:-1] + ("1" if last[at][-1] == "0" else "0")
     changed = [*lines[:-2], " ".join(last), ""] if name != "stimulus.txt" else lines[1:]
     (directory / name).write_text("\n".join(changed))
-    assert found in verdict(directory)
+    assert found in verdict(signed(directory))
     (directory / name).write_text("\n".join(lines[:-4]))  # it ends too early
-    assert "FAIL" in verdict(directory)
+    assert "FAIL" in verdict(signed(directory))
 
 
 @needs("icarus")
@@ -239,7 +250,7 @@ def test_the_bench_finds_a_difference(tmp_path: Path, name: str, found: str) -> 
     ],
 )
 def test_the_bench_finds_a_fault_of_the_core(
-    tmp_path: Path, file: str, right: str, wrong: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, right: str, wrong: str
 ) -> None:
     layers = list(small().layers)
     layers[0] = replace(layers[0], threshold=np.zeros(11, np.int64), reset="none")
@@ -248,7 +259,8 @@ def test_the_bench_finds_a_fault_of_the_core(
     source = directory / "rtl" / file
     assert source.read_text().count(right) == 1
     source.write_text(source.read_text().replace(right, wrong))
-    assert verdict(directory).startswith("FAIL")
+    monkeypatch.setattr(verify, "SOURCES", directory / "rtl")
+    assert verdict(signed(directory)).startswith("FAIL")
 
 
 # ----------------------------------------------------------------------------------- files
@@ -270,6 +282,67 @@ def test_a_damaged_image_is_told_before_anything_runs(tmp_path: Path) -> None:
     told = r"no program\.json in it; name a folder that spikebridge export RUN --to verilog has"
     with pytest.raises(UsageError, match=told):
         verify.verify(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*verilog.IMAGES, *verilog.BENCH_FILES, *verilog.sources()])
+def test_each_file_that_counts_is_checked(tmp_path: Path, name: str) -> None:
+    path = verilog.write(small(), tmp_path / "chip") / name
+    content = path.read_bytes()
+    assert content
+    for changed in (b"", content + b" ", bytes([content[0] ^ 1]) + content[1:]):
+        path.write_bytes(changed)
+        for check in (verify.verify, verify.synthesise):
+            with pytest.raises(RunError, match="changed") as caught:
+                check(tmp_path / "chip")
+            assert str(path) in str(caught.value)
+    path.unlink()
+    with pytest.raises(RunError, match="No such file"):
+        verify.verify(tmp_path / "chip")
+
+
+def test_a_bench_of_ones_own_passes_nothing(tmp_path: Path) -> None:
+    folder = verilog.write(small(), tmp_path / "chip")
+    bench = folder / "rtl/sb_bench.v"
+    whole = bench.read_text()
+    bench.write_text('module sb_bench; initial begin $display("PASS"); $finish; end endmodule\n')
+    with pytest.raises(UsageError, match=r"sb_bench\.v is not the one of this version"):
+        verify.verify(signed(folder))
+    bench.write_text(whole)
+    (folder / "rtl/more.v").write_text("module more; endmodule\n")
+    with pytest.raises(RunError, match=r"more\.v: it was not written with the others"):
+        verify.verify(signed(folder))
+
+
+def test_folders_of_earlier_versions_are_to_be_written_again(tmp_path: Path) -> None:
+    folder = verilog.write(small(), tmp_path / "chip")
+    record = json.loads((folder / "program.json").read_text())
+    del record["files"]
+    (folder / "program.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"an earlier version wrote it.*write the Verilog again"):
+        verify.verify(folder)
+    verilog.write(small(), folder)
+    verify.check_images(folder)
+
+
+@pytest.mark.parametrize("key", ["images", "files", "bench"])
+@pytest.mark.parametrize("value", [None, {}, [], 7.5, "all", {"weights.mem": 3, "samples": "20"}])
+def test_a_wrong_program_json_is_told(tmp_path: Path, key: str, value: object) -> None:
+    folder = verilog.write(small(), tmp_path / "chip")
+    path = folder / "program.json"
+    record = json.loads(path.read_text())
+    for changed in (
+        record | {key: value},
+        record | {key: dict.fromkeys(record[key], value)},
+        {name: entry for name, entry in record.items() if name != key},
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(
+            (RunError, UsageError), match=r"program\.json: .*write the Verilog again"
+        ):
+            verify.verify(folder)
+    path.write_text("[" * 100_000)
+    with pytest.raises(RunError, match="cannot be read"):
+        verify.verify(folder)
 
 
 def test_a_folder_is_written_whole_or_not_at_all(
@@ -322,7 +395,7 @@ def test_a_bench_that_compares_less_has_not_passed(tmp_path: Path) -> None:
         (folder / name).write_text("")
     counts = (folder / "bench.vh").read_text()
     (folder / "bench.vh").write_text(re.sub(r"\b\d+$", "0", counts, flags=re.MULTILINE))
-    found = verify.verify(folder, ("icarus",), lint=False)
+    found = verify.verify(signed(folder), ("icarus",), lint=False)
     assert not found["passed"]
     assert "0 samples, 0 rows" in found["simulators"]["icarus"]["verdict"]
 

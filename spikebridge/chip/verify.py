@@ -9,7 +9,6 @@ there is named under "missing".  No torch.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,7 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spikebridge.chip.verilog import FORMAT
+from spikebridge.chip.verilog import (
+    BENCH_FILES,
+    FORMAT,
+    IMAGES,
+    SOURCES,
+    Bench,
+    described,
+    sources,
+)
 from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import read_json
 
@@ -71,8 +78,9 @@ def verify(
         "lint": "clean" and "messages" of verilator -Wall;
         "missing": per tool, why it could not be used.
 
-    Raises UsageError for a folder that is not of `write` and for unknown simulators, RunError for
-    damaged memory images, for what does not build, and for what takes longer than `limit_s`.
+    Raises UsageError for a folder that is not of this version's `write` and for unknown simulators,
+    RunError for files that were changed, for what does not build, and for what takes longer than
+    `limit_s`.
     """
     directory = Path(directory)
     _check_arguments(simulators, stall)
@@ -130,10 +138,13 @@ def synthesise(directory: str | Path, *, limit_s: float = LIMIT_S) -> dict[str, 
 
 
 def check_images(directory: Path) -> dict[str, Any]:
-    """program.json, after a look whether the memory images are those that were written.
+    """program.json, after a look whether all files of the folder are those that were written.
 
-    Raises UsageError for a folder that is not of `write`, RunError for a missing, shortened or
-    changed image.
+    Memory images, stimulus and expected answers must have the checksums that stand there; sources
+    and bench those of this installation too, since a changed bench could say anything.
+
+    Raises UsageError for a folder that is not of `write`, or of another version of it; RunError for
+    a damaged program.json, and for a missing, shortened, changed or additional file.
     """
     path = directory / "program.json"
     if not path.is_file():
@@ -146,19 +157,62 @@ def check_images(directory: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} has format {record.get('format')!r}, this version reads {FORMAT!r}; {_AGAIN}"
         )
-    for name, wanted in record["images"].items():
-        try:
-            content = (directory / name).read_bytes()
-        except OSError as error:
-            raise RunError(f"{directory / name}: {error.strerror}; {_AGAIN}") from error
-        if len(content) != wanted["bytes"]:
-            raise RunError(
-                f"{directory / name} has {len(content):,} bytes instead of {wanted['bytes']:,}; "
-                f"it was cut off or changed; {_AGAIN}"
-            )
-        if hashlib.sha256(content).hexdigest() != wanted["sha256"]:
-            raise RunError(f"{directory / name} was changed (another sha256); {_AGAIN}")
+    if "files" not in record:
+        raise UsageError(
+            f"{path}: an earlier version wrote it, without checksums of the sources and the bench, "
+            f"so a change of them would not show; {_AGAIN}"
+        )
+    for key, names in (("images", IMAGES), ("files", (*sources(), *BENCH_FILES))):
+        wanted = _checksums(path, record, key, names)
+        for name in names:
+            _check_file(directory, name, wanted[name])
+    for found in sorted((directory / "rtl").iterdir()):
+        if f"rtl/{found.name}" not in sources():
+            raise RunError(f"{found}: it was not written with the others; remove it, or {_AGAIN}")
+    _check_bench(path, record)
     return record
+
+
+def _checksums(
+    path: Path, record: dict[str, Any], key: str, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Checksum and length for each name; RunError where one of them is missing."""
+    found = record.get(key)
+    for name in names:
+        entry = found.get(name) if isinstance(found, dict) else None
+        whole = isinstance(entry, dict) and all(
+            type(entry.get(part)) is kind for part, kind in (("sha256", str), ("bytes", int))
+        )
+        if not whole:
+            raise RunError(f"{path}: {key!r} has no sha256 and bytes of {name}; {_AGAIN}")
+    return found  # type: ignore[return-value]
+
+
+def _check_file(directory: Path, name: str, wanted: dict[str, Any]) -> None:
+    path = directory / name
+    try:
+        found = described(path)
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}; {_AGAIN}") from error
+    if found["bytes"] != wanted["bytes"]:
+        raise RunError(
+            f"{path} has {found['bytes']:,} bytes instead of {wanted['bytes']:,}; "
+            f"it was cut off or changed; {_AGAIN}"
+        )
+    if found["sha256"] != wanted["sha256"]:
+        raise RunError(f"{path} was changed (another sha256); {_AGAIN}")
+    if name.startswith("rtl/") and found != described(SOURCES / path.name):
+        raise UsageError(
+            f"{path} is not the one of this version of spikebridge: another version wrote it, or it "
+            f"was changed; {_AGAIN}"
+        )
+
+
+def _check_bench(path: Path, record: dict[str, Any]) -> None:
+    bench = record.get("bench")
+    for name in Bench._fields:
+        if not isinstance(bench, dict) or type(bench.get(name)) is not int:
+            raise RunError(f"{path}: 'bench' has no whole number {name!r}; {_AGAIN}")
 
 
 def _check_arguments(simulators: Sequence[str], stall: int) -> None:

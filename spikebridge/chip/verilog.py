@@ -29,17 +29,14 @@ FORMAT = "spikebridge-verilog-1"
 SOURCES = Path(__file__).parent / "rtl"
 README = SOURCES / "README.template.md"
 IMAGES = ("weights.mem", "parameters.mem", "descriptors.mem", "program.vh")
+BENCH_FILES = ("bench.vh", "stimulus.txt", "rows.txt", "outputs.txt", "samples.txt")
 # What lies in such a folder, with what the README's commands build there.
 WRITTEN = (
     *IMAGES,
     "README.md",
     "program.json",
     "rtl",
-    "bench.vh",
-    "stimulus.txt",
-    "rows.txt",
-    "outputs.txt",
-    "samples.txt",
+    *BENCH_FILES,
     "bench.vvp",
     "build",
 )
@@ -255,12 +252,9 @@ def _write_outputs(program: Program, size: Sizes, step: Step, last: bool, file: 
 def _write_json(
     program: Program, size: Sizes, directory: Path, words: dict[str, int], bench: Bench
 ) -> None:
-    files = {}
-    for name in IMAGES:
-        content = (directory / name).read_bytes()
-        files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        if name in words:
-            files[name]["words"] = words[name]
+    images: dict[str, dict[str, Any]] = {name: described(directory / name) for name in IMAGES}
+    for name, count in words.items():
+        images[name]["words"] = count
     record = {
         "format": FORMAT,
         "program": digest(program),
@@ -270,9 +264,21 @@ def _write_json(
         "sizes": asdict(size),
         "memory_bits": size.memory_bits(),
         "bench": bench._asdict(),
-        "images": files,
+        "images": images,
+        "files": {name: described(directory / name) for name in (*sources(), *BENCH_FILES)},
     }
     (directory / "program.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def sources() -> list[str]:
+    """The Verilog that each folder gets, bench included, by names relative to the folder."""
+    return [f"rtl/{path.name}" for path in sorted(SOURCES.glob("*.v"))]
+
+
+def described(path: Path) -> dict[str, Any]:
+    """Checksum and length of a file, by which a change shows."""
+    content = path.read_bytes()
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def _readme(program: Program, size: Sizes, bench: Bench, about: str) -> str:
