@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from spikebridge.draws import kept
 from spikebridge.kernels.product import traced
@@ -77,7 +78,8 @@ class Layer(nn.Module):
         if state is None:
             state = self.unit.initial_state(x.shape[1], self.unit.threshold.dtype, x.device)
         parameters = tuple(p for p in self.parameters() if p.requires_grad)
-        return recomputed(self._again(), x, state, parameters, self.recompute)
+        with parametrize.cached():  # a weight that is read off memory cells is read once
+            return recomputed(self._again(), x, state, parameters, self.recompute)
 
     def _again(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
         """`_run` with the tensors that the layer has now, whatever it has by then.

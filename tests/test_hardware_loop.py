@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import io
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -16,12 +19,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_runs import left
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from toy_data import write_npz
 
 from spikebridge import cli, deployment, experiment, rundir
 from spikebridge.config import Config, override
 from spikebridge.deployment import Plan, deploy
 from spikebridge.energy import Counts
+from spikebridge.layers import Layer
 from spikebridge.memory.array import Device, SimulatedArray
 from spikebridge.memory.crossbar import Chip, from_crossbar, to_crossbar
 from spikebridge.memory.events import counts, listening
@@ -31,8 +36,9 @@ from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import ModelConfig
 from spikebridge.network import build, load_network
 from spikebridge.records import ConfigError, UsageError
-from spikebridge.synapses import noisy_weights, plain_weights
+from spikebridge.synapses import Dense, noisy_weights, plain_weights
 from spikebridge.task_configs import NpzConfig
+from spikebridge.units import make_unit
 
 ON_PAPER = Plan(MemoryConfig(device="ideal"), chips=2, times_s=(0.0, 20.0, 3600.0))
 BIG_STEPS = ideal(pulse_uS=1.0, g_max_uS=1000.0)
@@ -183,6 +189,201 @@ def test_the_change_that_a_pulse_stands_for() -> None:
         InMemory(torch.optim.SGD(network.parameters(), 0.1), chip)
     with pytest.raises(UsageError, match=r"no single pulses.*; pass --device accumulation"):
         in_memory(to_crossbar(network, ITERATIVE))
+
+
+# --- as torch users treat an optimiser ---
+
+INPUTS = torch.randn(12, 7, 5, generator=torch.Generator().manual_seed(1))
+SCHEDULERS: dict[str, Any] = {
+    "step": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
+    "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: 1 / (1 + k)),
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=12),
+    "cyclic": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, 2),
+    "restarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "plateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0),
+    "sequence": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o, [torch.optim.lr_scheduler.ConstantLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)],
+        [3],
+    ),
+}  # fmt: skip
+
+
+def cells_of(chip: Chip) -> list[Tensor]:
+    devices: list[Any] = [crossbar.device for crossbar in chip.crossbars.values()]
+    return [device.conductance() for device in devices]
+
+
+class Loop:
+    """Twelve batches on noisy cells."""
+
+    def __init__(self, make: Any = lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)) -> None:
+        self.chip = to_crossbar(perceptron(), ACCUMULATION, MemoryConfig(w_max=1.0), seed=4)
+        self.inner = make(self.chip.network.parameters())
+        self.optimizer = InMemory(self.inner, self.chip, refresh_every=3)
+
+    def backward(self, k: int, forward: Any = None) -> Tensor:
+        self.optimizer.zero_grad()
+        y = (forward or self.chip.network)(INPUTS[k])
+        loss = (y - INPUTS[k, :, :3]).square().mean()
+        loss.backward()
+        return loss
+
+    def run(self, steps: range) -> list[float]:
+        losses = []
+        for k in steps:
+            losses.append(self.backward(k).item())
+            self.optimizer.step()
+        return losses
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_may_be_given_either_optimiser(name: str) -> None:
+    found = []
+    for outer in (False, True):
+        loop = Loop()
+        assert isinstance(loop.optimizer, torch.optim.Optimizer)
+        scheduler = SCHEDULERS[name](loop.optimizer if outer else loop.inner)
+        rates = []
+        for k in range(10):
+            loss = loop.run(range(k, k + 1))[0]
+            scheduler.step(*([loss] if name == "plateau" else []))
+            rates.append(loop.inner.param_groups[0]["lr"])
+            assert loop.optimizer.param_groups[0]["lr"] == rates[-1]
+        assert len(set(rates)) > 1
+        found.append([rates, *[g.tolist() for g in cells_of(loop.chip)]])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("order", ["network first", "optimiser first"])
+def test_state_dicts_are_all_that_going_on_takes(order: str, optimiser: str) -> None:
+    whole, cut = Loop(OPTIMISERS[optimiser]), Loop(OPTIMISERS[optimiser])
+    losses = whole.run(range(12))
+    assert cut.run(range(5)) == losses[:5]
+    file = io.BytesIO()
+    torch.save([cut.chip.network.state_dict(), cut.optimizer.state_dict()], file)
+    file.seek(0)
+    network, state = torch.load(file, weights_only=True)
+    new = Loop(OPTIMISERS[optimiser])
+    new.run(range(2))  # what it did before is nothing to it
+    if order == "network first":
+        new.chip.network.load_state_dict(network)
+    new.optimizer.load_state_dict(state)
+    new.chip.network.load_state_dict(network)
+    assert new.optimizer.updates == 5
+    assert new.run(range(5, 12)) == losses[5:]
+    for one, other in zip(cells_of(new.chip), cells_of(whole.chip), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(RuntimeError, match="changed by pulses"):
+        new.chip.compensate()  # what is not known stays so in a file
+
+
+def test_states_from_before_updates_were_saved_still_load() -> None:
+    whole, cut, new = Loop(), Loop(), Loop()
+    losses = whole.run(range(12))
+    cut.run(range(5))
+    new.chip.network.load_state_dict(cut.chip.network.state_dict())
+    new.optimizer.load_state_dict(cut.inner.state_dict())
+    assert new.optimizer.updates == 0
+    new.optimizer.go_on(5)
+    assert new.run(range(5, 12)) == losses[5:]
+
+
+def test_a_closure_is_computed_once_and_its_loss_returned() -> None:
+    plain, closed = Loop(), Loop()
+    losses = plain.run(range(6))
+    calls = []
+
+    def closure(k: int) -> Tensor:
+        calls.append(k)
+        return closed.backward(k)
+
+    found = [closed.optimizer.step(partial(closure, k)) for k in range(6)]
+    assert [loss.item() for loss in found] == losses
+    assert calls == [*range(6)]
+    with pytest.raises(ValueError, match="LBFGS"):
+        InMemory(torch.optim.LBFGS(closed.chip.network.parameters()), closed.chip)
+    with pytest.raises(ValueError, match="already; wrap the one of torch"):
+        InMemory(closed.optimizer, closed.chip)
+
+
+def test_a_scaler_leaves_out_what_overflows() -> None:
+    loop = Loop()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for k, factor in enumerate((1.0, math.inf, 1.0)):
+        loop.optimizer.zero_grad()
+        scaler.scale(loop.chip.network(INPUTS[k]).mean() * factor).backward()
+        scaler.unscale_(loop.optimizer)
+        scaler.step(loop.optimizer)
+        scaler.update()
+    assert loop.optimizer.updates == 2
+    assert scaler.get_scale() == 2.0**9
+    clock: Any = next(iter(loop.chip.crossbars.values())).device
+    assert clock.clock_s == 2.0
+
+
+def test_hooks_groups_and_copies() -> None:
+    loop = Loop()
+    seen: list[str] = []
+    removable = loop.optimizer.register_step_post_hook(lambda *_: seen.append("step"))
+    loop.optimizer.register_state_dict_post_hook(lambda o, s: {**s, "mine": 1})
+    loop.optimizer.register_load_state_dict_pre_hook(lambda o, s: seen.append("load"))
+    loop.run(range(2))
+    assert loop.optimizer.state_dict()["mine"] == 1
+    loop.optimizer.load_state_dict(loop.optimizer.state_dict())
+    assert seen == ["step", "step", "load"]
+    removable.remove()
+    more = nn.Parameter(torch.ones(3))
+    loop.optimizer.add_param_group({"params": [more], "lr": 0.5})
+    more.grad = torch.ones(3)
+    loop.optimizer.step()
+    assert torch.equal(more, torch.full((3,), 0.5))
+    twin = copy.deepcopy(loop.optimizer)
+    for optimizer in (loop.optimizer, twin):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        optimizer.step()
+    for one, other in zip(cells_of(loop.chip), cells_of(twin.chip), strict=True):
+        assert torch.equal(one, other)
+    assert twin.updates == loop.optimizer.updates == 4
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_computes_the_same_pass_again(reentrant: bool) -> None:
+    plain, saving = Loop(), Loop()
+
+    def forward(x: Tensor) -> Tensor:
+        network: Any = saving.chip.network
+        x = x.clone().requires_grad_()
+        return checkpoint(network[1:], checkpoint(network[:1], x, use_reentrant=reentrant),
+                          use_reentrant=reentrant)  # fmt: skip
+
+    for k in range(6):
+        losses = plain.backward(k), saving.backward(k, forward)
+        torch.testing.assert_close(*losses)
+        pairs = zip(plain.chip.network.parameters(), saving.chip.network.parameters(), strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(one.grad, other.grad)
+        plain.optimizer.step()
+        saving.optimizer.step()
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_states_computed_twice_see_one_read(recurrent: bool) -> None:
+    found = []
+    for recompute in (0, 2):
+        torch.manual_seed(2)
+        unit = make_unit("softsnu", 5)
+        layer = Layer(Dense(5, 5), unit, recurrent=recurrent, recompute=recompute)
+        chip = to_crossbar(layer, ACCUMULATION, seed=3)
+        for k in range(3):
+            y, _ = chip.network(INPUTS[k : k + 6])
+            y.square().sum().backward()
+            found.append(y.detach())
+            found += [p.grad.clone() for p in chip.network.parameters() if p.grad is not None]
+    for one, other in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
+        torch.testing.assert_close(one, other)
 
 
 # --- runs ---

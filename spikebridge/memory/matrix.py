@@ -19,6 +19,8 @@ from spikebridge.memory.wires import behind_wires
 from spikebridge.memory_config import REFRESH_HIGH, REFRESH_LOW, MemoryConfig
 from spikebridge.records import UsageError
 
+UNKNOWN = -1.0
+"""In `Crossbar.reference`: pulses have come since it was known what the cells are meant to hold."""
 LARGEST_FACTOR = 1e4
 """Of `Crossbar.compensate`: a matrix that has lost more is beyond a factor."""
 
@@ -55,7 +57,6 @@ class Crossbar(nn.Module):
         self.register_buffer("reference", torch.zeros(()))
         self.register_buffer("turn", torch.zeros(rows, columns, dtype=torch.int32))
         self.held: Tensor | None = None  # what the last read gave
-        self.pulsed = False  # since it was last known what the cells are meant to hold
 
     @property
     def cells(self) -> int:
@@ -74,8 +75,13 @@ class Crossbar(nn.Module):
         return self.device.g_max_uS / self.scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weights that the cells hold, as one read sees them; gradients go to `weight`."""
-        self.held = self.weights().to(weight.device, weight.dtype)
+        """The weights that the cells hold, as one read sees them; gradients go to `weight`.
+
+        A pass that is computed again in backward, as torch.utils.checkpoint does, is that of the
+        last read: it draws no other.
+        """
+        if self.held is None or not _in_backward():
+            self.held = self.weights().to(weight.device, weight.dtype)
         return forward_as(weight, self.held)
 
     def weights(self) -> Tensor:
@@ -106,7 +112,6 @@ class Crossbar(nn.Module):
         """Take what the cells hold now as what later drift is compensated to."""
         self.correction.fill_(1.0)
         self.reference.copy_(self.weights().abs().mean())
-        self.pulsed = False
 
     def pulse(self, counts: Tensor) -> None:
         """Blind pulses: positive counts (N, I or the weight's shape) raise a weight, on G+."""
@@ -117,7 +122,7 @@ class Crossbar(nn.Module):
         # The pairs of a weight take turns, so that all of them age alike.
         place = (torch.arange(pairs).view(1, -1, 1, 1) - self.turn) % pairs
         self.device.pulse(both // pairs + (place < both % pairs))
-        self.pulsed = True
+        self.reference.fill_(UNKNOWN)
         self.turn.add_(counts.abs().to(torch.int32)).remainder_(pairs)
 
     def refresh(self) -> int:
@@ -147,7 +152,7 @@ class Crossbar(nn.Module):
 
         Raises RuntimeError after pulses, until `Chip.settle`.
         """
-        if self.pulsed:
+        if self.reference == UNKNOWN:
             raise RuntimeError(
                 "the weights have been changed by pulses since they were written, so it is not "
                 "known what drift took from them; call settle() where training ends"
@@ -219,6 +224,10 @@ class Crossbar(nn.Module):
         """Conductances and their scale stay in float32 on the CPU, wherever the network goes."""
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.held = None  # of other cells
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Crossbar:
         """A chip of its own; a device outside this process is shared."""
         device: Any = self.device
@@ -231,3 +240,7 @@ class Crossbar(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight_shape}, {self.config.pairs} pairs, tiles {self.tiles}"
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ __all__ = ["InMemory", "begin", "in_memory"]
 
 
 HEADROOM = 4.0
+OWN = "in_memory"
+"""In a state dict: what is not the wrapped optimiser's."""
 
 
-class InMemory:
+class InMemory(torch.optim.Optimizer):
     """An optimiser whose updates of mapped weights go to memory cells as whole pulses.
 
     The mixed-precision scheme (Nandakumar et al. 2020, Front. Neurosci.): what the wrapped
@@ -27,7 +30,9 @@ class InMemory:
     ideal device whose pulse is worth epsilon, epsilon -> 0 gives the wrapped optimiser.
 
     The wrapped optimiser sees the weights as the last forward pass read them, so weight decay acts
-    on what is there.  chi is part of its state and goes into its `state_dict`.
+    on what is there.  Its groups and its state are those of this one; schedulers may be given
+    either.  The state holds chi, and the `state_dict` the count of updates besides.  With that of
+    the network, which holds all of the cells, training goes on bit for bit.
 
     Args:
         optimizer: over the parameters of chip.network, its mapped originals among them.
@@ -36,6 +41,10 @@ class InMemory:
             average over the lower half of the device's range.
         refresh_every: updates between two rounds of `Crossbar.refresh`; 0 = never.
         step_s: time that an update takes on the devices.
+
+    Raises ValueError for settings out of range, for an optimiser without the mapped weights, and
+    for LBFGS, which tries out steps that cells could not take back; UsageError for a device without
+    pulses.
     """
 
     def __init__(
@@ -47,12 +56,7 @@ class InMemory:
         refresh_every: int = 100,
         step_s: float = 1.0,
     ) -> None:
-        if epsilon is not None and not epsilon > 0:
-            raise ValueError(f"epsilon={epsilon}: it must be above 0; leave it out for the default")
-        if refresh_every < 0 or step_s < 0:
-            raise ValueError(
-                f"refresh_every={refresh_every}, step_s={step_s}: neither may be below 0"
-            )
+        _check(optimizer, epsilon, refresh_every, step_s)
         self.optimizer, self.chip = optimizer, chip
         self.refresh_every, self.step_s = refresh_every, step_s
         # Asked for in any case: a device without pulses says so here, not at the first update.
@@ -73,11 +77,29 @@ class InMemory:
         """Pulses sent, since the last `taken`."""
         self.refreshed = 0
         """Pairs written anew, since the last `taken`."""
+        # What torch's own class would keep besides is the wrapped optimiser's: properties below.
+        self.__setstate__({"defaults": optimizer.defaults})
+        self._warned_capturable_if_run_uncaptured = True
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """Those of the wrapped optimiser."""
         return self.optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """That of the wrapped optimiser, chi included."""
+        return self.optimizer.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it, the wrapped optimiser and the chip included, but for hooks."""
+        return {
+            k: v for k, v in vars(self).items() if not k.startswith("_optimizer") and k != "step"
+        }
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Give the wrapped optimiser more digital parameters."""
+        self.optimizer.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the wrapped optimiser."""
@@ -90,23 +112,52 @@ class InMemory:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the wrapped optimiser, chi included; the cells are part of the network's."""
-        return self.optimizer.state_dict()
+        """That of the wrapped optimiser, chi included, and the updates so far.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put a state of `state_dict` back."""
+        The cells are part of the network's own.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state = self.optimizer.state_dict() | {OWN: {"updates": self.updates}}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = found if (found := after(self, state)) is not None else state
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put a state of `state_dict` back, or one of the wrapped optimiser alone.
+
+        The latter, and what was saved before updates were part of it, leave their count: see
+        `go_on`.
+        """
+        state = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state = found if (found := before(self, state)) is not None else state
+        own = state.pop(OWN, {})
         self.optimizer.load_state_dict(state)
+        self.updates = int(own.get("updates", self.updates))
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     @torch.no_grad()
     def go_on(self, updates: int) -> None:
-        """Go on after so many updates, with what the network's state says was read last."""
+        """Go on after so many updates, with what the network's state says was read last.
+
+        `load_state_dict` does it by itself; this is for states without a count.
+        """
         self.updates = updates
         for name, crossbar in self.chip.crossbars.items():
             crossbar.held = self.originals[name].detach().clone()
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update: digital parameters by the optimiser, mapped weights by pulses."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update: digital parameters by the optimiser, mapped weights by pulses.
+
+        closure computes the loss and its gradients anew, once; its loss is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         before = {}
         for name, crossbar in self.chip.crossbars.items():
             if crossbar.held is not None:
@@ -122,6 +173,7 @@ class InMemory:
         self.updates += 1
         if self.refresh_every and self.updates % self.refresh_every == 0:
             self.refreshed += sum(c.refresh() for c in self.chip.crossbars.values())
+        return loss
 
     def _pulse(
         self, crossbar: Crossbar, parameter: nn.Parameter, change: Tensor, epsilon: float | Tensor
@@ -133,6 +185,22 @@ class InMemory:
         chi.sub_(counts * epsilon)
         self.pulses += int(counts.abs().sum())
         crossbar.pulse(counts.to("cpu", torch.int64))
+
+
+def _check(
+    optimizer: torch.optim.Optimizer, epsilon: float | None, refresh_every: int, step_s: float
+) -> None:
+    if isinstance(optimizer, InMemory):
+        raise ValueError("the optimiser is an InMemory already; wrap the one of torch.optim")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "LBFGS tries out several steps and takes them back, which pulses cannot be; use SGD, "
+            "Adam or another that steps once"
+        )
+    if epsilon is not None and not epsilon > 0:
+        raise ValueError(f"epsilon={epsilon}: it must be above 0; leave it out for the default")
+    if refresh_every < 0 or step_s < 0:
+        raise ValueError(f"refresh_every={refresh_every}, step_s={step_s}: neither may be below 0")
 
 
 def begin(network: nn.Module, config: MemoryConfig, seed: int) -> Chip:
