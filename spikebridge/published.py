@@ -100,7 +100,6 @@ def figures(config: Config) -> tuple[Figure, ...]:
 
     The chart for JSB does not say whether its SNU and sSNU are recurrent, so those figures stand
     beside both; the ones for MNIST are feed-forward with rate coding and stand beside nothing else.
-    Nor does it say whether its fully connected networks saw distorted digits.
     """
     # The papers' own figures on hardware, and with weights of few bits, are not known to us; and a
     # folder of the user's may be called mnist.
@@ -114,17 +113,22 @@ def figures(config: Config) -> tuple[Figure, ...]:
         if model.channels:
             data += " convolutions" + (", elastic" if config.task.elastic else "")
         elif data == "mnist":
-            data = _of_shape(model.hidden, model.unit)
+            data = _of_shape(model.hidden, model.unit, config.task.elastic > 0)
     if isinstance(config.task, TextConfig):
         data += f" {config.task.level}" + (" tied" if model.tied else "")
         return PUBLISHED.get((data, variant_of(model)), ())
     return PUBLISHED.get((data, model.unit), ())
 
 
-def _of_shape(hidden: tuple[int, ...], unit: str) -> str:
-    """The key of a fully connected network on MNIST, whose figures are of certain shapes."""
+def _of_shape(hidden: tuple[int, ...], unit: str, distorted: bool) -> str:
+    """The key of a fully connected network on MNIST, whose figures are of certain shapes.
+
+    Elastic distortions are not mentioned beside them: they stand beside plain training alone.
+    """
     if unit in BINARY:
         return "mnist"
+    if distorted:
+        return ""
     if hidden == (100,):
         return _TOOLKIT_MLP
     return _CHARTED if len(hidden) + 1 in (4, 7) else ""
