@@ -246,7 +246,7 @@ class Unit(nn.Module):
 
     def membrane(self, state: State) -> Tensor:
         """The membrane in a state, (..., N)."""
-        return state.s[..., : self.size]
+        return state.s
 
     def initial_state(
         self, batch: int, dtype: torch.dtype, device: torch.device | None = None
@@ -301,6 +301,9 @@ class AdaptiveUnit(Unit):
     @property
     def memory(self) -> int:
         return 2 * self.size
+
+    def membrane(self, state: State) -> Tensor:
+        return state.s[..., : self.size]
 
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         s, a = state.s.split(self.size, dim=-1)
