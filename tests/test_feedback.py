@@ -826,8 +826,10 @@ class TestErrors:
             feedback.attach(model, matrices={"2": torch.ones(7, 6)})
         with pytest.raises(ValueError, match="run the model once"):
             feedback.attach(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)))
-        with pytest.raises(ValueError, match="MultiheadAttention"):
-            feedback.attach(nn.TransformerEncoderLayer(8, 2))
+        with pytest.raises(ValueError, match="skip names '4', the output layer"):
+            feedback.attach(model, skip=["4"])
+        with pytest.raises(ValueError, match=r"skip=\['x'\] are no layers.*are \['0', '2', '4'\]"):
+            feedback.attach(model, skip=["x"])
         assert hooks_of(model) == 0
         with (
             feedback.attach(model, "dfa", matrices={"0": torch.ones(4, 8)}),
@@ -852,8 +854,15 @@ class TestErrors:
             with feedback.attach(model):
                 with torch.no_grad():
                     model(x)
-                with pytest.raises(ValueError, match=r'layers.1: .* use rule="dfa", or make it'):
+                with pytest.raises(ValueError, match=r'layers.1: .* use rule="dfa", or .* skip='):
                     model(x)
+            with feedback.attach(model, skip=["layers.1"]) as handle:
+                assert handle.layers == ("layers.0", "readout.linear")
+                handle_of_all = weights_of(model).keys() - {"layers.1"}
+                exact = {k: v for k, v in weights_of(model).items() if k in handle_of_all}
+            plain = gradients(model, x)
+            with feedback.attach(model, skip=["layers.1"], matrices=exact) as handle:
+                equal(gradients(model, x, handle), plain)
             one = network(unit, hidden=(6,))
             exact = gradients(one, x)
             with feedback.attach(one, matrices=weights_of(one)) as handle:

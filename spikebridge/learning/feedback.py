@@ -19,7 +19,7 @@ Lefebvre and Bol, Frontiers in Neuroscience 15 (2021), 629892.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,7 +39,7 @@ from spikebridge.learning.direct import (
 )
 from spikebridge.learning.hooks import Hook, compile_anew
 from spikebridge.learning.matrices import Matrices
-from spikebridge.learning.nodes import Node, nodes
+from spikebridge.learning.nodes import Node, apart, named, nodes, warn_of
 from spikebridge.learning.targets import Targets
 from spikebridge.learning.transport import fan_in, sent, weight_shape
 
@@ -57,6 +57,7 @@ def attach(
     seed: int = 0,
     matrices: Mapping[str, Tensor] | None = None,
     output: str | None = None,
+    skip: Sequence[str] = (),
 ) -> Feedback:
     """Let a model's backward passes send errors to hidden layers by another rule.
 
@@ -75,6 +76,9 @@ def attach(
         matrices: in place of drawn ones, by the names that `Feedback.matrices` gives.
         output: name of the layer at whose outputs the loss begins; None takes the one that was
             registered last.
+        skip: names of layers to leave alone, or of what holds them: they send their errors by
+            exact backpropagation, as does what is no layer and multiplies by itself (attention),
+            which `Feedback.left` names, and a warning unless it is named here.
 
     Returns:
         A handle; `detach`, or the end of a `with` block, makes the model what it was.
@@ -84,7 +88,9 @@ def attach(
     Raises ValueError for another rule, a model without layers or without that output, one that has
     a feedback already, and matrices of names or shapes that do not fit.
     """
-    return Feedback(model, rule, seed, matrices or {}, output)
+    feedback = Feedback(model, rule, seed, matrices or {}, output, skip)
+    warn_of(feedback.left, skip)
+    return feedback
 
 
 class Feedback:
@@ -115,6 +121,7 @@ class Feedback:
     Attributes:
         rule: "fa", "dfa" or "drtp".
         layers: names of the layers, the output layer last.
+        left: what multiplies by itself and keeps exact backpropagation, by name, with its kind.
     """
 
     def __init__(
@@ -124,10 +131,13 @@ class Feedback:
         seed: int,
         matrices: Mapping[str, Tensor],
         output: str | None,
+        skip: Sequence[str],
     ) -> None:
         if rule not in get_args(Rule):
             raise ValueError(f"rule={rule!r} is not known; choose one of {list(get_args(Rule))}")
-        found = nodes(model, output)
+        known = nodes(model, output)
+        self.left = apart(model, known)
+        found = _kept(known, named(skip, [node.name for node in known], self.left))
         _check_free(model)
         self.rule, self.seed = rule, seed
         self.layers = tuple(node.name for node in found)
@@ -284,7 +294,7 @@ class _Transport(_Site):
             kind = type(self.node.array or getattr(self.node.module, "core", self.node.module))
             raise ValueError(
                 f"{self.node.name}: feedback alignment knows no matrix to send an error through "
-                f'{kind.__name__}; use rule="dfa", or make it the first layer'
+                f'{kind.__name__}; use rule="dfa", or leave it alone with skip=[{self.node.name!r}]'
             )
 
     def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
@@ -345,6 +355,16 @@ class _Output(_Hidden):
         if feedback.rule == "drtp":
             error = feedback._targets.error
         return direct(y, features, error, cuts, spreads, matrices)
+
+
+def _kept(known: list[Node], skip: Sequence[str]) -> list[Node]:
+    """The layers without some of them; ValueError for the output layer among these."""
+    if (last := known[-1].name) in skip:
+        raise ValueError(
+            f"skip names {last!r}, the output layer, whose own error is what a rule sends; leave "
+            "it in, or name another one as output"
+        )
+    return [node for node in known if node.name not in skip]
 
 
 def _same(g: Tensor) -> Tensor:

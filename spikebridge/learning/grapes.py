@@ -36,7 +36,7 @@ from spikebridge.learning.modulation import (
     incoming_nodes,
     outgoing_nodes,
 )
-from spikebridge.learning.nodes import nodes
+from spikebridge.learning.nodes import apart, named, nodes, warn_of
 
 __all__ = ["Grapes", "attach", "factor"]
 
@@ -65,7 +65,8 @@ def attach(
 
     Args:
         model: any module; its layers are those of `spikebridge.learning.nodes.nodes`.  Whatever
-            else has weights (embeddings, cells) is left alone.
+            else has weights (embeddings, cells, torch.nn.MultiheadAttention) is left alone;
+            `Grapes.left` names what multiplies by itself, and so does a warning.
         form: "propagated" multiplies the error that arrives at a neuron, which acts on its own
             weights and on all that lies below, as in the authors' code.  "local" multiplies the
             update of the neuron's own parameters only.  None is "propagated", and "local" with
@@ -80,8 +81,9 @@ def attach(
             does alone, without its distribution.
         clip: bounds of a factor.  "published" is (1, 2), none with importance="outgoing"; None is
             also what the authors' code does with feedback alignment.
-        skip: names of layers to leave alone, instead of the output: () modulates that too.  With
-            importance="outgoing" the first and the output are left alone in any case.
+        skip: names of layers to leave alone, or of what holds them, instead of the output: ()
+            modulates that too.  With importance="outgoing" the first and the output are left alone
+            in any case.  To name what is in `Grapes.left` ends its warning, and no more than that.
         output: name of the output layer, left alone in any case; None takes the one that was
             registered last.
 
@@ -118,15 +120,19 @@ def attach(
             'importance="outgoing" scales updates, form="propagated" errors; leave one of them out'
         )
     bounds = checked_clip((None if outgoing else (1.0, 2.0)) if clip == "published" else clip)
-    layers = {node.name: node.module for node in nodes(model, output)}
-    chosen = _chosen(list(layers), skip, outgoing, output is not None)
+    found = nodes(model, output)
+    layers, left = {node.name: node.module for node in found}, apart(model, found)
+    chosen = _chosen(list(layers), _meant(skip, list(layers), left), outgoing, output is not None)
     taken = {id(m) for handle in _attached for node in handle._nodes for m in node.module.modules()}
     twice = [n for n in chosen if not taken.isdisjoint(id(m) for m in layers[n].modules())]
     if twice:
         raise RuntimeError(f"GRAPES is attached to {twice} already; detach() that handle first")
     settings = _Settings(form or ("local" if outgoing else "propagated"), importance, control)
     make = outgoing_nodes if outgoing else incoming_nodes
-    return Grapes(model, *make(model, layers, chosen), settings, bounds, list(layers)[-1])
+    ends = list(layers)[-1], list(left)
+    handle = Grapes(model, *make(model, layers, chosen), settings, bounds, *ends)
+    warn_of(left, skip)
+    return handle
 
 
 class _Settings(NamedTuple):
@@ -141,6 +147,7 @@ class Grapes:
     Attributes:
         layers: names of the layers that are modulated.
         output: name of the layer that is taken for the output.
+        left: names of what multiplies by itself, where no factor acts.
         notes: what is not as `form` says, in words.
     """
 
@@ -152,8 +159,10 @@ class Grapes:
         settings: _Settings,
         clip: Clip | None,
         output: str,
+        left: Sequence[str],
     ) -> None:
         self.layers, self.output = [node.name for node in nodes], output
+        self.left = list(left)
         self.notes: list[str] = []
         self._model, self._nodes, self._populations = model, list(nodes), list(populations)
         self._stacks = list({id(n.stack[0]): n.stack[0] for n in nodes if n.stack}.values())
@@ -218,9 +227,10 @@ class Grapes:
     def __repr__(self) -> str:
         form, importance, control = self._settings
         notes = "".join(f", {note}" for note in self.notes)
+        left = f", left={self.left}" if self.left else ""
         return (
             f"Grapes(form={form}, importance={importance}, control={control}, clip={self._clip}, "
-            f"layers={self.layers}, output={self.output!r}{notes})"
+            f"layers={self.layers}, output={self.output!r}{left}{notes})"
         )
 
     def _places(self) -> list[Node | Stack]:
@@ -355,17 +365,22 @@ def _hooked(parameter: nn.Parameter, leaf: Leaf) -> Any:
     return handle
 
 
-def _chosen(names: list[str], skip: Sequence[str] | None, outgoing: bool, named: bool) -> list[str]:
-    """Names of the layers to modulate, of all with the output last, which may have been named."""
-    if isinstance(skip, str):
-        raise ValueError(f"skip takes names in a list, got {skip!r}; pass [{skip!r}]")
-    unknown = [name for name in skip or () if name not in names]
-    if unknown:
-        raise ValueError(f"skip={unknown} are no layers of this model; its layers are {names}")
+def _meant(
+    skip: Sequence[str] | None, names: Sequence[str], left: dict[str, str]
+) -> list[str] | None:
+    """The layers that `skip` names; None where it names none, and yet something."""
+    if skip is None:
+        return None
+    meant = named(skip, names, left)
+    return meant if meant or not skip else None
+
+
+def _chosen(names: list[str], skip: Sequence[str] | None, outgoing: bool, given: bool) -> list[str]:
+    """Names of the layers to modulate, of all with the output last, which may have been given."""
     if outgoing:
         left = {*names[:1], *names[-1:], *(skip or ())}
     else:
-        left = {*(names[-1:] if named or skip is None else ()), *(skip or ())}
+        left = {*(names[-1:] if given or skip is None else ()), *(skip or ())}
     chosen = [name for name in names if name not in left]
     if not chosen:
         raise ValueError(
