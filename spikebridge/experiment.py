@@ -18,7 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikebridge import checkpoint, environment, evaluation, network, published, rundir, tasks
+from spikebridge import (
+    checkpoint,
+    environment,
+    evaluation,
+    first_look,
+    network,
+    published,
+    rundir,
+    tasks,
+)
 from spikebridge.averaging import Average
 from spikebridge.config import Config, data_name, title_of, to_dict
 from spikebridge.memory.crossbar import from_crossbar
@@ -150,6 +159,8 @@ class _Run:
             start = Path(self.train.start) / rundir.MODEL
             checkpoint.start_from(self.network, start, self.task.symbol_names())
         self._try_backend()
+        looked = first_look.remarks(self.network, self.task, config.model, self.train.batch_size)
+        self.notes = [*self.task.notes, *looked]
         self.chip = None
         if config.memory.used:
             seed = seed_of(self.train.seed, "cells")
@@ -204,6 +215,7 @@ class _Run:
         self._write_metrics()
         events = board(self.directory, len(self.state.history))
         self.progress.begin(self.config, len(self.state.history))
+        self.progress.remarks(self.notes)
         try:
             while not finished(self.train, self.state.history):
                 record = self._epoch(len(self.state.history) + 1)
@@ -397,6 +409,6 @@ class _Run:
             seed=self.train.seed,
             published=published.headline(self.config),
             directory=self.directory,
-            notes=[*self.task.notes, *self.task.compared()],
+            notes=[*self.notes, *self.task.compared()],
             **activity._asdict(),
         )

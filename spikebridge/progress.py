@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 class Display:
     """Makes what one run or several at a time report to: `display(name)`."""
+
+    said: set[str]
+
+    def fresh(self, notes: Sequence[str]) -> list[str]:
+        """Those that no run has told yet: runs of a comparison have the same data."""
+        new = [note for note in notes if note not in self.said]
+        self.said |= set(new)
+        return new
 
     def __call__(self, name: str) -> Progress:
         raise NotImplementedError
@@ -53,22 +61,26 @@ def describe(record: dict[str, Any], epochs: int) -> str:
 
 class _Lines(Display):
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+        self.stream, self.said = stream, set()
 
     def __call__(self, name: str) -> Progress:
-        return _Line(name, self.stream)
+        return _Line(name, self)
 
 
 class _Line:
     """A line per epoch: loss, validation metric (* = best so far), time left."""
 
-    def __init__(self, name: str, stream: TextIO) -> None:
-        self.name, self.stream = name, stream
+    def __init__(self, name: str, lines: _Lines) -> None:
+        self.name, self.lines, self.stream = name, lines, lines.stream
         self.epochs = self.done = 0
         self.started = 0.0
 
     def begin(self, config: Config, done: int) -> None:
         self.epochs, self.done, self.started = config.train.epochs, done, time.monotonic()
+
+    def remarks(self, notes: Sequence[str]) -> None:
+        for note in self.lines.fresh(notes):
+            print(note, file=self.stream, flush=True)
 
     def batch(self, epoch: int, share: float) -> None:
         pass
@@ -89,23 +101,27 @@ class _Line:
 
 class _Bars(Display):
     def __init__(self, bars: rich.progress.Progress) -> None:
-        self.bars = bars
+        self.bars, self.said = bars, set()
 
     def __call__(self, name: str) -> Progress:
-        return _Bar(name, self.bars)
+        return _Bar(name, self)
 
 
 class _Bar:
     """A bar over a run's epochs; a line stays of it when the run ends."""
 
-    def __init__(self, name: str, bars: rich.progress.Progress) -> None:
-        self.name, self.bars = name, bars
+    def __init__(self, name: str, display: _Bars) -> None:
+        self.name, self.display, self.bars = name, display, display.bars
         self.epochs, self.note = 0, ""
         self.task: rich.progress.TaskID | None = None
 
     def begin(self, config: Config, done: int) -> None:
         self.epochs = config.train.epochs
         self.task = self.bars.add_task(self.name, total=self.epochs, completed=done, note="")
+
+    def remarks(self, notes: Sequence[str]) -> None:
+        for note in self.display.fresh(notes):
+            self.bars.console.print(note, highlight=False, markup=False)
 
     def batch(self, epoch: int, share: float) -> None:
         if self.task is not None:

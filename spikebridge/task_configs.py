@@ -211,8 +211,13 @@ class ForecastConfig:
     data: Literal["csv"] = "csv"
     """The table in --file."""
     file: str = ""
-    """A CSV file with a header line and one row per time step; columns that are not numbers, such
-    as dates, are left out."""
+    """A table as text, with a header line and one row per time step; columns that are not numbers,
+    such as dates, are left out.  Encoding, what parts the fields, decimal commas and thousands
+    follow from the file."""
+    missing: tuple[str, ...] = ()
+    """Further marks of a missing value, such as -9999, beside empty fields, ?, -, NA and NaN."""
+    decimal: Literal["auto", ".", ","] = "auto"
+    """What marks fractions where the numbers do not say, as of 1,234 alone."""
     targets: tuple[str, ...] = ()
     """Columns to predict; by default all that are numbers."""
     horizon: int = 1

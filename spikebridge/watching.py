@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,9 @@ class Progress(Protocol):
 
     def begin(self, config: Config, done: int) -> None:
         """The run starts, with some epochs done before it was stopped."""
+
+    def remarks(self, notes: Sequence[str]) -> None:
+        """What is to be known of the data before the first epoch, as sentences."""
 
     def batch(self, epoch: int, share: float) -> None:
         """A share, 0 to 1, of an epoch's training batches is done."""
@@ -30,6 +34,9 @@ class Silent:
     """Tells nothing."""
 
     def begin(self, config: Config, done: int) -> None:
+        pass
+
+    def remarks(self, notes: Sequence[str]) -> None:
         pass
 
     def batch(self, epoch: int, share: float) -> None:

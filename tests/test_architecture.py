@@ -43,7 +43,7 @@ ORDER = [
     ["network", "rnn"],
     ["chip", "learning", "memory"],
     ["averaging", "checkpoint", "evaluation", "optimisation", "sampling", "seeding", "watching"],
-    ["objective"],
+    ["first_look", "objective"],
     ["teaching"],
     ["experiment", "silicon", "writing"],
     ["continual"],

@@ -419,11 +419,14 @@ def test_bars_in_a_terminal() -> None:
     with progress.display(stream) as display:
         told = display("snu-0")
         told.begin(preset("digits"), 0)
+        for run in (told, display("snu-1")):
+            run.remarks(["read [t].csv"])
         told.batch(1, 0.5)
         told.epoch({"epoch": 1, "train_loss": 1.5, "valid": 0.25, "best": True, "seconds": 1.0})
         told.end()
     assert "snu-0" in stream.getvalue()
     assert "valid 0.2500 *" in stream.getvalue()
+    assert stream.getvalue().count("read [t].csv") == 1, "runs of a comparison have the same data"
 
 
 def test_what_is_told_of_a_result() -> None:

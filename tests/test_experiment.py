@@ -211,7 +211,9 @@ class Padded:
         mask = torch.tensor([[1, 1], [1, 0], [1, 0]], dtype=torch.bool)
         return [Batch(torch.zeros(3, 2, 4), torch.zeros(3, 2, 5), mask)]
 
-    def observe(self, x: Tensor, state: Any = None, membranes: bool = False) -> Observation:
+    def observe(
+        self, x: Tensor, state: Any = None, membranes: bool = False, mask: Any = None
+    ) -> Observation:
         y = torch.ones(3, 2, 7)
         spiking = LayerTrace("a", y, None, True)
         dense = LayerTrace("b", -0.5 * y, None, False)

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_data import write_table
 
-from spikebridge import cli, evaluation, rundir
+from spikebridge import cli, evaluation, rundir, tasks
 from spikebridge.model_config import ModelConfig
 from spikebridge.network import build
 from spikebridge.task_configs import ForecastConfig
 from spikebridge.tasks.base import SPLITS, stream_chunks
 from spikebridge.tasks.files import DataError
-from spikebridge.tasks.forecast import Forecast, fill_forward, read_table
+from spikebridge.tasks.forecast import Forecast, fill_forward
+from spikebridge.tasks.tables import read_table
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -127,15 +128,15 @@ def test_numbers_whose_spread_overflows_are_refused(tmp_path: Path) -> None:
         ("", "a header line with a name for each column; found the line ''"),
         ("1,2\n3,4\n", "a header line .*; found the line '1, 2'; name each column"),
         ("a,a\n3,4\n", "found the name a twice"),
-        ("a,b\n1,2\n3\n", "2 fields in each row; found 1 in line 3"),
+        ("a,b\n1,2\n3\n4,5\n", "2 fields in each row; found 1 in line 3"),
         ("a,b\n1,2\n3,4,5\n", "2 fields in each row; found 3 in line 3"),
         ("a,b\nx,y\nz,w\n", "a column of numbers; found a, b, none of them of numbers, in 2 rows"),
         ("a\n", "none of them of numbers, in 0 rows"),
         ("1,5;2,5\n1,6;2,6\n", "a header line .*; found the line '1,5, 2,5'"),
         ("\n\n", "a header line with a name for each column; found the line ''"),
-        ("a\n1\n2\nthree\n", "a finite number in column a; found 'three' in row 3 below"),
-        ("a\n1\ninf\n3\n", "a finite number in column a; found 'inf' in row 2"),
-        (b"a\n\xff\xfe\n", "one that cannot be read"),
+        ("a\n1\n2\nthree\n", "a finite number in column a; found 'three' in line 4"),
+        ("a\n1\ninf\n3\n", "a finite number in column a; found 'inf' in line 3"),
+        (b"a\n\x81\x00\n", "one that cannot be read"),
     ],
 )
 def test_damaged_tables(tmp_path: Path, text: str | bytes, message: str) -> None:
@@ -211,7 +212,7 @@ def test_the_scale_is_that_of_the_training_rows(tmp_path: Path) -> None:
 def test_missing_values_are_counted(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", {"a": ["", "", 1, "", *range(96)], "b": range(100)})
     task = task_of(path)
-    assert task.notes == ("3 of 200 values are missing and repeat the one before",)
+    assert task.notes[1:] == ("3 of 200 values are missing and repeat the one before: a 3",)
     values = (task._rows[:, 0].double() * task.sd[0] + task.mean[0]).round()
     assert values[:5].tolist() == [1, 1, 1, 1, 0]
 
@@ -279,6 +280,64 @@ def test_the_state_is_carried_over_the_test(
     assert forgetful != pytest.approx(scores[1], rel=1e-5)
 
 
+# Another table
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_another_table_comes_on_the_scale_of_training(tmp_path: Path, saved: bool) -> None:
+    path = ramp(tmp_path)
+    config = ForecastConfig(file=str(path), horizon=3, targets=("noise",))
+    task = Forecast(config)
+    noise = np.random.default_rng(1).normal(size=600).round(4)
+    columns = {"more": range(600), "noise": noise.tolist(), "row": range(1000, 1600)}
+    new = write_table(tmp_path / "new.csv", columns, delimiter=";")
+    scaling = json.loads(json.dumps(task.scaling())) if saved else None
+    if saved:
+        path.unlink()
+    other = tasks.other(config, new, scaling)
+    batches = list(other.batches("test", 8, seeded()))
+    assert len(batches) > 1
+    x, target, mask = (torch.cat([batch[k] for batch in batches]) for k in range(3))  # type: ignore[arg-type]
+    assert (row_numbers(task, x)[:, 0] == torch.arange(1000, 1600)).all()
+    assert mask[:, 0].tolist() == [True] * 597 + [False] * 3
+    shown = other.in_units(target)[:, 0, 0].numpy()
+    np.testing.assert_allclose(shown[:597], noise[3:], atol=1e-5)
+    assert other.size("test") == 600
+    assert other.answered
+    network = build(ModelConfig(unit="snu", hidden=(4,)), 2, 1, "each")
+    score = evaluation.evaluate(network, other, "test", 8, seeded())
+    with torch.no_grad():
+        output, _ = network(x)
+    error = (output - target)[:597].square().mean().sqrt()
+    assert score.metric == pytest.approx(float(error), rel=1e-5)
+
+
+def test_another_table_must_have_the_columns_of_training(tmp_path: Path) -> None:
+    config = ForecastConfig(file=str(ramp(tmp_path)))
+    scaling = Forecast(config).scaling()
+    new = write_table(tmp_path / "new.csv", {"row": range(9), "else": range(9)})
+    with pytest.raises(
+        DataError, match=r"the columns of the training: row, noise; .*without noise"
+    ):
+        tasks.other(config, new, scaling)
+    new = write_table(tmp_path / "new.csv", {"row": [""] * 9, "noise": range(9)})
+    with pytest.raises(DataError, match="without row"):
+        tasks.other(config, new, scaling)
+    (tmp_path / "two").mkdir()
+    with pytest.raises(DataError, match=r"a single \.csv file; found none; name the file"):
+        tasks.other(config, tmp_path / "two", scaling)
+
+
+def test_a_run_keeps_its_scale(tmp_path: Path) -> None:
+    path, out = ramp(tmp_path), tmp_path / "run"
+    words = (
+        f"train forecast --file {path} --hidden 4 --epochs 1 --threads 1 --no-report --out {out}"
+    )
+    assert cli.main(words.split()) == 0
+    task = task_of(path)
+    assert json.loads((out / rundir.SCALING).read_text(encoding="utf-8")) == task.scaling()
+
+
 # What a forecast is measured against
 
 
@@ -330,8 +389,9 @@ def test_the_command_learns_and_draws_the_forecast(
     assert cli.main(words) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["data"], result["metric"]) == ("waves", "rmse")
-    left, compared = result["notes"]
-    assert left == "columns left out, for they hold no numbers: date"
+    read, left, compared = result["notes"]
+    assert read.startswith("read waves.csv: 1,500 rows, 2 columns of numbers: <b>wave, cos (utf-8")
+    assert left == "columns left out, for they hold no numbers: date (text)"
     assert compared.startswith("for comparison, test RMSE: nothing changes ")
     assert result["test"] < 0.7 * task_of(path, horizon=6).baselines["nothing changes"]
     with np.load(out / rundir.EXAMPLES, allow_pickle=False) as arrays:
@@ -342,6 +402,6 @@ def test_the_command_learns_and_draws_the_forecast(
     assert "Rows 1 to 225 of the test set: RMSE" in page
     assert "Each value was predicted 6 rows before it came" in page
     assert "standard deviations" in page
-    assert "Columns left out, for they hold no numbers: date." in page
+    assert "Columns left out, for they hold no numbers: date (text)." in page
     assert "all hidden layers, per row" in page
     assert "<b>wave" not in page

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,24 +20,11 @@ from spikebridge.tasks.base import (
     check_split,
     stream_chunks,
 )
-from spikebridge.tasks.files import DataError
+from spikebridge.tasks.files import DataError, one_file
+from spikebridge.tasks.tables import Table, listed, read_table
 
-# Where two of them part the rows equally well, the earlier: a comma may be that of decimals.
-DELIMITERS = ("\t", ";", ",")
-LOOKED_AT = 50
-"""Rows by which it is decided what parts the fields."""
-MISSING = ("", "nan", "na", "n/a", "null")
 # Where nothing is trained no gradient ends at a chunk's edge, so longer ones only save time.
 JUDGED_STEPS = 250
-_MEND = "mend the file"
-
-
-class Table(NamedTuple):
-    """The columns of a file that hold numbers."""
-
-    names: tuple[str, ...]
-    values: np.ndarray  # (rows, columns) float64, NaN where a value is missing
-    left_out: tuple[str, ...] = ()  # columns that hold other things than numbers
 
 
 class Forecast(Task):
@@ -63,14 +48,16 @@ class Forecast(Task):
 
     def __init__(self, config: ForecastConfig) -> None:
         self.config = config
+        if not config.file:
+            raise DataError("--file", "a CSV file", "none", "pass --file with a table")
         path = Path(config.file).expanduser()
-        table = read_table(path if config.file else None)
+        table = _read(path, config)
         self.columns = table.names
         self.output_names = config.targets or table.names
         self._targets = torch.tensor(_places(path, self.output_names, table.names))
         self.input_size, self.output_size = len(self.columns), len(self.output_names)
-        values, filled = fill_forward(table.values)
-        self.notes = tuple(_notes(table, filled))
+        values, _ = fill_forward(table.values)
+        self.notes = tuple(_notes(table))
         self._bounds = _bounds(path, len(values), config)
         train = values[: self._bounds["train"][1]]
         constant = train.max(0) == train.min(0)
@@ -79,6 +66,7 @@ class Forecast(Task):
             scaled = ((values - self.mean) / self.sd).astype(np.float32)
         self._check_scaled(path, scaled)
         self._rows = torch.from_numpy(scaled)
+        self._unknown = 0
         self.baselines = self._baselines()
 
     def _check_scaled(self, path: Path, scaled: np.ndarray) -> None:
@@ -110,7 +98,7 @@ class Forecast(Task):
         return -(-length // self.config.steps)
 
     def batches(self, split: str, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Chunks of x (T, B, I) and target (T, B, O), mask None.
+        """Chunks of x (T, B, I) and target (T, B, O); mask None, but for rows beyond a table.
 
         In training the first chunk has a length drawn from the generator, so that the cuts, over
         which no gradient passes, fall elsewhere in each epoch.  Where the rows do not divide by the
@@ -127,7 +115,80 @@ class Forecast(Task):
             chunks = stream_chunks(length, self.config.steps, generator)
         else:
             chunks = stream_chunks(length, JUDGED_STEPS)
-        return (Batch(x[a:b].contiguous(), target[a:b].contiguous(), None) for a, b in chunks)
+        known = None
+        if self._unknown:
+            known = (torch.arange(length) < length - self._unknown).unsqueeze(1)
+        return (
+            Batch(
+                x[a:b].contiguous(),
+                target[a:b].contiguous(),
+                None if known is None else known[a:b],
+            )
+            for a, b in chunks
+        )
+
+    # Another table, with what training left
+
+    def scaling(self) -> dict[str, Any]:
+        """What `other` needs to know of the training data, as JSON has it."""
+        numbers = {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
+        return {"columns": list(self.columns), "targets": list(self.output_names), **numbers}
+
+    @classmethod
+    def other(
+        cls, config: ForecastConfig, path: Path, scaling: Mapping[str, Any] | None
+    ) -> Forecast:
+        """All rows of one more table as the split "test": one stream that begins in silence.
+
+        Row t shows what is predicted for row t + horizon.  The last `horizon` rows are shown too,
+        with a target of 0 that is masked out: their answers lie beyond the table.
+
+        Args:
+            config: of the run.
+            path: a table, or a folder with a single .csv; it must have the columns of the training
+                by their names, in any order and among others.
+            scaling: as the run's `scaling` was; None reads the training data again.
+
+        Raises DataError.
+        """
+        scaling = cls(config).scaling() if scaling is None else scaling
+        path = one_file(path, "csv")
+        table = _read(path, config)
+        places = {name: place for place, name in enumerate(table.names)}
+        absent = [name for name in scaling["columns"] if name not in places]
+        if absent:
+            expected = f"the columns of the training: {listed(scaling['columns'])}"
+            found = f"columns of numbers: {listed(table.names)}, without {listed(absent)}"
+            raise DataError(path, expected, found, "give a table with the same columns")
+        own = table.values[:, [places[name] for name in scaling["columns"]]]
+        never = [
+            n for n, gaps in zip(scaling["columns"], np.isnan(own).all(0), strict=True) if gaps
+        ]
+        if never:
+            raise DataError(path, "a number in each column", f"none in {listed(never)}", "fill it")
+        task = cls.__new__(cls)
+        task.config, task.columns = config, tuple(scaling["columns"])
+        task.output_names = tuple(scaling["targets"])
+        task._targets = torch.tensor(_places(path, task.output_names, task.columns))
+        task.input_size, task.output_size = len(task.columns), len(task.output_names)
+        task.notes = tuple(_notes(table._replace(names=task.columns, values=own)))
+        task.mean, task.sd = np.array(scaling["mean"]), np.array(scaling["sd"])
+        values, _ = fill_forward(own)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = ((values - task.mean) / task.sd).astype(np.float32)
+        task._check_scaled(path, scaled)
+        beyond = np.zeros((config.horizon, scaled.shape[1]), np.float32)
+        task._rows = torch.from_numpy(np.concatenate([scaled, beyond]))
+        task._unknown = config.horizon
+        task._bounds = {"test": (config.horizon, len(task._rows))}
+        task.answered = len(values) > config.horizon
+        return task
+
+    def in_units(self, output: Tensor) -> Tensor:
+        """Outputs (..., O) in the units of the table."""
+        chosen = self._targets.numpy()
+        scale, level = torch.from_numpy(self.sd[chosen]), torch.from_numpy(self.mean[chosen])
+        return output.double() * scale + level
 
     def _part(self, split: str) -> tuple[Tensor, Tensor]:
         """All that a split shows (rows, I) and asks for (rows, O), in the order of the file."""
@@ -159,15 +220,15 @@ def _bounds(path: Path, rows: int, config: ForecastConfig) -> dict[str, tuple[in
 
 
 def _places(path: Path, targets: Sequence[str], names: Sequence[str]) -> list[int]:
-    unknown = [name for name in targets if name not in names]
-    if unknown or len(set(targets)) < len(targets):
+    places = {name: place for place, name in enumerate(names)}
+    if not places.keys() >= set(targets) or len(set(targets)) < len(targets):
         raise DataError(
             path,
-            f"columns of numbers, each named once as a target: {', '.join(targets)}",
-            f"columns of numbers: {', '.join(names)}",
+            f"columns of numbers, each named once as a target: {listed(targets)}",
+            f"columns of numbers: {listed(names)}",
             "mend --targets, or leave it out to predict all columns",
         )
-    return [names.index(name) for name in targets]
+    return [places[name] for name in targets]
 
 
 def fill_forward(values: np.ndarray) -> tuple[np.ndarray, int]:
@@ -182,127 +243,19 @@ def fill_forward(values: np.ndarray) -> tuple[np.ndarray, int]:
     return np.take_along_axis(values, source, axis=0), int((~known).sum())
 
 
-def read_table(path: Path | None) -> Table:
-    """The columns of a CSV file that have a name and hold numbers.  Raises DataError.
-
-    Fields are parted by commas, semicolons or tabs, by what fits most rows; with semicolons numbers
-    may have a decimal comma.  An empty field is a missing value.  A column without any number is
-    left out, but one with some text among its numbers is an error: more likely the text is a
-    mistake than the numbers.
-    """
-    if path is None:
-        raise DataError("--file", "a CSV file", "none", "pass --file with a table")
-    header, rows, delimiter = _read_rows(path)
-    columns: dict[str, np.ndarray] = {}
-    left_out = []
-    for place, name in enumerate(header):
-        values = _numbers(path, name, [row[place] for row in rows], delimiter == ";")
-        if name and values is not None:
-            columns[name] = values
-        else:
-            left_out.append(name or f"the one without a name at place {place + 1}")
-    if not columns:
-        found = f"{', '.join(header)}, none of them of numbers, in {len(rows):,} rows"
-        raise DataError(path, "a column of numbers", found, "give another table")
-    return Table(tuple(columns), np.stack(list(columns.values()), axis=1), tuple(left_out))
+def _read(path: Path, config: ForecastConfig) -> Table:
+    decimal: Any = None if config.decimal == "auto" else config.decimal
+    return read_table(path, missing=config.missing, decimal=decimal)
 
 
-def _notes(table: Table, filled: int) -> Iterator[str]:
-    """What was made of the file without asking."""
-    if table.left_out:
-        yield f"columns left out, for they hold no numbers: {', '.join(table.left_out)}"
-    if filled:
-        rows = len(table.values) * len(table.names)
-        yield f"{filled:,} of {rows:,} values are missing and repeat the one before"
-
-
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]], str]:
-    """Names of the columns, the fields of all other rows, and what parts them."""
-    expected = "a CSV file in UTF-8 with a header line and one row per time step"
-    try:
-        # -sig: spreadsheets put a mark before the first name.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = _delimiter(list(islice(file, LOOKED_AT)))
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
-            header = [name.strip() for name in next((row for row in reader if row), [])]
-            rows: list[list[str]] = []
-            empty = 0
-            for row in reader:
-                if not row:
-                    empty += 1
-                    continue
-                if len(row) != len(header):
-                    found = f"{len(row)} in line {reader.line_num}"
-                    raise DataError(path, f"{len(header)} fields in each row", found, _MEND)
-                # Of a single column, an empty line between others is a row whose value is missing.
-                rows += [[""]] * (empty if len(header) == 1 else 0)
-                rows.append(row)
-                empty = 0
-    except OSError as error:
-        raise DataError(path, expected, str(error.strerror), "mend --file") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(path, expected, f"one that cannot be read ({error})", _MEND) from error
-    _check_header(path, header, delimiter == ";")
-    return header, rows, delimiter
-
-
-def _delimiter(lines: list[str]) -> str:
-    """What parts most lines into as many fields as the first, and most of them numbers."""
-
-    def fit(mark: str) -> tuple[float, float]:
-        rows = [row for row in csv.reader(lines, delimiter=mark) if row]
-        if not rows or len(rows[0]) < 2:
-            return 0.0, 0.0
-        like_the_first = [row for row in rows if len(row) == len(rows[0])]
-        fields = [text for row in like_the_first[1:] for text in row]
-        numbers = sum(
-            text.strip().lower() in MISSING or _number(text, mark == ";") is not None
-            for text in fields
+def _notes(table: Table) -> Iterator[str]:
+    """What was read, and what was made of it without asking."""
+    yield from table.remarks
+    gaps = np.isnan(table.values)
+    if gaps.any():
+        counts = gaps.sum(0).tolist()
+        having = [f"{name} {n:,}" for name, n in zip(table.names, counts, strict=True) if n]
+        yield (
+            f"{gaps.sum():,} of {gaps.size:,} values are missing and repeat the one before: "
+            f"{listed(having)}"
         )
-        return len(like_the_first) / len(rows), numbers / max(1, len(fields))
-
-    return max(DELIMITERS, key=fit)
-
-
-def _check_header(path: Path, header: list[str], comma: bool) -> None:
-    named = [name for name in header if name]
-    twice = sorted({name for name in named if named.count(name) > 1})
-    if not named or twice or all(_number(name, comma) is not None for name in named):
-        found = f"the name {twice[0]} twice" if twice else f"the line {', '.join(header)!r}"
-        remedy = "name each column in the first line of the file"
-        raise DataError(path, "a header line with a name for each column", found, remedy)
-
-
-def _numbers(path: Path, name: str, texts: list[str], comma: bool) -> np.ndarray | None:
-    """A column (rows,) with NaN where a value is missing; None where it is not of numbers."""
-    values = np.full(len(texts), np.nan)
-    wrong: list[int] = []
-    for row, text in enumerate(texts):
-        if text.strip().lower() in MISSING:
-            continue
-        value = _number(text, comma)
-        if value is None:
-            wrong.append(row)
-        else:
-            values[row] = value
-    count = int((~np.isnan(values)).sum())
-    if not count or count <= len(wrong):
-        return None
-    if wrong or np.isinf(values).any():
-        row = wrong[0] if wrong else int(np.isinf(values).argmax())
-        found, remedy = (
-            f"{texts[row]!r} in row {row + 1} below the header",
-            f"{_MEND}, or leave the field empty",
-        )
-        raise DataError(path, f"a finite number in column {name}", found, remedy)
-    return values
-
-
-def _number(text: str, comma: bool) -> float | None:
-    if "_" in text:  # Python reads 2020_01_01 as a number
-        return None
-    try:
-        return float(text.replace(",", ".") if comma else text)
-    except ValueError:
-        return None
