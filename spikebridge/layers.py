@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spikebridge.draws import kept
+from spikebridge.fresh import GRU, LSTM, RNN, Fresh, Linear, redraw
 from spikebridge.kernels.product import traced
 from spikebridge.recompute import recomputed
 from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan
@@ -22,7 +23,7 @@ __all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction", "dro
 Reduction = Literal["last", "mean", "each"]
 
 
-class Layer(nn.Module):
+class Layer(Fresh):
     """A synapse array that drives a unit over time, with optional recurrence.
 
     Args:
@@ -66,10 +67,15 @@ class Layer(nn.Module):
         self.recompute, self.dropout_recurrent = recompute, _probability(dropout_recurrent)
         self.spiking = unit.spiking
         if recurrent:
-            self.recurrent = nn.Parameter(torch.empty(unit.size, unit.size))
-            nn.init.orthogonal_(self.recurrent, gain=0.5)
+            self.recurrent = nn.Parameter(unit.threshold.new_empty(unit.size, unit.size))
         else:
             self.register_parameter("recurrent", None)
+        self.draw()
+
+    def draw(self) -> None:
+        """The recurrent matrix."""
+        if self.recurrent is not None:
+            redraw(self, "recurrent", lambda matrix: nn.init.orthogonal_(matrix, gain=0.5))
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x (T, B, I) to y (T, B, N), and the state after the last step."""
@@ -124,7 +130,7 @@ class _Run(nn.Module):
         return self.layer._run(x, state)
 
 
-class Baseline(nn.Module):
+class Baseline(Fresh):
     """One layer of torch's RNN (tanh), GRU or LSTM behind the interface of `Layer`.
 
     Args:
@@ -134,7 +140,7 @@ class Baseline(nn.Module):
             gates alike, in training (the weight-dropped LSTM of Merity et al. 2017).
     """
 
-    KINDS: ClassVar[dict[str, Any]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+    KINDS: ClassVar[dict[str, Any]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
     spiking = False
 
     def __init__(
@@ -155,7 +161,7 @@ class Baseline(nn.Module):
         return torch.func.functional_call(self.core, {"weight_hh_l0": thinned}, (x, state))
 
 
-class Plain(nn.Module):
+class Plain(Fresh):
     """A layer without memory behind the interface of `Layer`: y = f(W x), at each step by itself.
 
     Args:
@@ -222,7 +228,7 @@ class Dropout(nn.Module):
         return f"{self.p}, same_mask={self.same_mask}"
 
 
-class Readout(nn.Module):
+class Readout(Fresh):
     """A linear map of the last layer's outputs: at the last step, of their mean, or at each step.
 
     Args:
@@ -238,9 +244,14 @@ class Readout(nn.Module):
         super().__init__()
         if reduce not in ("last", "mean", "each"):
             raise ValueError(f'readout {reduce!r} is not known; choose "last", "mean" or "each"')
-        self.linear = nn.Linear(in_features, tied or out_features)
+        self.linear = Linear(in_features, tied or out_features)
         self.bias = nn.Parameter(torch.zeros(out_features)) if tied else None
         self.reduce = reduce
+
+    def draw(self) -> None:
+        """A bias of its own starts at 0."""
+        if self.bias is not None:
+            redraw(self, "bias", nn.init.zeros_)
 
     def forward(
         self,

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikebridge.digest import digest
+from spikebridge.fresh import Fresh, Table
 from spikebridge.gradients import Surrogate
 from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction
 from spikebridge.model_config import BASELINES, BINARY, PLAIN, ModelConfig, check_fits
@@ -71,7 +72,7 @@ class Observation(NamedTuple):
     layers: tuple[LayerTrace, ...]
 
 
-class Network(nn.Module):
+class Network(Fresh):
     """Hidden layers, dropout after each, and a readout.
 
     Args:
@@ -223,7 +224,7 @@ def build(
         dropout=model.dropout,
         dropout_in=model.dropout_in,
         same_mask=model.same_mask,
-        embedding=_embedding(input_size, width) if width else None,
+        embedding=Table(input_size, width) if width else None,
         embedding_scale=model.embedding_scale,
         tied=model.tied,
         read=read,
@@ -319,12 +320,6 @@ def _drive_bias(model: ModelConfig) -> bool:
     return (model.drive_bias or model.unit == "binary-ci") and not model.centre
 
 
-def _embedding(symbols: int, width: int) -> nn.Embedding:
-    table = nn.Embedding(symbols, width)
-    nn.init.uniform_(table.weight, -0.1, 0.1)
-    return table
-
-
 def _unit(model: ModelConfig, size: int) -> Unit:
     surrogate = Surrogate(model.surrogate, model.surrogate_width, model.surrogate_height)
     if model.unit in BINARY:
@@ -337,11 +332,19 @@ def _unit(model: ModelConfig, size: int) -> Unit:
         slope=model.g_slope,
         reset=model.reset,
         amount=max(model.threshold, 0.0),
-        decay=torch.linspace(model.decay, model.decay_to, size) if model.decay_to else model.decay,
+        decay=_decays(model, size),
         train_decay=model.train_decay,
         per_unit=model.train_decay,
         threshold=model.threshold,
     )
+
+
+def _decays(model: ModelConfig, size: int) -> float | Tensor:
+    if not model.decay_to:
+        return model.decay
+    # Numbers even where parameters have none, on the meta device, unless they take much memory.
+    device = "cpu" if size <= 1 << 20 else None
+    return torch.linspace(model.decay, model.decay_to, size, device=device)
 
 
 def save_network(network: Network, path: str | Path) -> None:

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
+from spikebridge.fresh import Fresh, redraw
 from spikebridge.gradients import forward_as
 from spikebridge.kernels.product import linear
 from spikebridge.kernels.rescale import rescaled
-from spikebridge.units import AdaptiveUnit, Unit
+from spikebridge.units import AdaptiveUnit, Unit, whole
 
 __all__ = [
     "Array",
@@ -68,13 +69,11 @@ def gain(unit: Driven) -> float:
         if unit not in ACTIVATION_GAINS:
             raise ValueError(f"unit={unit!r}: no such layer; choose one of {[*ACTIVATION_GAINS]}")
         return ACTIVATION_GAINS[unit]
-    if unit.threshold.is_meta:  # no numbers to go by, and none to be scaled
-        return 1.0
-    decay = min(float(unit.decay.detach().double().mean()), 0.8)
+    decay = min(unit.initial_decay, 0.8)
     spread = math.sqrt(1.0 - decay**2)
     if not unit.spiking:
         return (5.0 if unit.rule.g == "identity" else 8.0) * spread
-    threshold = max(float(unit.threshold.detach().double().mean()), 0.1)
+    threshold = max(unit.initial_threshold, 0.1)
     factor = 10.0 / 3.0
     if unit.rule.reset == "lateral":
         factor = 5.0
@@ -83,7 +82,7 @@ def gain(unit: Driven) -> float:
     return factor * threshold * spread
 
 
-class Dense(nn.Module):
+class Dense(Fresh):
     """All-to-all synapses: drive = W x, or W x + c.
 
     Args:
@@ -94,17 +93,31 @@ class Dense(nn.Module):
         bias: add a trained constant drive c (N,), at first 0, at every step; None as attribute
             `bias` says that there is none.  Yin et al. 2017: it plays the leak of a membrane that
             has no other.
+        device, dtype: of the parameters.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, unit: Driven = None, *, bias: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        unit: Driven = None,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _positive(in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        _uniform(self.weight, gain(unit), in_features)
+        weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.new_empty(out_features)) if bias else None
+        self.gain = gain(unit)
+        self.draw()
+
+    def draw(self) -> None:
+        """The weight uniform, the constant drive 0."""
+        _uniform(self, self.gain, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
@@ -116,7 +129,7 @@ class Dense(nn.Module):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
-class Conv2d(nn.Module):
+class Conv2d(Fresh):
     """Convolutional synapses on flattened images: (..., C H W) to (..., C' H' W').
 
     Args:
@@ -127,6 +140,7 @@ class Conv2d(nn.Module):
             Averaging the drive rather than the spikes keeps what layers exchange at 0 and 1.
         unit: as in `Dense`.
         bias: as in `Dense`, one constant drive per channel, (C',).
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -140,6 +154,8 @@ class Conv2d(nn.Module):
         pool: int = 1,
         unit: Driven = None,
         bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         c, height, width = in_shape
@@ -155,10 +171,17 @@ class Conv2d(nn.Module):
         self.in_shape, self.out_shape = (c, height, width), (channels, *sides)
         self.in_features, self.out_features = math.prod(in_shape), math.prod(self.out_shape)
         self.stride, self.padding, self.pool = stride, padding, pool
-        self.weight = nn.Parameter(torch.empty(channels, c, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        shape = (channels, c, kernel_size, kernel_size)
+        weight = torch.empty(shape, device=device, dtype=dtype)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.new_empty(channels)) if bias else None
         self.operations = channels * inner * c * kernel_size**2
-        _uniform(self.weight, gain(unit), c * kernel_size**2)
+        self.gain = gain(unit)
+        self.draw()
+
+    def draw(self) -> None:
+        """The weight uniform, the constant drive 0."""
+        _uniform(self, self.gain, math.prod(self.weight.shape[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C H W) to (..., C' H' W')."""
@@ -175,15 +198,30 @@ class Conv2d(nn.Module):
         return f"{shapes}, stride={self.stride}, pool={self.pool}, bias={bias}"
 
 
-class Embedding(nn.Module):
+class Embedding(Fresh):
     """One row of drive per symbol: x (...) of integers in [0, I) to (..., N)."""
 
-    def __init__(self, in_features: int, out_features: int, unit: Driven = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        unit: Driven = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         _positive(in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(in_features, out_features))
-        _uniform(self.weight, gain(unit), 1)  # a symbol is one active input
+        self.weight = nn.Parameter(
+            torch.empty(in_features, out_features, device=device, dtype=dtype)
+        )
+        self.gain = gain(unit)
+        self.draw()
+
+    def draw(self) -> None:
+        """The rows uniform."""
+        _uniform(self, self.gain, 1)  # a symbol is one active input
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...), int64 or int32, to (..., N)."""
@@ -199,7 +237,7 @@ class Embedding(nn.Module):
         return f"{self.in_features}, {self.out_features}"
 
 
-class Normalised(nn.Module):
+class Normalised(Fresh):
     """An array whose drive is scaled, feature by feature, to a trained root mean square.
 
     In training by that of the batch, over all samples and time steps, in use by a running one: a
@@ -248,14 +286,26 @@ class Normalised(nn.Module):
         self.array, self.momentum, self.centre = array, momentum, centre
         self.in_features, self.out_features = array.in_features, array.out_features
         self.groups = array.out_shape[0] if isinstance(array, Conv2d) else array.out_features
-        self.size = nn.Parameter(torch.full((self.groups,), gain(unit) / 2))
+        self.gain = gain(unit)
+        empty = array.weight.new_empty(self.groups)
+        self.size = nn.Parameter(empty.clone())
         self.mean_square: Tensor
-        self.register_buffer("mean_square", torch.ones(self.groups))
+        self.register_buffer("mean_square", empty.clone())
         # None is no entry of the state: files from before there was a centre still load.
         self.mean: Tensor | None
-        self.register_buffer("mean", torch.zeros(self.groups) if centre else None)
-        self.shift = nn.Parameter(torch.zeros(self.groups)) if centre else None
+        self.register_buffer("mean", empty.clone() if centre else None)
+        self.shift = nn.Parameter(empty.clone()) if centre else None
+        self.draw()
         self.real: Tensor | None = None  # set by `real_steps`
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """The size that `gain` gives, and nothing seen yet."""
+        redraw(self, "size", lambda size: size.fill_(self.gain / 2))
+        self.mean_square.fill_(1.0)
+        for zero in (self.mean, self.shift):
+            if zero is not None:
+                zero.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
@@ -420,14 +470,16 @@ def round_weights(module: nn.Module, bits: int) -> None:
         register_parametrization(part, name, Rounded(bits, shared=shared))
 
 
-def _uniform(weight: nn.Parameter, std: float, fan_in: int) -> None:
+def _uniform(array: nn.Module, std: float, fan_in: int) -> None:
     bound = std * math.sqrt(3.0 / fan_in)
-    nn.init.uniform_(weight, -bound, bound)
+    redraw(array, "weight", lambda weight: nn.init.uniform_(weight, -bound, bound))
+    if getattr(array, "bias", None) is not None:
+        redraw(array, "bias", nn.init.zeros_)
 
 
 def _positive(**sizes: int) -> None:
     for name, value in sizes.items():
-        if value < 1:
+        if whole(**{name: value}) < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 

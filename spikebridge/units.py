@@ -15,15 +15,19 @@ State is passed in and handed out, never kept in a module.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
+from spikebridge.fresh import Fresh, redraw
 from spikebridge.gradients import Surrogate
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "make_unit",
     "renamed",
     "step",
+    "whole",
 ]
 
 G_FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -154,12 +159,20 @@ def step(rule: Rule, state: State, drive: Tensor, params: Params) -> State:
     return State(rule.fire(s + params.bias), s)
 
 
+def whole(**numbers: Any) -> int:
+    """A whole number given by its name, such as one of numpy; TypeError for others, True too."""
+    ((name, value),) = numbers.items()
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
+    return operator.index(value)
+
+
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The membrane is kept in float32 at least: a leak of 0.99 is lost in bfloat16."""
     return torch.promote_types(dtype, torch.float32)
 
 
-class Unit(nn.Module):
+class Unit(Fresh):
     """A layer of N neurons of one kind: parameters, and a pure `step`.
 
     Args:
@@ -171,6 +184,12 @@ class Unit(nn.Module):
         threshold: initial threshold; the parameter `threshold` (N,) starts there, one per unit.
         bias: train it; False keeps it where it is, as a buffer.
         memoryless: nothing stays of the membrane: its decay is 0, `decay` is not looked at.
+        device, dtype: of the parameters; a fixed decay is in float32 at least.
+
+    Attributes:
+        initial_decay, initial_threshold: what they start with, the mean of the neurons' decays.
+
+    Raises ValueError for settings that do not fit, TypeError for a size that is no whole number.
     """
 
     def __init__(
@@ -184,8 +203,11 @@ class Unit(nn.Module):
         threshold: float = 1.0,
         bias: bool = True,
         memoryless: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        size = whole(size=size)
         if size < 1:
             raise ValueError(f"a layer needs at least one unit, got size={size}")
         if not abs(threshold) <= torch.finfo(torch.get_default_dtype()).max:
@@ -195,20 +217,43 @@ class Unit(nn.Module):
         self.size, self.rule = size, rule
         if memoryless and train_decay:
             raise ValueError("a memoryless unit has no decay to train; leave train_decay out")
-        value = _checked_decay(decay, size, per_unit, train_decay)
-        value = torch.zeros_like(value) if memoryless else value
         self.train_decay = train_decay
+        start = _checked_decay(decay, size, train_decay)
+        start = torch.zeros_like(start) if memoryless else start
+        self._start = torch.logit(start.double()).to(start.dtype) if train_decay else start
+        self._threshold = float(threshold)
+        self.initial_decay = _mean(_of_logit(self._start) if train_decay else start, 0.8)
+        same = torch.full((), threshold, dtype=start.dtype, device="cpu")
+        self.initial_threshold = _mean(same, self._threshold)
+        shape = (size,) if per_unit else start.shape
+        dtype = torch.get_default_dtype() if dtype is None else dtype
         self.fixed_decay: Tensor
         if train_decay:
-            self.decay_logit = nn.Parameter(torch.logit(value.double()).to(value.dtype))
+            logit = torch.empty(shape, device=device, dtype=dtype)
+            self.decay_logit = nn.Parameter(logit)
         else:
-            self.register_buffer("fixed_decay", value)
+            empty = torch.empty(shape, device=device, dtype=state_dtype(dtype))
+            self.register_buffer("fixed_decay", empty)
         self.threshold: Tensor
-        start = torch.full((size,), float(threshold))
+        thresholds = torch.empty(size, device=device, dtype=dtype)
         if bias:
-            self.threshold = nn.Parameter(start)
+            self.threshold = nn.Parameter(thresholds)
         else:
-            self.register_buffer("threshold", start)
+            self.register_buffer("threshold", thresholds)
+        self.draw()
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """Thresholds and decays as at the start; nothing in them is random."""
+        decay = self.decay_logit if self.train_decay else self.fixed_decay
+        if self._start.is_meta and not decay.is_meta:
+            raise ValueError(
+                "the decays were given on the meta device, without their numbers; give them on the "
+                "CPU, or load a state"
+            )
+        if not decay.is_meta:
+            decay.copy_(self._start)
+        redraw(self, "threshold", lambda t: t.fill_(self._threshold))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Unit:
         """A fixed decay stays in float32 at least: bfloat16 would round 0.999 to 1."""
@@ -231,9 +276,7 @@ class Unit(nn.Module):
         """The decay in force, () or (N,), always inside (0, 1]; 0 in memoryless units."""
         if not self.train_decay:
             return self.fixed_decay
-        # bfloat16 has no number between 0.996 and 1: the logit fits, what it stands for does not.
-        decay = torch.sigmoid(self.decay_logit.to(state_dtype(self.decay_logit.dtype)))
-        return decay.clamp(min=torch.finfo(decay.dtype).tiny)
+        return _of_logit(self.decay_logit)
 
     def params(self, dtype: torch.dtype) -> Params:
         """Decay and bias in the dtype of the state."""
@@ -313,21 +356,39 @@ class AdaptiveUnit(Unit):
         return State(y, torch.cat([s, a], dim=-1))
 
 
-def _checked_decay(decay: float | Tensor, size: int, per_unit: bool, train_decay: bool) -> Tensor:
-    value = torch.as_tensor(decay, dtype=torch.get_default_dtype()).detach().clone()
+def _of_logit(logit: Tensor) -> Tensor:
+    # bfloat16 has no number between 0.996 and 1: the logit fits, what it stands for does not.
+    decay = torch.sigmoid(logit.to(state_dtype(logit.dtype)))
+    return decay.clamp(min=torch.finfo(decay.dtype).tiny)
+
+
+def _without_numbers(x: Tensor) -> bool:
+    """Whether it is a shape only: on the meta device, or under FakeTensorMode."""
+    return x.is_meta or is_fake(x)
+
+
+def _mean(x: Tensor, otherwise: float) -> float:
+    return otherwise if _without_numbers(x) else float(x.double().mean())
+
+
+def _checked_decay(decay: float | Tensor, size: int, train_decay: bool) -> Tensor:
+    """The decays to start with, () or (N,), on the CPU where they have numbers."""
+    value = decay if isinstance(decay, Tensor) else torch.as_tensor(decay, device="cpu")
+    value = value.detach().to(torch.get_default_dtype(), copy=True)
     if value.shape not in ((), (size,)):
         raise ValueError(
             f"decay must be one number or one per unit ({size},), got shape {tuple(value.shape)}"
         )
-    if value.is_meta:  # a shape without numbers
-        return value.expand(size).clone() if per_unit else value
+    if _without_numbers(value):
+        return value
+    value = value.cpu()
     if not bool(((value > 0) & (value <= 1)).all()):
         raise ValueError(f"decay must be in (0, 1], got {value.tolist()}")
     if train_decay and bool((value == 1).any()):
         raise ValueError(
             "a trained decay starts inside (0, 1), got 1: use 0.999, or train_decay=False"
         )
-    return value.expand(size).clone() if per_unit else value
+    return value
 
 
 # The names that the command line, the networks and the test suite know.

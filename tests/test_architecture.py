@@ -19,6 +19,7 @@ ORDER = [
         "contrasts",
         "digest",
         "draws",
+        "fresh",
         "metrics",
         "presets",
         "quantities",
