@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,3 +56,33 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Contrast:
     reach = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * statistics.stdev(differences)
     reach /= math.sqrt(count)
     return Contrast(mean, mean - reach, mean + reach, count)
+
+
+def corrected(contrasts: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """For each contrast, as plain data, its p-value corrected for their number; None for one pair.
+
+    Of many intervals of 95 % about one in twenty leaves out 0 by chance.  At most 5 % of such
+    tables have any p-value below 0.05 by chance here, however the contrasts hang together.
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    values = [_p_value(one) for one in contrasts]
+    order = sorted((p, i) for i, p in enumerate(values) if p is not None)
+    found: list[float | None] = [None] * len(values)
+    so_far = 0.0
+    for rank, (p, i) in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(order) - rank) * p))
+        found[i] = so_far
+    return found
+
+
+def _p_value(one: Mapping[str, Any]) -> float | None:
+    """Of Student's two-sided test for paired differences, read off the interval."""
+    if one["low"] is None or one["high"] is None:
+        return None
+    from scipy.special import stdtr, stdtrit
+
+    degrees, reach = one["n"] - 1, (one["high"] - one["low"]) / 2
+    if reach == 0:
+        return 0.0 if one["mean"] else 1.0
+    t = abs(one["mean"]) / reach * float(stdtrit(degrees, (1 + LEVEL) / 2))
+    return 2 * float(stdtr(degrees, -t))

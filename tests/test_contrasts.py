@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spikebridge.contrasts import Contrast, paired
+from spikebridge.contrasts import Contrast, corrected, paired
 
 
 def test_the_interval_is_that_of_the_one_sample_t_test() -> None:
@@ -55,3 +55,24 @@ def test_a_single_pair_has_no_interval_and_equal_ones_have_an_empty_one() -> Non
 def test_what_cannot_be_paired_is_refused(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError, match=r"give the values of the same seeds|leave out the seeds"):
         paired(a, b)
+
+
+def test_corrected_p_values_are_those_of_holm() -> None:
+    """Against scipy's test of each pair, and the procedure written out."""
+    drawn = np.random.RandomState(3)
+    pairs = [(drawn.randn(n) + shift, drawn.randn(n)) for n in (3, 5, 10) for shift in (0, 1, 3)]
+    plain = [float(stats.ttest_rel(a, b).pvalue) for a, b in pairs]
+    expected, so_far = {}, 0.0
+    for rank, i in enumerate(np.argsort(plain)):
+        so_far = max(so_far, min(1.0, (len(plain) - rank) * plain[i]))
+        expected[int(i)] = so_far
+    found = corrected([paired(a, b).to_dict() for a, b in pairs])
+    assert found == pytest.approx([expected[i] for i in range(len(plain))], rel=1e-9)
+    alone = corrected([paired(*pairs[0]).to_dict()])
+    assert alone == pytest.approx(plain[:1], rel=1e-9)
+
+
+def test_one_pair_is_not_counted_and_equal_differences_are_certain() -> None:
+    single, certain, none = ([1.0], [0.0]), ([2.0, 3.0], [1.0, 2.0]), ([1.0, 2.0], [1.0, 2.0])
+    assert corrected([paired(*p).to_dict() for p in (single, certain, none)]) == [None, 0.0, 1.0]
+    assert corrected([]) == []

@@ -15,6 +15,7 @@ from spikebridge.contrasts import paired
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry, ForgettingRow, find
 from spikebridge.records import RunError, UsageError
 from spikebridge.report import forgetting_text, page
+from spikebridge.report.text import CORRECTED
 from spikebridge.transfer import MEASURES
 
 TINY = {"data": "digits8x8", "hidden": (24,), "batch_size": 32, "tasks": 3, "fisher_samples": 30}
@@ -242,7 +243,7 @@ def test_the_page_shows_all_rows_and_loads_nothing(made: tuple[Path, dict[str, A
         assert text.count(row["label"]) > 3
         assert forgetting_text.spread(row["measures"]["forgetting"]) in text
     assert f"spikebridge reproduce {content['name']}" in text
-    told = "The table holds 6 intervals of 95 %, which are not corrected for their number."
+    told = f"The table holds 6 intervals of 95 %; {CORRECTED}."
     for shown in (
         text,
         forgetting_text.markdown(content),
@@ -263,12 +264,13 @@ def test_a_difference_is_judged_by_what_is_better() -> None:
     def one(measure: str, low: float, high: float) -> dict[str, Any]:
         clear = not low <= 0 <= high
         mean = (low + high) / 2
-        return {"measure": measure, "low": low, "high": high, "mean": mean, "clear": clear}
+        found = {"measure": measure, "low": low, "high": high, "mean": mean, "clear": clear}
+        return found | {"corrected": 0.01}
 
     assert forgetting_text.judged(one("forgetting", -0.2, -0.1)) == "better"
     assert forgetting_text.judged(one("average_accuracy", -0.2, -0.1)) == "worse"
     assert forgetting_text.judged(one("average_accuracy", 0.1, 0.2)) == "better"
-    assert forgetting_text.judged(one("unseen", -0.1, 0.2)) == "no clear difference"
+    assert forgetting_text.judged(one("unseen", -0.1, 0.2)) == "not known to differ"
     assert forgetting_text.judged(one("forgetting", 0.1, 0.2) | {"low": None}).startswith("unknown")
 
 

@@ -15,6 +15,7 @@ from spikebridge.report.forgetting_text import (
     chosen,
     colour_of_role,
     compared,
+    contrasts_of,
     difference,
     intervals,
     judged,
@@ -285,7 +286,7 @@ def _matrix_plot(row: dict[str, Any], drawer: Drawer) -> Plot | None:
 def _seed_by_seed(content: dict[str, Any], drawer: Drawer) -> Section:
     heads = ("", "measure", "difference, 95 % interval (points)", "so it is")
     table = Table(heads, compared(content))
-    found = [one for one in content["contrasts"] if one["measure"] in COMPARED[:2]]
+    found = [one for one in contrasts_of(content) if one["measure"] in COMPARED[:2]]
     return Section(
         "GRAPES against its controls",
         SEED_BY_SEED,
@@ -295,7 +296,7 @@ def _seed_by_seed(content: dict[str, Any], drawer: Drawer) -> Section:
                 drawer.plot(
                     _intervals(found),
                     "Differences seed by seed",
-                    "Mean and 95 % interval. An interval that holds 0 shows no clear difference.",
+                    "Mean and 95 % interval. Where it holds 0, the two are not known to differ.",
                     wide=True,
                 )
             ),

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import rundir
+from spikebridge.contrasts import corrected
 from spikebridge.report.load import ReportError
-from spikebridge.report.text import NOTHING, plural, seconds_text, table_lines
+from spikebridge.report.text import CORRECTED, NOTHING, plural, said_of, seconds_text, table_lines
 from spikebridge.report.theme import COLOURS, colour_of
 from spikebridge.transfer import HIGHER_IS_BETTER, MEASURES
 
@@ -51,11 +52,13 @@ def difference(one: dict[str, Any]) -> str:
 
 def judged(one: dict[str, Any]) -> str:
     """What a contrast says, in words."""
-    if one["low"] is None:
-        return "unknown, one seed"
-    if not one["clear"]:
-        return "no clear difference"
-    return "better" if (one["mean"] > 0) == HIGHER_IS_BETTER[one["measure"]] else "worse"
+    return said_of(one, HIGHER_IS_BETTER[one["measure"]])
+
+
+def contrasts_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The contrasts that are shown, each with its p-value corrected for their number."""
+    found = [one for one in content["contrasts"] if one["measure"] in COMPARED]
+    return [{**one, "corrected": p} for one, p in zip(found, corrected(found), strict=True)]
 
 
 def chosen(row: dict[str, Any]) -> str:
@@ -97,22 +100,16 @@ def compared(content: dict[str, Any]) -> list[list[str]]:
             difference(one),
             judged(one),
         ]
-        for one in content["contrasts"]
-        if one["measure"] in COMPARED
+        for one in contrasts_of(content)
     ]
 
 
 def intervals(content: dict[str, Any]) -> str:
     """How many intervals the comparison holds, which is what a reader must know to weigh them."""
-    count = sum(
-        one["low"] is not None for one in content["contrasts"] if one["measure"] in COMPARED
-    )
+    count = sum(one["low"] is not None for one in contrasts_of(content))
     if not count:
         return "One seed gives no intervals."
-    return (
-        f"The table holds {plural(count, 'interval')} of 95 %, which are not corrected for their "
-        "number."
-    )
+    return f"The table holds {plural(count, 'interval')} of 95 %; {CORRECTED}."
 
 
 def lines(content: dict[str, Any]) -> list[str]:

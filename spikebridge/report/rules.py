@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import rundir
+from spikebridge.contrasts import corrected
 from spikebridge.metrics import METRICS
 from spikebridge.report.sections import Block, Section, Table
-from spikebridge.report.text import plural, table_lines
+from spikebridge.report.text import CORRECTED, plural, said_of, table_lines
 from spikebridge.report.theme import NEUTRAL, Chart, Drawer, colour_of, label
 
 ABOUT = (
@@ -27,7 +28,9 @@ SLOWNESS = (
 
 
 def _of(content: dict[str, Any], what: str) -> list[dict[str, Any]]:
-    return [one for one in content.get("contrasts") or [] if one["of"] == what]
+    found = content.get("contrasts") or []
+    marked = zip(found, corrected(found), strict=True)
+    return [{**one, "corrected": p} for one, p in marked if one["of"] == what]
 
 
 def _difference(one: dict[str, Any], scale: float, decimals: int) -> str:
@@ -41,22 +44,13 @@ def _difference(one: dict[str, Any], scale: float, decimals: int) -> str:
 
 def judged(one: dict[str, Any], higher_is_better: bool) -> str:
     """What a contrast says, in words."""
-    if one["low"] is None:
-        return "unknown, one seed"
-    if not one["clear"]:
-        return "no clear difference"
-    better = (one["mean"] > 0) == (higher_is_better and one["of"] == "tests")
-    return "better" if better else "worse"
+    return said_of(one, higher_is_better and one["of"] == "tests")
 
 
 def _about(content: dict[str, Any]) -> str:
     gain = any(row["role"] == "gain" for row in content["learning"])
     count = len(content.get("contrasts") or [])
-    several = (
-        f" There are {count} intervals of 95 % here, not corrected for their number."
-        if count
-        else ""
-    )
+    several = f" There are {count} intervals of 95 % here; {CORRECTED}." if count else ""
     return ABOUT + (ABOUT_GAIN if gain else "") + several
 
 
@@ -211,7 +205,7 @@ def section(facts: dict[str, Any], drawer: Drawer) -> Section | None:
             _chart(facts, "tests", f"difference in {metric.name} ({points})", metric.scale),
             f"Difference in test {metric.name}",
             f"Mean over the seeds and its 95 % interval (Student, paired by seed); an interval "
-            f"that holds 0 shows no clear difference. {metric.advice}",
+            f"that holds 0 compares what is not known to differ. {metric.advice}",
             wide=True,
         ),
         drawer.plot(

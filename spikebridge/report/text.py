@@ -183,3 +183,19 @@ def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
     """A table in Markdown, with an empty line after it."""
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+CORRECTED = (
+    "better and worse are said where the p-value, corrected for the number of comparisons (Holm "
+    "1979), is at most 0.05"
+)
+
+
+def said_of(one: dict[str, Any], higher_is_better: bool) -> str:
+    """What a contrast with its corrected p-value says, in words."""
+    if one["low"] is None:
+        return "unknown, one seed"
+    if not one["clear"]:
+        return "not known to differ"
+    word = "better" if (one["mean"] > 0) == higher_is_better else "worse"
+    return word if one["corrected"] <= 0.05 else f"perhaps {word}, not after correction"
