@@ -115,7 +115,24 @@ def data_folders() -> dict[str, str]:
         names = [name for name in files.SOURCES if name.startswith(start)]
         found = [place for place in places if all(_lies(place, name) for name in names)]
         folders[data] = f"in {found[0]}" if found else "not there; downloaded when it is needed"
+        if data == "cifar10":
+            folders["cifar10-small"] = _small(root, folders[data])
     return folders
+
+
+def _small(root: Path | None, whole: str) -> str:
+    """What there is for cifar10-small, to which two parts of the archive are enough."""
+    from spikebridge.tasks.cifar import SMALL_FILES
+
+    short = [Path(name).name for name in SMALL_FILES]
+    there = [] if root is None else [_lies(root, name) for name in SMALL_FILES]
+    if all(there) and there:
+        return f"in {root}: {' and '.join(short)} are enough for it"
+    if any(there) and not whole.startswith("in "):
+        held, absent = short if there[0] else short[::-1]
+        start = " (the first 3,073,000 bytes of test_batch.bin)" if there[0] else ""
+        return f"{held} lies in {root}, and it needs {absent}{start} beside it, or a download"
+    return whole
 
 
 def _lies(place: Path, name: str) -> bool:

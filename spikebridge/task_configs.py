@@ -30,7 +30,8 @@ class DigitsConfig:
     cifar10-small (10,000 of these to train, 1,000 to test) or idx (the idx files in --data-dir)."""
     data_dir: str = ""
     """Folder with images and labels in the idx format, for training and test, gzipped or not, such
-    as train-images-idx3-ubyte and t10k-images-idx3-ubyte."""
+    as train-images-idx3-ubyte and t10k-images-idx3-ubyte; labels of any whole numbers, or of
+    QMNIST's eight columns."""
     coding: Literal["rate", "threshold", "current", "rows"] = "rate"
     """How a pixel p in [0, 1] becomes a sequence: rate (a spike with probability gain x p, drawn
     afresh at each step), threshold (a spike at each step where gain x p is 0.5 or more, without
@@ -48,6 +49,8 @@ class DigitsConfig:
     none; with them go small rotations and changes of scale (Simard, Steinkraus, Platt 2003)."""
     flip: bool = False
     """Whether training images are mirrored, left to right, every other one by chance."""
+    transpose: bool = False
+    """Whether rows and columns of the images in idx files are exchanged: EMNIST's are stored so."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -71,6 +74,11 @@ class DigitsConfig:
                 "leave --elastic out, or pass --flip",
             )
         _own_data(self.data, self.data_dir, self.OWN_DATA)
+        require(
+            self.data == self.OWN_DATA or not self.transpose,
+            f"transpose=True, data={self.data}: images of {self.data} stand upright; leave "
+            "--transpose out, or pass --data idx --data-dir D",
+        )
 
 
 @dataclass(frozen=True)

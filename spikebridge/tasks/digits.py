@@ -14,16 +14,19 @@ from torch import Tensor
 
 from spikebridge.draws import bernoulli
 from spikebridge.task_configs import COLOUR, DigitsConfig
-from spikebridge.tasks import cifar
+from spikebridge.tasks import answers, cifar
 from spikebridge.tasks.base import (
     Batch,
     Task,
     check_split,
     sample_batches,
 )
-from spikebridge.tasks.files import DataError, fetch, read_idx
+from spikebridge.tasks.files import DataError, fetch, looks_like_idx, read_idx, visible
 
 CLASSES = 10
+# More are taken for a mistake: each costs a row of weights.
+MOST_CLASSES = 10_000
+QMNIST_COLUMNS = 8
 MNIST_VALID = 5_000
 DIGITS8X8_PEAK = 16
 MNIST_PEAK = 255
@@ -35,7 +38,7 @@ class Images(NamedTuple):
     """Images with their classes."""
 
     pixels: np.ndarray  # (n, rows, columns) or, in colour, (n, 3, rows, columns) uint8
-    labels: np.ndarray  # (n,) uint8, 0..9
+    labels: np.ndarray  # (n,) uint8 or int64, from 0
 
     def take(self, index: np.ndarray) -> Images:
         """The images of the given numbers."""
@@ -69,6 +72,9 @@ class Digits(Task):
         if config.data in COLOUR:
             self.output_names = cifar.NAMES
         self.output_size = 1 + max(int(labels.max()) for labels in self._labels.values())
+        if config.data == DigitsConfig.OWN_DATA:
+            self.notes = (*_stored(config), *answers.remarks(self._labels))
+            self.baselines = answers.baseline(self._labels["train"], self._labels["test"])
         # Row by row, the class is known only once the last row has been seen.
         self.readout = "last" if by_rows else "mean"
 
@@ -169,7 +175,23 @@ def read(config: DigitsConfig) -> dict[str, Images]:
         return read_cifar10(small=config.data == "cifar10-small")
     if config.data == "digits8x8":
         return read_digits8x8()
-    return read_folder(Path(config.data_dir).expanduser())
+    images = read_folder(Path(config.data_dir).expanduser())
+    if config.transpose:
+        images = {
+            split: Images(np.ascontiguousarray(part.pixels.swapaxes(1, 2)), part.labels)
+            for split, part in images.items()
+        }
+    return images
+
+
+def _stored(config: DigitsConfig) -> Iterator[str]:
+    """A word on how images lie in files that are known to hold them otherwise."""
+    folder = _of_files(Path(config.data_dir).expanduser())
+    if any("emnist" in path.name.lower() for path in visible(folder)) and not config.transpose:
+        yield (
+            "EMNIST stores images with rows and columns exchanged, and so they are shown to the "
+            "network; pass --transpose to see them upright"
+        )
 
 
 def read_mnist() -> dict[str, Images]:
@@ -197,10 +219,13 @@ def read_cifar10(*, small: bool) -> dict[str, Images]:
 def read_folder(folder: Path) -> dict[str, Images]:
     """Images of a folder with four idx files; a twelfth of those to train validate.
 
-    A file's name says what it holds: train, or else t10k or test; images or labels.
+    A file's name says what it holds: train, or else t10k or test; images or labels.  A file that
+    lies there packed (X.gz) and unpacked (X) is one.  Of a folder of torchvision's the files are
+    those in its folder raw.
     """
     if not folder.is_dir():
         raise DataError(folder, "a folder with idx files", "no such folder", "mend --data-dir")
+    folder = _of_files(folder)
     parts = []
     for names in (("train",), ("t10k", "test")):
         images, labels = (_named(folder, names, what) for what in ("images", "labels"))
@@ -215,13 +240,25 @@ def read_folder(folder: Path) -> dict[str, Images]:
 
 
 def _named(folder: Path, names: tuple[str, ...], what: str) -> Path:
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    fits = [p for p in files if what in p.name.lower() and any(n in p.name.lower() for n in names)]
+    fits: dict[str, Path] = {}
+    for path in visible(folder):
+        name = path.name.lower()
+        if what in name and any(n in name for n in names) and looks_like_idx(path):
+            fits.setdefault(path.name.removesuffix(".gz"), path)  # unpacked before packed
     if len(fits) != 1:
         expected = f"one idx file with {' or '.join(names)} and {what} in its name"
-        found = ", ".join(path.name for path in fits) or "none"
-        raise DataError(folder, expected, found, "name the four files as MNIST's are")
-    return fits[0]
+        found = ", ".join(path.name for path in fits.values()) or "none"
+        remedy = "name the four files as MNIST's are"
+        if fits:
+            remedy = "put the four files of one set into a folder of their own"
+        raise DataError(folder, expected, found, remedy)
+    return next(iter(fits.values()))
+
+
+def _of_files(folder: Path) -> Path:
+    """The folder itself, or where torchvision puts a set's files in it."""
+    raw = folder / "raw"
+    return raw if raw.is_dir() and not any(map(looks_like_idx, visible(folder))) else folder
 
 
 def _with_validation(train: Images, test: Images, count: int) -> dict[str, Images]:
@@ -229,19 +266,23 @@ def _with_validation(train: Images, test: Images, count: int) -> dict[str, Image
     return {"train": train.take(order[:-count]), "valid": train.take(order[-count:]), "test": test}
 
 
-def read_images(images: Path, labels: Path, classes: int = 256) -> Images:
+def read_images(images: Path, labels: Path, classes: int = MOST_CLASSES) -> Images:
     """Images and their classes from a pair of idx files.  Raises DataError."""
     pixels, given = read_idx(images), read_idx(labels)
     remedy = "use the images and labels that belong together"
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         found = f"shape {pixels.shape} of {pixels.dtype}"
         raise DataError(images, "images (n, rows, columns) of uint8", found, remedy)
-    if given.shape != pixels.shape[:1] or given.dtype != np.uint8:
+    if given.ndim == 2 and given.shape[1] == QMNIST_COLUMNS:
+        given = given[:, 0]  # the others say whose digit it is, and where it comes from
+    whole = given.dtype.kind in "iu" or bool((given == np.floor(given)).all())
+    if given.shape != pixels.shape[:1] or not whole:
         found = f"shape {given.shape} of {given.dtype}"
-        raise DataError(labels, f"{len(pixels):,} labels of uint8", found, remedy)
-    if given.max() >= classes:
-        raise DataError(labels, f"labels 0 to {classes - 1}", f"label {given.max()}", remedy)
-    return Images(pixels, given)
+        raise DataError(labels, f"{len(pixels):,} labels, whole numbers", found, remedy)
+    if given.min() < 0 or given.max() >= classes:
+        found = f"label {(given.min() if given.min() < 0 else given.max()):g}"
+        raise DataError(labels, f"labels 0 to {classes - 1:,}", found, remedy)
+    return Images(pixels, given if given.dtype == np.uint8 else given.astype(np.int64))
 
 
 def _permutation(size: int) -> np.ndarray:

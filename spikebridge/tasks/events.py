@@ -11,7 +11,7 @@ import torch
 
 from spikebridge.task_configs import EventsConfig
 from spikebridge.tasks.base import Batch, Task, check_split, sample_batches
-from spikebridge.tasks.files import VARIABLE, DataError, cache_folder, data_folder
+from spikebridge.tasks.files import VARIABLE, DataError, cache_folder, data_folder, is_twin
 
 FOLDER = "nmnist"
 SIDE = 34
@@ -118,6 +118,7 @@ def list_recordings(folder: Path, part: str) -> list[tuple[Path, int]]:
         (path, digit)
         for digit in range(CLASSES)
         for path in (folder / part / str(digit)).glob("*.bin")
+        if not is_twin(path.name)
     ]
     counts = np.bincount([digit for _, digit in found], minlength=CLASSES)
     least = 2 if part == "Train" else 0  # one of each class validates

@@ -291,6 +291,19 @@ _IDX_MAX_DIMENSIONS = 32
 _FRESH_COPY = "get a fresh copy of the file"
 
 
+def looks_like_idx(path: Path) -> bool:
+    """Whether a file, or what is packed in it, begins as idx files do."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head == b"\x1f\x8b":
+            with gzip.open(path) as packed:
+                head = packed.read(2)
+    except (OSError, EOFError, zlib.error):
+        return True  # what is wrong with it is said where it is read
+    return head == b"\0\0" or len(head) < 2
+
+
 def read_idx(path: Path) -> np.ndarray:
     """The array in an idx file, gzip-packed or not.  Raises DataError."""
     try:

@@ -23,7 +23,7 @@ from spikebridge.tasks.base import (
     check_split,
     sample_batches,
 )
-from spikebridge.tasks.files import DataError, fetch
+from spikebridge.tasks.files import DataError, fetch, visible
 
 NOTES = 88
 _KEYS = {"train": "traindata", "valid": "validdata", "test": "testdata"}
@@ -93,7 +93,7 @@ def locate(config: MusicConfig) -> Path:
     wanted = "a folder with exactly one .mat file"
     if not folder.is_dir():
         raise DataError(folder, wanted, "a file" if folder.exists() else "no such folder", remedy)
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".mat")
+    files = [path for path in visible(folder) if path.suffix.lower() == ".mat"]
     if len(files) != 1:
         names = ", ".join(path.name for path in files[:5]) + (", …" if len(files) > 5 else "")
         found = f"{len(files)} ({names})" if files else "none"

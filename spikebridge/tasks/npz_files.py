@@ -14,10 +14,7 @@ is never read: it is set to 0 here, or to no answer.
 
 from __future__ import annotations
 
-import lzma
-import tokenize
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikebridge.archives import ArchiveError, read_arrays
 from spikebridge.tasks.base import UNKNOWN
 from spikebridge.tasks.files import DataError, is_twin
 
@@ -44,17 +42,6 @@ _PAD = (
     "for i, s in enumerate(sequences): x[i, :len(s)] = s; "
     "np.savez(path, x=x, y=y, lengths=lengths); a y of one class per step is padded likewise"
 )
-# What numpy and its archive raise at broken files.
-_DAMAGED = (
-    ValueError,
-    EOFError,
-    RuntimeError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
-
 Kind = Literal["class", "class at each step", "numbers", "numbers at each step"]
 Answers = Literal["auto", "classes", "numbers"]
 
@@ -143,21 +130,21 @@ def _with_answers(path: Path, found: Samples) -> Samples:
 def _arrays(path: Path, needed: set[str]) -> dict[str, np.ndarray]:
     """The arrays of a file, all of them known."""
     try:
-        # Opened here because numpy leaves a file that is no archive open.
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            names = [str(name) for name in archive.files if not is_twin(str(name))]
-            found = {name: _array(path, archive, name) for name in names if name in NAMES}
-    except DataError:
-        raise
+        with zipfile.ZipFile(path) as archive:
+            members = [name for name in archive.namelist() if not is_twin(name)]
+        names = [name.removesuffix(".npy") for name in members]
+        found = read_arrays(path, NAMES)
     except OSError as error:
         raise DataError(path, "an .npz file", str(error.strerror or error), _SAVE) from error
     except MemoryError as error:
         have = f"more than there is ({error})"
         raise DataError(path, "arrays that fit into memory", have, "give fewer samples") from error
-    except _DAMAGED as error:
+    except (ArchiveError, zipfile.BadZipFile) as error:
+        if "Python objects" in str(error):
+            have = f"{error}, such as a list of arrays"
+            raise DataError(path, "arrays of numbers", have, _PAD) from error
         expected = "a whole .npz file with arrays of numbers"
         raise DataError(path, expected, f"one that cannot be read ({error})", _SAVE) from error
-    found = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     have = ", ".join(sorted(names)) or "none"
     if needed - found.keys():
         raise DataError(path, "the arrays x and y", f"these arrays: {have}", _SAVE)
@@ -170,17 +157,6 @@ def _arrays(path: Path, needed: set[str]) -> dict[str, np.ndarray]:
             f"rename {', '.join(unknown)} to what it is, or leave it out of the file",
         )
     return found
-
-
-def _array(path: Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    try:
-        return archive[name]
-    except ValueError as error:
-        # Arrays of objects are pickles, which may run code: numpy refuses them.
-        if "Object arrays" not in str(error):
-            raise
-        expected = f"an array {name} of numbers"
-        raise DataError(path, expected, "one of objects, such as a list of arrays", _PAD) from error
 
 
 def _check_types(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -20,7 +20,7 @@ from spikebridge.tasks.base import (
     check_split,
     stream_chunks,
 )
-from spikebridge.tasks.files import DataError, fetch
+from spikebridge.tasks.files import DataError, fetch, visible
 
 UNKNOWN, END = "<unk>", "<eos>"
 VALID_STREAMS = 10
@@ -168,7 +168,7 @@ def find_texts(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         have = "a file" if folder.exists() else "no such folder"
         raise DataError(folder, "a folder with three texts", have, "give the folder by --data-dir")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = visible(folder)
     found: dict[str, Path] = {}
     for split in SPLITS:
         named = [path for path in files if split in path.name.lower()]
