@@ -72,7 +72,7 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
     phrase = seed_phrase(task, settings)
     per_frame_s = 60 / settings.tempo / task.frames_per_quarter
     frames_in_all = len(phrase) + settings.frames
-    _check_duration(frames_in_all * per_frame_s, frames_in_all / task.frames_per_quarter)
+    _check_duration(frames_in_all * per_frame_s)
     voices = settings.voices or _usual_voices(directory)
     frames = go_on(
         _network_of(directory),
@@ -87,6 +87,7 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
         "prompt_frames": len(phrase),
         "voices": voices,
         "frames_per_quarter": task.frames_per_quarter,
+        "lowest": task.lowest,
         "seconds": round(len(frames) * per_frame_s, 3),
     }
     return _write(directory if out is None else out, frames, facts, per_frame_s)
@@ -95,7 +96,8 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
 def seed_phrase(task: MusicConfig, settings: Settings) -> np.ndarray:
     """The first frames (K, 88) of a test piece or of a MIDI file.  Raises UsageError."""
     if settings.midi:
-        whole = sound.read_midi(Path(settings.midi).expanduser(), task.frames_per_quarter)
+        path = Path(settings.midi).expanduser()
+        whole = sound.read_midi(path, task.frames_per_quarter, task.lowest)
         name, count = settings.midi, settings.prompt_frames or len(whole)
     else:
         from spikebridge.tasks.music import locate, read_songs
@@ -232,16 +234,11 @@ def _usual_voices(directory: Path) -> int:
     )
 
 
-def _check_duration(seconds: float, quarters: float) -> None:
+def _check_duration(seconds: float) -> None:
     if seconds > LONGEST_S:
         raise UsageError(
             f"the composition would last {seconds:,.0f} s; it may last {LONGEST_S:,} s at most: "
             "pass fewer --frames, or a higher --tempo"
-        )
-    if quarters > sound.LONGEST_QUARTERS:
-        raise UsageError(
-            f"the composition would last {quarters:,.0f} quarter notes; a MIDI file takes "
-            f"{sound.LONGEST_QUARTERS:,} at most: pass fewer --frames"
         )
 
 
@@ -257,8 +254,9 @@ def _write(
     midi, wav, about = (folder / name for name in rundir.COMPOSITION)
     about.unlink(missing_ok=True)  # while it is not there, nobody takes old and new files together
     marks = {0: "seed phrase", facts["prompt_frames"]: "continuation"}
-    sound.write_midi(midi, frames, facts["tempo"], facts["frames_per_quarter"], marks)
-    sound.write_wav(wav, frames, seconds_per_frame)
-    notes = [(np.flatnonzero(frame) + sound.LOWEST).tolist() for frame in frames]
+    lowest = facts["lowest"]
+    sound.write_midi(midi, frames, facts["tempo"], facts["frames_per_quarter"], marks, lowest)
+    sound.write_wav(wav, frames, seconds_per_frame, lowest)
+    notes = [(np.flatnonzero(frame) + lowest).tolist() for frame in frames]
     rundir.write_json(about, facts | {"notes": notes})
     return Written(midi, wav, facts)

@@ -1,11 +1,14 @@
 """Frames of notes as MIDI and as sound.
 
-Frames are (T, 88) of 0 and 1 everywhere here: column k is MIDI note 21 + k, the keys of a piano.  A
-note that sounds in consecutive frames is one held note.
+Frames are (T, 88) of 0 and 1 everywhere here: column k is the MIDI note lowest + k, and lowest is
+21, so that they are the keys of a piano, unless given.  A note that sounds in consecutive frames is
+one held note.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +25,12 @@ PEAK = 0.89
 """Loudest sample, as a share of what 16 bits can hold: 1 dB below."""
 VELOCITY = 80
 TICKS_PER_QUARTER = 480
-LONGEST_QUARTERS = 20_000
-"""Quarter notes of a MIDI file at most: pretty_midi refuses times of ten million ticks."""
 LONGEST = 20_000
 """Frames of a MIDI file that are read at most: a larger one is no seed phrase."""
+DRUMS = 9
+"""The channel of percussion, whose numbers are no pitches."""
+SILENCING = (120, 123)
+"""Controllers that end all notes of a channel."""
 ATTACK_S, RELEASE_S, DECAY_PER_S = 0.008, 0.06, 1.1
 HARMONICS = 8
 
@@ -38,82 +43,136 @@ class Note(NamedTuple):
     end: int
 
 
-def held_notes(frames: np.ndarray) -> list[Note]:
+def held_notes(frames: np.ndarray, lowest: int = LOWEST) -> list[Note]:
     """The held notes of frames (T, 88), by start and then pitch."""
     edges = np.diff(np.pad((frames > 0).astype(np.int8), ((1, 1), (0, 0))), axis=0)
     found = []
     for key in range(frames.shape[1]):
         starts, ends = np.flatnonzero(edges[:, key] > 0), np.flatnonzero(edges[:, key] < 0)
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
-        found += [Note(LOWEST + key, start, end) for start, end in pairs]
+        found += [Note(lowest + key, start, end) for start, end in pairs]
     return sorted(found, key=lambda note: (note.start, note.pitch))
 
 
 def write_midi(
-    path: Path, frames: np.ndarray, tempo: float, frames_per_quarter: int, marks: dict[int, str]
+    path: Path,
+    frames: np.ndarray,
+    tempo: float,
+    frames_per_quarter: int,
+    marks: dict[int, str],
+    lowest: int = LOWEST,
 ) -> None:
     """Write frames (T, 88) as a MIDI file of one piano, whole or not at all.
 
     tempo is in quarter notes per minute; marks are texts that stand in the file at a frame.
-    Raises UsageError where pretty_midi is not installed.
+    Raises UsageError where mido is not installed.
     """
-    midi = _pretty_midi()
-    # The file holds whole microseconds per quarter note, and pretty_midi cuts fractions off: half
-    # a microsecond more keeps rounding from making it one less.
-    per_quarter_us = round(6e7 / tempo) + 0.5
-    song = midi.PrettyMIDI(resolution=TICKS_PER_QUARTER, initial_tempo=6e7 / per_quarter_us)
+    mido = _mido()
 
-    def time(frame: int) -> float:
-        return song.tick_to_time(frame * TICKS_PER_QUARTER // frames_per_quarter)
+    def tick(frame: int) -> int:
+        return frame * TICKS_PER_QUARTER // frames_per_quarter
 
-    piano = midi.Instrument(program=0, name="spikebridge")
-    piano.notes = [
-        midi.Note(VELOCITY, note.pitch, time(note.start), time(note.end))
-        for note in held_notes(frames)
-    ]
-    song.instruments.append(piano)
-    song.text_events = [midi.Text(text, time(frame)) for frame, text in marks.items()]
-    replace(path, lambda part: song.write(part))
+    def on(pitch: int, velocity: int) -> Any:
+        return mido.Message("note_on", note=pitch, velocity=velocity)
+
+    head = [(0, mido.MetaMessage("set_tempo", tempo=round(6e7 / tempo)))]
+    head += [(tick(frame), mido.MetaMessage("text", text=text)) for frame, text in marks.items()]
+    notes = held_notes(frames, lowest)
+    # A note ends before the next of its pitch begins, though at one tick: velocity 0 ends it.
+    piano = [(tick(note.end), on(note.pitch, 0)) for note in notes]
+    piano += [(tick(note.start), on(note.pitch, VELOCITY)) for note in notes]
+    named = [(0, mido.MetaMessage("track_name", name="spikebridge"))]
+    song = mido.MidiFile(type=1, ticks_per_beat=TICKS_PER_QUARTER)
+    for events in (head, [*named, *sorted(piano, key=lambda event: event[0])]):
+        track, now = song.add_track(), 0
+        for at, message in events:
+            track.append(message.copy(time=at - now))
+            now = at
+    replace(path, lambda part: song.save(part))
 
 
-def read_midi(path: Path, frames_per_quarter: int) -> np.ndarray:
+def read_midi(path: Path, frames_per_quarter: int, lowest: int = LOWEST) -> np.ndarray:
     """The notes of a MIDI file as frames (T, 88), on the file's own beat; drums are left out.
 
-    A note starts and ends at the nearest frame and lasts for one at least.
-    Raises UsageError where the file is missing, damaged, far too long, without notes, or has notes
-    that no piano has.
+    A note starts and ends at the nearest frame, half-way between two at the later one, and lasts
+    for one at least.  Where notes of one pitch overlap, it sounds from the first to the last.  A
+    note that is never ended lasts to the next of its pitch, or to the end of its track; a
+    UserWarning says so.
+
+    Raises UsageError where the file is missing, damaged, far too long, without notes or beats, or
+    has notes that the frames have no place for.
     """
     song = _parsed(path)
-    ticks = song.resolution / frames_per_quarter
-    notes = []
-    for instrument in song.instruments:
-        for note in [] if instrument.is_drum else instrument.notes:
-            start = round(song.time_to_tick(note.start) / ticks)
-            end = round(song.time_to_tick(note.end) / ticks)
-            notes.append(Note(note.pitch, start, max(start + 1, end)))
+    notes, unended = _notes(song.tracks)
+    if unended:
+        warnings.warn(
+            f"{path}: {unended} of {len(notes)} notes are never ended; each lasts to the next of "
+            "its pitch, or to the end of its track",
+            stacklevel=2,
+        )
     if not notes:
         raise UsageError(f"{path}: there are no notes in it; give a MIDI file with a melody")
-    outside = sorted({note.pitch for note in notes} - set(range(LOWEST, LOWEST + KEYS)))
+    outside = sorted({note.pitch for note in notes} - set(range(lowest, lowest + KEYS)))
     if outside:
         raise UsageError(
-            f"{path}: MIDI pitch {outside[0]} is in it, and the network knows those of a piano, "
-            f"{LOWEST} to {LOWEST + KEYS - 1}; transpose the file"
+            f"{path}: MIDI pitch {outside[0]} is in it, and the network knows those from {lowest} "
+            f"to {lowest + KEYS - 1}; transpose the file"
         )
-    length = max(note.end for note in notes)
+
+    def frame(tick: int) -> int:  # Python's own rounding would go to the even frame
+        return (2 * tick * frames_per_quarter + song.ticks_per_beat) // (2 * song.ticks_per_beat)
+
+    spans = [(note.pitch, frame(note.start), frame(note.end)) for note in notes]
+    length = max(max(start + 1, end) for _, start, end in spans)
     if length > LONGEST:
         raise UsageError(
             f"{path}: {length:,} frames are in it, {LONGEST:,} are read at most; give its beginning"
         )
     frames = np.zeros((length, KEYS), np.uint8)
-    for note in notes:
-        frames[note.start : note.end, note.pitch - LOWEST] = 1
+    for pitch, start, end in spans:
+        frames[start : max(start + 1, end), pitch - lowest] = 1
     return frames
 
 
+def _notes(tracks: Any) -> tuple[list[Note], int]:
+    """All notes of a file, in ticks, and how many of them are never ended."""
+    found: list[Note] = []
+    unended = 0
+    for track in tracks:
+        now = 0
+        held: dict[tuple[int, int], list[int]] = defaultdict(list)
+        starts: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for message in track:
+            now += message.time
+            if message.type == "control_change" and message.control in SILENCING:
+                for key in [key for key in held if key[0] == message.channel]:
+                    found += [Note(key[1], start, now) for start in held.pop(key)]
+            if message.type not in ("note_on", "note_off") or message.channel == DRUMS:
+                continue
+            key = message.channel, message.note
+            if message.type == "note_on" and message.velocity:
+                held[key].append(now)
+                starts[key].append(now)
+            elif held[key]:
+                # The last that began, but not at this very tick where there is another.
+                before = [start for start in held[key] if start < now]
+                start = before[-1] if before else held[key][-1]
+                held[key].remove(start)
+                found.append(Note(key[1], start, now))
+        for key, left in held.items():
+            for start in left:
+                end = min((other for other in starts[key] if other > start), default=now)
+                found.append(Note(key[1], start, end))
+                unended += 1
+    return found, unended
+
+
 def _parsed(path: Path) -> Any:
-    midi = _pretty_midi()
+    mido = _mido()
     try:
-        return midi.PrettyMIDI(str(path))
+        song = mido.MidiFile(path)
+    except EOFError as error:
+        raise UsageError(f"{path}: it is no whole MIDI file; give another one") from error
     except OSError as error:
         why = error.strerror or f"it is no MIDI file ({error})"
         raise UsageError(f"{path}: it cannot be read: {why}; give a MIDI file") from error
@@ -121,23 +180,37 @@ def _parsed(path: Path) -> Any:
         raise UsageError(
             f"{path}: it is no whole MIDI file ({type(error).__name__}: {error}); give another one"
         ) from error
+    if song.type == 2:
+        raise UsageError(
+            f"{path}: it holds songs side by side (format 2); save one of them as format 0 or 1"
+        )
+    if song.ticks_per_beat <= 0:
+        raise UsageError(
+            f"{path}: its times are in seconds (SMPTE), and frames follow beats; save it with "
+            "ticks per quarter note"
+        )
+    return song
 
 
-def _pretty_midi() -> Any:
+def _mido() -> Any:
     try:
-        import pretty_midi
+        import mido
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{error.name} is not installed, and MIDI files need it; pip install 'spikebridge[app]'"
         ) from error
-    return pretty_midi
+    return mido
 
 
-def write_wav(path: Path, frames: np.ndarray, seconds_per_frame: float) -> None:
+def write_wav(
+    path: Path, frames: np.ndarray, seconds_per_frame: float, lowest: int = LOWEST
+) -> None:
     """Write how frames (T, 88) sound: 16 bit, mono, 22,050 Hz; whole or not at all."""
     from scipy.io import wavfile
 
-    samples = np.round(PEAK * 32767 * synthesize(frames, seconds_per_frame)).astype(np.int16)
+    samples = np.round(PEAK * 32767 * synthesize(frames, seconds_per_frame, lowest)).astype(
+        np.int16
+    )
 
     def write(part: Path) -> None:
         with part.open("wb") as file:  # given a name, scipy would go by its ending
@@ -146,7 +219,7 @@ def write_wav(path: Path, frames: np.ndarray, seconds_per_frame: float) -> None:
     replace(path, write)
 
 
-def synthesize(frames: np.ndarray, seconds_per_frame: float) -> np.ndarray:
+def synthesize(frames: np.ndarray, seconds_per_frame: float, lowest: int = LOWEST) -> np.ndarray:
     """The sound of frames (T, 88) as samples in [-1, 1], float32, T x seconds_per_frame long.
 
     The loudest sample is 1 (0 where no note sounds), so nothing is ever clipped.
@@ -156,7 +229,7 @@ def synthesize(frames: np.ndarray, seconds_per_frame: float) -> np.ndarray:
         return round(frame * seconds_per_frame * RATE)
 
     mixed = np.zeros(sample(len(frames)), np.float32)
-    for note in held_notes(frames):
+    for note in held_notes(frames, lowest):
         start, end = sample(note.start), sample(note.end)
         mixed[start:end] += _tone(note.pitch, end - start)
     loudest = float(np.abs(mixed).max(initial=0))

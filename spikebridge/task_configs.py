@@ -90,6 +90,12 @@ class MusicConfig:
     OWN_DATA = "mat"
     # Boulanger-Lewandowski, Bengio, Vincent 2012: frames of an eighth note, in JSB of a quarter.
     FRAMES_PER_QUARTER = {"jsb": 1, "nottingham": 2, "musedata": 2, "piano": 2}  # noqa: RUF012
+    # Column k of a file is said to be the MIDI note 21 + k.  In JSB_Chorales.mat every chorale has
+    # been moved to C, and that by 6 to 17 semitones up, to between 43 and 96.  The same chorales in
+    # the keys of their scores (jsb-chorales-16th of czhuang/JSB-Chorales-dataset, all 382 matched
+    # by their chords) lie between 36 and 81.  An octave lower every one is within 6 semitones of
+    # its score.
+    LOWEST = {"jsb": 9}  # noqa: RUF012
 
     data: Literal["jsb", "nottingham", "musedata", "piano", "mat"] = "jsb"
     """Which pieces: jsb (Bach chorales, 229 to train, 76 to validate, 77 to test), nottingham (folk
@@ -113,6 +119,11 @@ class MusicConfig:
     def frames_per_quarter(self) -> int:
         """Frames in a quarter note; a frame of one's own pieces is taken for a quarter note."""
         return self.FRAMES_PER_QUARTER.get(self.data, 1)
+
+    @property
+    def lowest(self) -> int:
+        """MIDI note at which column 0 of a frame sounds; of one's own pieces a piano's lowest."""
+        return self.LOWEST.get(self.data, 21)
 
 
 @dataclass(frozen=True)

@@ -125,15 +125,21 @@ def frame_nll(output: np.ndarray, target: np.ndarray) -> float:
     return float(-np.where(target > 0.5, np.log(p), np.log1p(-p)).sum(axis=1).mean())
 
 
-def piano_roll(output: np.ndarray, target: np.ndarray, unit: str, x_title: str) -> Chart | None:
+def piano_roll(
+    output: np.ndarray,
+    target: np.ndarray,
+    unit: str,
+    x_title: str,
+    lowest: int = LOWEST_PITCH,
+) -> Chart | None:
     """Predicted probability of each note (T, O) as shades, and the notes that came as outlines."""
     if not output.size:
         return None
     output = np.nan_to_num(output.astype(np.float32))
-    low, high = _used(output, target)
+    low, high = _used(output, target, lowest)
     pitches = np.arange(low, high + 1)
     frames = np.arange(2, len(output) + 2)
-    keys = slice(low - LOWEST_PITCH, high - LOWEST_PITCH + 1)
+    keys = slice(low - lowest, high - lowest + 1)
     percent = np.round(100 * np.clip(output[:, keys], 0, 1)).astype(np.uint8).T
     chart = Chart(max(220, 66 + 9 * len(pitches)), {"showlegend": False})
     chart.add(
@@ -162,12 +168,14 @@ def roll_ramp(unit: str) -> Ramp:
     return Ramp("predicted probability of the note", "0 %", "100 %", shades(unit))
 
 
-def note_bars(frames: np.ndarray, prompt: int, per_frame_s: float, unit: str) -> Chart:
+def note_bars(
+    frames: np.ndarray, prompt: int, per_frame_s: float, unit: str, lowest: int = LOWEST_PITCH
+) -> Chart:
     """The held notes of frames (T, 88) as bars over seconds; the first `prompt` frames are pale.
 
     A note that is held from one part into the other is drawn in both.
     """
-    low, high = _used(np.zeros_like(frames), frames)
+    low, high = _used(np.zeros_like(frames), frames, lowest)
     chart = Chart(max(260, 110 + 9 * (high - low)), {"barmode": "overlay"})
     pale = {"color": fade(NEUTRAL, 0.3), "line": {"color": NEUTRAL, "width": 1}}
     solid = {"color": colour_of(unit), "line": {"width": 0}}
@@ -176,7 +184,7 @@ def note_bars(frames: np.ndarray, prompt: int, per_frame_s: float, unit: str) ->
         ("continuation", prompt, frames[prompt:], solid),
     )
     for name, first, part, marker in parts:
-        notes = held_notes(part)
+        notes = held_notes(part, lowest)
         chart.add(
             "bar",
             name=name,
@@ -195,15 +203,15 @@ def note_bars(frames: np.ndarray, prompt: int, per_frame_s: float, unit: str) ->
     return chart
 
 
-def _used(output: np.ndarray, target: np.ndarray) -> tuple[int, int]:
+def _used(output: np.ndarray, target: np.ndarray, lowest: int) -> tuple[int, int]:
     """Lowest and highest MIDI pitch that came or was often expected, with a little margin."""
     keys = np.flatnonzero((target > 0.5).any(axis=0) | (output.mean(axis=0) > FAINT))
     if not len(keys):
-        return LOWEST_PITCH, LOWEST_PITCH + output.shape[1] - 1
+        return lowest, lowest + output.shape[1] - 1
     low, high = int(keys[0]) - 2, int(keys[-1]) + 2
     spare = max(0, 12 - (high - low))
     low, high = max(0, low - spare // 2), min(output.shape[1] - 1, high + (spare + 1) // 2)
-    return LOWEST_PITCH + low, LOWEST_PITCH + high
+    return lowest + low, lowest + high
 
 
 def _pitch_axis(chart: Chart, low: int, high: int) -> None:

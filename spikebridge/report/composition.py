@@ -67,7 +67,7 @@ def composition(run: Run, drawer: Drawer) -> Composition | None:
         player=player,
         below=below,
         plot=drawer.plot(
-            note_bars(notes, int(prompt), per_frame_s, run.unit),
+            note_bars(notes, int(prompt), per_frame_s, run.unit, _lowest(facts)),
             "Piano roll of the composition",
             f"{CAPTION} A frame{frame_text(run.data)} lasts {per_frame_s:.2g} s.",
             wide=True,
@@ -90,10 +90,16 @@ def _heading(facts: dict[str, Any], prompt: int, composed: int) -> str:
     )
 
 
+def _lowest(facts: dict[str, Any]) -> int:
+    """MIDI pitch of the first of 88 notes; a piano's, in compositions that do not say it."""
+    return int(number(facts.get("lowest")) or LOWEST)
+
+
 def _notes(path: Path, facts: dict[str, Any]) -> np.ndarray:
     """The frames (T, 88) that composition.json lists as MIDI pitches."""
     listed = facts.get("notes")
-    keys = range(LOWEST, LOWEST + KEYS)
+    lowest = _lowest(facts)
+    keys = range(lowest, lowest + KEYS)
     fine = isinstance(listed, list) and all(
         isinstance(frame, list) and all(type(pitch) is int and pitch in keys for pitch in frame)
         for frame in listed
@@ -102,7 +108,7 @@ def _notes(path: Path, facts: dict[str, Any]) -> np.ndarray:
         raise ReportError(f"{path}: 'notes' is no list of MIDI pitches per frame; {REMEDY}")
     frames = np.zeros((len(listed), KEYS), np.uint8)
     for row, pitches in zip(frames, listed, strict=True):
-        row[[pitch - LOWEST for pitch in pitches]] = 1
+        row[[pitch - lowest for pitch in pitches]] = 1
     return frames
 
 

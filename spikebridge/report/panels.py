@@ -10,7 +10,8 @@ from spikebridge.report import activity, answers, series, words
 from spikebridge.report.load import Examples, Run
 from spikebridge.report.text import frame_text, metric_of, metric_text, number, plural, scaled
 from spikebridge.report.theme import Drawer, Plot
-from spikebridge.task_configs import TASKS
+from spikebridge.sound import LOWEST
+from spikebridge.task_configs import TASKS, MusicConfig
 
 EXAMPLES = 6
 ROLL_FRAMES = 400
@@ -237,7 +238,11 @@ def music_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Pan
     value = scaled(metric_of("nll"), answers.frame_nll(output, target))
     roll = drawer.plot(
         answers.piano_roll(
-            output[:ROLL_FRAMES], target[:ROLL_FRAMES], run.unit, f"frame{frame_text(run.data)}"
+            output[:ROLL_FRAMES],
+            target[:ROLL_FRAMES],
+            run.unit,
+            f"frame{frame_text(run.data)}",
+            MusicConfig.LOWEST.get(run.data, LOWEST),
         ),
         "Piano roll: truth and prediction",
         ROLL,

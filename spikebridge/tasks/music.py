@@ -127,7 +127,8 @@ def note_log_odds(songs: Sequence[np.ndarray]) -> Tensor:
 def read_songs(path: Path) -> dict[str, list[np.ndarray]]:
     """Songs (length, 88) uint8 of 0 and 1, by split, from a .mat file laid out as JSB_Chorales.mat.
 
-    The file holds the cell arrays traindata, validdata and testdata; column k is MIDI note 21 + k.
+    The file holds the cell arrays traindata, validdata and testdata; column k is MIDI note 21 + k,
+    in that of JSB an octave above where it should sound (`MusicConfig.lowest`).
     Raises DataError.
     """
     from scipy.io import loadmat
