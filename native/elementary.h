@@ -26,7 +26,7 @@ struct Exp;
 // x = k ln 2 + r with ln 2 split in two (Cody and Waite), so that k * high is exact.
 template <>
 struct Exp<float> {
-  using Bits = int32_t;
+  using Bits = uint32_t;  // wraps where x is NaN
   static constexpr float lowest = -87.0f, log2_e = 1.44269504f, round = 12582912.0f;
   static constexpr float high = 0.693359375f, low = -2.12194440e-4f;
   static constexpr int bias = 127, mantissa = 23;
@@ -43,7 +43,7 @@ struct Exp<float> {
 
 template <>
 struct Exp<double> {
-  using Bits = int64_t;
+  using Bits = uint64_t;
   static constexpr double lowest = -708.0, log2_e = 1.4426950408889634, round = 6755399441055744.0;
   static constexpr double high = 6.93145751953125e-1, low = 1.42860682030941723212e-6;
   static constexpr int bias = 1023, mantissa = 52;

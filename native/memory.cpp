@@ -86,6 +86,7 @@ Pool& pool() {
 }  // namespace
 
 void* acquire(int64_t bytes) {
+  if (bytes > INT64_MAX - 3 * kPage) return nullptr;
   Pool& p = pool();
   bytes = (bytes + kPage - 1) / kPage * kPage;
   if (bytes == 0) bytes = kPage;

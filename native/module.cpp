@@ -107,9 +107,14 @@ struct Exchange {
 
 // A dense CPU tensor of reused memory; `code` and `bits` as in DLPack (2: float, 4: bfloat16).
 nb::object pooled(const std::vector<int64_t>& shape, int code, int bits) {
-  int64_t count = 1;
-  for (int64_t size : shape) count *= size;
-  void* memory = acquire(count * bits / 8);
+  // Numbers and strides alike must be countable: torch would refuse the tensor after it has freed it.
+  int64_t count = 1, bytes = bits / 8;
+  for (int64_t size : shape) {
+    if (size < 0) throw std::invalid_argument("a size is negative");
+    count = size ? count : 0;
+    if (__builtin_mul_overflow(bytes, size ? size : 1, &bytes)) throw std::bad_alloc();
+  }
+  void* memory = acquire(count ? bytes : 0);
   if (!memory) throw std::bad_alloc();
   auto* made = new Exchange{{}, shape};
   made->managed.tensor = {memory, 1, 0, static_cast<int32_t>(shape.size()), static_cast<uint8_t>(code),

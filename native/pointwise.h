@@ -107,7 +107,8 @@ inline Real step_backward(const Constants<Real>& c, Real grad_y, Real s, Real s_
   d_bias += dx;
   d_decay += du * (s_prev * keep);
   ds = through * keep;
-  dy = -c.gate * (through * s_prev) - c.amount * du;
+  // The gate goes to the state first: 0 times a product that overflows would be NaN.
+  dy = -(through * (c.gate * s_prev)) - c.amount * du;
   if constexpr (h == H::sigmoid) out = y_prev;  // the slope of a spike does not read its output
   return du;
 }

@@ -8,7 +8,6 @@ of a stated smooth function.  A surrogate is named by its formula, because the c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -17,6 +16,9 @@ import torch
 from torch import Tensor
 
 __all__ = ["FORMULAS", "Surrogate", "forward_as", "modulate"]
+
+# Of widths and heights: beyond, 1 / width is infinite in float32 and the gradient NaN.
+SMALLEST, LARGEST = 1e-30, 1e30
 
 
 class _ForwardAs(torch.autograd.Function):
@@ -140,8 +142,8 @@ class Surrogate:
 
     Args:
         formula: one of `FORMULAS`; f there has the peak 1 at x = 0.
-        width: scale of x, positive.  For "window" and "triangle" the half-width of the support.
-        height: the derivative at the threshold, positive.
+        width: scale of x, 1e-30 to 1e30.  Of "window" and "triangle" it is half the support.
+        height: the derivative at the threshold, 1e-30 to 1e30.
         relaxed: the smooth function itself also in the forward pass.  Forward and backward then
             agree, which is what a numerical gradient check needs; no spikes come out.
 
@@ -160,8 +162,11 @@ class Surrogate:
             )
         for name in ("width", "height"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"surrogate {name} must be positive and finite, got {value}")
+            if not SMALLEST <= value <= LARGEST:
+                raise ValueError(
+                    f"surrogate {name} must be positive, from {SMALLEST:g} to {LARGEST:g} so that "
+                    f"float32 holds it and its inverse, got {value}"
+                )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Spikes of x = s + b: 1 where x > 0, else 0, in the dtype of x; NaN gives 0."""

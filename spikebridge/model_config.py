@@ -176,16 +176,13 @@ class ModelConfig:
         )
         self._check_unit()
         self._check_binary()
-        require(
-            self.surrogate_width > 0,
-            f"surrogate_width={self.surrogate_width}: the width must be above 0; "
-            "pass --surrogate-width 1",
-        )
-        require(
-            self.surrogate_height > 0,
-            f"surrogate_height={self.surrogate_height}: the height must be above 0; "
-            "pass --surrogate-height 1",
-        )
+        for name in ("surrogate_width", "surrogate_height"):
+            value = getattr(self, name)
+            require(
+                1e-30 <= value <= 1e30,
+                f"{name}={value}: it must be above 0, from 1e-30 to 1e30 as float32 can hold; "
+                f"pass --{name.replace('_', '-')} 1",
+            )
         for name in ("dropout", "dropout_in", "dropout_recurrent"):
             value = getattr(self, name)
             flag = name.replace("_", "-")

@@ -124,8 +124,10 @@ class Rule:
             raise ValueError(f"reset={self.reset!r} is not known; choose one of {list(RESETS)}")
         for name in ("slope", "amount"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
+            if not 0 <= value <= torch.finfo(torch.float32).max:
+                raise ValueError(
+                    f"{name} must be finite and not negative, within float32, got {value}"
+                )
 
     def fire(self, x: Tensor) -> Tensor:
         """h of x = s + b."""

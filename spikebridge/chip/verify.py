@@ -203,8 +203,8 @@ def _check_file(directory: Path, name: str, wanted: dict[str, Any]) -> None:
         raise RunError(f"{path} was changed (another sha256); {_AGAIN}")
     if name.startswith("rtl/") and found != described(SOURCES / path.name):
         raise UsageError(
-            f"{path} is not the one of this version of spikebridge: another version wrote it, or it "
-            f"was changed; {_AGAIN}"
+            f"{path} is not the one of this version of spikebridge: it was changed, or another "
+            f"version wrote it; {_AGAIN}"
         )
 
 

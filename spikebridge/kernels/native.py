@@ -15,6 +15,9 @@ import torch.utils.dlpack
 from torch import Tensor
 from torch.nn import Parameter
 
+from spikebridge.gradients import SMALLEST
+from spikebridge.units import state_dtype
+
 try:
     from spikebridge import _native as _built
 
@@ -87,6 +90,9 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y (T, B, N), the last s and y (B, N), and with `keep` all membranes (T, B, N), else none."""
+    check_forward(drive, recurrent, s0, y0, decay, bias, g, h, width)
+    if drive.dtype not in DTYPES:
+        raise TypeError(f"drive must be of {TAKES} for the native kernel, got {drive.dtype}")
     t, b, n = drive.shape
     drive = rows(drive)
     y = empty((t, b, n), drive.dtype)
@@ -132,8 +138,12 @@ def backward(
     height: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
+    grads = (grad_y, grad_s_last, grad_y_last)
+    check_backward(grads, recurrent, s_all, s0, y0, decay, bias, g, h, width)
     t, b, n = s_all.shape
     io = s_all.dtype if grad_y is None else grad_y.dtype
+    if io not in DTYPES:
+        raise TypeError(f"grad_y must be of {TAKES} for the native kernel, got {io}")
     grad_drive = empty((t, b, n), io)
     grad_s0, grad_y0, share_decay, share_bias = small = [
         torch.empty((b, n), dtype=s_all.dtype, device="cpu") for _ in range(4)
@@ -206,6 +216,7 @@ def channel_dots(a: Tensor, b: Tensor) -> Tensor:
 
     The number of threads does not change them.
     """
+    _check_operand("b", b, a.shape, a.dtype, a.device)
     out = a.new_empty(a.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
     getattr(_native, "channel_dots_" + DTYPES[a.dtype])(
         tuple(a.shape), a.data_ptr(), b.data_ptr(), out.data_ptr(), torch.get_num_threads()
@@ -217,6 +228,8 @@ def channel_sums(
     a: Tensor, by: Tensor, b: Tensor | None = None, by_b: Tensor | None = None
 ) -> Tensor:
     """a by + b by_b in reused memory, for dense a and b (samples, C, pixels) and factors (C,)."""
+    if b is not None:
+        _check_operand("b", b, a.shape, a.dtype, a.device)
     out = empty(tuple(a.shape), a.dtype)
     kind = torch.promote_types(a.dtype, torch.float32)
     # The contiguous copies must outlive the call.
@@ -259,6 +272,91 @@ def rows(x: Tensor) -> Tensor:
     if x.shape[0] and x.stride(0) == 0:  # the gradient of a sum or mean over time: one row serves
         return x[:1].contiguous().expand(x.shape)
     return x.contiguous()
+
+
+def check_forward(
+    drive: Tensor,
+    recurrent: Tensor | None,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+    g: str,
+    h: str,
+    width: float,
+) -> None:
+    """ValueError for operands that a kernel cannot walk through: it would read beyond them."""
+    if drive.dim() != 3:
+        raise ValueError(f"drive must be (T, B, N), got {tuple(drive.shape)}")
+    _check_parts(drive, drive.shape[1:], recurrent, s0, y0, decay, bias)
+    _check_names(g, h, width)
+
+
+def check_backward(
+    grads: Sequence[Tensor | None],
+    recurrent: Tensor | None,
+    s_all: Tensor,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+    g: str,
+    h: str,
+    width: float,
+) -> None:
+    """The same for `backward`; grads are those of y, the last s and the last y."""
+    if s_all.dim() != 3:
+        raise ValueError(f"s_all must be (T, B, N), got {tuple(s_all.shape)}")
+    _check_parts(s_all, s_all.shape[1:], recurrent, s0, y0, decay, bias)
+    for name, grad, shape in zip(
+        ("grad_y", "grad_s_last", "grad_y_last"),
+        grads,
+        (s_all.shape, s_all.shape[1:], s_all.shape[1:]),
+        strict=True,
+    ):
+        if grad is not None:
+            dtype = grad.dtype if name == "grad_y" else s_all.dtype
+            _check_operand(name, grad, shape, dtype, s_all.device)
+    if grads[0] is not None and state_dtype(grads[0].dtype) != s_all.dtype:
+        raise ValueError(f"s_all is {s_all.dtype}, which does not go with {grads[0].dtype} grad_y")
+    _check_names(g, h, width)
+
+
+def _check_parts(
+    like: Tensor,
+    shape: Sequence[int],
+    recurrent: Tensor | None,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+) -> None:
+    dtype, n = state_dtype(like.dtype), shape[-1]
+    _check_operand("the first operand", like, like.shape, like.dtype, like.device)
+    _check_operand("s0", s0, shape, dtype, like.device)
+    _check_operand("y0", y0, shape, dtype, like.device)
+    if recurrent is not None:
+        _check_operand("recurrent", recurrent, (n, n), dtype, like.device)
+    for name, value in (("decay", decay), ("bias", bias)):
+        _check_operand(name, value, (n,) if value.dim() else (), dtype, like.device)
+
+
+def _check_operand(
+    name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    if x.shape != shape or x.dtype != dtype or x.device != device or x.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be a strided {tuple(shape)} {dtype} on {device}, got "
+            f"{x.layout} {tuple(x.shape)} {x.dtype} on {x.device}"
+        )
+
+
+def _check_names(g: str, h: str, width: float) -> None:
+    for what, name, known in (("g", g, G_CODES), ("h", h, H_CODES)):
+        if name not in known:
+            raise ValueError(f"{what}={name!r} is not known; choose one of {list(known)}")
+    if not width >= SMALLEST:
+        raise ValueError(f"width={width}: it must be at least {SMALLEST}")
 
 
 def _address(x: Tensor | None) -> int:

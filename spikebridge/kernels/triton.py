@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spikebridge.kernels.native import rows
+from spikebridge.kernels.native import check_backward, check_forward, rows
 
 __all__ = ["backward", "forward"]
 
@@ -213,6 +213,7 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `native.forward`."""
+    check_forward(drive, recurrent, s0, y0, decay, bias, g, h, width)
     t, b, n = drive.shape
     drive, recurrent = rows(drive), None if recurrent is None else recurrent.contiguous()
     y = torch.empty((t, b, n), dtype=drive.dtype, device=drive.device)
@@ -239,6 +240,8 @@ def backward(
     g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `native.backward`."""
+    grads = (grad_y, grad_s_last, grad_y_last)
+    check_backward(grads, recurrent, s_all, s0, y0, decay, bias, g, h, width)
     t, b, n = s_all.shape
     s0, y0 = s0.contiguous(), y0.contiguous()
     grad_y = None if grad_y is None else rows(grad_y)
