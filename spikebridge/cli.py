@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -24,13 +24,13 @@ except ModuleNotFoundError as error:
         f"the command line needs {error.name}; pip install 'spikebridge[app]'", name=error.name
     ) from error
 
-from spikebridge import pool, rundir
+from spikebridge import pool, rundir, words
 from spikebridge.config import Config, TrainConfig, override, preset, task_name
 from spikebridge.learning_config import LearningConfig
 from spikebridge.memory_config import MemoryConfig
-from spikebridge.model_config import VARIANTS, ModelConfig, UnitName, VariantName
+from spikebridge.model_config import VARIANTS, ModelConfig
 from spikebridge.records import SpikebridgeError, UsageError
-from spikebridge.requests import SIMPLE, CompareOptions, RunOptions
+from spikebridge.requests import SIMPLE, CompareOptions, RunOptions, SearchOptions
 from spikebridge.task_configs import COMMANDS, TASKS
 
 DESCRIPTION = (
@@ -65,12 +65,25 @@ TRAIN = _per_task("Train", "Train one unit: {}.", ("run", RunOptions))
 COMPARE = _per_task("Compare", "Compare units over seeds: {}.", ("compare", CompareOptions))
 
 
+SEARCH = _per_task("Search", "Search settings of units: {}.", ("search", SearchOptions))
+NOUNS = {"compare": "comparison", "search": "search"}
+PER_TASK = {
+    "train": ("Train one unit.", TRAIN),
+    "compare": ("Compare units over seeds.", COMPARE),
+    "search": (
+        "Search the settings of units: the same trials and space for each, judged on validation.",
+        SEARCH,
+    ),
+}
+OTHERS: dict[str, type] = {kind.__name__.lower(): kind for kind in SIMPLE}
+
+
 @dataclass(frozen=True)
 class _First:
     """What decides the defaults of all other flags, read before them."""
 
-    unit: UnitName | None = None
-    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
+    unit: str | None = None
+    units: tuple[str, ...] = ("snu", "softsnu", "lstm")
     recurrent: bool = False
     data: str | None = None
     data_dir: str = ""
@@ -83,24 +96,47 @@ class _First:
 
 
 def parse(argv: Sequence[str]) -> Any:
-    """The command that argv asks for; a comparison comes as a pair with its configs.
+    """The command that argv asks for; a comparison or a search comes with its configs.
 
     Raises SystemExit for wrong flags and for --help, UsageError for wrong settings.
     """
-    first, _ = tyro.cli(
-        _First, prog="spikebridge", args=argv, return_unknown_args=True, add_help=False
-    )
-    chosen = argv[1] if len(argv) > 1 else ""
-    commands = (
-        _nested("train", "Train one unit.", TRAIN, first, chosen),
-        _nested("compare", "Compare units over seeds.", COMPARE, first, chosen),
-        *(Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())] for kind in SIMPLE),
-    )
-    parsed = _cli(reduce(or_, commands), argv, "spikebridge", DESCRIPTION)
-    parsed = getattr(parsed, "chosen", parsed)
-    if type(parsed) in COMPARE.values():
-        return parsed.compare, _each_unit(type(parsed), argv, parsed.compare.units, first)
+    argv = words.unit_with_recurrence(argv)
+    name, chosen = [*argv, "", ""][:2]
+    if name in OTHERS:
+        prog = f"spikebridge {name}"
+        words.check_choices(OTHERS[name], argv[1:], prog)
+        return _cli(OTHERS[name], argv[1:], prog)
+    if name not in PER_TASK or chosen not in COMMANDS:
+        return _cli(_everything(argv), argv, "spikebridge", DESCRIPTION)
+    prog, rest = f"spikebridge {name} {chosen}", argv[2:]
+    kind = PER_TASK[name][1][chosen]
+    words.check_choices(kind, rest, prog)
+    first = _first(rest)
+    # What it shows in its help are the settings of the first unit.
+    unit = first.unit or "snu" if name == "train" else [*first.units, "snu"][0]
+    parsed = _cli(kind, rest, prog, default=_default(kind, _base(chosen, unit, first)))
+    if name != "train":
+        options = getattr(parsed, name)
+        configs = _each_unit(kind, rest, options.units, first, prog)
+        return options, configs, words.given(kind, rest)
     return parsed
+
+
+def _everything(argv: Sequence[str]) -> Any:
+    """All commands, for the help of several and for what names none; refuses misspelled ones."""
+    words.check_command(argv, {name: list(COMMANDS) for name in PER_TASK} | dict.fromkeys(OTHERS))
+    commands = [_nested(name, *PER_TASK[name]) for name in PER_TASK]
+    commands += [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in OTHERS.items()]
+    return reduce(or_, commands)
+
+
+def _first(argv: Sequence[str]) -> _First:
+    try:
+        return tyro.cli(
+            _First, args=argv, return_unknown_args=True, add_help=False, console_outputs=False
+        )[0]
+    except SystemExit:  # the whole parser says what is wrong
+        return _First()
 
 
 def _cli(kind: Any, argv: Sequence[str], prog: str, text: str | None = None, **more: Any) -> Any:
@@ -114,21 +150,20 @@ def _cli(kind: Any, argv: Sequence[str], prog: str, text: str | None = None, **m
     )
 
 
-def _nested(name: str, text: str, kinds: dict[str, type], first: _First, chosen: str) -> Any:
-    """The command `name` with one sub-command per task, its flags set to the right presets.
-
-    What the flags say of data is meant for the task that is chosen.
-    """
-    unit = first.units[0] if name == "compare" and first.units else first.unit or "snu"
-    options = []
-    for task, kind in kinds.items():
-        config = _base(task, unit, first) if task == chosen else preset(task, unit)
-        default = kind(config.task, config.model, config.train, config.memory, config.learning)
-        options.append(Annotated[kind, tyro.conf.subcommand(task, default=default)])
+def _nested(name: str, text: str, kinds: dict[str, type]) -> Any:
+    """The command `name` with one sub-command per task."""
+    options = [
+        Annotated[kind, tyro.conf.subcommand(task, default=_default(kind, preset(task)))]
+        for task, kind in kinds.items()
+    ]
     group = dataclasses.make_dataclass(
         name.capitalize(), [("chosen", reduce(or_, options))], namespace={"__doc__": text}
     )
     return Annotated[group, tyro.conf.subcommand(name)]
+
+
+def _default(kind: type, config: Config) -> Any:
+    return kind(config.task, config.model, config.train, config.memory, config.learning)
 
 
 def _base(task: str, unit: str, first: _First) -> Config:
@@ -173,22 +208,20 @@ def _data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:
 
 
 def _each_unit(
-    kind: type, argv: Sequence[str], units: Sequence[str], first: _First
+    kind: type, argv: Sequence[str], units: Sequence[str], first: _First, prog: str
 ) -> list[Config]:
     """The config of each unit: its own preset under the flags that were given."""
+    command, task = prog.split()[1:]
     if not units:
-        raise UsageError("a comparison needs at least one unit; pass --units snu lstm")
-    task = next(name for name, found in COMPARE.items() if found is kind)
+        raise UsageError(f"a {NOUNS[command]} needs at least one unit; pass --units snu lstm")
     configs = []
     for unit in units:
         base = _base(task, unit, first)
-        default = kind(base.task, base.model, base.train, base.memory, base.learning)
-        # The first two words of argv are the command's name; the rest are its flags.
-        mine = _cli(kind, argv[2:], f"spikebridge compare {task}", default=default)
-        if mine.model.unit != base.model.unit or mine.train.seed != base.train.seed:
-            raise UsageError(
-                "--unit and --seed are not for compare; pass --units snu lstm and --seeds 0 1 2"
-            )
+        mine = _cli(kind, argv, prog, default=_default(kind, base))
+        if mine.model.unit != base.model.unit:
+            raise UsageError(f"--unit is not for {command}; pass --units snu lstm")
+        if command == "compare" and mine.train.seed != base.train.seed:
+            raise UsageError("--seed is not for compare; pass --seeds 0 1 2")
         if base.model.recurrent and not mine.model.recurrent:
             raise UsageError(f"--no-recurrent contradicts {unit}; leave out one of them")
         configs.append(Config(mine.task, mine.model, mine.train, mine.memory, mine.learning))
@@ -251,16 +284,7 @@ def _main(argv: Sequence[str]) -> int:
     if isinstance(command, SIMPLE):
         command.run()
     elif isinstance(command, tuple):
-        options, configs = command
-        commands.compare(
-            configs,
-            options.seeds,
-            options.out,
-            jobs=options.jobs,
-            overwrite=options.overwrite,
-            page=not options.no_report,
-            as_json=options.json,
-        )
+        _several(*command)
     else:
         run = command.run
         parts = (command.task, command.model, command.train, command.memory, command.learning)
@@ -275,6 +299,33 @@ def _main(argv: Sequence[str]) -> int:
             as_json=run.json,
         )
     return 0
+
+
+def _several(
+    options: CompareOptions | SearchOptions, configs: Sequence[Config], given: Collection[str]
+) -> None:
+    """A comparison of units or a search for each; given are the settings that flags have set."""
+    from spikebridge import commands
+
+    if isinstance(options, SearchOptions):
+        commands.search(
+            configs,
+            options.out,
+            trials=options.trials,
+            fixed=given,
+            folds=getattr(configs[0].task, "folds", 0) if "folds" in given else 0,
+            as_json=options.json,
+        )
+        return
+    commands.compare(
+        configs,
+        options.seeds,
+        options.out,
+        jobs=options.jobs,
+        overwrite=options.overwrite,
+        page=not options.no_report,
+        as_json=options.json,
+    )
 
 
 def _check_task(file: Path | None, config: Config) -> None:

@@ -6,18 +6,19 @@ import json
 import statistics
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from spikebridge import catalog, comparison, environment, forgetting, progress, rundir, tuning
-from spikebridge.config import Config, flatten, folder_name, preset, variant_of
+from spikebridge.config import Config, flatten, folder_name, variant_of
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
 from spikebridge.rundir import FOLDER, Result
-from spikebridge.task_configs import TASKS
 from spikebridge.verdict import verdict
+
+THE_PRESET = "the preset"
 
 
 def train(
@@ -133,45 +134,50 @@ def _tell_of_trial(row: str, settings: dict[str, Any], seed: int, valid: float |
 
 
 def search(
-    task: str,
-    units: Sequence[str],
+    configs: Sequence[Config],
     out: Path | None,
     *,
     trials: int,
-    data: str | None,
-    data_dir: str,
+    fixed: Collection[str],
     folds: int,
-    settings: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    """Search settings for units and tell the best of each.
+    """Search settings for units, each from its config, and tell the best and how to use it.
 
-    What of the given settings is 0 or empty stays as the preset says.
+    What is fixed holds for all trials; folds above 0: they are judged by cross-validation.
     """
     from spikebridge import search as searching
 
-    if not units:
-        raise UsageError("a search needs at least one unit; pass --units snu lstm")
-    given = {name: value for name, value in settings.items() if value}
-    if data_dir:
-        data, given["data_dir"] = data or TASKS[task].OWN_DATA or None, data_dir
-    out = out or FOLDER / f"search-{folder_name(preset(task, units[0], data, **given))}"
-    best = {}
-    for unit in units:
+    out = out or FOLDER / f"search-{folder_name(configs[0])}"
+    found = {}
+    for config in configs:
+        unit = variant_of(config.model)
 
-        def tell(number: int, value: float, chosen: dict[str, Any], unit: str = unit) -> None:
-            say(f"{unit}  trial {number}/{trials}  valid {value:.5g}  {_settings(chosen).strip()}")
+        def tell(
+            number: int, value: float | None, chosen: dict[str, Any], unit: str = unit
+        ) -> None:
+            told = "failed" if value is None else f"valid {value:.5g}"
+            shown = _settings(chosen).strip() or THE_PRESET
+            say(f"{unit}  trial {number}/{trials}  {told}  {shown}")
 
-        content = searching.search(
-            task, unit, out, trials=trials, data=data, settings=given, folds=folds, tell=tell
+        found[unit] = searching.search_from(
+            config, out, trials=trials, fixed=fixed, folds=folds, tell=tell
         )
-        best[unit] = searching.best(content)
+    best = {unit: searching.best(content) for unit, content in found.items()}
+    rundir.write_json(out / searching.BEST, searching.summary(found, out))
     if as_json:
         print(json.dumps(best))
         return
-    for unit, settings in best.items():
-        print(f"{unit}: {_settings(settings).strip() or 'the preset'}")
-    print(f"trials: {out}")
+    for unit, content in found.items():
+        metric, trial = METRICS[content["metric"]], rundir.ranked_trials(content)[0]
+        print(
+            f"{unit}: validation {metric.axis} {metric.figure(trial['valid'])}, trial "
+            f"{trial['trial']} of {len(content['trials'])}: "
+            f"{_settings(best[unit]).strip() or THE_PRESET}"
+        )
+    print(f"all trials, the best first: {out / searching.BEST}\ntrain with what was best:")
+    for unit, content in found.items():
+        print(f"  {searching.command(content, out / unit)}")
 
 
 def show_catalog(*, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from spikebridge.records import (
     ConfigError,
     at_least,
     check_types,
-    listed,
+    near,
     refuse_unknown,
     require,
     type_name,
@@ -217,7 +217,10 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
     Raises ConfigError for names that do not exist.
     """
     if task not in TASKS:
-        raise ConfigError(f"task={task!r}: there is no such task; choose one of {listed(TASKS)}")
+        raise ConfigError(
+            f"task={task!r}: there is no such task{near(task, TASKS)}; choose one of "
+            f"{', '.join(TASKS)}"
+        )
     kind = TASKS[task]
     data = default_data(kind) if data is None else data
     name, recurrent = split_variant(unit)
@@ -246,7 +249,8 @@ def split_variant(variant: str) -> tuple[str, bool]:
     """
     if variant not in VARIANTS:
         raise ConfigError(
-            f"unit={variant!r}: there is no such unit; choose one of {listed(VARIANTS)}"
+            f"unit={variant!r}: there is no such unit{near(variant, VARIANTS)}; choose one of "
+            f"{', '.join(VARIANTS)}"
         )
     unit = variant.removeprefix("recurrent-")
     return unit, unit != variant
@@ -328,7 +332,7 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
     name = task.pop("name", "digits")
     require(
         isinstance(name, str) and name in TASKS,
-        f"task.name={name!r}: there is no such task; choose one of {listed(TASKS)}",
+        f"task.name={name!r}: there is no such task; choose one of {', '.join(TASKS)}",
     )
     return Config(
         task=_record(TASKS[name], task, "task"),

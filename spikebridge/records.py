@@ -11,6 +11,8 @@ Errors that a user can mend, and what the command line answers:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -52,7 +54,7 @@ def refuse_unknown(given: Any, known: Any, where: str) -> None:
     if unknown:
         raise ConfigError(
             f"{where}: unknown key {', '.join(map(repr, unknown))}; "
-            f"the known ones are {listed(known)}"
+            f"the known ones are {listed(known)}{near(unknown[0], known)}"
         )
 
 
@@ -71,7 +73,8 @@ def check_types(record: Any) -> None:
         if get_origin(annotation) is tuple and isinstance(value, list):
             value = tuple(value)
         if not _fits(value, annotation):
-            raise ConfigError(f"{name}={value!r}: expected {_wanted(annotation)}")
+            close = near(value, get_args(annotation)) if get_origin(annotation) is Literal else ""
+            raise ConfigError(f"{name}={value!r}: expected {_wanted(annotation)}{close}")
         object.__setattr__(record, name, value)
 
 
@@ -92,7 +95,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 def _wanted(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
-        return f"one of {listed(get_args(annotation))}"
+        return f"one of {', '.join(get_args(annotation))}"
     if origin is tuple:
         return "a list of " + ("whole numbers" if get_args(annotation)[0] is int else "names")
     if origin in (Union, UnionType):
@@ -104,6 +107,14 @@ def _wanted(annotation: Any) -> str:
         NoneType: "none",
     }
     return names.get(annotation, annotation.__name__)
+
+
+def near(word: Any, known: Iterable[str]) -> str:
+    """In brackets the names that a misspelled word may stand for; empty where none is near."""
+    found = get_close_matches(str(word), list(known), n=2)
+    likeness = [SequenceMatcher(None, str(word), one).ratio() for one in found]
+    found = [one for one, value in zip(found, likeness, strict=True) if value > likeness[0] - 0.1]
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 
 def type_name(value: Any) -> str:

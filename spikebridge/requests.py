@@ -66,6 +66,24 @@ class CompareOptions:
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """What is searched for, how long, and where it is written.
+
+    All other flags hold for every trial, and what they set is not drawn; the rest of each unit's
+    settings starts from its own preset.
+    """
+
+    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
+    """Units to search for; use this, not --unit."""
+    trials: int = 12
+    """Trials of each unit, the first with its preset."""
+    out: Path | None = None
+    """Folder; by default runs/search-DATA.  A search that lies there goes on."""
+    json: Flag = False
+    """Print the best settings as one JSON object."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Write the HTML page of runs or comparisons."""
 
@@ -150,56 +168,6 @@ class Reproduce:
             quick=self.quick,
             jobs=self.jobs,
             overwrite=self.overwrite,
-            as_json=self.json,
-        )
-
-
-@dataclass(frozen=True)
-class Search:
-    """Search the settings of units: the same trials and space for each, judged on validation."""
-
-    task: tyro.conf.Positional[Literal["digits", "music", "text", "events"]]
-    """The task."""
-    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
-    """Units to search for."""
-    trials: int = 12
-    """Trials of each unit, the first with its preset."""
-    data: str | None = None
-    """The data set; by default the task's own."""
-    data_dir: str = ""
-    """A folder of your own data, as for `spikebridge train`."""
-    level: Literal["word", "char"] = "word"
-    """Of a text: whether words or characters are predicted."""
-    epochs: int = 0
-    """Epochs of each trial; 0 = as many as the preset says."""
-    hidden: tuple[int, ...] = ()
-    """Widths of the hidden layers; by default as the preset says."""
-    folds: int = 0
-    """Of events: judge each trial by cross-validation over so many folds; 0 = by one split."""
-    threads: int = 0
-    """CPU threads; 0 = as many as torch takes."""
-    out: Path | None = None
-    """Folder; by default runs/search-DATA.  A search that lies there goes on."""
-    json: Flag = False
-    """Print the best settings as one JSON object."""
-
-    def run(self) -> None:
-        from spikebridge import commands
-
-        commands.search(
-            self.task,
-            self.units,
-            self.out,
-            trials=self.trials,
-            data=self.data,
-            data_dir=self.data_dir,
-            folds=self.folds,
-            settings={
-                "level": "" if self.level == "word" else self.level,
-                "epochs": self.epochs,
-                "hidden": self.hidden,
-                "threads": self.threads,
-            },
             as_json=self.json,
         )
 
@@ -337,7 +305,6 @@ SIMPLE = (
     Sample,
     Compose,
     Evaluate,
-    Search,
     Reproduce,
     Program,
     Export,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from spikebridge.config import Config, flatten, folder_name, from_dict, variant_of
+from spikebridge.config import Config, flatten, folder_name, from_dict, override, variant_of
 from spikebridge.records import RunError, UsageError
 
 FOLDER = Path("runs")
@@ -158,13 +158,41 @@ def read_config(directory: Path) -> Config:
 
 
 def load_config(path: Path) -> Config:
-    """The config in a JSON file.  Raises UsageError where it is missing or wrong."""
+    """The config in a JSON file: of a run, or what was best in the search.json of a search.
+
+    Raises UsageError where it is missing or wrong.
+    """
     try:
-        return from_dict(read_json(path, "give the config.json of a run"))
+        plain = read_json(path, "give the config.json of a run, or the search.json of a search")
+        if "trials" not in plain or "base" not in plain:
+            return from_dict(plain)
+        return override(from_dict(plain["base"]), **_best_of(plain))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except RunError as error:
         raise UsageError(str(error)) from error
+
+
+def _best_of(content: dict[str, Any]) -> dict[str, Any]:
+    settings = ranked_trials(content)[0]["settings"]
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+
+
+def ranked_trials(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trials in the content of a search.json, the best first, of equal ones the earlier.
+
+    Raises RunError where none came to an end, UsageError where it is no such content.
+    """
+    trials, higher = content.get("trials"), content.get("higher_is_better")
+    if trials == []:
+        raise RunError("every trial of the search failed; start from other settings")
+    try:
+        numbered = [{"trial": number, **one} for number, one in enumerate(trials or [], start=1)]
+        return sorted(
+            numbered, key=lambda one: -float(one["valid"]) if higher else float(one["valid"])
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise UsageError("its trials are not those of a search; search again") from error
 
 
 def same_settings(directory: Path, config: Config) -> None:

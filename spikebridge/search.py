@@ -7,20 +7,31 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from spikebridge import environment, experiment, rundir
-from spikebridge.config import Config, from_dict, override, preset, split_variant, to_dict
-from spikebridge.metrics import METRICS
+from spikebridge import environment, experiment, rundir, tasks
+from spikebridge.config import (
+    Config,
+    from_dict,
+    override,
+    preset,
+    split_variant,
+    to_dict,
+    variant_of,
+)
+from spikebridge.metrics import METRICS, Metric
 from spikebridge.model_config import BASELINES, BINARY, PLAIN
 from spikebridge.optimisation import best_epoch
 from spikebridge.records import RunError, UsageError
+from spikebridge.task_configs import metric_of
 
-SEARCH, JOURNAL = "search.json", "journal.log"
+SEARCH, JOURNAL, BEST = "search.json", "journal.log", "best.json"
+Tell = Callable[[int, float | None, dict[str, Any]], None]
 _FAILED = "failed"
 
 # What each task's trials draw: a list is a choice, a pair of numbers a range on a logarithmic axis.
@@ -49,6 +60,19 @@ SHARED: dict[str, dict[str, Any]] = {
         "dropout": [0.1, 0.3, 0.5],
         "ema": [0.0, 0.99],
     },
+    # Of data that nobody knows yet: rate, schedule and size of a batch matter most.
+    "npz": {
+        "lr": (1e-3, 5e-2),
+        "schedule": ["constant", "onecycle"],
+        "batch_size": [16, 32, 64],
+        "dropout": [0.0, 0.1, 0.3, 0.5],
+    },
+    "forecast": {
+        "lr": (1e-3, 5e-2),
+        "schedule": ["constant", "onecycle"],
+        "batch_size": [4, 8, 16],
+        "dropout": [0.0, 0.1, 0.3],
+    },
 }
 CHARACTERS: dict[str, Any] = {
     "lr": (4e-3, 6.4e-2),
@@ -68,6 +92,25 @@ RECURRENT: dict[str, Any] = {"dropout_recurrent": [0.0, 0.25, 0.5]}
 SPIKES: dict[str, Any] = {"surrogate_width": [0.5, 1.0]}
 # A text needs a longer memory than other tasks; what a soft unit keeps hangs on its threshold too.
 LONG: dict[str, Any] = {"decay_to": [0.0, 0.9, 0.98, 0.995], "threshold": [1.0, 2.5]}
+# How long a memory must be is not known of data of one's own; a reset by the gate may cut it off.
+OWN: dict[str, Any] = {
+    "decay_to": [0.0, 0.9, 0.98, 0.995],
+    "reset": ["gate", "none"],
+    "norm": [False, True],
+}
+OWN_DATA = ("npz", "forecast")
+OF_TASK = {"text": LONG} | dict.fromkeys(OWN_DATA, OWN)
+# The second trial of data of one's own: what brought most on two sets of recordings.
+SECOND: dict[str, Any] = {"lr": 1e-2, "schedule": "onecycle", "batch_size": 16, "dropout": 0.0}
+SECOND_OF_MEMBRANES: dict[str, Any] = {
+    "lr": 2e-2,
+    "decay": 0.8,
+    "decay_to": 0.995,
+    "train_decay": True,
+    "g": "identity",
+    "reset": "none",
+    "norm": False,
+}
 
 
 def space(task: str, variant: str, base: Config | None = None) -> dict[str, Any]:
@@ -81,7 +124,9 @@ def space(task: str, variant: str, base: Config | None = None) -> dict[str, Any]
     by_characters = base is not None and getattr(base.task, "level", "") == "char"
     found = dict(CHARACTERS if by_characters else SHARED[task])
     if unit not in (*BASELINES, *PLAIN, *BINARY):  # a binary unit's decay and g are its name
-        found |= MEMBRANE | (LONG if task == "text" else {})
+        found |= MEMBRANE | OF_TASK.get(task, {})
+        if unit == "li-snu":  # lateral inhibition is its reset
+            found.pop("reset", None)
     if recurrent or unit in BASELINES:
         found |= RECURRENT
     if unit not in (*BASELINES, *PLAIN, "softsnu"):
@@ -98,7 +143,7 @@ def search(
     data: str | None = None,
     settings: dict[str, Any] | None = None,
     folds: int = 0,
-    tell: Callable[[int, float, dict[str, Any]], None] | None = None,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Find settings for a unit; written to directory/VARIANT/search.json and returned.
 
@@ -109,21 +154,41 @@ def search(
         settings: what holds for all trials instead of the preset, such as epochs or data_dir.
         folds: K > 1 judges each trial by cross-validation, for tasks with `folds`: the mean over K
             trainings, each of which validates on another K-th of the training data.
-        tell: is told of each trial: number, validation metric, settings.
+        tell: is told of each trial: number, validation metric (None: it failed), settings.
 
     Raises UsageError, also where a search of other settings or another space lies there.
     """
+    settings = settings or {}
+    base = preset(task, variant, data, **settings)
+    return search_from(base, directory, trials=trials, fixed=settings, folds=folds, tell=tell)
+
+
+def search_from(
+    base: Config,
+    directory: Path,
+    *,
+    trials: int,
+    fixed: Collection[str] = (),
+    folds: int = 0,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """As `search`, from a config, which is the first trial; what is fixed is not drawn."""
     if trials < 1:
         raise UsageError(f"trials={trials}: it must be at least 1; pass --trials 12")
-    base = preset(task, variant, data, **(settings or {}), **_first_fold(task, folds))
-    drawn = space(task, variant, base)
+    base = override(base, **_first_fold(base.task.NAME, folds))
+    variant = variant_of(base.model)
+    whole = space(base.task.NAME, variant, base)
+    drawn = {name: options for name, options in whole.items() if name not in fixed}
+    metric = _metric(base)  # of data that are missing: before anything is written
     folder = directory / variant
     folder.mkdir(parents=True, exist_ok=True)
-    study = _study(folder, base, drawn)
+    study = _study(folder, base, drawn, metric)
     found = [_told(trial) for trial in study.trials if trial.value is not None]
     done = len(found) + sum(_FAILED in trial.user_attrs for trial in study.trials)
     for number in range(done, trials):
         study.sampler = _sampler(number)
+        if number == 1 and base.task.NAME in OWN_DATA:
+            study.enqueue_trial(_second(drawn))
         trial = study.ask()
         chosen = {} if number == 0 else {name: _draw(trial, name, drawn[name]) for name in drawn}
         try:
@@ -132,6 +197,8 @@ def search(
             trial.set_user_attr(_FAILED, str(error))
             study.tell(trial, state=_fail())
             warnings.warn(f"trial {number + 1} of {variant} failed: {error}", stacklevel=2)
+            if tell is not None:
+                tell(number + 1, None, chosen)
             continue
         except UsageError:
             if number == 0:  # such as data that are missing: the next search may be another one
@@ -145,10 +212,21 @@ def search(
         trial.set_user_attr("seconds", round(sum(epoch["seconds"] for epoch in history), 1))
         study.tell(trial, record["valid"])
         found.append(_told(study.trials[-1]))
-        rundir.write_json(folder / SEARCH, _content(base, drawn, found))
+        rundir.write_json(folder / SEARCH, _content(base, drawn, metric, found))
         if tell is not None:
             tell(number + 1, record["valid"], chosen)
-    return _content(base, drawn, found)
+    return _content(base, drawn, metric, found)
+
+
+def _metric(base: Config) -> Metric:
+    """The metric of a config's task; of data of one's own, the data say it."""
+    return METRICS[metric_of(base.task) or tasks.load(base.task).metric]
+
+
+def _second(drawn: dict[str, Any]) -> dict[str, Any]:
+    """What the second trial of data of one's own takes, as far as it is drawn."""
+    membranes = SECOND_OF_MEMBRANES if "decay" in drawn else {}
+    return {name: value for name, value in (SECOND | membranes).items() if name in drawn}
 
 
 def _first_fold(task: str, folds: int) -> dict[str, int]:
@@ -179,14 +257,29 @@ def _validated(config: Config, folds: int) -> list[dict[str, Any]]:
 
 def best(content: dict[str, Any]) -> dict[str, Any]:
     """The settings that were best on validation.  Raises RunError where no trial came to an end."""
-    if not content["trials"]:
-        raise RunError("every trial of the search failed; start from other settings")
-    higher = content["higher_is_better"]
-    pick = max if higher else min
-    return dict(pick(content["trials"], key=lambda trial: trial["valid"])["settings"])
+    return dict(rundir.ranked_trials(content)[0]["settings"])
 
 
-def _study(folder: Path, base: Config, drawn: dict[str, Any]) -> Any:
+def command(content: dict[str, Any], folder: Path) -> str:
+    """What trains with the best settings of a search in a folder."""
+    task = content["base"]["task"]["name"]
+    return shlex.join(["spikebridge", "train", task, "--config", str(folder / SEARCH)])
+
+
+def summary(found: dict[str, dict[str, Any]], directory: Path) -> dict[str, Any]:
+    """The content of best.json: per unit the trials, the best first, and what trains with it."""
+    return {
+        unit: {
+            "metric": content["metric"],
+            "higher_is_better": content["higher_is_better"],
+            "command": command(content, directory / unit),
+            "trials": rundir.ranked_trials(content),
+        }
+        for unit, content in found.items()
+    }
+
+
+def _study(folder: Path, base: Config, drawn: dict[str, Any], metric: Metric) -> Any:
     """The search of a folder, without what was cut off; UsageError where it is another one."""
     try:
         import optuna
@@ -203,7 +296,7 @@ def _study(folder: Path, base: Config, drawn: dict[str, Any]) -> Any:
         storage=storage,
         study_name="search",
         load_if_exists=True,
-        direction="maximize" if higher_is_better(base) else "minimize",
+        direction="maximize" if metric.higher_is_better else "minimize",
     )
     if not study.trials:
         study.set_user_attr("base", to_dict(base))
@@ -245,8 +338,7 @@ def _draw(trial: Any, name: str, options: Any) -> Any:
 
 def higher_is_better(base: Config) -> bool:
     """Whether the metric of a config's task is one of those that should be high."""
-    metric = {"music": "nll", "forecast": "rmse"}.get(base.task.NAME, "accuracy")
-    return METRICS["perplexity" if base.task.NAME == "text" else metric].higher_is_better
+    return _metric(base).higher_is_better
 
 
 def _told(trial: Any) -> dict[str, Any]:
@@ -259,13 +351,17 @@ def _told(trial: Any) -> dict[str, Any]:
     }
 
 
-def _content(base: Config, drawn: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
+def _content(
+    base: Config, drawn: dict[str, Any], metric: Metric, found: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "base": to_dict(base),
         "space": _plain(drawn),
-        "higher_is_better": higher_is_better(base),
+        "metric": next(name for name, one in METRICS.items() if one is metric),
+        "higher_is_better": metric.higher_is_better,
         "sampler": "optuna TPE, seeded with the trial's number, 5 random trials first; "
-        "the first trial is the base",
+        "the first trial is the base"
+        + (", the second what suited other recordings" if base.task.NAME in OWN_DATA else ""),
         "environment": environment.collect(),
         "trials": found,
     }

@@ -1,7 +1,7 @@
 """One frozen record per task: which data, and how they become sequences.  Loads no torch.
 
 Unannotated names in capitals belong to the class, not to the settings: what the command line calls
-the task, what one sample of it is called, and what its loss is a mean over.
+the task, what one sample of it is called, what its loss is a mean over, and its metric.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class DigitsConfig:
 
     NAME = "digits"
     SAMPLE, COUNTED = "image", "image"
+    METRIC = "accuracy"
     OWN_DATA = "idx"
 
     data: Literal["digits8x8", "mnist", "cifar10", "cifar10-small", "idx"] = "digits8x8"
@@ -87,6 +88,7 @@ class MusicConfig:
 
     NAME = "music"
     SAMPLE, COUNTED = "piece", "frame"
+    METRIC = "nll"
     OWN_DATA = "mat"
     # Boulanger-Lewandowski, Bengio, Vincent 2012: frames of an eighth note, in JSB of a quarter.
     FRAMES_PER_QUARTER = {"jsb": 1, "nottingham": 2, "musedata": 2, "piano": 2}  # noqa: RUF012
@@ -132,6 +134,7 @@ class TextConfig:
 
     NAME = "text"
     SAMPLE, COUNTED = "stream", "word"
+    METRIC = "perplexity"
     OWN_DATA = "files"
 
     data: Literal["ptb", "files"] = "ptb"
@@ -163,6 +166,7 @@ class EventsConfig:
 
     NAME = "events"
     SAMPLE, COUNTED = "recording", "recording"
+    METRIC = "accuracy"
     OWN_DATA = ""
 
     data: Literal["nmnist"] = "nmnist"
@@ -199,6 +203,7 @@ class NpzConfig:
 
     NAME = "npz"
     SAMPLE, COUNTED = "sample", "sample"
+    METRIC = ""  # y decides: classes or numbers
     OWN_DATA = "npz"
 
     data: Literal["npz"] = "npz"
@@ -225,6 +230,7 @@ class ForecastConfig:
 
     NAME = "forecast"
     SAMPLE, COUNTED = "stream", "row"
+    METRIC = "rmse"
     OWN_DATA = "csv"
 
     data: Literal["csv"] = "csv"
@@ -266,6 +272,7 @@ class OwnConfig:
 
     NAME = "own"
     SAMPLE, COUNTED = "sample", "sample"
+    METRIC = ""  # the object says it
     OWN_DATA = ""
 
     data: str = "own"
@@ -285,6 +292,11 @@ def step_name(task: TaskConfig) -> str:
     if task.SAMPLE != "stream":
         return "sample"
     return "character" if getattr(task, "level", "") == "char" else task.COUNTED
+
+
+def metric_of(task: TaskConfig) -> str:
+    """The metric of a task, one of `metrics.METRICS`; empty where the data or an object say it."""
+    return "bpc" if getattr(task, "level", "") == "char" else task.METRIC
 
 
 TASKS: dict[str, type[TaskConfig]] = {

@@ -34,7 +34,7 @@ ORDER = [
         "model_config",
         "task_configs",
     ],
-    ["config", "pool"],
+    ["config", "pool", "words"],
     ["catalog", "continual_config", "gradients", "published", "rundir", "tasks"],
     ["forgetting_entries", "sound", "trials", "units"],
     ["kernels", "recompute"],

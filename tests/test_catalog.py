@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spikebridge import catalog, cli, commands, comparison, experiment, rundir, search
+from spikebridge import catalog, cli, comparison, experiment, rundir, search
 from spikebridge.catalog import CATALOG, Entry, Row
 from spikebridge.config import flatten, from_dict, override, preset, to_dict, variant_of
 from spikebridge.forgetting_entries import FORGETTING
@@ -262,8 +262,8 @@ def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
             assert search.space(task, f"recurrent-{unit}") == looped | search.SPIKES
         assert all(search.space(task, unit) == shared for unit in PLAIN)
         assert all(set(search.MEMBRANE).isdisjoint(search.space(task, u)) for u in BASELINES)
-    with pytest.raises(UsageError, match="task='forecast': there is no search space"):
-        search.space("forecast", "snu")
+    with pytest.raises(UsageError, match="task='own': there is no search space"):
+        search.space("own", "snu")
 
 
 @pytest.mark.parametrize("level", ["word", "char"])
@@ -344,17 +344,7 @@ def test_a_search_holds_what_the_command_says(
     assert [one.train.epochs for one in tried] == [3, 3]
     assert [one.train.threads for one in tried] == [preset("digits", "snu").train.threads] * 2
     with pytest.raises(UsageError, match="hidden"):
-        commands.search(
-            "digits",
-            ["snu"],
-            tmp_path / "s",
-            trials=2,
-            data=None,
-            data_dir="",
-            folds=0,
-            settings={"hidden": (8,)},
-            as_json=False,
-        )
+        search.search("digits", "snu", tmp_path / "s", trials=2, settings={"hidden": (8,)})
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)

@@ -97,7 +97,7 @@ def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("train digits --config nowhere.json", "nowhere.json: it cannot be read"),
         ("train digits --config bad.json", "bad.json: model: unknown key 'units'; the known ones"),
         ("train digits --config music.json", "its task is not digits"),
-        ("train music --data mnist", "data='mnist': expected one of jsb"),
+        ("train music --data mnist", "--data: invalid choice 'mnist'; choose one of jsb"),
         ("report nowhere", "nowhere: neither a run"),
         ("report", "no folder is given"),
         ("compare digits --unit lstm", "pass --units snu lstm"),
@@ -174,7 +174,7 @@ def test_flags_win_over_the_preset_of_the_unit_and_of_the_data(
     assert parsed("train music --unit snu --recurrent").train.lr == 0.125
     assert parsed("train music --unit snu").train.lr != 0.125
     assert parsed("train music --hidden 3 4 --recurrent --unit gru").model.hidden == (3, 4)
-    _, configs = cli.parse(
+    _, configs, _ = cli.parse(
         shlex.split("compare digits --data mnist --units snu lstm --batch-size 9")
     )
     assert [config.train.batch_size for config in configs] == [9, 9]
@@ -190,10 +190,13 @@ def test_the_level_of_a_text_decides_its_preset(capsys: pytest.CaptureFixture[st
     own = parsed("train text --data-dir mine --level char --recurrent --unit softsnu --lr 0.5")
     tuned = preset("text", "recurrent-softsnu", "files", data_dir="mine", level="char", lr=0.5)
     assert own == tuned
-    _, configs = cli.parse(shlex.split("compare text --units snu lstm --level char"))
+    _, configs, _ = cli.parse(shlex.split("compare text --units snu lstm --level char"))
     assert configs == [preset("text", unit, level="char") for unit in ("snu", "lstm")]
     assert spikebridge("train text --level sentence") == 2
-    assert "level='sentence': expected one of char, word" in capsys.readouterr().err
+    assert (
+        "--level: invalid choice 'sentence'; choose one of word, char; run"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("unit", ["relu", "tanh"])
@@ -483,3 +486,60 @@ def test_without_tyro_the_module_is_an_import_error_and_the_command_says_what_it
     assert done.returncode == 1
     needs = "spikebridge: the command line needs tyro; pip install 'spikebridge[app]'\n"
     assert done.stderr == needs
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian digits", "trian: there is no such command (did you mean train?); the commands are"),
+        (
+            "train digit",
+            "digit: there is no such task (did you mean digits?); the tasks are digits",
+        ),
+        ("search musik", "musik: there is no such task (did you mean music?); the tasks are"),
+        (
+            "--verison",
+            "--verison: unknown option (did you mean --version?); run spikebridge --help",
+        ),
+        (
+            "train digits --unit lstmm",
+            "--unit: invalid choice 'lstmm' (did you mean lstm?); choose one of snu, softsnu, ",
+        ),
+        ("train digits --data=mnits", "--data: invalid choice 'mnits' (did you mean mnist?); cho"),
+        ("compare digits --units snu gruu", "'gruu' (did you mean gru?); choose from snu, soft"),
+        ("program run --device pmc", "--device: invalid choice 'pmc' (did you mean pcm?); choose"),
+        ("continual --unit=lsmt", "run spikebridge continual --help"),
+        (
+            "train digits --epocs 3",
+            "--epocs: unknown option (did you mean --epochs?); run spikebridge train digits --help",
+        ),
+        ("export run --weigth-bits 3", "did you mean --weight-bits"),
+        ("train digits --lr abc", "spikebridge train digits --help"),
+        ("train --lr 1 digits", "flags come after the task"),
+        ("train digits --unit recurrent-snu --no-recurrent", "contradicts recurrent-snu"),
+    ],
+)
+def test_misspelled_words(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge(line) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert "None" not in said.err
+    if not line.startswith("train digits --lr "):  # tyro frames what it says itself
+        assert said.err.count("\n") == 1
+
+
+def test_suggestions_are_flags_of_the_command_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("info --levell") == 2  # `program` has --levels, `train text` --level
+    assert capsys.readouterr().err == (
+        "spikebridge: --levell: unknown option; run spikebridge info --help\n"
+    )
+
+
+@pytest.mark.parametrize("form", ["--unit recurrent-softsnu", "--unit=recurrent-softsnu"])
+def test_a_unit_is_named_with_its_recurrence(form: str) -> None:
+    expected = preset("music", "recurrent-softsnu", hidden=(9,))
+    assert parsed(f"train music {form} --hidden 9") == expected
+    assert parsed("train music --recurrent --hidden 9 --unit softsnu") == expected
+    one = cli.parse(shlex.split(f"continual {form}"))
+    assert (one.model.unit, one.model.recurrent) == ("softsnu", True)

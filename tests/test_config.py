@@ -173,7 +173,7 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
             {"unit": "snu", "dropout_recurrent": 0.1},
             "dropout_recurrent=0.1: snu has no recurr",
         ),
-        ({"loss": "hinge"}, "loss='hinge': expected one of squared_hinge, task"),
+        ({"loss": "hinge"}, "loss='hinge': expected one of task, squared_hinge"),
         ({"loss": "squared_hinge", "sampled": 5}, "sampled=5, loss=squared_hinge: only the task's"),
         ({"activity": -0.1}, "activity=-0.1: it must be at least 0"),
         ({"lr": 0}, "lr=0.0"),
@@ -191,8 +191,11 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
         ({"recurrent": 1}, "recurrent=1: expected true or false"),
         ({"hidden": ["8"]}, "hidden=.*whole numbers"),
         ({"hidden": 8}, "hidden=8: expected a list"),
-        ({"unit": "ssnu"}, "unit='ssnu': expected one of adaptive-snu, binary-ci"),
-        ({"data": "cifar"}, "data='cifar': expected one of cifar10, cifar10-small"),
+        ({"unit": "ssnu"}, "unit='ssnu': expected one of snu, softsnu, li-snu"),
+        (
+            {"data": "cifar"},
+            "data='cifar': expected one of digits8x8, mnist, cifar10, cifar10-small",
+        ),
         ({"learning_rate": 1}, "unknown key 'learning_rate'; the known ones are .*lr"),
     ],
 )
@@ -221,7 +224,7 @@ def test_an_online_rule_refuses_what_goes_backwards(name: str) -> None:
     [
         ([], "expected a mapping, found list"),
         ({"task": 1}, "task: expected a mapping, found int"),
-        ({"task": {"name": "speech"}}, "task.name='speech': .* digits, events"),
+        ({"task": {"name": "speech"}}, "task.name='speech': .* digits, music"),
         ({"task": {"name": []}}, "task.name="),
         ({"task": {"name": "music", "steps": 3}}, "task: unknown key 'steps'; .* frames"),
         ({"task": {"name": "digits", "data_dir": "mine"}}, "data_dir='mine': .* --data-dir D"),

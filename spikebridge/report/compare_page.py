@@ -55,7 +55,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
     runs = [run for row in rows for run in row.runs]
     metric = metric_of(str(facts.get("metric") or (runs[0].metric if runs else "accuracy")))
     task, data = str(facts.get("task") or "unknown task"), str(facts.get("data") or "unknown data")
-    best = best_row(rows, bool(facts.get("higher_is_better", metric.name == "accuracy")))
+    best = best_row(rows, bool(facts.get("higher_is_better", metric.higher_is_better)))
     return {
         "title": str(
             facts.get("title") or f"{plural(len(rows), 'unit')} on {DATA_NAMES.get(data, data)}"

@@ -102,10 +102,11 @@ class Run:
 
     @property
     def metric(self) -> str:
-        level = self.part("task").get("level")
-        guess = {"music": "nll", "forecast": "rmse"}.get(self.task, "accuracy")
-        guess = {"word": "perplexity", "char": "bpc"}.get(str(level), guess)
-        return str(self.fact("metric") or guess)
+        known = self.fact("metric") or (self.epochs[-1].get("metric") if self.epochs else None)
+        if known is None and self.task in TASKS:  # of an earlier version, and not complete
+            chars = self.part("task").get("level") == "char"
+            known = "bpc" if chars else TASKS[self.task].METRIC
+        return str(known or "accuracy")
 
     @property
     def counted(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Forecast(Task):
 
     name = "forecast"
     readout: Readout = "each"
-    metric: MetricName = "rmse"
+    metric = cast(MetricName, ForecastConfig.METRIC)
     carries_state = True
 
     def __init__(self, config: ForecastConfig) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Music(Task):
     input_size = NOTES
     output_size = NOTES
     readout: Readout = "each"
-    metric: MetricName = "nll"
+    metric = cast(MetricName, MusicConfig.METRIC)
 
     def __init__(self, config: MusicConfig, path: Path | None = None) -> None:
         self.config = config

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from spikebridge.metrics import MetricName
-from spikebridge.task_configs import TextConfig
+from spikebridge.task_configs import TextConfig, metric_of
 from spikebridge.tasks.base import (
     SPLITS,
     Batch,
@@ -78,7 +79,7 @@ class Text(Task):
         texts = {split: read_symbols(path, config.level) for split, path in paths.items()}
         self.vocabulary = Vocabulary.of(texts["train"], config.vocabulary)
         self._numbers = {split: self.vocabulary.encode(texts[split]) for split in SPLITS}
-        self.metric: MetricName = "perplexity" if config.level == "word" else "bpc"
+        self.metric = cast(MetricName, metric_of(config))
         self.input_size = self.output_size = len(self.vocabulary)
         counts = torch.bincount(self._numbers["train"], minlength=self.output_size)
         self.notes = tuple(self._unknown(texts, int(counts[self.vocabulary.numbers[UNKNOWN]])))
