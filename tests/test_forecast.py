@@ -149,7 +149,7 @@ def test_damaged_tables(tmp_path: Path, text: str | bytes, message: str) -> None
 def test_missing_tables(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pass --file"):
         Forecast(ForecastConfig())
-    with pytest.raises(DataError, match="No such file or directory; mend --file"):
+    with pytest.raises(DataError, match="No such file or directory; mend the path"):
         task_of(tmp_path / "none.csv")
     with pytest.raises(DataError, match="Is a directory"):
         task_of(tmp_path)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebridge import cli, rundir
+from spikebridge.memory import measured
 from spikebridge.task_configs import ForecastConfig
 from spikebridge.tasks import numerals
 from spikebridge.tasks.files import DataError
@@ -124,7 +125,7 @@ def test_comments_lines_above_the_header_and_units_are_no_rows(tmp_path: Path) -
     same(table, T=[1.5, 2.5], RH=[50, 51])
     for told in (
         "2 comment lines left out",
-        "1 lines above the header left out",
+        "1 line above the header left out",
         "line 5 holds units and is left out: °C, %",
         "line 6 holds units and is left out: Avg, Smp",
         "columns left out, for they hold no numbers: date (dates or times)",
@@ -177,6 +178,10 @@ def test_a_torn_last_line_is_left_out_with_a_word(tmp_path: Path) -> None:
         ("t;u\n0;1\n\n# x\n1;one\n2;2\n", "found 'one' in line 5; mend the file, leave the field"),
         ("2004-01-01,5\n2004-01-02,6\n", "a header line"),
         ("t;u;u\n0;1;2\n", "the name u twice"),
+        ("t;u\n0;1\n1;2 # bad\n", "a finite number in column u; found '2 # bad' in line 3"),
+        ("t;u\n0;1.2.3,4\n1;2\n", "found '1.2.3,4' in line 2"),
+        ("t;u\n" + "0;off\n" * 40 + "".join(f"1;{n}\n" for n in range(12)),
+         "found 'off' in line 2; .*or pass --missing 'off' if it stands for that"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_told_is_an_error(tmp_path: Path, text: str, message: str) -> None:
@@ -303,3 +308,24 @@ def test_the_command_says_what_was_read_before_it_trains(
     for line in told:
         assert line in read_first
         assert line in rundir.read_result(out).notes
+
+
+def test_what_words_are_among_is_said(tmp_path: Path) -> None:
+    table = read(tmp_path, "t;u\n0;a\n1;5\n2;b\n3;c\n")
+    assert any("u, beside 1 numbers (text)" in remark for remark in table.remarks)
+
+
+def test_ends_of_old_and_of_torn_files_are_no_entries(tmp_path: Path) -> None:
+    for end in ("\x1a", "\0\0\0"):
+        same(read(tmp_path, "a,b\n1,2\n3,4\n" + end), a=[1, 3], b=[2, 4])
+
+
+@pytest.mark.parametrize(
+    "text", ["g_uS;read_sd_uS\n0;0,1\n12,5;0,25\n", "g_uS\tread_sd_uS\n0\t.1\n12.5\t.25\n"]
+)
+def test_tables_of_devices_have_the_same_dialects(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(text.encode("utf-16"))
+    assert measured.read_table(path) == measured.from_table(
+        {"g_uS": [0, 12.5], "read_sd_uS": [0.1, 0.25]}, name="mine", source="mine.csv"
+    )

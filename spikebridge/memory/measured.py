@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from spikebridge.memory.pcm import Cell
 from spikebridge.records import UsageError, listed
+from spikebridge.tasks import tables
 
 __all__ = ["COLUMNS", "from_table", "read_table"]
 
@@ -91,31 +91,14 @@ class TableNoise(_Table):
 
 
 def read_table(path: str | Path, *, t0_s: float = 1.0) -> Cell:
-    """A device from a CSV file; see `from_table`.  Raises UsageError."""
+    """A device from a table in any usual dialect; see `from_table` and `spikebridge.tasks.tables`.
+
+    Raises UsageError, also where a value is missing or is no number.
+    """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(row)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: it cannot be read as text ({error}); give a CSV file") from error
-    if len(rows) < 3:
-        raise UsageError(f"{path}: a table needs a head and two rows, found {len(rows)} lines")
-    head = [name.strip() for name in rows[0]]
-    columns: dict[str, list[float]] = {name: [] for name in head}
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(head):
-            raise UsageError(
-                f"{path}, line {number}: {len(head)} columns expected, found {len(row)}; "
-                "fill the gap"
-            )
-        for name, text in zip(head, row, strict=True):
-            try:
-                columns[name].append(float(text))
-            except ValueError as error:
-                raise UsageError(
-                    f"{path}, line {number}: {name}={text!r} is no number; write numbers only"
-                ) from error
-    return from_table(columns, name=path.stem, t0_s=t0_s, source=str(path.name))
+    table = tables.read_table(path, whole=True)
+    columns = dict(zip(table.names, table.values.T.tolist(), strict=True))
+    return from_table(columns, name=path.stem, t0_s=t0_s, source=path.name)
 
 
 def from_table(

@@ -77,6 +77,11 @@ def form(text: str) -> Form | None:
 
 def value(text: str, decimal: Decimal) -> float:
     """The number that a text of some `form` is, given what marks its fraction."""
+    if decimal == "." and "," not in text:
+        try:
+            return float(text)  # as most are
+        except ValueError:
+            pass
     text = _BLANKS.sub("", text).replace("\u2212", "-").replace("d", "e").replace("D", "e")
     if decimal == ",":
         text = text.replace(".", "").replace(",", ".")

@@ -30,7 +30,7 @@ def _decoded(path: Path) -> tuple[str, str]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise DataError(path, expected, str(error.strerror), "mend --file") from error
+        raise DataError(path, expected, str(error.strerror), "mend the path") from error
     for start, what in ((b"PK\x03\x04", "a spreadsheet"), (b"\x1f\x8b", "a gzip file")):
         if raw.startswith(start):
             raise DataError(path, expected, what, "unpack it, or save the sheet as CSV")
@@ -39,8 +39,9 @@ def _decoded(path: Path) -> tuple[str, str]:
             text = raw.decode(encoding)
         except UnicodeDecodeError:
             continue
+        text = text.removeprefix("\ufeff").rstrip("\0\x1a")  # ends of old and of torn files
         if "\0" not in text:
-            return text.removeprefix("\ufeff"), encoding.removesuffix("-sig")
+            return text, encoding.removesuffix("-sig")
     raise DataError(
         path, expected, "one that cannot be read (no text in any encoding)", "save it as UTF-8"
     )
@@ -111,8 +112,11 @@ class Rows:
     remarks: list[str] = field(default_factory=list)
 
 
-def read_rows(path: Path) -> Rows:
-    """Header and rows, each of as many fields.  Raises DataError."""
+def read_rows(path: Path, *, whole: bool = False) -> Rows:
+    """Header and rows, each of as many fields; whole: a torn last line is an error, too.
+
+    Raises DataError.
+    """
     text, encoding = _decoded(path)
     lines = _Lines(text)
     try:
@@ -123,12 +127,12 @@ def read_rows(path: Path) -> Rows:
         raise DataError(path, "a CSV file", have, MEND) from error
     start = _header(path, lines, found, rows)
     if lines.comments:
-        found.remarks.append(f"{lines.comments:,} comment lines left out")
+        found.remarks.append(f"{counted(lines.comments, 'comment line')} left out")
     del rows[:start]
     while rows and not any(rows[-1][1]) and not (len(rows[-1][1]) > 1):
         rows.pop()  # empty lines at the end of the file
     _blank_rows(found, rows)
-    _even(path, found, rows)
+    _even(path, found, rows, whole)
     found.lines = [number for number, _ in rows]
     found.rows = [row for _, row in rows]
     return found
@@ -177,7 +181,7 @@ def _header(path: Path, lines: _Lines, found: Rows, rows: list[tuple[int, list[s
         if len(row) < width - 1 or (len(row) != width and titles):
             continue  # above the header
         if place > filled[0]:
-            found.remarks.append(f"{at:,} lines above the header left out")
+            found.remarks.append(f"{counted(at, 'line')} above the header left out")
         if all(is_entry(name) for name in row if name):
             found.header = _commented(lines, found.delimiter, len(row))
             if found.header:
@@ -214,11 +218,16 @@ def _blank_rows(found: Rows, rows: list[tuple[int, list[str]]]) -> None:
     blank = [number for number, row in rows if row and not any(row)]
     if blank:
         where = f"line {blank[0]}" if len(blank) == 1 else f"lines {blank[0]} to {blank[-1]}"
-        found.remarks.append(f"{len(blank):,} blank rows left out, {where}")
+        found.remarks.append(f"{counted(len(blank), 'blank row')} left out, {where}")
     rows[:] = [(number, row) for number, row in rows if any(row)]
 
 
-def _even(path: Path, found: Rows, rows: list[tuple[int, list[str]]]) -> None:
+def counted(number: int, what: str) -> str:
+    """A number of things, one or several."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _even(path: Path, found: Rows, rows: list[tuple[int, list[str]]], whole: bool) -> None:
     """Give all rows as many fields as the header, where no field is lost by that."""
     # Tables of R name their rows and have no name for those names.
     by_blanks = found.delimiter in ("\t", " ") and len(found.header) > 1
@@ -232,7 +241,7 @@ def _even(path: Path, found: Rows, rows: list[tuple[int, list[str]]]) -> None:
             row += [""] * (width - len(row))
         if len(row) == width:
             continue
-        if len(row) < width and place == len(rows) - 1 and place > 0:
+        if len(row) < width and place == len(rows) - 1 and place > 0 and not whole:
             found.remarks.append(
                 f"line {number}, the last one, is torn and left out: {len(row)} of {width} fields"
             )

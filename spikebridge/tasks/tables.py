@@ -18,11 +18,13 @@ import numpy as np
 from spikebridge.tasks import numerals, order
 from spikebridge.tasks.files import DataError
 from spikebridge.tasks.numerals import MISSING, Decimal, Form
-from spikebridge.tasks.rows import HEADER, LOOKED_AT, MEND, Rows, is_entry, read_rows
+from spikebridge.tasks.rows import HEADER, LOOKED_AT, MEND, Rows, counted, is_entry, read_rows
 
 __all__ = ["Table", "listed", "read_table"]
 
 _NAMED = {"\t": "tabs", " ": "blanks", "": "nothing, as there is one column"}
+# Different numbers, and words among them, that make a column one of numbers with marks.
+_MANY, _FEW = 10, 3
 # Rows below the header that may hold units, kinds of averages and the like.
 MOST_UNITS = 3
 # Marks of missing values that are numbers: only the user knows.
@@ -38,7 +40,13 @@ class Table(NamedTuple):
     remarks: tuple[str, ...] = ()  # what was read and what was left out, as sentences
 
 
-def read_table(path: Path, *, missing: Sequence[str] = (), decimal: Decimal | None = None) -> Table:
+def read_table(
+    path: Path,
+    *,
+    missing: Sequence[str] = (),
+    decimal: Decimal | None = None,
+    whole: bool = False,
+) -> Table:
     """The columns of a file that have a name and hold numbers; see the module.
 
     A column without numbers, such as dates, is left out.  One with some text among its numbers, or
@@ -48,27 +56,21 @@ def read_table(path: Path, *, missing: Sequence[str] = (), decimal: Decimal | No
         path: the file.
         missing: further marks of a missing value, such as "-9999".
         decimal: what marks fractions, where the numbers do not say.
+        whole: columns without numbers, missing values and torn lines are errors.
 
     Raises DataError.
     """
-    found = read_rows(path)
-    columns = [
-        _Column(name, texts) for name, texts in zip(found.header, _transposed(found), strict=True)
-    ]
+    found = read_rows(path, whole=whole)
     marks = _Marks(missing)
-    units = _units(columns, marks)
-    for row in units:
-        shown = listed([text for text in found.rows[row] if text])
-        found.remarks.append(f"line {found.lines[row]} holds units and is left out: {shown}")
-    dropped = len(units)
-    columns = [column.without(dropped) for column in columns] if dropped else columns
-    found.lines = found.lines[dropped:]
+    columns = _columns(found, marks)
     kinds = [_judged(path, column, found.lines, marks) for column in columns]
     _check_names(path, found.header, kinds)
     named = [c for c, kind in zip(columns, kinds, strict=True) if kind == "numbers" and c.name]
     if not named:
         have = f"{listed(found.header)}, none of them of numbers, in {len(found.lines):,} rows"
         raise DataError(path, "a column of numbers", have, "give another table")
+    if whole:
+        _check_whole(path, columns, kinds, found.lines)
     shared: set[Decimal] = set()
     for column in named:
         shared |= numerals.certain(column.forms.values())
@@ -76,24 +78,18 @@ def read_table(path: Path, *, missing: Sequence[str] = (), decimal: Decimal | No
     for place, column in enumerate(named):
         chosen = _decimal(path, column, found, shared, decimal)
         values[:, place] = _values(path, column, found.lines, chosen)
-    left_out = _left_out(columns, kinds)
     names = tuple(column.name for column in named)
     by = _NAMED.get(found.delimiter, found.delimiter)
-    dated = [
-        (column.name, [column.texts[code] for code in column.codes[: order.DATED].tolist()])
-        for column, kind in zip(columns, kinds, strict=True)
-        if kind == "dates"
-    ]
-    remarks = [
-        f"read {path.name}: {len(values):,} rows, {len(names):,} columns of numbers: "
-        f"{listed(names)} ({found.encoding}, parted by {by}"
-        f"{', decimal comma' if shared == {','} else ''})",
+    comma = ", decimal comma" if shared == {","} else ""
+    remarks = (
+        f"read {path.name}: {counted(len(values), 'row')}, {counted(len(names), 'column')} of "
+        f"numbers: {listed(names)} ({found.encoding}, parted by {by}{comma})",
         *found.remarks,
         *_left_out_remarks(columns, kinds),
         *_sentinels(names, values),
-        *order.remarks(dated),
-    ]
-    return Table(names, values, left_out, tuple(remarks))
+        *order.remarks(_dated(columns, kinds)),
+    )
+    return Table(names, values, _left_out(columns, kinds), remarks)
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
@@ -105,8 +101,16 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 # Columns
 
 
-def _transposed(found: Rows) -> list[tuple[str, ...]]:
-    return list(zip(*found.rows, strict=True)) if found.rows else [()] * len(found.header)
+def _columns(found: Rows, marks: Callable[[str], bool]) -> list[_Column]:
+    """The columns of a file below rows of units, which are taken out of its lines."""
+    texts = list(zip(*found.rows, strict=True)) if found.rows else [()] * len(found.header)
+    columns = [_Column(name, column) for name, column in zip(found.header, texts, strict=True)]
+    units = _units(columns, marks)
+    for row in units:
+        shown = listed([text for text in found.rows[row] if text])
+        found.remarks.append(f"line {found.lines[row]} holds units and is left out: {shown}")
+    found.lines = found.lines[len(units) :]
+    return [column.without(len(units)) for column in columns] if units else columns
 
 
 def _check_names(path: Path, header: list[str], kinds: list[str]) -> None:
@@ -214,7 +218,9 @@ def _judged(path: Path, column: _Column, lines: Sequence[int], marks: Callable[[
         return "nothing"
     if numbers and not wrong:
         return "numbers"
-    if column.name and numbers + numeric > others - numeric:
+    # Many numbers and a few words: these are marks of its own for what is missing.
+    marked = len(column.forms) >= _MANY and len(wrong) <= _FEW
+    if column.name and (numbers + numeric >= others - numeric or marked):
         row = column.first(wrong)
         text = column.texts[column.codes[row]]
         if numerals.looks_numeric(text):
@@ -226,6 +232,20 @@ def _judged(path: Path, column: _Column, lines: Sequence[int], marks: Callable[[
         have = f"{text!r} in line {lines[row]}"
         raise DataError(path, f"a finite number in column {column.name}", have, remedy)
     return "dates" if 2 * dates > numbers + others else "text"
+
+
+def _check_whole(
+    path: Path, columns: list[_Column], kinds: list[str], lines: Sequence[int]
+) -> None:
+    """DataError unless there is a number in each row of each column that has a name or entries."""
+    for place, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
+        wrong = set(range(len(column.texts))) - column.forms.keys()
+        if (column.name or kind != "nothing") and wrong:
+            row = column.first(wrong)
+            have = f"{column.texts[column.codes[row]]!r} in line {lines[row]}"
+            raise DataError(
+                path, f"numbers in column {_called(place, column)}", have, "write numbers only"
+            )
 
 
 def _decimal(
@@ -295,6 +315,15 @@ def _called(place: int, column: _Column) -> str:
     return column.name or f"the one without a name at place {place + 1}"
 
 
+def _dated(columns: list[_Column], kinds: list[str]) -> list[tuple[str, list[str]]]:
+    """Names and first texts of the columns of dates and times."""
+    return [
+        (column.name, [column.texts[code] for code in column.codes[: order.DATED].tolist()])
+        for column, kind in zip(columns, kinds, strict=True)
+        if kind == "dates"
+    ]
+
+
 def _left_out(columns: list[_Column], kinds: list[str]) -> tuple[str, ...]:
     return tuple(
         _called(place, column)
@@ -312,7 +341,9 @@ def _left_out_remarks(columns: list[_Column], kinds: list[str]) -> Iterator[str]
             empty += 1
         elif kind != "numbers" or not column.name:
             reason = kind if kind != "numbers" else ""
-            groups.setdefault(reason, []).append(_called(place, column))
+            among = len(column.forms) if kind == "text" else 0
+            called = _called(place, column) + (f", beside {among:,} numbers" if among else "")
+            groups.setdefault(reason, []).append(called)
     parts = [f"{listed(names)} ({why[reason]})" for reason, names in groups.items()]
     if empty:
         parts.append(f"{empty:,} without name and entry")
