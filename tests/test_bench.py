@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor
 
 from spikebridge.memory import bench, command, pcm, remote, wire
-from spikebridge.memory.array import Device, SimulatedArray
+from spikebridge.memory.array import MOST_AT_ONCE, Device, SimulatedArray, checked_counts
 from spikebridge.memory.bench import SESSIONS, Server, serve
 from spikebridge.memory.command import Bench
 from spikebridge.memory.remote import RemoteDevice, _Failure, _Link
@@ -451,6 +451,95 @@ def test_pulses_that_a_model_does_not_know_are_a_value_error() -> None:
             device.pulse(once())
 
 
+def test_numbers_of_pulses_that_would_take_minutes_are_refused_at_once(
+    server: Server, array: SimulatedArray
+) -> None:
+    with connect(server) as device:
+        for most in (MOST_AT_ONCE + 1, 10**6, 2**62):
+            for target in (device, array):
+                with pytest.raises(ValueError, match="at most 2,000 for a cell"):
+                    target.pulse(once(most))
+        device.pulse(once(MOST_AT_ONCE))
+    assert array.pulses.eq(MOST_AT_ONCE).all()
+    many = torch.full((1000, 1000), 1001)
+    with pytest.raises(ValueError, match="at most 1,000,000,000 for all cells together, got 1,001"):
+        checked_counts(many, SimulatedArray((1000, 1000), pcm.ACCUMULATION))
+
+
+def test_callers_without_a_message_keep_nobody_from_the_cells(
+    array: SimulatedArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grpc, done = wire.load_grpc(), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        done.wait(60)
+        yield from ()
+
+    with serve(array, token="t") as server:
+        with grpc.insecure_channel(server.address) as channel:
+            call = channel.stream_unary(wire.PATH)
+            shown = (("authorization", "Bearer t"),)
+            silent = [call.future(nothing(), metadata=shown) for _ in range(40)]
+            time.sleep(0.3)
+            with connect(server, token="t", timeout_s=5.0, retry_s=0.0) as device:
+                device.pulse(once())
+                assert device.read().shape == SHAPE
+            done.set()
+            for each in silent:
+                with pytest.raises(grpc.RpcError, match="one message, this one none"):
+                    each.result()
+        # A worker is not kept for ever.
+        monkeypatch.setattr(bench, "PATIENCE_S", 0.2)
+        done.clear()
+        with grpc.insecure_channel(server.address) as channel:
+            call = channel.stream_unary(wire.PATH)
+            late = call.future(nothing(), metadata=shown)
+            with pytest.raises(grpc.RpcError, match="CANCELLED"):
+                late.result(10)
+            done.set()
+
+
+def test_commands_and_replies_that_lack_a_part_are_clear_errors(server: Server) -> None:
+    with connect(server) as device:
+        for call, part in (("program", "target_uS"), ("pulse", "counts"), ("wait", "seconds_s")):
+            with pytest.raises(ValueError, match=f"the command lacks {part}"):
+                device._do(call, {})
+        with pytest.raises(ValueError, match="seconds_s=soon"):
+            device._do("wait", {}, seconds_s="soon")
+    for error in ("ValueError", "NoSuch", 7, ["x"]):
+        with pytest.raises((ValueError, RuntimeError), match=r"reports an error, .* and no reason"):
+            wire.opened(wire.pack({"error": error}))
+    with pytest.raises(ValueError, match="7"):
+        wire.opened(wire.pack({"error": "ValueError", "message": 7}))
+
+
+def test_a_reply_of_something_else_is_a_run_error(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(server) as device:
+        monkeypatch.setattr(_Link, "send", lambda *_: wire.pack({}))
+        for ask in (device.read, lambda: device.clock_s):
+            with pytest.raises(
+                RunError, match=r"the reply lacks .*; check that a bench of the same"
+            ):
+                ask()
+        with pytest.raises(RunError, match="the reply lacks shape"):
+            connect(server)
+
+
+def test_who_waits_for_a_bench_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote, "SILENT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(RunError, match="no answer within 1 s of trying again"):
+        RemoteDevice(address, retry_s=1.0)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith(f"{address}: no answer yet (UNAVAILABLE); trying again for 1 s")
+
+
 # Who may use it.
 
 
@@ -618,6 +707,73 @@ def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
     assert (process.returncode, out) == (0, "")
     assert "accumulation, (4, 6) cells, a token, no TLS; Ctrl-C stops" in told
     assert "from-a-file" not in told
+
+
+SLOW = """
+import time
+from spikebridge.memory.array import SimulatedArray
+from spikebridge.memory.pcm import ACCUMULATION
+
+class Slow(SimulatedArray):
+    def reset(self, where=None):
+        time.sleep(60)
+
+def make():
+    return Slow((4, 6), ACCUMULATION)
+"""
+
+
+def cut_off(device: RemoteDevice) -> None:
+    with pytest.raises(RunError, match="may or may not have been carried out"):
+        device.reset()
+
+
+def test_a_second_ctrl_c_ends_a_bench_that_is_at_work(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    words = ["bench", "serve", "--port", "0", "--device", "slow:make"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spikebridge", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        address = process.stdout.readline().strip()
+        with RemoteDevice(address, timeout_s=20.0, retry_s=0.0) as device:
+            caller = threading.Thread(target=cut_off, args=(device,))
+            caller.start()
+            while device._open is None:
+                time.sleep(0.01)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            told = ""
+            while "Ctrl-C again stops at once" not in told:
+                told = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+            caller.join(30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert told.strip() == "stopped; the command under way may be half done"
+
+
+def test_a_shape_beyond_messages_or_memory_is_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UsageError, match=r"1,000,000,000,000 cells, .* divide the cells"):
+        Bench("serve", shape=(10**6, 10**6)).run()
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("spikebridge.memory.array.SimulatedArray", fails)
+    with pytest.raises(UsageError, match=r"shape=\(4, 6\): the cells do not fit into the memory"):
+        Bench("serve", shape=SHAPE).run()
 
 
 def run_briefly(request: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Device]:

@@ -17,7 +17,9 @@ from spikebridge.memory.pcm import Cell, Cells
 
 __all__ = ["Device", "SimulatedArray", "checked_counts", "checked_targets"]
 
-MOST_AT_ONCE = 1_000_000
+# Pulses of one command, for a cell and for all: what a simulation does within seconds, since others
+# wait for it, and more than any cell needs.
+MOST_AT_ONCE, MOST_IN_ALL = 2_000, 1_000_000_000
 
 
 @runtime_checkable
@@ -256,7 +258,12 @@ def checked_counts(counts: Tensor, device: Device) -> Tensor:
         )
     if counts.numel() and int(counts.max()) > MOST_AT_ONCE:
         raise ValueError(
-            f"counts must be at most {MOST_AT_ONCE:,}, got {int(counts.max()):,}; a cell is "
-            "saturated long before"
+            f"counts must be at most {MOST_AT_ONCE:,} for a cell, got {int(counts.max()):,}; most "
+            "cells are saturated long before: give the others several commands"
+        )
+    if (total := int(counts.sum(dtype=torch.int64))) > MOST_IN_ALL:
+        raise ValueError(
+            f"counts must be at most {MOST_IN_ALL:,} for all cells together, got {total:,}; give "
+            "them in several commands"
         )
     return counts.detach().to("cpu", torch.int64)

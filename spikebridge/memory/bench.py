@@ -37,8 +37,11 @@ from spikebridge.records import UsageError, listed
 __all__ = ["SESSIONS", "Server", "serve"]
 
 SESSIONS = 8
-# More than sessions: attempts whose connection was cut wait for their turn beside those after them.
-WORKERS = 3 * SESSIONS
+# Far more than sessions: attempts whose connection was cut wait for their turn beside those after
+# them, and so does who sends a call without its message.
+WORKERS = 16 * SESSIONS
+PATIENCE_S = 120.0
+"""How long a call may take to send its message: the largest, on a slow line."""
 MEMBERS = (
     *("shape", "name", "g_max_uS", "clock_s", "pulse_curve_uS"),
     *("program", "pulse", "reset", "read", "wait"),
@@ -180,10 +183,10 @@ class _Door:
 
     def __init__(self, grpc: Any, token: str, desk: _Desk) -> None:
         self._secret = f"Bearer {token}".encode() if token else b""
-        self._open = grpc.unary_unary_rpc_method_handler(desk.answer)
-        # A handler of streams reads when it asks for a message; this one never asks.
+        self._desk, self._status = desk, grpc.StatusCode
+        # A handler of streams reads when it asks for a message; the second one never asks.
+        self._open = grpc.stream_unary_rpc_method_handler(self._take)
         self._shut = grpc.stream_unary_rpc_method_handler(self._refuse)
-        self._status = grpc.StatusCode.UNAUTHENTICATED
 
     def service(self, call: Any) -> Any:
         """What handles a call, as gRPC asks for it; None for another method."""
@@ -193,8 +196,21 @@ class _Door:
         admitted = not self._secret or hmac.compare_digest(shown, self._secret)
         return self._open if admitted else self._shut
 
+    def _take(self, messages: Iterator[bytes], context: Any) -> bytes:
+        """The desk's answer to the one message of a call, which must not keep a worker for ever."""
+        timer = threading.Timer(PATIENCE_S, context.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            message = next(messages, None)
+        finally:
+            timer.cancel()
+        if message is None:
+            context.abort(self._status.INVALID_ARGUMENT, "a call has one message, this one none")
+        return self._desk.answer(message, context)
+
     def _refuse(self, messages: Any, context: Any) -> None:
-        context.abort(self._status, "the token is missing or wrong")
+        context.abort(self._status.UNAUTHENTICATED, "the token is missing or wrong")
 
 
 class _Refusal(Exception):
@@ -331,13 +347,13 @@ class _Desk:
         device, call = self._device, header.get("call")
         where = wire.checked_where(tensors.get("where"), device)
         if call == "program":
-            device.program(checked_targets(tensors["target_uS"], device), where)
+            device.program(checked_targets(_part(tensors, "target_uS"), device), where)
         elif call == "pulse":
-            device.pulse(checked_counts(tensors["counts"], device))
+            device.pulse(checked_counts(_part(tensors, "counts"), device))
         elif call == "reset":
             device.reset(where)
         elif call == "wait":
-            device.wait(wire.checked_seconds(header["seconds_s"]))
+            device.wait(wire.checked_seconds(_part(header, "seconds_s")))
         elif call == "clock":
             return wire.pack({"clock_s": float(device.clock_s)})
         elif call == "read":
@@ -348,3 +364,10 @@ class _Desk:
         else:
             raise ValueError(f"{call!r} is no command of a device")
         return wire.pack({})
+
+
+def _part(message: dict[str, Any], name: str) -> Any:
+    """What a command must bring along.  Raises ValueError."""
+    if name not in message:
+        raise ValueError(f"the command lacks {name}")
+    return message[name]

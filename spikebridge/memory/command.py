@@ -68,7 +68,12 @@ class Bench:
             try:
                 server.wait()
             except KeyboardInterrupt:
-                _tell("stopping once the command under way is done")
+                try:
+                    _tell("stopping once the command under way is done; Ctrl-C again stops at once")
+                    server.stop()
+                except KeyboardInterrupt:
+                    _tell("stopped; the command under way may be half done")
+                    os._exit(130)  # at a usual exit Python waits for the thread that carries it out
 
     def _device(self) -> Device:
         if self.device != "simulated":
@@ -80,10 +85,19 @@ class Bench:
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed={self.seed}: a seed lies in [0, 2**63); pass --seed 0")
+        from spikebridge.memory import wire
         from spikebridge.memory.array import SimulatedArray
         from spikebridge.memory.crossbar import cell_of
 
-        return SimulatedArray(self.shape, cell_of(MemoryConfig(device=self.cell)), seed=self.seed)
+        wire.check_limit(self.max_message_MiB, self.shape)  # before their memory is taken
+        cell = cell_of(MemoryConfig(device=self.cell))
+        try:
+            return SimulatedArray(self.shape, cell, seed=self.seed)
+        except (MemoryError, RuntimeError) as error:
+            raise UsageError(
+                f"shape={self.shape}: the cells do not fit into the memory of this machine; pass a "
+                "smaller --shape"
+            ) from error
 
 
 def read_token(file: Path | None) -> str:

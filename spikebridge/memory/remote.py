@@ -6,6 +6,7 @@ bench carries it out exactly once.
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import threading
@@ -24,6 +25,7 @@ from spikebridge.records import RunError, UsageError
 __all__ = ["RemoteDevice"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 2.0
+SILENT_S = 1.0  # of trying again, after which a user is told what is waited for
 # What a connection that is cut or blocked may end in.
 PASSING = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "ABORTED"}
 # What a bench says before it carries out anything, and how gRPC says that nothing was sent.
@@ -76,11 +78,11 @@ class RemoteDevice:
         self._closed = False
         try:
             facts = self._ask("hello", version=wire.VERSION)
-            self.shape: tuple[int, ...] = tuple(facts["shape"])
-            self.name: str = facts["name"]
-            self.g_max_uS: float = facts["g_max_uS"]
-            self._curve_uS = tuple(facts["pulse_curve_uS"])
-            self._limit = min(limit, facts["limit"])
+            self.shape: tuple[int, ...] = tuple(self._said(facts, "shape"))
+            self.name: str = self._said(facts, "name")
+            self.g_max_uS: float = self._said(facts, "g_max_uS")
+            self._curve_uS = tuple(self._said(facts, "pulse_curve_uS"))
+            self._limit = min(limit, self._said(facts, "limit"))
             wire.check_limit(self._limit / 2**20, self.shape)
             if shape is not None and tuple(shape) != self.shape:
                 raise UsageError(
@@ -95,7 +97,7 @@ class RemoteDevice:
     def clock_s(self) -> float:
         """Time on the device, in seconds."""
         with self._lock:
-            return self._ask("clock")["clock_s"]
+            return self._said(self._ask("clock"), "clock_s")
 
     @property
     def pulse_curve_uS(self) -> tuple[float, ...]:
@@ -116,7 +118,7 @@ class RemoteDevice:
 
     def read(self) -> Tensor:
         """Conductances as they are read now, with the noise of this read."""
-        return self._do("read", {})["g_uS"]
+        return self._said(self._do("read", {}), "g_uS")
 
     def wait(self, seconds_s: float) -> None:
         """Let time pass; an instrument that has no other way takes as long."""
@@ -138,6 +140,14 @@ class RemoteDevice:
             if not self._closed:
                 self._closed = True
                 self._link.farewell(wire.pack({"call": "bye", "session": self._session}))
+
+    def _said(self, reply: dict[str, Any], name: str) -> Any:
+        if name not in reply:
+            raise RunError(
+                f"{self.address}: the reply lacks {name}; check that a bench of the same version "
+                "runs there"
+            )
+        return reply[name]
 
     def _chosen(self, where: Tensor | None) -> dict[str, Tensor]:
         checked = wire.checked_where(where, self)
@@ -285,7 +295,7 @@ class _Link:
 
     def send(self, message: bytes, longer_s: float = 0.0) -> bytes:
         """The reply to a message, sent again until retry_s is over.  Raises _Failure."""
-        give_up, pause, harmless = math.inf, FIRST_PAUSE_S, True
+        give_up, pause, harmless, silent = math.inf, FIRST_PAUSE_S, True, True
         while True:
             try:
                 return self._call(message, self._timeout_s + longer_s)
@@ -299,6 +309,12 @@ class _Link:
                 if not passing or now + pause > give_up:
                     usage = not passing and code != "FAILED_PRECONDITION"
                     raise _Failure(text, usage=usage, harmless=harmless) from error
+            if silent and now > give_up - self._retry_s + SILENT_S:
+                silent = False
+                logging.getLogger(__name__).warning(
+                    "%s: no answer yet (%s); trying again for %.0f s", self._address, code,
+                    give_up - now,
+                )  # fmt: skip
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 

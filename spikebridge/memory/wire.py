@@ -77,7 +77,10 @@ def opened(reply: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header, tensors = unpack(reply)
     if "error" in header:
         kinds = {kind.__name__: kind for kind in KINDS}
-        raise kinds.get(header["error"], RuntimeError)(header["message"])
+        text = header.get(
+            "message", f"the bench reports an error, {header['error']}, and no reason"
+        )
+        raise kinds.get(str(header["error"]), RuntimeError)(str(text))
     return header, tensors
 
 
@@ -94,7 +97,7 @@ def checked_where(where: Tensor | None, device: Device) -> Tensor | None:
 
 def checked_seconds(seconds_s: float) -> float:
     """A time that can pass, in seconds.  Raises ValueError."""
-    if not (math.isfinite(seconds_s) and seconds_s >= 0):
+    if type(seconds_s) not in (int, float) or not (math.isfinite(seconds_s) and seconds_s >= 0):
         raise ValueError(f"seconds_s={seconds_s}: time passes forward; give 0 or more")
     return float(seconds_s)
 
