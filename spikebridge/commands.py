@@ -10,7 +10,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from spikebridge import catalog, comparison, environment, forgetting, progress, rundir, tuning
+from spikebridge import (
+    catalog,
+    comparison,
+    environment,
+    forgetting,
+    progress,
+    record,
+    rundir,
+    tuning,
+)
 from spikebridge.config import Config, flatten, folder_name, variant_of
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
 from spikebridge.metrics import METRICS
@@ -86,13 +95,15 @@ def reproduce(
     quick: bool,
     jobs: int,
     overwrite: bool,
+    to: Path | None,
     as_json: bool,
 ) -> None:
-    """Make a table of the catalog again: runs, table, picture and page."""
+    """Make a table of the catalog again: runs, table, picture, page and, in `to`, its record."""
     if any(name == entry.name for entry in FORGETTING):
         forgetting.reproduce(
-            name, out, seeds=seeds, quick=quick, jobs=jobs, overwrite=overwrite, as_json=as_json
-        )
+            name, out, seeds=seeds, quick=quick, jobs=jobs, overwrite=overwrite, to=to,
+            as_json=as_json,
+        )  # fmt: skip
         return
     entry = catalog.find(name)
     out = out or FOLDER / f"reproduce-{name}{'-quick' if quick else ''}"
@@ -121,6 +132,8 @@ def reproduce(
     from spikebridge.report import still
 
     pictures = still.write(content, out, entry.source)
+    if to is not None:
+        say("record: " + ", ".join(map(str, record.write(name, content, out, to))))
     show(content, out, True, as_json)
     if not as_json:
         print(f"table: {out / still.TABLE}")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spikebridge import pool, rundir
+from spikebridge import pool, record, rundir
 from spikebridge.continual_config import ContinualConfig, from_dict, override, to_dict
 from spikebridge.forgetting_entries import ForgettingEntry, find
 from spikebridge.forgetting_table import summary
@@ -30,11 +30,13 @@ def reproduce(
     quick: bool = False,
     jobs: int = 2,
     overwrite: bool = False,
+    to: Path | None = None,
     as_json: bool = False,
 ) -> None:
     """Make a table of `forgetting_entries.FORGETTING` again, and print it.
 
-    seeds is their number, 0 for as many as the entry says.  Raises as `compare`.
+    seeds is their number, 0 for as many as the entry says; `to` is the folder of its record, None
+    for none.  Raises as `compare` and `record.write`.
     """
     entry = find(name)
     out = out or Path("runs") / f"reproduce-{name}{'-quick' if quick else ''}"
@@ -43,6 +45,8 @@ def reproduce(
     content = compare(
         entry, out, seeds=range(count), quick=quick, jobs=jobs, overwrite=overwrite, tell=_say
     )
+    if to is not None:
+        _say("record: " + ", ".join(map(str, record.write(name, content, out, to))))
     if as_json:
         print(json.dumps(content))
         return

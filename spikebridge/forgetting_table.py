@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge import rundir
-from spikebridge.continual_config import ContinualConfig
+from spikebridge.continual_config import ContinualConfig, to_dict
 from spikebridge.contrasts import paired
 from spikebridge.forgetting_entries import ForgettingEntry, ForgettingRow
+from spikebridge.record import environment_of
 from spikebridge.transfer import MEASURES
 
 AGAINST = ("gain", "plain")
@@ -28,12 +29,19 @@ def summary(
         path = out / f"{name}-{seed}" / "continual.json"
         runs.setdefault(name, []).append(rundir.read_json(path, "remove its folder"))
     first = runs[entry.rows[0].name][0]
-    rows = [_row(entry, row, runs[row.name], tuned) for row in entry.rows]
+    seeds = sorted({seed for _, seed in planned})
+    rows = []
+    for row in entry.rows:
+        settings = to_dict(planned[row.name, seeds[0]])
+        del settings["train"]["seed"]
+        rows.append(
+            _row(entry, row, runs[row.name], tuned) | {"seeds": seeds, "settings": settings}
+        )
     return {
         "name": entry.name,
         "title": entry.title,
         "source": entry.source,
-        "seeds": sorted({seed for _, seed in planned}),
+        "seeds": seeds,
         "trial_seeds": sorted({record["seed"] for record in tuned["trials"]}),
         **{key: first[key] for key in ("protocol", "tasks", "data", "chance", "unit")},
         "heads": first["config"]["sequence"]["heads"],
@@ -45,7 +53,7 @@ def summary(
             for record in tuned["trials"]
         ],
         "config": first["config"],
-        "environment": first["environment"],
+        "environment": environment_of([out / f"{name}-{seed}" for name, seed in planned]),
     }
 
 

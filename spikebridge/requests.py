@@ -148,6 +148,9 @@ class Reproduce:
     """Folder; by default runs/reproduce-NAME.  Complete runs in it are kept."""
     overwrite: Flag = False
     """Do all runs anew, even if the folder holds them."""
+    record: Path | None = None
+    """Folder for NAME.json with settings, seeds, versions, machine and commit, and for table and
+    pictures; refused where a run was made from a changed source tree."""
     json: Flag = False
     """Print compare.json, or the list, on stdout."""
 
@@ -168,6 +171,7 @@ class Reproduce:
             quick=self.quick,
             jobs=self.jobs,
             overwrite=self.overwrite,
+            to=self.record,
             as_json=self.json,
         )
 

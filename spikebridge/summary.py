@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikebridge import rundir
-from spikebridge.config import data_name, task_name, variant_of
+from spikebridge.config import Config, data_name, task_name, to_dict, variant_of
 from spikebridge.contenders import Planned
 from spikebridge.metrics import METRICS
 from spikebridge.quantities import in_words
+from spikebridge.record import environment_of
 from spikebridge.report import compiled
 from spikebridge.report.text import plural
 from spikebridge.rundir import Result
@@ -51,6 +52,7 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
         "higher_is_better": result.higher_is_better,
         "rows": rows,
         "rtl": _proof(planned),
+        "environment": environment_of([run.directory for run in planned]),
     }
 
 
@@ -86,7 +88,15 @@ def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
         "chip": _on_chip([run.directory for run, _ in group]),
         "by_steps": _by_steps([run.directory for run, _ in group]),
         "runs": [run.name for run, _ in group],
+        "seeds": [run.config.train.seed for run, _ in group],
+        "settings": _without_seed(group[0][0].config),
     }
+
+
+def _without_seed(config: Config) -> dict[str, Any]:
+    plain = to_dict(config)
+    del plain["train"]["seed"]
+    return plain
 
 
 def _by_steps(directories: Sequence[Path]) -> dict[str, Any] | None:

@@ -51,6 +51,7 @@ ORDER = [
     ["complexity", "deployment", "search", "stepwise"],
     ["digital"],
     ["report"],
+    ["record"],
     ["forgetting_table", "forgetting_tuning"],
     ["forgetting"],
     ["contenders"],
