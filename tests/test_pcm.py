@@ -393,10 +393,38 @@ BAD: list[tuple[Callable[[SimulatedArray], object], str]] = [
     (lambda a: table("0,x\n5,y\n"), "numbers in column read_sd_uS; found 'x' in line 2"),
     (lambda a: table("0,1\n5,inf\n"), "a finite number in column read_sd_uS; found 'inf'"),
     (lambda a: table("0,1\n5,-1\n"), "has a negative spread, -1.0; give it as >= 0"),
+    (lambda a: table("0,1\n10,1e39\n"), "read_sd_uS has the value 1e.39, and at most 1e.09"),
+    (lambda a: table("0,1\n1e300,1\n"), "g_uS has the value 1e.300, and at most 1e.09"),
+    (lambda a: table("1,1\n1.00000000000001,1\n"), "g_uS=1.0 and .* are the same number in fl"),
+    (lambda a: table("0,1\n5," + "9" * 200_000 + "\n"), "field larger than field limit"),
+    (lambda a: from_table({"g_uS": [0, 1], "drift_nu": [0, -40]}), "drift_nu has the value -40"),
+    (lambda a: from_table({"g_uS": [0, 1e300]}), "g_uS has the value 1e.300"),
+    (lambda a: from_table({"g_uS": [0, 1], "drift_nu": [1, 1]}, t0_s=math.inf), "t0_s=inf"),
     (lambda a: table("5,1\n0,1\n"), r"from 0 up and rising; got \(5.0, 0.0\)"),
     (lambda a: table("0,1\n5,1\n", "g_uS,other\n"), "column 'other' is not known; use drift_nu, "),
     (lambda a: from_table({"g_uS": [0, 1], "drift_nu": [1, 1]}, t0_s=0.0), "t0_s"),
 ]
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_device_from_any_table_that_is_taken_stays_finite(data: st.DataObject) -> None:
+    wide = st.floats(width=64, allow_nan=False, allow_infinity=False)
+    number = st.one_of(st.sampled_from([0.0, 1e-40, 1e-9, 1.0, 1e9, 1e30, 1e39, 1e300]), wide)
+    names = ["g_uS", *data.draw(st.sets(st.sampled_from([*COLUMNS][1:])))]
+    columns = {name: data.draw(st.lists(number, min_size=2, max_size=3)) for name in names}
+    columns["g_uS"] = sorted(columns["g_uS"])
+    try:
+        cell = from_table(columns)
+    except UsageError:
+        return
+    array = SimulatedArray((5,), cell)
+    array.program(torch.full((5,), cell.g_max_uS))
+    if cell.pulse is not None:
+        array.pulse(torch.full((5,), 2))
+        assert all(map(math.isfinite, array.pulse_curve_uS))
+    array.wait(10.0)
+    assert array.read().isfinite().all()
 
 
 @pytest.mark.parametrize(("call", "message"), BAD, ids=[row[1] for row in BAD])

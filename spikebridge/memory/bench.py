@@ -202,12 +202,12 @@ class _Door:
         timer.daemon = True
         timer.start()
         try:
-            message = next(messages, None)
+            for message in messages:
+                timer.cancel()
+                return self._desk.answer(message, context)
         finally:
             timer.cancel()
-        if message is None:
-            context.abort(self._status.INVALID_ARGUMENT, "a call has one message, this one none")
-        return self._desk.answer(message, context)
+        return context.abort(self._status.INVALID_ARGUMENT, "a call has one message, this one none")
 
     def _refuse(self, messages: Any, context: Any) -> None:
         context.abort(self._status.UNAUTHENTICATED, "the token is missing or wrong")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -68,12 +71,9 @@ class Bench:
             try:
                 server.wait()
             except KeyboardInterrupt:
-                try:
+                with _ended_by_another():
                     _tell("stopping once the command under way is done; Ctrl-C again stops at once")
                     server.stop()
-                except KeyboardInterrupt:
-                    _tell("stopped; the command under way may be half done")
-                    os._exit(130)  # at a usual exit Python waits for the thread that carries it out
 
     def _device(self) -> Device:
         if self.device != "simulated":
@@ -98,6 +98,21 @@ class Bench:
                 f"shape={self.shape}: the cells do not fit into the memory of this machine; pass a "
                 "smaller --shape"
             ) from error
+
+
+@contextmanager
+def _ended_by_another() -> Iterator[None]:
+    """Within, Ctrl-C ends the process at once; at a usual exit Python waits for all threads."""
+
+    def end(*_: object) -> None:
+        _tell("stopped; the command under way may be half done")
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def read_token(file: Path | None) -> str:

@@ -26,6 +26,7 @@ COLUMNS = {
     "drift_nu_sd": "its spread from device to device",
 }
 Curve = tuple[float, ...]
+LARGEST = 1e9  # uS or s: beyond any device, and squares of it are finite in float32
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,13 @@ def from_table(
         name, source: what tables call the device, and where the numbers come from.
         t0_s: time after a write at which conductances were measured.
 
-    Raises UsageError for unknown columns, lengths that differ, points that do not rise, values that
-    are not finite, negative spreads.
+    Raises UsageError for unknown columns, lengths that differ, points that do not rise in float32,
+    values that are not finite or absurd, negative spreads.
     """
     for key in columns:
         if key not in COLUMNS:
             raise UsageError(f"{name}: column {key!r} is not known; use {listed(COLUMNS)}")
-    if not t0_s > 0:
+    if not 0 < t0_s <= LARGEST:
         raise UsageError(f"{name}: t0_s={t0_s}: drift needs a time of reference above 0; pass 1")
     table = {key: tuple(float(v) for v in values) for key, values in columns.items()}
     g = table.get("g_uS", ())
@@ -130,10 +131,13 @@ def from_table(
     for key, values in table.items():
         if len(values) != len(g):
             raise UsageError(f"{name}: {key} has {len(values)} points, g_uS {len(g)}; give as many")
-        if not all(abs(v) < float("inf") for v in values):
-            raise UsageError(f"{name}: {key} has a value that is not finite; leave that row out")
-        if key.endswith(("sd_uS", "_sd")) and min(values) < 0:
-            raise UsageError(f"{name}: {key} has a negative spread, {min(values)}; give it as >= 0")
+        _check_values(name, key, values)
+    for one, other in pairwise(g):
+        if torch.tensor(one) == torch.tensor(other):
+            raise UsageError(
+                f"{name}: g_uS={one!r} and {other!r} are the same number in float32, which cells "
+                "are simulated in; leave one of the rows out"
+            )
     nothing = (0.0,) * len(g)
 
     def pair(mean: str, sd: str) -> tuple[Curve, Curve] | None:
@@ -155,3 +159,21 @@ def from_table(
         noise=None if read is None else TableNoise(g, *read),
         source=source,
     )
+
+
+def _check_values(name: str, key: str, values: Curve) -> None:
+    """UsageError for what leads to conductances that are not finite in float32, or makes no sense.
+
+    Exponents of drift beyond 1 lead there too, after a time.
+    """
+    most = 1.0 if key.startswith("drift") else LARGEST
+    for value in values:
+        if not abs(value) < float("inf"):
+            raise UsageError(f"{name}: {key} has a value that is not finite; leave that row out")
+        if abs(value) > most:
+            raise UsageError(
+                f"{name}: {key} has the value {value:g}, and at most {most:g} makes sense; check "
+                "its unit, or leave that row out"
+            )
+    if key.endswith(("sd_uS", "_sd")) and min(values, default=0.0) < 0:
+        raise UsageError(f"{name}: {key} has a negative spread, {min(values)}; give it as >= 0")
