@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -232,7 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        return _main(argv)
+        with _short_warnings():
+            return _main(argv)
     except SystemExit as stop:  # tyro has said what is wrong, or has shown the help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
@@ -244,6 +247,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"spikebridge: {error}", file=sys.stderr)
         return code
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Warnings for users as lines like all others, without a place in the source."""
+    usual = warnings.formatwarning
+
+    def short(message: Any, category: type[Warning], *place: Any) -> str:
+        if category is UserWarning:
+            return f"spikebridge: {message}\n"
+        return usual(message, category, *place)
+
+    warnings.formatwarning = short  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _exit_code(error: Exception) -> int | None:

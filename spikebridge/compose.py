@@ -204,11 +204,7 @@ def _music_of(directory: Path) -> MusicConfig:
             f"{directory}: it is a run of the task {task.NAME}, which makes no music; name one of "
             "`spikebridge train music`"
         )
-    if not rundir.is_complete(directory):
-        raise UsageError(
-            f"{directory}: the run is not complete; go on with it by "
-            f"`spikebridge train music --resume --out {directory}`"
-        )
+    rundir.check_network(directory, "finished run of `spikebridge train music`")
     return task
 
 

@@ -101,10 +101,9 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
         costs = costs or bench.energy(chip)  # with conductances as they were written
         chips.append(bench.over_time(chip, number, tell, first if number == 0 else None))
     assert first is not None
-    result = rundir.read_result(directory)
     content = {
-        "metric": result.metric,
-        "higher_is_better": result.higher_is_better,
+        "metric": bench.task.metric,
+        "higher_is_better": bench.task.higher_is_better,
         "device": {"name": first.cell.name, "source": first.cell.source},
         "memory": dataclasses.asdict(plan.memory),
         "cells": first.chip.cells,
@@ -212,7 +211,7 @@ class _Bench:
         many products again for the inputs and for the weights.
         """
         path = directory / rundir.CHIP
-        if not path.exists() or not memory.used:
+        if not path.exists() or not memory.used or not rundir.is_complete(directory):
             return None
         chip = to_crossbar(self.network, cell_of(memory, pulsed=True), memory)
         tensors = load_file(path)

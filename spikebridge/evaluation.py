@@ -15,7 +15,7 @@ from torch import Tensor
 from spikebridge import rundir
 from spikebridge.metrics import from_mean
 from spikebridge.network import load_network
-from spikebridge.records import RunError, UsageError
+from spikebridge.records import RunError
 from spikebridge.rundir import replace
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ class Activity(NamedTuple):
 
 
 def trained(directory: Path) -> tuple[Config, Network]:
-    """Settings and network of a finished run.
+    """Settings and network of a run: of one that was cut off, with a warning, the best so far.
 
-    Raises UsageError where there is no complete run, RunError where its network is damaged.
+    Raises UsageError where there is no network yet, RunError where it is damaged.
     """
-    if not rundir.is_complete(directory):
-        raise UsageError(f"{directory}: there is no complete run in it; name a finished run")
+    rundir.check_network(directory)
     config = rundir.read_config(directory)
     try:
         return config, load_network(directory / rundir.MODEL)

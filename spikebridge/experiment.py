@@ -7,6 +7,7 @@ the same bits as one that was not.
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 import time
@@ -107,6 +108,7 @@ def validate(
         torch.random.fork_rng(devices=[]),
     ):
         begun = _Run(config, Path(folder), progress or Silent(), task)
+        begun.keeps_model = False
         begun.train_all()
         return begun.state.history
 
@@ -139,20 +141,13 @@ class _Run:
         self, config: Config, directory: Path, progress: Progress, task: Task | None
     ) -> None:
         self.config, self.directory, self.progress = config, directory, progress
+        self.keeps_model = True
+        """Whether the best network so far is written after an epoch that was better."""
         self.train = config.train
         # Data that are missing must not leave a begun run behind.
         self.task = tasks.load(config.task) if task is None else task
         torch.manual_seed(seed_of(self.train.seed, "init"))
-        self.network = network.build(
-            config.model,
-            self.task.input_size,
-            self.task.output_size,
-            self.task.readout,
-            symbols=self.task.symbols,
-            image=self.task.image,
-            backend=self.train.backend,
-            recompute=self.train.recompute,
-        )
+        self.network = self._build()
         if self.task.prior is not None:
             self.network.readout.start_at(self.task.prior)
         if self.train.start:
@@ -179,6 +174,18 @@ class _Run:
         self.average = Average(self.network, self.train.ema)
         # A task of one's own may draw its data anew, and vouches for them.
         self.signature = None if task is not None else self.task.signature()
+
+    def _build(self) -> network.Network:
+        return network.build(
+            self.config.model,
+            self.task.input_size,
+            self.task.output_size,
+            self.task.readout,
+            symbols=self.task.symbols,
+            image=self.task.image,
+            backend=self.train.backend,
+            recompute=self.train.recompute,
+        )
 
     def _try_backend(self) -> None:
         """Find out before the run begins that a backend which was asked for cannot serve."""
@@ -242,6 +249,9 @@ class _Run:
         if self.chip is not None:
             self.optimizer.go_on(self.state.step)
         self.teacher.refresh()
+        # What was made of the network that was best so far is not that of the one to come.
+        rundir.clear_made(self.directory)
+        self._write_model()
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """Train for an epoch, validate, save; returns its line of metrics.jsonl."""
@@ -263,6 +273,7 @@ class _Run:
             "valid": valid.metric,
             "seconds": time.perf_counter() - started,
             "best": best,
+            "metric": self.task.metric,
         }
         self.state.history.append(record)
         self.state.average = self.average.values
@@ -277,7 +288,29 @@ class _Run:
             self.state,
         )
         self._write_metrics()
+        if best:
+            self._write_model()
         return record
+
+    def _write_model(self) -> None:
+        """Write the network that was best so far, so that one that is cut off can be used."""
+        if not self.keeps_model:
+            return
+        so_far: Any
+        if self.chip is not None:  # a copy, so that this read draws nothing from the run's cells
+            so_far = from_crossbar(copy.deepcopy(self.chip))
+        else:
+            with torch.random.fork_rng(devices=[]):
+                so_far = self._build()
+            if self.train.weight_noise:
+                noisy_weights(so_far, self.train.weight_noise)
+            so_far.load_state_dict(self.state.best)
+            if self.train.weight_noise:
+                plain_weights(so_far)
+        network.save_network(so_far, self.directory / rundir.MODEL)
+        names = self.task.symbol_names()
+        if names is not None and not (self.directory / rundir.SYMBOLS).exists():
+            rundir.write_json(self.directory / rundir.SYMBOLS, {"symbols": names})
 
     def _train(self, epoch: int) -> dict[str, float]:
         """One pass over the training set: mean loss and norm, last rate, updates left out."""

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ REPORT = "report.html"
 WRITTEN_BY = {"train": RESULT, "continual": CONTINUAL}
 # What `compose` adds to a run of the task music; the last says that the others are whole.
 COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
+# What commands make of the network of a run.
+MADE = (STEPS, MEMORY, PROGRAM, DIGITAL, RTL, COMPLEXITY)
 # Removed in this order when a run is overwritten: first what says that it is complete.
 FILES = (
     RESULT,
@@ -247,14 +250,42 @@ def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
 
 def clear(directory: Path) -> None:
     """Remove the files of a run with its Verilog, and nothing else."""
-    for name in (*FILES, *COMPOSITION):
-        (directory / name).unlink(missing_ok=True)
-        for left_behind in directory.glob(f".{name}.*"):
-            left_behind.unlink()
-    if (directory / VERILOG / "program.json").exists():  # of a network that is no more
-        shutil.rmtree(directory / VERILOG)
+    for name in FILES:
+        _remove(directory, name)
+    clear_made(directory)
     for path in sorted((directory / TENSORBOARD).glob("events.out.tfevents.*")):
         path.unlink()
+
+
+def clear_made(directory: Path) -> None:
+    """Remove what commands have made of a run's network, which is about to become another one."""
+    for name in (*MADE, *COMPOSITION):
+        _remove(directory, name)
+    if (directory / VERILOG / "program.json").exists():  # of a network that is no more
+        shutil.rmtree(directory / VERILOG)
+
+
+def _remove(directory: Path, name: str) -> None:
+    (directory / name).unlink(missing_ok=True)
+    for left_behind in directory.glob(f".{name}.*"):
+        left_behind.unlink()
+
+
+def check_network(directory: Path, kind: str = "finished run") -> None:
+    """Warn where the network there is the best so far of a run that is not complete.
+
+    Raises UsageError where there is none.
+    """
+    if is_complete(directory):
+        return
+    if not (directory / MODEL).exists():
+        raise UsageError(
+            f"{directory}: there is no complete run in it; name a {kind}, or one that was cut off "
+            "after its first epoch"
+        )
+    warnings.warn(
+        f"{directory}: the run is not complete; this is its best network so far", stacklevel=3
+    )
 
 
 def to_line(record: dict[str, Any]) -> str:

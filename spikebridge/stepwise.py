@@ -28,7 +28,7 @@ def by_steps(
     task = config.task
     own = getattr(task, "steps", 1)
     settings = [with_steps(config, directory, count) for count in sorted(set(steps))]
-    tests, spikes = [], []
+    tests, spikes, metric = [], [], ""
     for count, longer in zip(sorted(set(steps)), settings, strict=True):
         loaded = tasks.load(dataclasses.replace(task, **longer))  # type: ignore[arg-type]
         # As many samples at a time as keep the work within the memory that training took.
@@ -36,11 +36,12 @@ def by_steps(
         judge = generator(config.train.eval_seed, "test")
         score, activity = evaluation.observe(network, loaded, "test", size, judge)
         tests.append(score.metric)
+        metric = loaded.metric
         spikes.append(activity.spikes_per_inference)
         if tell is not None:
             tell(count)
     content = {
-        "metric": rundir.read_result(directory).metric,
+        "metric": metric,
         "trained_with": own,
         "steps": sorted(set(steps)),
         "test": tests,

@@ -24,11 +24,7 @@ class Writer:
     """
 
     def __init__(self, directory: Path) -> None:
-        if not rundir.is_complete(directory):
-            raise UsageError(
-                f"{directory}: there is no complete run in it; name the folder of a finished "
-                "`spikebridge train text`"
-            )
+        rundir.check_network(directory, "finished run of `spikebridge train text`")
         config = rundir.read_config(directory)
         if config.task.NAME != "text":
             raise UsageError(

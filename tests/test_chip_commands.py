@@ -119,6 +119,7 @@ def test_wrong_words_are_named(
 ) -> None:
     if not flags:
         (run / rundir.RESULT).unlink()
+        (run / rundir.MODEL).unlink()
     assert spikebridge(f"export {run} {flags}") == 2
     said = capsys.readouterr()
     assert told in said.err
