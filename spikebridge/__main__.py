@@ -14,6 +14,9 @@ def main() -> int:
             raise
         print(f"spikebridge: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nspikebridge: interrupted; nothing was begun", file=sys.stderr)
+        return 130
     return cli.main()
 
 

@@ -2,13 +2,14 @@
 
 Tensors: model/*, best/* (the weights that were best on validation), average/* (their moving
 average, where there is one), more/* (what else a run keeps), optimizer/<parameter>/<name>,
-rng/torch, rng/data.  Metadata: format version, steps taken, the epochs' metrics, and a digest of
-it all.
+rng/torch, rng/data.  Metadata: format version, steps taken, the epochs' metrics, the run's
+settings, and a digest of it all.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,18 +17,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikebridge.digest import digest
 from spikebridge.network import Network, load_network
 from spikebridge.records import RunError, UsageError
-from spikebridge.rundir import SYMBOLS, read_json, replace
+from spikebridge.rundir import METRICS, SYMBOLS, parse_json, read_json
+from spikebridge.tensor_files import save_tensors
 from spikebridge.units import Unit, renamed
 
 FORMAT = "spikebridge-checkpoint"
 VERSION = 1
 REMEDY = "start the run anew with --overwrite, or put back a copy of the file"
+# What optimisers keep of a parameter; chi is what memory cells have not taken yet.
+_ADAM, _SGD, _CHI = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}, "chi"
+_KEPT = _ADAM | _SGD
+_ABSENT = object()
 
 
 class CheckpointError(RunError):
@@ -56,8 +61,12 @@ def save(
     optimizer: torch.optim.Optimizer,
     data: torch.Generator,
     position: Position,
+    settings: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint, whole or not at all; torch's global generator belongs to it."""
+    """Write a checkpoint, whole or not at all; torch's global generator belongs to it.
+
+    settings are those of its run, as plain data: it serves no other.
+    """
     tensors = {f"model/{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in position.best.items()}
     tensors |= {f"average/{name}": value for name, value in position.average.items()}
@@ -66,46 +75,117 @@ def save(
         kept = {name: value for name, value in values.items() if value is not None}
         tensors |= {f"optimizer/{index}/{name}": value for name, value in kept.items()}
     tensors |= {"rng/torch": torch.get_rng_state(), "rng/data": data.get_state()}
-    tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
-    text = json.dumps({"step": position.step, "history": position.history})
+    text = json.dumps(
+        {"step": position.step, "history": position.history, "settings": dict(settings)}
+    )
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "progress": text,
         "sha256": digest(tensors, text),
     }
-    replace(path, lambda part: save_file(tensors, part, metadata))
+    save_tensors(path, tensors, metadata)
 
 
 def restore(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, data: torch.Generator
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: torch.Generator,
+    settings: Mapping[str, Any],
 ) -> Position:
     """Put a checkpoint's state into all of them and into torch's global generator.
 
     Raises CheckpointError, before anything is changed, where the file is damaged, of another
-    version, or of another network.
+    version, of another network, or of a run with other settings.
     """
     metadata, found = _read(path)
     tensors = renamed(found)
-    plain = json.loads(metadata["progress"])
+    plain = _progress(path, metadata["progress"])
+    _same_run(path, plain, settings)
     model, best = _part(tensors, "model/"), _part(tensors, "best/")
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    _same_shapes(path, model, shapes)
-    _same_shapes(path, best, shapes)
+    own = network.state_dict()
+    _same_shapes(path, model, own)
+    _same_shapes(path, best, own)
     average = _part(tensors, "average/")
     if average:
-        _same_shapes(path, average, shapes)
-    parameters = _parameters(optimizer)
-    state = _optimizer_state(path, _part(tensors, "optimizer/"), parameters)
+        _same_shapes(path, average, own)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    adam = "betas" in optimizer.param_groups[0]
+    state = _optimizer_state(path, _part(tensors, "optimizer/"), parameters, adam)
     if tensors.keys() != found.keys():
         _turn_signs(state, parameters, network)
+    draws = [_draws(path, tensors, name) for name in ("rng/torch", "rng/data")]
     network.load_state_dict(model)
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-    torch.set_rng_state(tensors["rng/torch"])
-    data.set_state(tensors["rng/data"])
+    torch.set_rng_state(draws[0])
+    data.set_state(draws[1])
     return Position(plain["step"], plain["history"], best, average, more=_part(tensors, "more/"))
+
+
+def _progress(path: Path, text: str) -> dict[str, Any]:
+    """Steps, history and, but in those of earlier versions, settings."""
+    try:
+        plain = parse_json(text)
+        step, history = plain["step"], plain["history"]
+        right = type(step) is int and step >= 0 and isinstance(plain.get("settings", {}), dict)
+        for number, record in enumerate(history, start=1):
+            right &= record["epoch"] == number and type(record["best"]) is bool
+            right &= all(math.isfinite(record[name]) for name in ("train_loss", "valid", "seconds"))
+        json.dumps(history, allow_nan=False)  # as its lines are going to be written
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: what it says of the epochs cannot be read ({error!r}); {REMEDY}"
+        ) from error
+    if not right:
+        raise CheckpointError(f"{path}: what it says of steps and epochs is wrong; {REMEDY}")
+    return plain
+
+
+def _same_run(path: Path, plain: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """CheckpointError where a checkpoint belongs to another run."""
+    if "settings" in plain:
+        theirs, ours = _leaves(plain["settings"]), _leaves(json.loads(json.dumps(settings)))
+        # What only this version knows had its default then; what only theirs knows, it cannot do.
+        other = sorted(name for name in theirs if theirs[name] != ours.get(name, _ABSENT))
+        if other:
+            pairs = [f"{n} ({theirs[n]!r} there, {ours.get(n)!r} here)" for n in other[:5]]
+            raise CheckpointError(
+                f"{path}: it belongs to a run with other settings: {', '.join(pairs)}; {REMEDY}"
+            )
+        return
+    metrics = path.with_name(METRICS)
+    try:
+        lines = [parse_json(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return
+    # An earlier version wrote it: the epochs must be those that the folder tells of.
+    if any(a != b for a, b in zip(lines, plain["history"], strict=False)):
+        raise CheckpointError(
+            f"{path}: its epochs are not those of {METRICS}, so it is of another run; {REMEDY}"
+        )
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    found: dict[str, Any] = {}
+    for key, part in value.items():
+        found |= _leaves(part, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def _draws(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The state of a generator, tried on one that nobody needs."""
+    try:
+        torch.Generator().set_state(tensors[name])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: {name} is no state of a random generator ({error}); {REMEDY}"
+        ) from error
+    return tensors[name]
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -133,12 +213,12 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _same_shapes(
-    path: Path, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]
-) -> None:
+def _same_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name in sorted(found.keys() | expected.keys()):
-        there = tuple(found[name].shape) if name in found else "nothing"
-        here = tuple(expected[name]) if name in expected else "nothing"
+        there, here = (
+            f"{tuple(part[name].shape)} of {part[name].dtype}" if name in part else "nothing"
+            for part in (found, expected)
+        )
         if there != here:
             raise CheckpointError(
                 f"{path}: {name} has shape {there}, this network needs {here}; {REMEDY}"
@@ -156,23 +236,29 @@ def _turn_signs(
                 values[name] = -values[name]
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """In the optimiser's own order, by which its state is numbered."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
 def _optimizer_state(
-    path: Path, tensors: Mapping[str, Tensor], parameters: list[nn.Parameter]
+    path: Path, tensors: Mapping[str, Tensor], parameters: list[nn.Parameter], adam: bool
 ) -> dict[int, dict[str, Tensor]]:
+    """What an optimiser keeps of each parameter, by the parameter's number in its own order."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split("/")
-        # What an optimiser keeps is either a counter or has the shape of its parameter.
-        if int(index) >= len(parameters) or value.shape not in ((), parameters[int(index)].shape):
+        index, _, name = key.partition("/")
+        known = index.isdecimal() and int(index) < len(parameters) and name in _KEPT | {_CHI}
+        # It is either a counter or has the shape of its parameter.
+        shapes = [(), parameters[int(index)].shape] if known else []
+        if value.shape not in shapes or not value.is_floating_point():
             raise CheckpointError(
-                f"{path}: optimizer/{key} of shape {tuple(value.shape)} fits no parameter; {REMEDY}"
+                f"{path}: optimizer/{key} of shape {tuple(value.shape)} and {value.dtype} fits no "
+                f"parameter; {REMEDY}"
             )
         state.setdefault(int(index), {})[name] = value
+    wanted = _ADAM if adam else _SGD
+    for number, kept in state.items():
+        if kept.keys() - {_CHI} not in (set(), wanted):
+            raise CheckpointError(
+                f"{path}: optimizer/{number} holds {', '.join(sorted(kept))} where "
+                f"{', '.join(sorted(wanted))} are needed; {REMEDY}"
+            )
     return state
 
 

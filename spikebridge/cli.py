@@ -1,6 +1,7 @@
 """The command line, built by tyro from the config records: their docstrings are the help.
 
-Exit codes: 0 fine; 1 a run failed; 2 wrong usage (flag, setting, folder or data); 130 Ctrl-C.
+Exit codes: 0 fine; 1 a run failed; 2 wrong usage (flag, setting, folder or data); 130 Ctrl-C;
+143 SIGTERM.
 Results go to stdout, everything else to stderr.  torch and all that needs it are imported only
 once there is something to compute, so that help comes at once.
 """
@@ -8,16 +9,19 @@ once there is something to compute, so that help comes at once.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 try:
     import tyro
@@ -31,8 +35,9 @@ from spikebridge.config import Config, TrainConfig, override, preset, task_name
 from spikebridge.learning_config import LearningConfig
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.model_config import VARIANTS, ModelConfig
-from spikebridge.records import SpikebridgeError, UsageError
+from spikebridge.records import SpikebridgeError, Terminated, UsageError
 from spikebridge.requests import SIMPLE, CompareOptions, RunOptions, SearchOptions
+from spikebridge.storage import in_one_line
 from spikebridge.task_configs import COMMANDS, TASKS
 
 DESCRIPTION = (
@@ -181,8 +186,8 @@ def _base(task: str, unit: str, first: _First) -> Config:
     data, own = _data(task, first)
     tuned = preset(task, unit, data, **own)
     if first.resume and first.out is None and first.config is None:
-        begun = _begun(task, rundir.default_folder(override(tuned, seed=first.seed)))
-        return tuned if begun is None else begun
+        meant = rundir.meant(override(tuned, seed=first.seed))
+        return tuned if meant is None else _begun(task, meant) or tuned
     return tuned
 
 
@@ -233,19 +238,35 @@ def _each_unit(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    rundir.forget_begun()
+    with _asked_to_end() as asked:
+        try:
+            code = _answered(argv, asked)
+            sys.stdout.flush()  # here, where it can still be told
+            return code
+        except OSError as error:
+            _tell(in_one_line(error))
+            _drop(sys.stdout)
+            return 1
+
+
+def _answered(argv: Sequence[str], asked: list[int]) -> int:
     try:
         with _short_warnings():
             return _main(argv)
     except SystemExit as stop:  # tyro has said what is wrong, or has shown the help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        print(f"\nspikebridge: interrupted; {_how_to_go_on(argv)}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        return _interrupted(argv, isinstance(stop, Terminated))
     except Exception as error:
+        if asked:  # an import that was interrupted may say so by an error of its own
+            return _interrupted(argv, asked[0] == signal.SIGTERM)
         code = _exit_code(error)
         if code is None:
             raise
-        print(f"spikebridge: {error}", file=sys.stderr)
+        _tell(in_one_line(error) if isinstance(error, OSError) else str(error))
+        if isinstance(error, OSError):
+            _drop(sys.stdout)
         return code
 
 
@@ -266,21 +287,66 @@ def _short_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+@contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """SIGTERM ends the work as Ctrl-C does; the signals that came."""
+    asked: list[int] = []
+
+    def heard(number: int, frame: object) -> None:
+        asked.append(number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals are not its business
+        yield asked
+        return
+    usual: dict[int, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    for number in ours:
+        signal.signal(number, heard)
+    try:
+        yield asked
+    finally:
+        for number in ours:
+            signal.signal(number, usual[number])
+
+
+def _interrupted(argv: Sequence[str], terminated: bool) -> int:
+    _tell(f"{'terminated' if terminated else 'interrupted'}; {_how_to_go_on(argv)}", before="\n")
+    return 143 if terminated else 130
+
+
+def _tell(text: str, before: str = "") -> None:
+    with suppress(OSError):  # there is nobody to be told
+        print(f"{before}spikebridge: {text}", file=sys.stderr, flush=True)
+
+
+def _drop(stream: TextIO) -> None:
+    """Give up what a stream could not take, or Python would fail with it once more at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def _exit_code(error: Exception) -> int | None:
     """2 for what the user can set right before starting, 1 for a failed run, None for a defect."""
     if isinstance(error, SpikebridgeError):
         return 2 if isinstance(error, UsageError) else 1
     # Looked up among what is loaded: importing them here would cost torch.
-    for module, name in (("tasks.files", "DataError"), ("report.load", "ReportError")):
-        kind = getattr(sys.modules.get(f"spikebridge.{module}"), name, None)
-        if kind is not None and isinstance(error, kind):
-            return 2
-    return None
+    kind = getattr(sys.modules.get("safetensors"), "SafetensorError", OSError)
+    return 1 if isinstance(error, OSError | kind) else None
 
 
 def _how_to_go_on(argv: Sequence[str]) -> str:
     command = argv[0] if argv else ""
     if command in ("train", "continual"):
+        if not rundir.has_begun():
+            return "nothing was begun"
         again = [word for word in argv if word not in ("--overwrite", "--resume")]
         return f"go on with: spikebridge {shlex.join([*again, '--resume'])}"
     if command not in ("compare", "demo", "reproduce", "search"):

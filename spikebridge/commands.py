@@ -7,6 +7,7 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from spikebridge import (
     rundir,
     tuning,
 )
-from spikebridge.config import Config, flatten, folder_name, variant_of
+from spikebridge.config import Config, flatten, variant_of
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
@@ -40,20 +41,19 @@ def train(
     as_json: bool,
 ) -> None:
     """Train one unit and tell what came out."""
-    out = out or rundir.default_folder(config)
-    name = f"{variant_of(config.model)}-{config.train.seed}"
+    named = out
+    out = named or rundir.default_folder(config)
+    if resume and named is None and not rundir.has_run(out):
+        rundir.refuse_absent(config)
     say(f"{out}:\n{_settings(flatten(config))}")
+    rundir.refuse_reading(out, config)
     result = None
-    if rundir.has_run(out) and not overwrite:  # answered before torch is loaded
+    if rundir.is_complete(out) and not overwrite:  # answered before torch is loaded
         result = rundir.earlier(out, config, resume)
-    if result is None:
-        from spikebridge import experiment
-
-        with progress.display() as display:
-            result = experiment.run(
-                config, out, resume=resume, overwrite=overwrite, progress=display(name)
-            )
-    written = page_of(out) if page else None
+    with rundir.owning(out, "train", make=True) if result is None else nullcontext():
+        if result is None:
+            result = _trained(config, out, resume, overwrite)
+        written = page_of(out) if page else None
     if as_json:
         print(json.dumps({**result.to_dict(), "directory": str(out), "report": written}))
         return
@@ -61,6 +61,18 @@ def train(
         print(line)
     if written:
         print(f"page: {written}")
+
+
+def _trained(config: Config, out: Path, resume: bool, overwrite: bool) -> Result:
+    if rundir.has_run(out) and not overwrite:
+        rundir.earlier(out, config, resume)  # what is wrong is said before torch is loaded
+    from spikebridge import experiment
+
+    name = f"{variant_of(config.model)}-{config.train.seed}"
+    with progress.display() as display:
+        return experiment.run(
+            config, out, resume=resume, overwrite=overwrite, progress=display(name)
+        )
 
 
 def compare(
@@ -74,8 +86,9 @@ def compare(
     as_json: bool,
 ) -> None:
     """Train units over seeds and show them side by side."""
-    out = out or FOLDER / f"compare-{folder_name(configs[0])}"
-    planned = comparison.plan([comparison.of_unit(c) for c in configs], seeds, out, jobs=jobs)
+    contenders = [comparison.of_unit(config) for config in configs]
+    out = out or comparison.default_folder(contenders, seeds, jobs)
+    planned = comparison.plan(contenders, seeds, out, jobs=jobs)
     say(_shared_settings([run.config for run in planned]))
     kept = 0 if overwrite else sum(run.complete for run in planned)
     tell_of_kernels(jobs)
@@ -109,6 +122,20 @@ def reproduce(
     out = out or FOLDER / f"reproduce-{name}{'-quick' if quick else ''}"
     say(f"{entry.title}\n{entry.source}")
     tell_of_kernels(jobs)
+    with rundir.owning(out, "reproduce", make=True):
+        content, pictures = _made_again(entry, out, seeds, quick, jobs, overwrite)
+        if to is not None:
+            say("record: " + ", ".join(map(str, record.write(name, content, out, to))))
+    show(content, out, True, as_json)
+    if not as_json:
+        for what, path in pictures:
+            print(f"{what}: {path}")
+
+
+def _made_again(
+    entry: catalog.Entry, out: Path, seeds: int, quick: bool, jobs: int, overwrite: bool
+) -> tuple[dict[str, Any], list[tuple[str, Path]]]:
+    """The content of an entry's compare.json, and the files that show it."""
     contenders = comparison.of_entry(entry, quick=quick)
     contenders = tuning.tune(
         entry, contenders, out, quick=quick, jobs=jobs, anew=overwrite, tell=_tell_of_trial
@@ -132,13 +159,7 @@ def reproduce(
     from spikebridge.report import still
 
     pictures = still.write(content, out, entry.source)
-    if to is not None:
-        say("record: " + ", ".join(map(str, record.write(name, content, out, to))))
-    show(content, out, True, as_json)
-    if not as_json:
-        print(f"table: {out / still.TABLE}")
-        for path in pictures:
-            print(f"plot: {path}")
+    return content, [("table", out / still.TABLE), *(("plot", path) for path in pictures)]
 
 
 def _tell_of_trial(row: str, settings: dict[str, Any], seed: int, valid: float | None) -> None:
@@ -161,23 +182,24 @@ def search(
     """
     from spikebridge import search as searching
 
-    out = out or FOLDER / f"search-{folder_name(configs[0])}"
+    out = out or rundir.shared_folder("search", configs)
     found = {}
-    for config in configs:
-        unit = variant_of(config.model)
+    with rundir.owning(out, "search", make=True):
+        for config in configs:
+            unit = variant_of(config.model)
 
-        def tell(
-            number: int, value: float | None, chosen: dict[str, Any], unit: str = unit
-        ) -> None:
-            told = "failed" if value is None else f"valid {value:.5g}"
-            shown = _settings(chosen).strip() or THE_PRESET
-            say(f"{unit}  trial {number}/{trials}  {told}  {shown}")
+            def tell(
+                number: int, value: float | None, chosen: dict[str, Any], unit: str = unit
+            ) -> None:
+                told = "failed" if value is None else f"valid {value:.5g}"
+                shown = _settings(chosen).strip() or THE_PRESET
+                say(f"{unit}  trial {number}/{trials}  {told}  {shown}")
 
-        found[unit] = searching.search_from(
-            config, out, trials=trials, fixed=fixed, folds=folds, tell=tell
-        )
-    best = {unit: searching.best(content) for unit, content in found.items()}
-    rundir.write_json(out / searching.BEST, searching.summary(found, out))
+            found[unit] = searching.search_from(
+                config, out, trials=trials, fixed=fixed, folds=folds, tell=tell
+            )
+        best = {unit: searching.best(content) for unit, content in found.items()}
+        rundir.write_json(out / searching.BEST, searching.summary(found, out))
     if as_json:
         print(json.dumps(best))
         return
@@ -249,8 +271,9 @@ def evaluate(run: Path, steps: Sequence[int], *, page: bool, as_json: bool) -> N
     """Test a trained network at several numbers of time steps."""
     from spikebridge import stepwise
 
-    content = stepwise.by_steps(run, steps, lambda count: say(f"{count} steps tested"))
-    written = page_of(run) if page else None
+    with rundir.owning(run, "evaluate"):
+        content = stepwise.by_steps(run, steps, lambda count: say(f"{count} steps tested"))
+        written = page_of(run) if page else None
     if as_json:
         print(json.dumps({**content, "report": written}))
         return
@@ -275,8 +298,9 @@ def program(runs: Sequence[Path], plan: Any, *, page: bool, as_json: bool) -> No
         def tell(number: int, time_s: float, value: float, run: Path = run) -> None:
             say(f"{run}  chip {number + 1}/{plan.chips}  {in_words(time_s):>9}  {value:.4f}")
 
-        contents[str(run)] = content = deployment.deploy(run, plan, tell)
-        written = page_of(run) if page else None
+        with rundir.owning(run, "program"):
+            contents[str(run)] = content = deployment.deploy(run, plan, tell)
+            written = page_of(run) if page else None
         if as_json:
             continue
         for line in _programmed(content):

@@ -6,7 +6,6 @@ that was stopped goes on where it was and one that is complete is shown at once.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikebridge import rundir
-from spikebridge.config import from_dict, to_dict
+from spikebridge.config import folder_name, from_dict, to_dict
 from spikebridge.contenders import (
     DEMO_SEEDS,
     Contender,
@@ -27,7 +26,7 @@ from spikebridge.contenders import (
     plan,
 )
 from spikebridge.pool import make, stop
-from spikebridge.records import RunError
+from spikebridge.records import RunError, UsageError
 from spikebridge.summary import chip_table, memory_table, summary, table
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ __all__ = [
     "Planned",
     "chip_table",
     "compare",
+    "default_folder",
     "demo_contenders",
     "is_complete",
     "memory_table",
@@ -80,35 +80,71 @@ def compare(
         by_steps: numbers of time steps at which each complete run is tested before that.
         more: gives, once all runs are complete, what else the summary holds.
 
-    Returns the content of compare.json.  Raises RunError where some runs failed; the others are
-    complete and kept.
+    Returns the content of compare.json.  Raises RunError where some runs failed, the others are
+    complete and kept; UsageError where a comparison is going on there.
     """
+    for run in planned:
+        rundir.refuse_reading(run.directory, run.config)
+    with rundir.owning(directory, "compare", make=True):
+        _do(planned, directory, jobs, overwrite, progress or _silent)
+        if finish is not None:
+            for run in planned:
+                finish(run)
+        if by_steps:
+            from spikebridge import stepwise
+
+            for run in planned:
+                stepwise.tested(run.directory, by_steps)
+        content = summary(planned) | ({"title": about} if about else {})
+        content |= more() if more is not None else {}
+        _write(content, directory, page)
+    return content
+
+
+def default_folder(contenders: Sequence[Contender], seeds: Sequence[int], jobs: int) -> Path:
+    """Where a comparison goes if nobody says where.
+
+    One with these very settings that lies where earlier versions put it stays there.
+    """
+    configs = [one.config for one in contenders]
+    named = rundir.shared_folder("compare", configs)
+    plain = rundir.FOLDER / f"compare-{folder_name(configs[0])}"
+    if named == plain or named.exists():
+        return named
+    begun = [
+        run
+        for run in plan(contenders, seeds, plain, jobs=jobs)
+        if (run.directory / rundir.CONFIG).exists()
+    ]
+    try:
+        for run in begun:
+            rundir.same_settings(run.directory, run.config)
+    except UsageError:
+        return named
+    return plain if begun else named
+
+
+def _do(
+    planned: Sequence[Planned],
+    directory: Path,
+    jobs: int,
+    overwrite: bool,
+    progress: Callable[[str], Progress],
+) -> None:
+    """The runs that are not done yet.  RunError where some failed."""
     if overwrite:
         (directory / COMPARE).unlink(missing_ok=True)
     begun = [run for run in planned if (run.directory / rundir.CONFIG).exists()]
     for run in [] if overwrite else begun:
         rundir.same_settings(run.directory, run.config)
     todo = [run for run in planned if overwrite or not run.complete]
-    if todo:
-        work = _one_by_one if jobs == 1 or len(todo) == 1 else _side_by_side
-        failed = work(todo, overwrite, progress or _silent, jobs)
-        if failed:
-            told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
-            raise RunError(
-                f"{len(failed)} of {len(planned)} runs failed, the others are kept:{told}"
-            )
-    if finish is not None:
-        for run in planned:
-            finish(run)
-    if by_steps:
-        from spikebridge import stepwise
-
-        for run in planned:
-            stepwise.tested(run.directory, by_steps)
-    content = summary(planned) | ({"title": about} if about else {})
-    content |= more() if more is not None else {}
-    _write(content, directory, page)
-    return content
+    if not todo:
+        return
+    work = _one_by_one if jobs == 1 or len(todo) == 1 else _side_by_side
+    failed = work(todo, overwrite, progress, jobs)
+    if failed:
+        told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
+        raise RunError(f"{len(failed)} of {len(planned)} runs failed, the others are kept:{told}")
 
 
 def _write(content: dict[str, Any], directory: Path, page: bool) -> None:
@@ -125,7 +161,7 @@ def _write(content: dict[str, Any], directory: Path, page: bool) -> None:
 
 def _read(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return rundir.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -240,7 +276,7 @@ class _Followed:
             self.progress.begin(self.run.config, len(lines))
             self.seen = len(lines)
         for line in lines[self.seen :]:
-            self.progress.epoch(json.loads(line))
+            self.progress.epoch(rundir.parse_json(line))
         self.seen = len(lines)
 
     def end(self) -> None:

@@ -44,6 +44,7 @@ class Complexity:
         print(f"written: {self.run_dir / FILE}")
 
 
+@rundir.owned("complexity")
 def of_run(directory: Path, split: str = "test", samples: int = 0) -> dict[str, Any]:
     """Measure the network of a finished run; written to its complexity.json and returned.
 

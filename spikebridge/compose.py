@@ -69,6 +69,8 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
     is not to be had or has no notes; RunError where the run is damaged.
     """
     task = _music_of(directory)
+    folder = directory if out is None else out
+    _refuse_reading(settings.midi, folder)
     phrase = seed_phrase(task, settings)
     per_frame_s = 60 / settings.tempo / task.frames_per_quarter
     frames_in_all = len(phrase) + settings.frames
@@ -90,7 +92,8 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
         "lowest": task.lowest,
         "seconds": round(len(frames) * per_frame_s, 3),
     }
-    return _write(directory if out is None else out, frames, facts, per_frame_s)
+    with rundir.owning(folder, "compose", make=True):
+        return _write(folder, frames, facts, per_frame_s)
 
 
 def seed_phrase(task: MusicConfig, settings: Settings) -> np.ndarray:
@@ -208,6 +211,15 @@ def _music_of(directory: Path) -> MusicConfig:
     return task
 
 
+def _refuse_reading(midi: str, folder: Path) -> None:
+    ours = folder / rundir.COMPOSITION[0]
+    if midi and Path(midi).expanduser().resolve() == ours.resolve():
+        raise UsageError(
+            f"midi={midi!r}: the composition would be written over it; give another folder with "
+            "--out, or copy the file elsewhere"
+        )
+
+
 def _network_of(directory: Path) -> Network:
     path = directory / rundir.MODEL
     try:
@@ -241,12 +253,6 @@ def _check_duration(seconds: float) -> None:
 def _write(
     folder: Path, frames: np.ndarray, facts: dict[str, Any], seconds_per_frame: float
 ) -> Written:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{folder}: the folder cannot be made ({error.strerror}); change --out"
-        ) from error
     midi, wav, about = (folder / name for name in rundir.COMPOSITION)
     about.unlink(missing_ok=True)  # while it is not there, nobody takes old and new files together
     marks = {0: "seed phrase", facts["prompt_frames"]: "continuation"}

@@ -102,20 +102,28 @@ def run(
         progress: is told of every batch and pass.
 
     Raises:
-        UsageError: a run lies there and neither resume nor overwrite was given, or it has other
-            settings, or is one of `experiment.run`; the rule does not go with the network; the data
-            are missing (DataError).
+        UsageError: a run is going on there, or lies there and neither resume nor overwrite was
+            given, or it has other settings, or is one of `experiment.run`; the rule does not go
+            with the network; the data are missing (DataError).
         RunError: a loss, gradient or weight is not finite, or the checkpoint is damaged.
     """
     directory = Path(directory)
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other; give one of them")
-    rundir.refuse_other(directory, "continual")
-    if any((directory / name).exists() for name in FILES) and not overwrite:
+    if (directory / CONTINUAL).exists() and not overwrite:
         done = _earlier(directory, config, resume)
         if done is not None:
             return done
-    with limited_threads(config.train.threads), torch.random.fork_rng(devices=[]):
+    with (
+        rundir.owning(directory, "continual", make=True),
+        limited_threads(config.train.threads),
+        torch.random.fork_rng(devices=[]),
+    ):
+        rundir.refuse_other(directory, "continual")
+        if any((directory / name).exists() for name in FILES) and not overwrite:
+            done = _earlier(directory, config, resume)
+            if done is not None:
+                return done
         begun = _Learner(config, progress or Silent())
         if overwrite:  # only now: what would stop the new run must not cost the old one
             for name in FILES:
@@ -319,11 +327,13 @@ class _Learner:
         more["rows"] = torch.tensor(rows, dtype=torch.float64)
         weights = {name: value.clone() for name, value in self.network.state_dict().items()}
         position = checkpoint.Position(self.step, self.history, weights, more=more)
-        checkpoint.save(path, self.network, self.optimizer, self.data, position)
+        settings = to_dict(self.config)
+        checkpoint.save(path, self.network, self.optimizer, self.data, position, settings)
 
     def restore(self, path: Path) -> list[list[float]]:
         """Go back to a checkpoint; the accuracies that it holds.  Raises CheckpointError."""
-        found = checkpoint.restore(path, self.network, self.optimizer, self.data)
+        settings = to_dict(self.config)
+        found = checkpoint.restore(path, self.network, self.optimizer, self.data, settings)
         self.step, self.history = found.step, found.history
         held = self.ewc or self.si
         kept = {
@@ -334,25 +344,23 @@ class _Learner:
         try:
             if held is not None:
                 held.load_state_dict(kept)
-            return found.more["rows"].tolist()
-        except (KeyError, ValueError) as error:
+            rows = found.more["rows"].tolist()
+            done, odd = divmod(len(self.history), self.train.epochs)
+            if odd or [len(row) for row in rows] != [len(self.parts)] * (done + 1):
+                raise ValueError("its accuracies are not those of so many tasks")
+            return rows
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"{path}: {error}; {checkpoint.REMEDY}") from error
 
 
 def _complete(learner: _Learner, directory: Path) -> Outcome:
     """Go on from the checkpoint, if there is one, to the end."""
     config = learner.config
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{directory}: the folder cannot be made ({error.strerror}); change --out"
-        ) from error
-    rundir.write_json(directory / rundir.CONFIG, to_dict(config))
-    rundir.write_json(directory / rundir.ENVIRONMENT, environment.collect())
+    rundir.begin(directory, to_dict(config), environment.collect())
     saved = directory / rundir.CHECKPOINT
     # The first row is before any task.
     rows = learner.restore(saved) if saved.exists() else [learner.accuracies("test")]
+    _write_metrics(learner, directory)  # a kill may have come between it and the checkpoint
     passes = config.train.epochs * config.sequence.tasks
     shown = override_plain(config.plain(), epochs=passes)
     learner.progress.begin(shown, len(learner.history))
@@ -361,8 +369,7 @@ def _complete(learner: _Learner, directory: Path) -> Outcome:
             learner.learn(number)
             rows.append(learner.accuracies("test"))
             learner.save(saved, rows)
-            lines = [rundir.to_line(record) for record in learner.history]
-            rundir.write_text(directory / rundir.METRICS, "".join(lines))
+            _write_metrics(learner, directory)
     except RunError as error:
         raise RunError(f"{directory}: {error}") from error
     finally:
@@ -372,6 +379,11 @@ def _complete(learner: _Learner, directory: Path) -> Outcome:
     content = outcome.to_dict() | {"environment": environment.collect()}
     rundir.write_json(directory / CONTINUAL, content)
     return outcome
+
+
+def _write_metrics(learner: _Learner, directory: Path) -> None:
+    lines = [rundir.to_line(record) for record in learner.history]
+    rundir.write_text(directory / rundir.METRICS, "".join(lines))
 
 
 def _outcome(learner: _Learner, rows: list[list[float]], directory: Path) -> Outcome:

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from spikebridge.continual_config import ContinualConfig, SequenceConfig, StepsConfig
+from spikebridge import rundir
+from spikebridge.continual_config import (
+    ContinualConfig,
+    SequenceConfig,
+    StepsConfig,
+    flatten,
+    from_dict,
+)
 from spikebridge.learning_config import LearningConfig
 from spikebridge.model_config import ModelConfig
+from spikebridge.records import SpikebridgeError
 from spikebridge.task_configs import DigitsConfig, name_of_data
 
 if TYPE_CHECKING:
@@ -19,6 +27,18 @@ if TYPE_CHECKING:
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 DEFAULTS = ContinualConfig()
+# What a folder's name says in clear.
+NAMED = {
+    "protocol",
+    "data",
+    "data_dir",
+    "unit",
+    "method",
+    "rule",
+    "grapes",
+    "grapes_control",
+    "seed",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,8 @@ class Continual:
     train: StepsConfig = field(default_factory=lambda: DEFAULTS.train)
     learning: LearningConfig = field(default_factory=lambda: DEFAULTS.learning)
     out: Path | None = None
-    """Folder of the run; by default runs/continual-PROTOCOL-DATA-UNIT-METHOD-SEED."""
+    """Folder of the run; by default runs/continual-PROTOCOL-DATA-UNIT-METHOD-SEED, with a digest of
+    what differs from the defaults before the seed."""
     resume: Flag = False
     """Go on with the incomplete run in the folder, or show the complete one."""
     overwrite: Flag = False
@@ -46,7 +67,7 @@ class Continual:
 
         config = ContinualConfig(self.task, self.model, self.sequence, self.train, self.learning)
         out = self.out or Path("runs") / _name(config)
-        with progress.display() as display:
+        with progress.display() as display, rundir.owning(out, "continual", make=True):
             outcome = continual.run(
                 config,
                 out,
@@ -54,11 +75,11 @@ class Continual:
                 overwrite=self.overwrite,
                 progress=display(config.label),
             )
-        page = None
-        if not self.no_report:
-            from spikebridge.report.page import write
+            page = None
+            if not self.no_report:
+                from spikebridge.report.page import write
 
-            page = str(write(out))
+                page = str(write(out))
         if self.json:
             print(json.dumps(outcome.to_dict() | {"directory": str(out), "report": page}))
             return
@@ -71,7 +92,24 @@ def _name(config: ContinualConfig) -> str:
     learning = config.learning
     how = (config.sequence.method, learning.rule, learning.grapes, learning.grapes_control)
     marks = [mark for mark in how if mark not in ("naive", "bptt", "none")]
-    return "-".join(["continual", *parts, *marks, str(config.train.seed)])
+    usual = flatten(DEFAULTS)
+    rest = {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in NAMED and value != usual[name]
+    }
+    plain = "-".join(["continual", *parts, *marks, str(config.train.seed)])
+    named = "-".join(["continual", *parts, *marks, *rundir.marks(rest), str(config.train.seed)])
+    # What earlier versions put there, with these very settings, stays there.
+    kept = named != plain and not (rundir.FOLDER / named).exists()
+    return plain if kept and _holds(rundir.FOLDER / plain, config) else named
+
+
+def _holds(directory: Path, config: ContinualConfig) -> bool:
+    try:
+        return from_dict(rundir.read_json(directory / rundir.CONFIG, "")) == config
+    except SpikebridgeError:
+        return False
 
 
 def told(outcome: Outcome) -> list[str]:

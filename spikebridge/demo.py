@@ -50,7 +50,7 @@ def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
         in_memory(run)
         on_chip(run, rtl=run is first)
 
-    with progress.display() as display:
+    with rundir.owning(out, "demo", make=True), progress.display() as display:
         content = comparison.compare(
             planned, out, jobs=jobs, overwrite=overwrite, progress=display, finish=finish
         )

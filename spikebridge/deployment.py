@@ -75,6 +75,7 @@ class Plan:
 Tell = Callable[[int, float, float], None]
 
 
+@rundir.owned("program")
 def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, Any]:
     """Program the network of a finished run into simulated chips and test them over time.
 

@@ -60,6 +60,7 @@ class Plan:
             raise UsageError(f"steps={self.steps}: 0 or more; pass --steps 4")
 
 
+@rundir.owned("export")
 def export(directory: Path, plan: Plan | None = None) -> dict[str, Any]:
     """Compile the network of a finished run and test the program beside it.
 

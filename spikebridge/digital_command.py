@@ -83,16 +83,17 @@ class Export:
             from spikebridge.chip import verilog
 
             verilog.check_free(folder)  # before the work
-        content = digital.export(self.run_dir, plan)
-        written = None
-        if self.to == "verilog":
-            written = verilog.write(
-                load_program(self.run_dir / PROGRAM),
-                folder,
-                digital.samples_for_rtl(self.run_dir, self.images, self.steps),
-                about=f"{self.run_dir.name}, {content['metric']} {content['integer']:.4g}",
-            )
-        self._tell(content, written)
+        with rundir.owning(self.run_dir, "export"):
+            content = digital.export(self.run_dir, plan)
+            written = None
+            if self.to == "verilog":
+                written = verilog.write(
+                    load_program(self.run_dir / PROGRAM),
+                    folder,
+                    digital.samples_for_rtl(self.run_dir, self.images, self.steps),
+                    about=f"{self.run_dir.name}, {content['metric']} {content['integer']:.4g}",
+                )
+            self._tell(content, written)
 
     def _chip(self) -> dict[str, Any]:
         names = ("decay_bits", "fraction_bits", "lanes", "queue", "clock_MHz")

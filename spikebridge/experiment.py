@@ -35,7 +35,7 @@ from spikebridge.memory.crossbar import from_crossbar
 from spikebridge.memory.training import begin, in_memory
 from spikebridge.optimisation import best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.records import RunError, UsageError
-from spikebridge.rundir import Result, replace
+from spikebridge.rundir import Result
 from spikebridge.seeding import generator, seed_of
 from spikebridge.synapses import noisy_weights, plain_weights
 from spikebridge.task_configs import OwnConfig
@@ -69,9 +69,10 @@ def run(
         The result, as in result.json.
 
     Raises:
-        UsageError: a run lies there and neither resume nor overwrite was given, or both were, or
-            it has other settings, or is one of `continual`; the data are missing
-            (tasks.files.DataError); a task of your own without its OwnConfig, or the reverse.
+        UsageError: a run is going on there, or lies there and neither resume nor overwrite was
+            given, or both were, or it has other settings, or is one of `continual`, or is the one
+            to start from; the data are missing (tasks.files.DataError); a task of your own without
+            its OwnConfig, or the reverse.
         RunError: a loss is not finite, or no gradient of an epoch is (single updates with such
             gradients are left out and counted), or the checkpoint is damaged.
     """
@@ -83,12 +84,21 @@ def run(
         )
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other; give one of them")
-    rundir.refuse_other(directory, "train")
-    if rundir.has_run(directory) and not overwrite:
+    rundir.refuse_reading(directory, config)
+    if rundir.is_complete(directory) and not overwrite:
         done = rundir.earlier(directory, config, resume)
         if done is not None:
             return done
-    with limited_threads(config.train.threads), torch.random.fork_rng(devices=[]):
+    with (
+        rundir.owning(directory, "train", make=True),
+        limited_threads(config.train.threads),
+        torch.random.fork_rng(devices=[]),
+    ):
+        rundir.refuse_other(directory, "train")
+        if rundir.has_run(directory) and not overwrite:
+            done = rundir.earlier(directory, config, resume)
+            if done is not None:
+                return done
         begun = _Run(config, directory, progress or Silent(), task)
         if overwrite:  # only now: what would stop the new run must not cost the old one
             rundir.clear(directory)
@@ -206,17 +216,14 @@ class _Run:
 
     def train_all(self) -> None:
         """Go on from the checkpoint, if there is one, to the last epoch."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"{self.directory}: the folder cannot be made ({error.strerror}); change --out"
-            ) from error
-        rundir.write_json(self.directory / rundir.CONFIG, to_dict(self.config))
-        rundir.write_json(self.directory / rundir.ENVIRONMENT, environment.collect())
+        rundir.begin(self.directory, to_dict(self.config), environment.collect())
         if (self.directory / rundir.CHECKPOINT).exists():
             self.state = checkpoint.restore(
-                self.directory / rundir.CHECKPOINT, self.network, self.optimizer, self.data
+                self.directory / rundir.CHECKPOINT,
+                self.network,
+                self.optimizer,
+                self.data,
+                to_dict(self.config),
             )
             self._go_on()
         self._write_metrics()
@@ -244,7 +251,15 @@ class _Run:
                 "back, or start anew with --overwrite"
             )
         # Checkpoints of before held no count of their own: one per step, updates left out too.
-        steps = int(more["averaged"]) if "averaged" in more else self.state.step
+        averaged = more.get("averaged", torch.tensor(self.state.step))
+        whole = averaged.numel() == 1 and averaged.dtype == torch.int64
+        whole &= bool(self.state.average) == bool(self.train.ema)
+        if not whole or any("valid_loss" not in record for record in self.state.history):
+            raise checkpoint.CheckpointError(
+                f"{self.directory / rundir.CHECKPOINT}: it lacks averaged weights or losses; "
+                f"{checkpoint.REMEDY}"
+            )
+        steps = int(averaged)
         self.average.restore(self.state.average, steps)
         if self.chip is not None:
             self.optimizer.go_on(self.state.step)
@@ -286,6 +301,7 @@ class _Run:
             self.optimizer,
             self.data,
             self.state,
+            to_dict(self.config),
         )
         self._write_metrics()
         if best:
@@ -401,7 +417,7 @@ class _Run:
         )
         if self.chip is not None:
             self.chip.settle()
-            replace(self.directory / rundir.CHIP, self.chip.save)
+            self.chip.save(self.directory / rundir.CHIP)
         plain: Any = self.network if self.chip is None else from_crossbar(self.chip)
         network.save_network(plain, self.directory / rundir.MODEL)
         names = self.task.symbol_names()

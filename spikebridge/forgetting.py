@@ -91,27 +91,27 @@ def compare(
     if jobs < 1 or not seeds:
         raise UsageError(f"jobs={jobs}, {len(seeds)} seeds: at least 1 of each; pass --jobs 2")
     tell = tell or (lambda text: None)
-    out.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        (out / FORGETTING).unlink(missing_ok=True)
-    tuned = tune(entry, out, quick=quick, jobs=jobs, anew=overwrite, tell=tell)
-    planned = {
-        (row.name, seed): override(
-            entry.config(row, seed, quick=quick), **tuned["chosen"][row.name]
-        )
-        for row in entry.rows
-        for seed in seeds
-    }
-    _run_all(planned, out, jobs, overwrite, tell)
-    content = summary(entry, planned, out, tuned)
-    rundir.write_json(out / FORGETTING, content)
-    if page:
-        from spikebridge.report import forgetting_text
-        from spikebridge.report import page as pages
+    with rundir.owning(out, "reproduce", make=True):
+        if overwrite:
+            (out / FORGETTING).unlink(missing_ok=True)
+        tuned = tune(entry, out, quick=quick, jobs=jobs, anew=overwrite, tell=tell)
+        planned = {
+            (row.name, seed): override(
+                entry.config(row, seed, quick=quick), **tuned["chosen"][row.name]
+            )
+            for row in entry.rows
+            for seed in seeds
+        }
+        _run_all(planned, out, jobs, overwrite, tell)
+        content = summary(entry, planned, out, tuned)
+        rundir.write_json(out / FORGETTING, content)
+        if page:
+            from spikebridge.report import forgetting_text
+            from spikebridge.report import page as pages
 
-        rundir.write_text(out / "table.md", forgetting_text.markdown(content))
-        forgetting_text.draw(content, out / "plot.png")
-        pages.write(out)
+            rundir.write_text(out / "table.md", forgetting_text.markdown(content))
+            forgetting_text.draw(content, out / "plot.png")
+            pages.write(out)
     return content
 
 

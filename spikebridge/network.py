@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spikebridge.digest import digest
@@ -38,6 +36,7 @@ from spikebridge.synapses import (
     real_steps,
     round_weights,
 )
+from spikebridge.tensor_files import save_tensors
 from spikebridge.units import Unit, make_unit, renamed
 
 __all__ = [
@@ -358,15 +357,10 @@ def save_network(network: Network, path: str | Path) -> None:
             "this network was put together by hand, so a file could not say how to build it again; "
             "make it with spikebridge.build, or save its state_dict yourself"
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    tensors = network.state_dict()
     metadata = {"format": FORMAT, **network.description}
     metadata["sha256"] = digest(tensors, network.description["model"])
-    try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_tensors(path, tensors, metadata)
 
 
 def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -15,12 +16,14 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
-from spikebridge.records import RunError
+from spikebridge.records import RunError, terminated
 
 KILLED = (
     "a working process was killed, perhaps for want of memory; what is complete is kept, try again "
     "with fewer --jobs"
 )
+PATIENCE_S = 5.0
+"""How long a process may take to let its files go before it is killed."""
 
 # Of mallopt(3).  glibc takes no larger threshold for a mapping of its own than 32 MiB.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MMAP_MOST = -1, -3, 32 * 2**20
@@ -91,10 +94,17 @@ def make(jobs: int, prepare: Callable[[], None] | None = None) -> ProcessPoolExe
 
 
 def stop(pool: ProcessPoolExecutor) -> None:
-    """End a pool at once; what its processes have written stays."""
+    """End a pool at once, and no other process; what its processes have written stays."""
+    # Taken before the shutdown, which forgets them; Python has no public name for them before 3.14.
+    processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
-    for process in multiprocessing.active_children():
+    for process in processes:
         process.terminate()
+    deadline = time.monotonic() + PATIENCE_S
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():  # in the middle of a long product, perhaps
+            process.kill()
 
 
 def results(
@@ -124,6 +134,7 @@ def results(
 def _begin(prepare: Callable[[], None] | None) -> None:
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminated)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()

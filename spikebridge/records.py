@@ -35,6 +35,15 @@ class ConfigError(UsageError):
     """A setting breaks a rule; the message gives the rule, the value and the remedy."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asks the process to end (SIGTERM); to the work it is what Ctrl-C is."""
+
+
+def terminated(signum: int, frame: object) -> None:
+    """A handler of SIGTERM."""
+    raise Terminated
+
+
 def require(ok: bool, message: str) -> None:
     if not ok:
         raise ConfigError(message)

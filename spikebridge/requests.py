@@ -29,7 +29,8 @@ class RunOptions:
     """Where the run is written, and what is printed."""
 
     out: Path | None = None
-    """Folder of the run; by default runs/DATA-UNIT-SEED."""
+    """Folder of the run; by default runs/DATA-UNIT-SEED, with what differs from the preset before
+    the seed: rule, GRAPES, device, start, and a digest of the rest."""
     config: Path | None = None
     """A config.json whose settings stand in for the presets; flags win over it."""
     resume: Flag = False
@@ -56,7 +57,8 @@ class CompareOptions:
     jobs: int = 1
     """Runs that train at the same time, each with its share of the cores."""
     out: Path | None = None
-    """Folder of the comparison; by default runs/compare-DATA.  Complete runs in it are kept."""
+    """Folder of the comparison; by default runs/compare-DATA, with what differs from the presets.
+    Complete runs in it are kept."""
     overwrite: Flag = False
     """Do all runs anew, even if the folder holds them."""
     json: Flag = False
@@ -78,7 +80,8 @@ class SearchOptions:
     trials: int = 12
     """Trials of each unit, the first with its preset."""
     out: Path | None = None
-    """Folder; by default runs/search-DATA.  A search that lies there goes on."""
+    """Folder; by default runs/search-DATA, with what differs from the presets.  A search that lies
+    there goes on."""
     json: Flag = False
     """Print the best settings as one JSON object."""
 

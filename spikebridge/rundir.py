@@ -7,19 +7,39 @@ complete run is read back at once.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
+import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from spikebridge.config import Config, flatten, folder_name, from_dict, override, variant_of
+from spikebridge.config import (
+    Config,
+    flatten,
+    folder_name,
+    from_dict,
+    override,
+    preset,
+    task_name,
+    variant_of,
+)
+from spikebridge.model_config import VARIANTS
 from spikebridge.records import RunError, UsageError
+from spikebridge.storage import owned as owned
+from spikebridge.storage import owning as owning
+from spikebridge.storage import parse_json as parse_json
+from spikebridge.storage import read_json as read_json
+from spikebridge.storage import replace as replace
+from spikebridge.storage import write_json as write_json
+from spikebridge.storage import write_text as write_text
 
 FOLDER = Path("runs")
+LONGEST_NAME = 60
+"""Characters of the name of the run that one starts from, in that of the new one."""
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
@@ -65,6 +85,9 @@ FILES = (
     ENVIRONMENT,
     CONFIG,
 )
+
+
+_begun: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -113,8 +136,107 @@ class Result:
 
 
 def default_folder(config: Config) -> Path:
-    """Where a run goes if nobody says where."""
-    return FOLDER / f"{folder_name(config)}-{variant_of(config.model)}-{config.train.seed}"
+    """Where a run goes if nobody says where: what differs from its preset is in the name.
+
+    A run with these very settings that lies where earlier versions put it stays there.
+    """
+    first, seed = f"{folder_name(config)}-{variant_of(config.model)}", str(config.train.seed)
+    named = FOLDER / "-".join([first, *marks(others(config)), seed])
+    plain = FOLDER / f"{first}-{seed}"
+    return plain if named != plain and not named.exists() and _holds(plain, config) else named
+
+
+def _holds(directory: Path, config: Config) -> bool:
+    try:
+        return read_config(directory) == config
+    except UsageError:
+        return False
+
+
+def begun_like(config: Config) -> list[Path]:
+    """The folders where runs of the same data, unit and seed lie if nobody says where.
+
+    That of the preset stands first, then those that are not complete.
+    """
+    wanted = (folder_name(config), variant_of(config.model), config.train.seed)
+    first, seed = f"{wanted[0]}-{wanted[1]}", str(config.train.seed)
+    found = []
+    for place in [FOLDER / f"{first}-{seed}", *sorted(FOLDER.glob(f"{first}-*-{seed}"))]:
+        try:
+            there = read_config(place)
+        except UsageError:
+            continue
+        if (folder_name(there), variant_of(there.model), there.train.seed) == wanted:
+            found.append(place)
+    return sorted(found, key=lambda place: (place.name != f"{first}-{seed}", is_complete(place)))
+
+
+def meant(config: Config) -> Path | None:
+    """The run that --resume alone means: that of the preset, or the only one to go on with."""
+    found = begun_like(config)
+    if not found:
+        return None
+    plain = f"{folder_name(config)}-{variant_of(config.model)}-{config.train.seed}"
+    open_ones = [place for place in found if not is_complete(place)]
+    clear = found[0].name == plain or len(found) == 1 or len(open_ones) == 1
+    return found[0] if clear else None
+
+
+def refuse_absent(config: Config) -> None:
+    """Raise UsageError where only runs with other settings could be gone on with."""
+    for place in begun_like(config)[:1]:
+        same_settings(place, config)
+
+
+def shared_folder(prefix: str, configs: Sequence[Config]) -> Path:
+    """Where runs of several units go together if nobody says where; named as by `default_folder`.
+
+    What only some of their presets have of themselves counts too, so that equal flags mean equal
+    names.
+    """
+    found: dict[str, Any] = {}
+    for config in reversed(configs):
+        found |= others(config)
+    return FOLDER / "-".join([prefix, folder_name(configs[0]), *marks(found)])
+
+
+def others(config: Config) -> dict[str, Any]:
+    """The settings that are not those of the preset, without data, unit and seed."""
+    variant = variant_of(config.model)
+    own = {name: getattr(config.task, name, "") for name in ("data_dir", "file", "level")}
+    tuned = preset(
+        task_name(config),
+        variant if variant in VARIANTS else config.model.unit,
+        getattr(config.task, "data", None),
+        **{name: value for name, value in own.items() if value},
+    )
+    usual = flatten(tuned)
+    named = {"seed", "unit", "recurrent"}
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in named and value != usual[name]
+    }
+
+
+def marks(settings: Mapping[str, Any]) -> list[str]:
+    """Words for a folder's name: rule, GRAPES, device and start in clear, a digest of the rest."""
+    rest = dict(settings)
+    words = [rest.pop(name) for name in ("rule", "device") if rest.get(name)]
+    grapes = rest.pop("grapes", "none")
+    if grapes != "none":
+        words.append("grapes" if grapes == "propagated" else f"grapes-{grapes}")
+    if "grapes_control" in rest:
+        words.append(rest.pop("grapes_control"))
+    if start := rest.get("start"):
+        name = re.sub(r"[^\w.-]+", "_", Path(start).name)[:LONGEST_NAME]
+        words.append(f"from-{name}")
+        if FOLDER / name == Path(start):  # or else another folder may have the same name
+            del rest["start"]
+    if rest:
+        text = json.dumps(rest, sort_keys=True)
+        words.append(hashlib.sha256(text.encode()).hexdigest()[:6])
+    return words
 
 
 def has_run(directory: Path) -> bool:
@@ -135,6 +257,32 @@ def refuse_other(directory: Path, command: Literal["train", "continual"]) -> Non
         raise UsageError(
             f"{directory}: a run of `spikebridge {other}` lies there, and --overwrite replaces one "
             f"of `spikebridge {command}` alone; pass another --out, or remove the folder"
+        )
+
+
+def begin(directory: Path, config: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Write down what a run is; from here on it can be gone on with."""
+    write_json(directory / CONFIG, config)
+    write_json(directory / ENVIRONMENT, environment)
+    _begun.add(directory)
+
+
+def has_begun() -> bool:
+    """Whether this process has begun a run; `forget_begun` says that a new request comes."""
+    return bool(_begun)
+
+
+def forget_begun() -> None:
+    _begun.clear()
+
+
+def refuse_reading(directory: Path, config: Config) -> None:
+    """Raise UsageError where a run would be written over what it reads."""
+    start = config.train.start
+    if start and directory.resolve() == Path(start).resolve():
+        raise UsageError(
+            f"start={start!r}: the new run would be written into {directory}, over the one that it "
+            "starts from; give another folder with --out"
         )
 
 
@@ -251,7 +399,7 @@ def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
 def clear(directory: Path) -> None:
     """Remove the files of a run with its Verilog, and nothing else."""
     for name in FILES:
-        _remove(directory, name)
+        (directory / name).unlink(missing_ok=True)
     clear_made(directory)
     for path in sorted((directory / TENSORBOARD).glob("events.out.tfevents.*")):
         path.unlink()
@@ -260,15 +408,9 @@ def clear(directory: Path) -> None:
 def clear_made(directory: Path) -> None:
     """Remove what commands have made of a run's network, which is about to become another one."""
     for name in (*MADE, *COMPOSITION):
-        _remove(directory, name)
+        (directory / name).unlink(missing_ok=True)
     if (directory / VERILOG / "program.json").exists():  # of a network that is no more
         shutil.rmtree(directory / VERILOG)
-
-
-def _remove(directory: Path, name: str) -> None:
-    (directory / name).unlink(missing_ok=True)
-    for left_behind in directory.glob(f".{name}.*"):
-        left_behind.unlink()
 
 
 def check_network(directory: Path, kind: str = "finished run") -> None:
@@ -291,43 +433,3 @@ def check_network(directory: Path, kind: str = "finished run") -> None:
 def to_line(record: dict[str, Any]) -> str:
     """One line of metrics.jsonl."""
     return json.dumps(record, allow_nan=False) + "\n"
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write plain data, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text, whole or not at all."""
-    replace(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in its place in one step."""
-    part = temporary(path)
-    try:
-        write(part)
-        with part.open("rb+") as file:  # the content must reach the disk before the name does
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def temporary(path: Path) -> Path:
-    # One fixed name, so that what a killed process leaves behind is overwritten and never piles up.
-    return path.with_name(f".{path.name}.part")
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file.  Raises RunError, with the remedy, where it cannot be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"{path}: it cannot be read ({why}); {remedy}") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path}: expected a JSON object, found {type(value).__name__}; {remedy}")
-    return value

@@ -156,7 +156,8 @@ def search(
             trainings, each of which validates on another K-th of the training data.
         tell: is told of each trial: number, validation metric (None: it failed), settings.
 
-    Raises UsageError, also where a search of other settings or another space lies there.
+    Raises UsageError, also where a search of other settings or another space lies there, or one is
+    going on.
     """
     settings = settings or {}
     base = preset(task, variant, data, **settings)
@@ -181,7 +182,22 @@ def search_from(
     drawn = {name: options for name, options in whole.items() if name not in fixed}
     metric = _metric(base)  # of data that are missing: before anything is written
     folder = directory / variant
-    folder.mkdir(parents=True, exist_ok=True)
+    with rundir.owning(folder, "search", make=True):
+        return _go_on(folder, base, drawn, metric, trials, folds, tell)
+
+
+def _go_on(
+    folder: Path,
+    base: Config,
+    drawn: dict[str, Any],
+    metric: Metric,
+    trials: int,
+    folds: int,
+    tell: Tell | None,
+) -> dict[str, Any]:
+    """The trials that are not done yet; the content of search.json."""
+    # That of a search that was killed: this one would wait for it.
+    (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
     study = _study(folder, base, drawn, metric)
     found = [_told(trial) for trial in study.trials if trial.value is not None]
     done = len(found) + sum(_FAILED in trial.user_attrs for trial in study.trials)
@@ -196,15 +212,13 @@ def search_from(
         except RunError as error:  # a learning rate that is too high: a bad trial, not the end
             trial.set_user_attr(_FAILED, str(error))
             study.tell(trial, state=_fail())
-            warnings.warn(f"trial {number + 1} of {variant} failed: {error}", stacklevel=2)
+            warnings.warn(f"trial {number + 1} of {folder.name} failed: {error}", stacklevel=2)
             if tell is not None:
                 tell(number + 1, None, chosen)
             continue
         except UsageError:
             if number == 0:  # such as data that are missing: the next search may be another one
                 (folder / JOURNAL).unlink()
-                if not any(folder.iterdir()):  # what else lies there is the user's
-                    folder.rmdir()
             raise
         record = history[best_epoch(history) - 1]
         trial.set_user_attr("settings", chosen)

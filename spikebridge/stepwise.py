@@ -14,6 +14,7 @@ from spikebridge.seeding import generator
 from spikebridge.task_configs import DigitsConfig, EventsConfig
 
 
+@rundir.owned("evaluate")
 def by_steps(
     directory: Path, steps: Sequence[int], tell: Callable[[int], None] | None = None
 ) -> dict[str, Any]:

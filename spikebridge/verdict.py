@@ -69,8 +69,11 @@ def _slowness(run: Planned) -> Slowness | None:
     if rundir.read_result(run.directory).metric != "accuracy":
         return None
     path = run.directory / rundir.METRICS
-    lines = path.read_text(encoding="utf-8").splitlines()
-    curve = [float(json.loads(line)["valid"]) for line in lines]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        curve = [float(rundir.parse_json(line)["valid"]) for line in lines]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{path}: it cannot be read ({error}); do the run again") from error
     if len(curve) < 2:
         return None
     return slowness(curve, 1 / _classes(run.directory))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from spikebridge import cli, commands, comparison, demo, experiment, progress, rundir
+from spikebridge import cli, commands, comparison, continual, demo, experiment, progress, rundir
 from spikebridge.config import PRESETS, Config, flatten, override, preset, to_dict
 from spikebridge.memory.measured import COLUMNS
 from spikebridge.records import RunError
@@ -42,7 +42,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_train_prints_the_result_and_writes_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge(f"train digits {TINY} --seed 3") == 0
     said = capsys.readouterr()
-    run = Path("runs/digits8x8-snu-3")
+    (run,) = Path("runs").glob("digits8x8-snu-??????-3")  # it is not the preset
     result = rundir.read_result(run)
     assert f"test accuracy: {100 * result.test:.2f} %" in said.out
     assert f"run: {run}" in said.out
@@ -277,13 +277,14 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert "SNU" in said.out
     assert "±" in said.out
-    assert "page: runs/compare-digits8x8/report.html" in said.out
+    (out,) = Path("runs").glob("compare-digits8x8-??????")  # these are not the presets
+    assert f"page: {out}/report.html" in said.out
     assert "unit=gru" in said.err
     assert spikebridge(line + " --json --no-report") == 0
     content = json.loads(capsys.readouterr().out)
-    stored = json.loads(Path("runs/compare-digits8x8", comparison.COMPARE).read_text())
+    stored = json.loads((out / comparison.COMPARE).read_text())
     assert content == stored
-    assert spikebridge("report runs/compare-digits8x8 runs/compare-digits8x8/gru-1 --json") == 0
+    assert spikebridge(f"report {out} {out}/gru-1 --json") == 0
     pages = json.loads(capsys.readouterr().out)["pages"]
     assert all(Path(page).exists() for page in pages)
 
@@ -395,17 +396,23 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
         ("reproduce jsb --seeds 2", "go on with: spikebridge reproduce jsb --seeds 2\n"),
         ("train digits --out 'a b'", "spikebridge train digits --out 'a b' --resume\n"),
         ("info", "nothing was begun"),
+        ("continual", "nothing was begun"),
     ],
 )
 def test_ctrl_c_says_how_to_go_on(
     line: str,
     message: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
+        if line.startswith("train"):
+            rundir.begin(tmp_path, {}, {})
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(continual, "run", interrupted)
+    monkeypatch.chdir(tmp_path)
     for name in ("compare", "train", "info", "reproduce", "search"):
         monkeypatch.setattr(commands, name, interrupted)
     monkeypatch.setattr(demo, "demo", interrupted)

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 from tiny_runs import left, tiny
-from torch import Tensor
 
-from spikebridge import checkpoint, evaluation, experiment, rundir, tasks
+from spikebridge import checkpoint, evaluation, experiment, rundir, storage, tasks, tensor_files
 from spikebridge.config import to_dict
 from spikebridge.records import RunError, UsageError
 
@@ -111,15 +110,12 @@ def stopping(call: int, real: Callable, before: Callable[..., None] = lambda *_:
     return wrapped
 
 
-def write_half(tensors: dict[str, Tensor], path: Path, *_: object) -> None:
-    path.write_bytes(b"\x10\0\0\0\0\0\0\0{half of a file")
-
-
 PLACES = [
-    (checkpoint, "save_file", 1, write_half),
-    (checkpoint, "save_file", 2, write_half),
-    (rundir.os, "replace", 5, lambda *_: None),  # the first checkpoint, written but not in place
-    (rundir.os, "replace", 6, lambda *_: None),  # in place, but the metrics are not
+    (tensor_files, "save", 1, lambda *_: None),
+    (tensor_files, "save", 2, lambda *_: None),
+    (storage.os, "fsync", 7, lambda *_: None),  # the first checkpoint, in its temporary file
+    (storage.os, "replace", 5, lambda *_: None),  # the first checkpoint, written but not in place
+    (storage.os, "replace", 6, lambda *_: None),  # in place, but the metrics are not
     (evaluation, "observe", 1, lambda *_: None),
     (evaluation, "write_examples", 1, lambda *_: None),
     (rundir, "write_json", 3, lambda *_: None),  # the result
@@ -265,7 +261,7 @@ def damage_shapes(path: Path) -> None:
         (damage_empty, "damaged"),
         (damage_bit, "checksum"),
         (damage_version, "expected spikebridge-checkpoint version 1, found .* version 9"),
-        (damage_shapes, r"has shape \(9.*needs \(8"),
+        (damage_shapes, r"other settings: model.hidden \(\[9\] there, \[8\] here\), train.epochs"),
     ],
 )
 def test_a_damaged_checkpoint(complete: Path, damage: Callable[[Path], None], message: str) -> None:

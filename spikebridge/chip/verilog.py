@@ -24,6 +24,7 @@ from spikebridge.chip.golden import Golden, Step
 from spikebridge.chip.images import Sizes, bits, hexadecimal
 from spikebridge.chip.spec import Layer, Program
 from spikebridge.records import UsageError
+from spikebridge.storage import owning, parse_json, sync
 
 FORMAT = "spikebridge-verilog-1"
 SOURCES = Path(__file__).parent / "rtl"
@@ -82,15 +83,27 @@ def write(
     stimulus = some_samples(program) if samples is None else samples
     _check_samples(program, stimulus)
     check_free(directory)
-    part = directory.with_name(f".{directory.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        _write_all(program, size, part, stimulus, about)
-        _put(part, directory)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    # Beside the folder, which is replaced as a whole.
+    with owning(directory.parent, "export", make=True, lock=f".{directory.name}.lock"):
+        part, old = (directory.with_name(f".{directory.name}.{end}") for end in ("part", "old"))
+        _tidy(directory, part, old)  # after one that was killed
+        try:
+            part.mkdir()
+            _write_all(program, size, part, stimulus, about)
+            sync(part)
+            if directory.exists():
+                directory.rename(old)
+            part.rename(directory)
+        finally:
+            _tidy(directory, part, old)
     return directory
+
+
+def _tidy(directory: Path, part: Path, old: Path) -> None:
+    if old.exists() and not directory.exists():  # ended between two renames
+        old.rename(directory)
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def some_samples(program: Program, samples: int = 3, density: float = 0.3) -> list[Any]:
@@ -145,7 +158,7 @@ def check_free(directory: Path) -> None:
     if not found:
         return
     try:
-        ours = json.loads((directory / "program.json").read_text(encoding="utf-8"))["format"]
+        ours = parse_json((directory / "program.json").read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError):
         ours = None
     sources = {path.name for path in (directory / "rtl").glob("*")}
@@ -153,15 +166,6 @@ def check_free(directory: Path) -> None:
     if ours != FORMAT or others:
         named = f", such as {min(others)}" if others else ""
         raise UsageError(f"{directory} holds other files{named}; name a new folder")
-
-
-def _put(part: Path, directory: Path) -> None:
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    part.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_all(

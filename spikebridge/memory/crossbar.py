@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spikebridge.layers import Layer
@@ -28,6 +28,7 @@ from spikebridge.memory.places import Place, copied, places
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.records import UsageError
 from spikebridge.synapses import Embedding
+from spikebridge.tensor_files import save_tensors
 
 __all__ = ["Chip", "Crossbar", "cell_of", "from_crossbar", "to_crossbar"]
 
@@ -86,13 +87,16 @@ class Chip:
             self.aimed[name] = value.detach().clone()
 
     def save(self, path: Path) -> None:
-        """The state of all crossbars and their simulated cells, as safetensors."""
+        """The state of all crossbars and their simulated cells, as safetensors.
+
+        The file is written whole or not at all.
+        """
         tensors = {
-            f"{name}/{key}": value.contiguous()
+            f"{name}/{key}": value
             for name, crossbar in self.crossbars.items()
             for key, value in crossbar.state_dict().items()
         }
-        save_file(tensors, path, {"format": "spikebridge-chip-1"})
+        save_tensors(Path(path), tensors, {"format": "spikebridge-chip-1"})
 
     def settle(self) -> None:
         """Take the weights that the cells hold now as those that are meant, after training."""

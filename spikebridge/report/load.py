@@ -5,7 +5,6 @@ Every fault raises ReportError with the file, what is wrong with it and the reme
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,7 +163,7 @@ def load_run(directory: Path, *, examples: bool = True) -> Run:
     steps = directory / rundir.STEPS
     return Run(
         directory=directory,
-        config=_object(directory / rundir.CONFIG, remedy),
+        config=_config(directory / rundir.CONFIG, remedy),
         environment=_object(environment, remedy) if environment.exists() else {},
         epochs=_lines(directory / rundir.METRICS, complete),
         result=_object(directory / rundir.RESULT, remedy) if complete else None,
@@ -207,6 +206,18 @@ def _object(path: Path, remedy: str) -> dict[str, Any]:
         raise ReportError(str(error)) from error
 
 
+def _config(path: Path, remedy: str) -> dict[str, Any]:
+    """The settings; those of other versions are read too, so no more is checked than is needed."""
+    found = _object(path, remedy)
+    model = found.get("model")
+    hidden = model.get("hidden", []) if isinstance(model, dict) else []
+    if not isinstance(hidden, list) or not all(type(size) is int for size in hidden):
+        raise ReportError(
+            f"{path}: hidden={hidden!r}: the widths of the layers are whole numbers; {remedy}"
+        )
+    return found
+
+
 def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:
     """The epochs of metrics.jsonl; a line that a stopped run was still writing is left out."""
     if not path.exists():
@@ -214,7 +225,8 @@ def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: it cannot be read ({error}); {REPEAT}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ReportError(f"{path}: it cannot be read ({why}); {REPEAT}") from error
     lines = text.split("\n")
     if not complete:
         lines = lines[:-1]
@@ -223,8 +235,8 @@ def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            epoch = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            epoch = rundir.parse_json(line)
+        except ValueError as error:
             raise ReportError(f"{path}, line {index}: damaged ({error}); {REPEAT}") from error
         if not isinstance(epoch, dict) or number(epoch.get("epoch")) is None:
             raise ReportError(f'{path}, line {index}: no number "epoch" in it; {REPEAT}')

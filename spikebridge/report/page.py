@@ -19,6 +19,13 @@ def write(directory: Path, output: Path | None = None) -> Path:
     directory = Path(directory)
     path = directory / rundir.REPORT if output is None else Path(output)
     _need_app()
+    if output is not None:
+        return _write(directory, path)
+    with rundir.owning(directory, "report"):
+        return _write(directory, path)
+
+
+def _write(directory: Path, path: Path) -> Path:
     if (directory / "forgetting.json").exists():
         from spikebridge.report.forgetting import table_context
 
