@@ -173,7 +173,7 @@ class Verify:
     simulators: tuple[Literal["icarus", "verilator"], ...] = ("icarus", "verilator")
     """Simulators to run."""
     synthesise: Flag = False
-    """Synthesise with Yosys too: cells and memory bits."""
+    """Synthesise with Yosys too: cells and memory bits.  It takes minutes."""
     json: Flag = False
     """Print one JSON object."""
 
@@ -186,15 +186,19 @@ class Verify:
                 "icarus, or leave it out for both"
             )
         _check_current(self.directory)
-        content: dict[str, Any] = verify.verify(self.directory, self.simulators)
+        content: dict[str, Any] = verify.verify(self.directory, self.simulators, tell=_say)
         if self.synthesise:
-            content["synthesis"] = verify.synthesise(self.directory)
+            content["synthesis"] = verify.synthesise(self.directory, tell=_say)
         if self.json:
             print(json.dumps(content))
         else:
             print("\n".join(verified(content)))
         if not content["passed"]:
             sys.exit(1)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _check_current(directory: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -487,3 +488,36 @@ def test_a_tool_that_takes_too_long_is_told(tmp_path: Path) -> None:
     directory = verilog.write(small(), tmp_path / "chip")
     with pytest.raises(RunError, match="iverilog took longer than"):
         verify.verify(directory, ["icarus"], limit_s=0.001)
+
+
+def test_what_takes_long_says_so_while_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, said = verilog.write(small(), tmp_path / "chip"), []
+    monkeypatch.setattr(verify, "missing", lambda tool: "" if tool == "yosys" else "not here")
+    monkeypatch.setattr(verify, "TOLD_EVERY_S", 0.02)
+
+    def slow(command: list[str], directory: Path, limit_s: float) -> str:
+        while len(said) < 3:
+            time.sleep(0.01)
+        for path in re.findall(r"tee -q -o (\S+)", command[-1]):
+            Path(path).write_text("")
+        return ""
+
+    monkeypatch.setattr(verify, "_run", slow)
+    verify.synthesise(directory, tell=said.append)
+    assert said[0] == f"synthesis by yosys: {verify.YOSYS_TAKES}"
+    assert all(re.fullmatch(r"synthesis by yosys: \d+ s so far", line) for line in said[1:-1])
+    assert len(said) >= 4
+    assert re.fullmatch(r"synthesis by yosys: \d+\.\d s", said[-1])
+
+
+@needs("icarus")
+def test_simulations_are_told_with_their_cycles(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = verify.verify(
+        verilog.write(small(), tmp_path / "chip"), ["icarus"], lint=False, tell=said.append
+    )
+    cycles = found["simulators"]["icarus"]["cycles"]
+    assert said[0] == f"icarus: {cycles:,} cycles"
+    assert re.fullmatch(r"icarus: \d+\.\d s", said[-1])

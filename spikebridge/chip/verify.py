@@ -14,8 +14,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,10 @@ PROGRAMS = {
     "yosys": ("yosys",),
 }
 LIMIT_S = 1800.0
+TOLD_EVERY_S = 15.0
+# Of designs of 60,000 to 115,000 gates.
+YOSYS_TAKES = "about 2 to 4 minutes of a processor"
+Tell = Callable[[str], None]
 SHORT_CYCLES = 200_000
 _AGAIN = "write the Verilog again"
 _VERDICT = re.compile(r"^(PASS|FAIL): (.*)$", re.MULTILINE)
@@ -59,6 +65,7 @@ def verify(
     reset: int = 0,
     lint: bool = True,
     limit_s: float = LIMIT_S,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Compare the Verilog with the integer model, bit for bit, in each simulator; and lint it.
 
@@ -70,6 +77,7 @@ def verify(
         reset: cycle in which a reset falls, after which all starts again; 0 = none.
         lint: whether to look through the sources too.
         limit_s: seconds that each tool may take.
+        tell: is told what begins, how long it has taken so far, and that it ended.
 
     Returns:
         "passed": whether all that ran is right, and at least one did;
@@ -91,20 +99,24 @@ def verify(
     absent = {tool: why for tool in simulators if (why := missing(tool))}
     for name in simulators:
         if name not in absent:
-            with tempfile.TemporaryDirectory(prefix="spikebridge-") as scratch:
+            what = f"{name}: {record['bench']['cycles']:,} cycles"
+            with _told(tell, what), tempfile.TemporaryDirectory(prefix="spikebridge-") as scratch:
                 done[name] = _simulate(ways[name], directory, Path(scratch), plus, limit_s)
             _check_counts(done[name], record["bench"])
     found: dict[str, Any] = {"simulators": done, "missing": absent, "lint": {}}
     if lint and (why := missing("verilator")):
         absent["verilator"] = why
     elif lint:
-        found["lint"] = _lint(directory, limit_s)
+        with _told(tell, "lint by verilator"):
+            found["lint"] = _lint(directory, limit_s)
     right = [each["passed"] for each in done.values()]
     right += [found["lint"]["clean"]] if found["lint"] else []
     return {"passed": bool(right) and all(right), **found}
 
 
-def synthesise(directory: str | Path, *, limit_s: float = LIMIT_S) -> dict[str, Any]:
+def synthesise(
+    directory: str | Path, *, limit_s: float = LIMIT_S, tell: Tell | None = None
+) -> dict[str, Any]:
     """What the core is made of, by Yosys: two-input gates, flip-flops, and memories kept whole.
 
     Returns:
@@ -129,7 +141,8 @@ def synthesise(directory: str | Path, *, limit_s: float = LIMIT_S) -> dict[str, 
             ]
         )
         start = time.perf_counter()
-        _run(["yosys", "-q", "-p", script], directory, limit_s)
+        with _told(tell, f"synthesis by yosys: {YOSYS_TAKES}"):
+            _run(["yosys", "-q", "-p", script], directory, limit_s)
         return {
             **_cells(cells.read_text(encoding="utf-8")),
             **_memories(memories.read_text(encoding="utf-8")),
@@ -213,6 +226,29 @@ def _check_bench(path: Path, record: dict[str, Any]) -> None:
     for name in Bench._fields:
         if not isinstance(bench, dict) or type(bench.get(name)) is not int:
             raise RunError(f"{path}: 'bench' has no whole number {name!r}; {_AGAIN}")
+
+
+@contextmanager
+def _told(tell: Tell | None, what: str) -> Iterator[None]:
+    """Tell that something begins, how long it has taken while it goes on, and its end."""
+    if tell is None:
+        yield
+        return
+    tell(what)
+    name, start, ended = what.partition(":")[0], time.perf_counter(), threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(TOLD_EVERY_S):
+            tell(f"{name}: {time.perf_counter() - start:.0f} s so far")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    tell(f"{name}: {time.perf_counter() - start:.1f} s")
 
 
 def _check_arguments(simulators: Sequence[str], stall: int) -> None:
