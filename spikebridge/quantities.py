@@ -14,6 +14,11 @@ _SPANS = (
 )
 
 
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """A number of things, one or several."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def in_words(seconds_s: float) -> str:
     """As "20 s", "1 h", "3 days", "1 year"; what is no whole number keeps two figures."""
     for length, name in _SPANS:

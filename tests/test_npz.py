@@ -232,8 +232,8 @@ def test_classes_that_are_never_trained_are_told(
     folder = write_npz(tmp_path / "mine", "class at each step", valid=True)
     (read,) = task_of(folder).notes
     assert read == (
-        "read 23 to train, 7 to validate, 9 to test: 6 steps, 3 inputs; one class at each step, 4 "
-        "outputs"
+        "read 23 to train, 7 to validate, 9 to test: 6 steps, 3 inputs; asked: class at each step, "
+        "one of 4"
     )
     for name, y in (("valid", [9, 8, 1, 1, 1, 1]), ("test", [11, 10, 9, 8, 7, 6])):
         np.savez(folder / f"{name}.npz", x=np.ones((4, 6, 3)), y=np.array([y] * 4))

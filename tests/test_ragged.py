@@ -246,6 +246,19 @@ def test_steps_without_a_class_are_seen_and_not_judged(tmp_path: Path) -> None:
     assert task.score(right, batch) == (45, 45)
 
 
+def test_the_page_judges_steps_that_have_an_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("train", 23), ("test", 9)):
+        arrays = npz_arrays("class at each step", count, len(name))
+        arrays["y"][:, 2:] = UNKNOWN
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    words = f"train npz --data-dir {tmp_path} --hidden 4 --epochs 1 --threads 1"
+    assert cli.main([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / rundir.REPORT).read_text(encoding="utf-8")
+    assert "of 2 steps with an answer." in page
+
+
 @pytest.mark.parametrize("kind", ["class", "class at each step"])
 def test_samples_without_any_class_are_left_out_with_a_word(tmp_path: Path, kind: str) -> None:
     for name, count in (("train", 23), ("test", 9)):
@@ -255,8 +268,8 @@ def test_samples_without_any_class_are_left_out_with_a_word(tmp_path: Path, kind
         np.savez(tmp_path / f"{name}.npz", **arrays)
     task = task_of(tmp_path)
     assert [task.size(split) for split in SPLITS] == [19, 2, 7]
-    assert "2 samples to train have no class (-1) and are left out" in task.notes
-    assert "2 samples to test have no class (-1) and are left out" in task.notes
+    assert "2 samples to train without a class (-1) left out" in task.notes
+    assert "2 samples to test without a class (-1) left out" in task.notes
     for split in SPLITS:
         for batch in task.batches(split, 4, seeded()):
             assert int(batch.target.min()) >= 0
@@ -276,6 +289,7 @@ HOLE = np.array([[1, 1, 1, 0, 0, 0]] * 3 + [[1, 0, 1, 0, 0, 0]])
         ({"lengths": np.array([1, 0, 3, 7])}, "found 0 for sample 1; leave out samples"),
         ({"lengths": np.array([1, 2, 3])}, r"lengths of shape \(4,\).*found shape \(3,\)"),
         ({"lengths": np.array([1, 2.5, 3, 4])}, "whole numbers of steps"),
+        ({"lengths": np.ones(4, bool)}, r"found shape \(4,\) of bool"),
         ({"lengths": np.ones(4), "mask": np.ones((4, 6))}, "lengths or mask; found both"),
         ({"mask": np.ones((4, 5))}, r"a mask of shape \(4, 6\).*found shape \(4, 5\)"),
         ({"mask": np.full((4, 6), 2)}, "found other values"),
@@ -322,6 +336,7 @@ EYE = np.eye(6, dtype=np.int64)
     [
         (EYE[np.arange(12) % 6], r"save y.argmax\(-1\), or pass --answers classes"),
         (EYE[np.arange(12) % 6].astype(bool), "looks one-hot"),
+        (EYE[np.arange(12) % 6] * (np.arange(12) > 2)[:, None], "save y.argmax.*--answers classes"),
         (EYE[np.arange(12) % 6].astype(float), "argmax.*--answers numbers"),
         (EYE[np.arange(12) % 6, :4][:, [0, 1, 2, 3]].astype(float) , "-1 for no answer"),
         (EYE[np.arange(72).reshape(12, 6) % 6], "argmax.*--answers numbers"),

@@ -155,12 +155,13 @@ def steps_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Pan
         "probable; a dot on the line is a right answer.",
         wide=True,
     )
+    judged = int((target >= 0).sum())  # -1 is a step without an answer
     return Panel(
         tab=f"{sample_of(run)} {index + 1}",
         image=None,
         right=None,
         heading=f"{sample_of(run).capitalize()} {index + 1} of the test set: right at "
-        f"{right:,} of {plural(steps, 'step')}.",
+        f"{right:,} of {plural(judged, 'step')}{' with an answer' if judged < steps else ''}.",
         plots=[chart] if chart else [],
         columns=[[]],
     )

@@ -88,7 +88,8 @@ def steps(output: np.ndarray, target: np.ndarray, unit: str, x_title: str) -> Ch
     time = np.arange(1, len(output) + 1, dtype=np.uint16)
     line = {"color": NEUTRAL, "width": 1.8, "shape": "hvh"}
     dot = {"color": colour_of(unit), "size": 7}
-    chart.add("scatter", x=time, y=target, name="truth", mode="lines", line=line)
+    truth = np.where(target < 0, np.nan, target) if target.min() < 0 else target
+    chart.add("scatter", x=time, y=truth, name="truth", mode="lines", line=line)
     chart.add("scatter", x=time, y=answer, name="answer", mode="markers", marker=dot)
     few = {"dtick": 1} if max(answer.max(), target.max()) <= 12 else {"nticks": 8}
     chart.y("class", tickformat="d", **few)

@@ -9,6 +9,7 @@ from typing import Any
 
 from spikebridge.metrics import DIVERGED, METRICS, Metric
 from spikebridge.quantities import in_si
+from spikebridge.quantities import plural as plural
 from spikebridge.task_configs import MusicConfig
 
 NOTHING = "–"
@@ -129,10 +130,6 @@ def share_text(value: Any) -> str:
         return NOTHING
     percent = 100 * plain
     return f"{percent:.3g}\u00a0%" if not 0 < percent < 0.001 else "below\u00a00.001\u00a0%"
-
-
-def plural(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def value_text(value: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spikebridge.metrics import MetricName
+from spikebridge.quantities import plural
 from spikebridge.task_configs import NpzConfig
 from spikebridge.tasks import answers
 from spikebridge.tasks.base import (
@@ -108,14 +109,14 @@ class Npz(Task):
         """What was read, and what a user should know of it."""
         counts = [f"{len(self._splits[split].x):,} to {_WHAT[split]}" for split in SPLITS]
         steps = _steps([part.lengths for part in self._splits.values()])
-        yield (
-            f"read {', '.join(counts)}: {steps}, {self.input_size:,} inputs; one {self.kind}, "
-            f"{self.output_size:,} outputs"
-        )
+        asked = f"{self.kind}, one of {self.output_size:,}"
+        if self.metric == "rmse":
+            asked = f"{self.output_size:,} {self.kind}"
+        yield f"read {', '.join(counts)}: {steps}, {self.input_size:,} inputs; asked: {asked}"
         for split, part in self._splits.items():
             if part.unanswered:
                 yield (
-                    f"{part.unanswered:,} samples to {_WHAT[split]} have no class (-1) and are "
+                    f"{plural(part.unanswered, 'sample')} to {_WHAT[split]} without a class (-1) "
                     "left out"
                 )
         if self.kind == "class at each step":
@@ -197,7 +198,7 @@ def _like(scaling: Mapping[str, Any]) -> Samples:
 
 def _steps(lengths: list[Tensor]) -> str:
     low, high = min(int(part.min()) for part in lengths), max(int(part.max()) for part in lengths)
-    return f"{high:,} steps" if low == high else f"{low:,} to {high:,} steps"
+    return plural(high, "step") if low == high else f"{low:,} to {high:,} steps"
 
 
 def _real(part: Samples) -> Tensor:

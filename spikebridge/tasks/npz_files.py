@@ -180,7 +180,8 @@ def _extent(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.n
     if "lengths" not in arrays:
         return starts, starts + steps
     lengths = arrays["lengths"]
-    if lengths.shape != (count,) or not np.equal(lengths, np.floor(lengths)).all():
+    whole = lengths.dtype != bool and bool((lengths == np.floor(lengths)).all())
+    if lengths.shape != (count,) or not whole:
         expected = f"lengths of shape ({count:,},), whole numbers of steps"
         found = f"shape {lengths.shape} of {lengths.dtype}"
         raise DataError(path, expected, found, "save one number of steps for each sample of x")
@@ -277,8 +278,6 @@ def _refuse_one_hot(path: Path, x: np.ndarray, y: np.ndarray, real: np.ndarray |
     if steps and x.shape[1] < 2:
         return
     if y.ndim < 2 or not y.size or not _one_hot(y, None if steps else real):
-        return
-    if steps and not (y.astype(np.int64).sum(1) == 1).all():
         return
     found = f"y of shape {y.shape} with a single 1 in each row, which looks one-hot"
     other = "classes, where they are a class at each step" if steps else "numbers, to predict them"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spikebridge.quantities import plural
 from spikebridge.tasks import numerals
 from spikebridge.tasks.files import DataError
 from spikebridge.tasks.numerals import MISSING
@@ -127,7 +128,7 @@ def read_rows(path: Path, *, whole: bool = False) -> Rows:
         raise DataError(path, "a CSV file", have, MEND) from error
     start = _header(path, lines, found, rows)
     if lines.comments:
-        found.remarks.append(f"{counted(lines.comments, 'comment line')} left out")
+        found.remarks.append(f"{plural(lines.comments, 'comment line')} left out")
     del rows[:start]
     while rows and not any(rows[-1][1]) and not (len(rows[-1][1]) > 1):
         rows.pop()  # empty lines at the end of the file
@@ -181,7 +182,7 @@ def _header(path: Path, lines: _Lines, found: Rows, rows: list[tuple[int, list[s
         if len(row) < width - 1 or (len(row) != width and titles):
             continue  # above the header
         if place > filled[0]:
-            found.remarks.append(f"{counted(at, 'line')} above the header left out")
+            found.remarks.append(f"{plural(at, 'line')} above the header left out")
         if all(is_entry(name) for name in row if name):
             found.header = _commented(lines, found.delimiter, len(row))
             if found.header:
@@ -218,13 +219,8 @@ def _blank_rows(found: Rows, rows: list[tuple[int, list[str]]]) -> None:
     blank = [number for number, row in rows if row and not any(row)]
     if blank:
         where = f"line {blank[0]}" if len(blank) == 1 else f"lines {blank[0]} to {blank[-1]}"
-        found.remarks.append(f"{counted(len(blank), 'blank row')} left out, {where}")
+        found.remarks.append(f"{plural(len(blank), 'blank row')} left out, {where}")
     rows[:] = [(number, row) for number, row in rows if any(row)]
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, one or several."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _even(path: Path, found: Rows, rows: list[tuple[int, list[str]]], whole: bool) -> None:

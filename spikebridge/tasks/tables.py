@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spikebridge.quantities import plural
 from spikebridge.tasks import numerals, order
 from spikebridge.tasks.files import DataError
 from spikebridge.tasks.numerals import MISSING, Decimal, Form
-from spikebridge.tasks.rows import HEADER, LOOKED_AT, MEND, Rows, counted, is_entry, read_rows
+from spikebridge.tasks.rows import HEADER, LOOKED_AT, MEND, Rows, is_entry, read_rows
 
 __all__ = ["Table", "listed", "read_table"]
 
@@ -82,7 +83,7 @@ def read_table(
     by = _NAMED.get(found.delimiter, found.delimiter)
     comma = ", decimal comma" if shared == {","} else ""
     remarks = (
-        f"read {path.name}: {counted(len(values), 'row')}, {counted(len(names), 'column')} of "
+        f"read {path.name}: {plural(len(values), 'row')}, {plural(len(names), 'column')} of "
         f"numbers: {listed(names)} ({found.encoding}, parted by {by}{comma})",
         *found.remarks,
         *_left_out_remarks(columns, kinds),
