@@ -166,6 +166,13 @@ def test_damaged_recordings(tmp_path: Path, content: bytes, message: str) -> Non
         task_of(folder)
 
 
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    link = write_recordings(tmp_path) / "Train" / "3" / "99999.bin"
+    link.symlink_to("moved-away.bin")
+    with pytest.raises(DataError, match=r"99999.bin: .* a link to nothing \(moved-away.bin\)"):
+        task_of(tmp_path)
+
+
 def test_a_folder_without_the_layout_is_refused(tmp_path: Path) -> None:
     remedy = "get N-MNIST from .*garrickorchard.*Orchard et al. 2015"
     with pytest.raises(DataError, match=f"found no such folder; {remedy}"):

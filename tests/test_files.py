@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -323,6 +324,32 @@ def test_damaged_gzip(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"toy.gz: expected a whole gzip.*{len(content)} bytes"):
         read_idx(path)
+
+
+def test_a_packed_idx_file_is_unpacked_as_far_as_its_head_says(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gz"
+    head = bytes([0, 0, 8, 2]) + (100).to_bytes(4, "big") * 2
+    zeros = gzip.compress(bytes(1 << 20), mtime=0)
+    for start, told in (
+        (head, "more than that"),
+        (bytes([0, 0, 8, 2]) + b"\xff" * 8, "at most 2,147,483,648 bytes in a packed file"),
+        (b"no idx file at all", "which begins with bytes 00 00"),
+        (b"", "an idx type code"),
+    ):
+        path.write_bytes(gzip.compress(start, mtime=0) + 64 * zeros)
+        before = tracemalloc.get_traced_memory()[1] if tracemalloc.is_tracing() else 0
+        tracemalloc.start()
+        with pytest.raises(DataError, match=told):
+            read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] - before < 1 << 20
+        tracemalloc.stop()
+    whole = idx(np.arange(300).reshape(3, 100) % 7)
+    for cut in range(1, 9):  # the checksum at the end is looked at
+        path.write_bytes(gzip.compress(whole, mtime=0)[:-cut])
+        with pytest.raises(DataError, match="do not unpack"):
+            read_idx(path)
+    path.write_bytes(gzip.compress(whole, mtime=0))
+    assert np.array_equal(read_idx(path), np.arange(300).reshape(3, 100) % 7)
 
 
 def test_missing_idx_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -21,8 +22,15 @@ from toy_data import KINDS, write_npz, write_recordings
 from toy_music import toy_songs, write_mat
 
 from spikebridge import tasks
-from spikebridge.task_configs import DigitsConfig, EventsConfig, MusicConfig, NpzConfig
-from spikebridge.tasks import digits, files
+from spikebridge.task_configs import (
+    DigitsConfig,
+    EventsConfig,
+    ForecastConfig,
+    MusicConfig,
+    NpzConfig,
+    TextConfig,
+)
+from spikebridge.tasks import digits, files, mat
 from spikebridge.tasks.base import SPLITS, Batch, Task
 from spikebridge.tasks.digits import Digits
 from spikebridge.tasks.files import DataError
@@ -381,6 +389,63 @@ def test_damaged_mat_file(tmp_path: Path, toy_mat: Path, kept: int) -> None:
     path.write_bytes(toy_mat.read_bytes()[:kept])
     with pytest.raises(DataError, match=r"cut.mat: expected a .*; found .*fresh copy"):
         read_songs(path)
+
+
+def test_a_damaged_mat_file_never_ends_the_process(tmp_path: Path) -> None:
+    songs = {key: [csc_matrix(song) for song in found] for key, found in toy_songs().items()}
+    whole = bytearray(write_mat(tmp_path / "whole.mat", songs).read_bytes())
+    path = tmp_path / "damaged.mat"
+    for at in (291, 517, 583, *np.random.default_rng(1).integers(128, 700, 3).tolist()):
+        damaged = whole.copy()
+        damaged[at] ^= 0x5A
+        path.write_bytes(damaged)
+        with contextlib.suppress(mat.MatError):
+            assert mat.songs_apart(path).keys() == set(mat.KEYS)
+
+
+def test_what_a_mat_file_asks_for_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    songs: dict = toy_songs()
+    songs["traindata"][3] = csc_matrix((400_000_000, 88), dtype=np.uint8)
+    path = write_mat(tmp_path / "large.mat", songs)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"large.mat: expected songs of at most .* frames together"):
+        read_songs(path)
+    outside = csc_matrix(np.eye(4, 88, dtype=np.uint8))
+    outside.indices[2] = 1 << 20
+    songs["traindata"][3] = outside
+    with pytest.raises(mat.MatError, match=r"'traindata song 4 as a whole sparse matrix'.*outside"):
+        mat.songs_of(write_mat(tmp_path / "outside.mat", songs))
+    for ended, told in ((-11, "reading it ended by SIGSEGV"), (1, "its last words")):
+        answer = SimpleNamespace(returncode=ended, stderr=b"its last words\n")
+        monkeypatch.setattr(mat.subprocess, "run", lambda *_, a=answer, **__: a)
+        with pytest.raises(mat.MatError, match=told):
+            mat.songs_apart(path)
+
+
+def test_files_that_are_known_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    real("polymusic/JSB_Chorales.mat")
+    path = files.fetch("polymusic/JSB_Chorales.mat")
+    apart = mat.songs_apart(path)
+    monkeypatch.setattr(mat, "songs_apart", None)
+    for split, songs in read_songs(path).items():
+        other = apart[f"{split}data"]
+        assert all(np.array_equal(a, b) for a, b in zip(songs, other, strict=True))
+
+
+def test_a_name_that_no_system_takes_is_a_data_error(tmp_path: Path) -> None:
+    long = str(tmp_path / ("x" * 5000))
+    for config in (
+        DigitsConfig(data="idx", data_dir=long),
+        MusicConfig(data="mat", data_dir=long),
+        EventsConfig(data_dir=long),
+        NpzConfig(data_dir=long),
+        TextConfig(data="files", data_dir=long),
+        ForecastConfig(file=long),
+    ):
+        with pytest.raises(DataError, match="File name too long; mend"):
+            tasks.load(config)
 
 
 def test_no_mat_file(tmp_path: Path) -> None:

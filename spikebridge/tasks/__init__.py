@@ -33,7 +33,7 @@ def load(task_config: TaskConfig) -> Task:
     for a task of one's own, which only its own program can make.
     """
     kind = _class_of(task_config)
-    with _installed():
+    with _explained():
         return kind(task_config)
 
 
@@ -62,7 +62,7 @@ def other(
             f"task={task_config.NAME}: other data can be given to npz and forecast only; "
             "save them as .npz with x (n, T, I), and train on such files"
         )
-    with _installed():
+    with _explained():
         return kind.other(task_config, Path(path), scaling)
 
 
@@ -79,13 +79,17 @@ def _class_of(task_config: TaskConfig) -> Callable[[Any], Task]:
             f"task_config is a {type(task_config).__name__}: there is no task for it; pass a "
             "record of spikebridge.task_configs, or give experiment.run your own task"
         )
-    with _installed():
+    with _explained():
         return getattr(import_module(f"spikebridge.tasks.{name}"), _CLASSES[name])
 
 
 @contextmanager
-def _installed() -> Iterator[None]:
-    """Tell how to install what the tasks need on top of the units."""
+def _explained() -> Iterator[None]:
+    """Tell how to install what tasks need on top of the units, and which file cannot be read.
+
+    A name that is too long, a link to nowhere, a folder without permission: the system says so at
+    any of many calls.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
@@ -93,3 +97,8 @@ def _installed() -> Iterator[None]:
             f"{error.name} is not installed, and the tasks need it; pip install 'spikebridge[app]'",
             name=error.name,
         ) from error
+    except OSError as error:
+        from spikebridge.tasks.files import DataError
+
+        name, found = error.filename or "the data", error.strerror or str(error)
+        raise DataError(name, "data that can be read", found, "mend --data-dir") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -153,7 +154,7 @@ def read_recordings(files: Sequence[tuple[Path, int]], config: EventsConfig) -> 
     The 60,000 of N-MNIST hold about 250 million events: half a gigabyte at two bytes each, where
     steps x pixels allow that.
     """
-    most = sum(path.stat().st_size for path, _ in files) // EVENT_BYTES
+    most = sum(_size(path) for path, _ in files) // EVENT_BYTES
     largest = config.steps * 2 * (-(-SIDE // config.shrink)) ** 2
     cells = np.empty(most, np.uint16 if largest <= 2**16 else np.uint32)
     starts = np.zeros(len(files) + 1, np.int64)
@@ -164,6 +165,14 @@ def read_recordings(files: Sequence[tuple[Path, int]], config: EventsConfig) -> 
         starts[number + 1] = start + len(found)
     labels = np.array([digit for _, digit in files], np.int64)
     return Recordings(cells[: starts[-1]], starts, labels)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        found = f"a link to nothing ({os.readlink(path)})" if path.is_symlink() else error.strerror
+        raise DataError(path, "a recording", str(found), _FRESH_COPY) from error
 
 
 def to_cells(events: EventList, config: EventsConfig) -> np.ndarray:

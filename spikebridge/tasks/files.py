@@ -240,6 +240,15 @@ def verify(path: Path, size_bytes: int, sha256: str, remedy: str) -> Path:
     return path
 
 
+def is_known(path: Path) -> bool:
+    """Whether the content of a file is that of one of SOURCES or PARTS, by its checksum."""
+    size = path.stat().st_size
+    return any(
+        size == source.size_bytes and _digest_of(path) == source.sha256
+        for source in (SOURCES | PARTS).values()
+    )
+
+
 def _candidates(root: Path, name: str, source: Source) -> list[tuple[Path, int, str]]:
     paths = [root / name, root / Path(name).name]
     found = [(path, source.size_bytes, source.sha256) for path in paths]
@@ -288,6 +297,7 @@ def _download(name: str, source: Source, cached: Path) -> Path:
 
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _IDX_MAX_DIMENSIONS = 32
+_IDX_MOST_BYTES = 1 << 31  # unpacked
 _FRESH_COPY = "get a fresh copy of the file"
 
 
@@ -307,15 +317,33 @@ def looks_like_idx(path: Path) -> bool:
 def read_idx(path: Path) -> np.ndarray:
     """The array in an idx file, gzip-packed or not.  Raises DataError."""
     try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        data = _unpacked(path) if packed else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         found = f"{path.stat().st_size:,} bytes that do not unpack ({error})"
         raise DataError(path, "a whole gzip file", found, _FRESH_COPY) from error
     except OSError as error:
         raise DataError(path, "an idx file", str(error.strerror), _FRESH_COPY) from error
     return parse_idx(data, path)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip-packed idx file, and no more of it than its head speaks of."""
+    with gzip.open(path) as file:
+        head = file.read(4 + 4 * _IDX_MAX_DIMENSIONS)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
+            return head  # no idx file, which `parse_idx` says
+        shape = np.frombuffer(head, ">u4", min(head[3], len(head) // 4 - 1), offset=4).tolist()
+        whole = 4 + 4 * head[3] + math.prod(shape) * np.dtype(_IDX_TYPES[head[2]]).itemsize
+        if whole > _IDX_MOST_BYTES:
+            found = f"{whole:,} bytes for shape {tuple(shape)}"
+            expected = f"at most {_IDX_MOST_BYTES:,} bytes in a packed file"
+            raise DataError(path, expected, found, "get a fresh copy of the file, or unpack it")
+        rest = file.read(max(0, whole + 1 - len(head)))  # one byte too many is an error as well
+        if file.read(1):
+            raise DataError(path, f"{whole:,} bytes", "more than that", _FRESH_COPY)
+        return head + rest
 
 
 def parse_idx(data: bytes, name: str | Path) -> np.ndarray:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,17 +17,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from spikebridge.metrics import MetricName
 from spikebridge.task_configs import MusicConfig
+from spikebridge.tasks import mat
 from spikebridge.tasks.base import (
+    SPLITS,
     Batch,
     Readout,
     Task,
     check_split,
     sample_batches,
 )
-from spikebridge.tasks.files import DataError, fetch, visible
+from spikebridge.tasks.files import DataError, fetch, is_known, visible
 
-NOTES = 88
-_KEYS = {"train": "traindata", "valid": "validdata", "test": "testdata"}
+NOTES = mat.NOTES
+_KEYS = dict(zip(SPLITS, mat.KEYS, strict=True))
 _FILES = {
     "jsb": "polymusic/JSB_Chorales.mat",
     "nottingham": "polymusic/Nottingham.mat",
@@ -131,44 +134,23 @@ def read_songs(path: Path) -> dict[str, list[np.ndarray]]:
     in that of JSB an octave above where it should sound (`MusicConfig.lowest`).
     Raises DataError.
     """
-    from scipy.io import loadmat
-
     try:
-        with path.open("rb") as file:
-            contents = loadmat(file, variable_names=list(_KEYS.values()))
+        stat = path.stat()
+        found = _songs(path.resolve(), stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError as error:
         raise DataError(path, "a .mat file", "no such file", _FRESH_COPY) from error
-    except Exception as error:  # on damaged files scipy raises whatever its parser stumbles over
-        found = f"a file that cannot be read ({type(error).__name__}: {error})"
-        raise DataError(path, "a whole .mat file", found, _FRESH_COPY) from error
-    songs = {}
-    for split, key in _KEYS.items():
-        cells = contents.get(key)
-        if not isinstance(cells, np.ndarray) or cells.dtype != object or cells.size == 0:
-            found = "none" if cells is None else f"{type(cells).__name__} {np.shape(cells)}"
-            raise DataError(path, f"a cell array {key} of songs", found, _FRESH_COPY)
-        songs[split] = [
-            _checked(song, path, f"{key} song {number}")
-            for number, song in enumerate(cells.ravel(), start=1)
-        ]
-    return songs
+    except OSError as error:
+        why = f"a file that cannot be read ({error.strerror})"
+        raise DataError(path, "a whole .mat file", why, _FRESH_COPY) from error
+    except mat.MatError as error:
+        raise DataError(path, error.expected, error.found, _FRESH_COPY) from error
+    return {split: list(found[key]) for split, key in _KEYS.items()}
 
 
-def _checked(song: Any, path: Path, which: str) -> np.ndarray:
-    def wrong(expected: str, found: str) -> DataError:
-        return DataError(path, f"{which} {expected}", found, _FRESH_COPY)
-
-    if hasattr(song, "toarray"):  # MATLAB keeps piano rolls, mostly zeros, as sparse matrices
-        song = song.toarray()
-    if not isinstance(song, np.ndarray):
-        raise wrong("as a matrix", type(song).__name__)
-    if song.ndim != 2 or song.shape[1] != NOTES:
-        raise wrong(f"of shape (length, {NOTES})", f"shape {song.shape}")
-    if len(song) < 2:
-        raise wrong("of at least 2 frames, one to hear and one to predict", f"{len(song)} frames")
-    if song.dtype.kind not in "buif" or not np.isin(song, (0, 1)).all():
-        raise wrong("of zeros and ones", f"other values, of {song.dtype}")
-    return song.astype(np.uint8)
+# Reading a stranger's file takes a process, so it is done once.
+@lru_cache(maxsize=4)
+def _songs(path: Path, size_bytes: int, mtime_ns: int) -> mat.Songs:
+    return (mat.songs_of if is_known(path) else mat.songs_apart)(path)
 
 
 def _side_by_side(songs: list[Tensor]) -> Batch:
