@@ -16,6 +16,7 @@ from spikebridge.continual_config import (
     StepsConfig,
     flatten,
     from_dict,
+    override,
 )
 from spikebridge.learning_config import LearningConfig
 from spikebridge.model_config import ModelConfig
@@ -92,7 +93,8 @@ def _name(config: ContinualConfig) -> str:
     learning = config.learning
     how = (config.sequence.method, learning.rule, learning.grapes, learning.grapes_control)
     marks = [mark for mark in how if mark not in ("naive", "bptt", "none")]
-    usual = flatten(DEFAULTS)
+    own = {"protocol": config.sequence.protocol, "method": config.sequence.method}
+    usual = flatten(override(DEFAULTS, **own))  # a method has a strength of its own
     rest = {
         name: value
         for name, value in flatten(config).items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,6 @@ def write(name: str, content: dict[str, Any], out: Path, folder: Path) -> list[P
     for own, end in FILES.items():
         if (out / own).exists():
             path = folder / f"{name}{end}"
-            source = out / own
-            rundir.replace(path, lambda part, source=source: shutil.copyfile(source, part))
+            rundir.replace(path, partial(shutil.copyfile, out / own))
             written.append(path)
     return written

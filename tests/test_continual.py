@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from spikebridge import cli, continual, experiment, rundir
+from spikebridge.checkpoint import CheckpointError
 from spikebridge.config import Config
 from spikebridge.config import override as override_plain
 from spikebridge.continual_config import (
@@ -483,3 +484,39 @@ def test_defaults_are_those_of_the_notebook() -> None:
         assert p.detach().std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
     assert learner.network.readout.linear.bias.abs().max() == 0
     assert dataclasses.replace(config) == config
+
+
+def test_a_kill_between_checkpoint_and_metrics_loses_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, real = tiny(tasks=2), tmp_path / "run", continual._write_metrics
+
+    def killed(learner: Any, directory: Path) -> None:
+        if len(learner.history) == 2 * config.train.epochs:  # the last task has its checkpoint
+            raise KeyboardInterrupt
+        real(learner, directory)
+
+    monkeypatch.setattr(continual, "_write_metrics", killed)
+    with pytest.raises(KeyboardInterrupt):
+        continual.run(config, run)
+    monkeypatch.undo()
+    continual.run(config, run, resume=True)
+    epochs = [json.loads(line)["epoch"] for line in (run / rundir.METRICS).read_text().splitlines()]
+    assert epochs == list(range(1, 2 * config.train.epochs + 1))
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 5}, {"lr": 0.01}, {"sequence_seed": 3}, {"method": "ewc"}]
+)
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    class AfterFirst(Silent):
+        def epoch(self, record: dict[str, Any]) -> None:
+            if record["task"] == 1:
+                raise KeyboardInterrupt
+
+    for name, settings in (("mine", {}), ("other", change)):
+        with pytest.raises(KeyboardInterrupt):
+            continual.run(tiny(epochs=2, **settings), tmp_path / name, progress=AfterFirst())
+    (tmp_path / "other" / rundir.CHECKPOINT).replace(tmp_path / "mine" / rundir.CHECKPOINT)
+    with pytest.raises(CheckpointError, match=f"other settings: .*{next(iter(change))}"):
+        continual.run(tiny(epochs=2), tmp_path / "mine", resume=True)

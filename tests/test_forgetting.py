@@ -325,6 +325,7 @@ def test_ctrl_c_tells_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: Any, **more: Any) -> Any:
+        rundir.begin(tmp_path, {}, {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(continual, "run", interrupted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -180,3 +181,22 @@ def test_it_is_not_said_where_it_would_come_too_late(unset: pytest.MonkeyPatch) 
 
     pool.let_threads_sleep()
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def fail(value: int) -> None:
+    raise RunError("a job that fails")
+
+
+def test_the_host_programs_own_processes_are_left_alone() -> None:
+    context = multiprocessing.get_context("spawn")
+    own = context.Process(target=time.sleep, args=(100,))
+    own.start()
+    try:
+        with pytest.raises(RunError, match="a job that fails"):
+            list(pool.results(fail, [("a", 1), ("b", 2)], 2))
+        own.join(0.5)
+        assert own.is_alive()
+        assert multiprocessing.active_children() == [own]  # and those of the pool have ended
+    finally:
+        own.kill()
+        own.join()

@@ -12,10 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_runs import left, tiny
 
-from spikebridge import checkpoint, evaluation, experiment, rundir, storage, tasks, tensor_files
+from spikebridge import (
+    checkpoint,
+    comparison,
+    evaluation,
+    experiment,
+    rundir,
+    storage,
+    tasks,
+    tensor_files,
+)
 from spikebridge.config import to_dict
+from spikebridge.digest import digest
 from spikebridge.records import RunError, UsageError
 
 
@@ -293,3 +306,150 @@ def test_a_damaged_config(complete: Path, text: str) -> None:
     (complete / rundir.CONFIG).write_text(text)
     with pytest.raises(UsageError, match=r"config\.json"):
         experiment.run(tiny(), complete, resume=True)
+
+
+def crafted(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Change the progress and the tensors of a checkpoint, under a right checksum."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    progress = json.loads(metadata["progress"])
+    change(progress, tensors)
+    text = progress.pop("text", None) or json.dumps(progress)
+    metadata |= {"progress": text, "sha256": digest(tensors, text)}
+    save_file(tensors, path, metadata)
+
+
+def with_record(**values: Any) -> Callable:
+    return lambda progress, tensors: progress["history"][0].update(values)
+
+
+def without(*keys: str) -> Callable:
+    def change(progress: dict[str, Any], tensors: dict[str, Any]) -> None:
+        for key in keys:
+            (progress if key in progress else tensors).pop(key)
+
+    return change
+
+
+def with_tensor(name: str, value: Any) -> Callable:
+    return lambda progress, tensors: tensors.update({name: value})
+
+
+HOSTILE = {
+    "no step": without("step"),
+    "no history": without("history"),
+    "step is text": lambda progress, _: progress.update(step="3"),
+    "step is true": lambda progress, _: progress.update(step=True),
+    "step below 0": lambda progress, _: progress.update(step=-1),
+    "history is a number": lambda progress, _: progress.update(history=3),
+    "history of numbers": lambda progress, _: progress.update(history=[1, 2]),
+    "settings are a list": lambda progress, _: progress.update(settings=[1]),
+    "no JSON": lambda progress, _: progress.update(text="{"),
+    "a list": lambda progress, _: progress.update(text="[]"),
+    "null": lambda progress, _: progress.update(text="null"),
+    "deep": lambda progress, _: progress.update(text="[" * 100_000),
+    "epoch 7": with_record(epoch=7),
+    "loss is text": with_record(train_loss="0.5"),
+    "loss is NaN": with_record(train_loss=float("nan")),
+    "no loss": lambda progress, _: progress["history"][0].pop("valid_loss"),
+    "best is text": with_record(best="yes"),
+    "valid is null": with_record(valid=None),
+    "seconds beyond floats": with_record(seconds=10**400),
+    "no generator": without("rng/torch"),
+    "no generator of data": without("rng/data"),
+    "generator too short": with_tensor("rng/torch", torch.zeros(3, dtype=torch.uint8)),
+    "generator of floats": with_tensor("rng/data", torch.zeros(5056)),
+    "garbage for a generator": with_tensor("rng/data", torch.full((5056,), 255).byte()),
+    "a weight of bytes": with_tensor("model/readout.linear.bias", torch.zeros(10).to(torch.int8)),
+    "no best weight": without("best/readout.linear.bias"),
+    "a moment by name": with_tensor("optimizer/x/exp_avg", torch.zeros(())),
+    "a moment too many": with_tensor("optimizer/99/exp_avg", torch.zeros(())),
+    "a moment below 0": with_tensor("optimizer/-1/exp_avg", torch.zeros(())),
+    "a moment without a name": with_tensor("optimizer/0", torch.zeros(())),
+    "an unknown moment": with_tensor("optimizer/0/exp", torch.zeros(())),
+    "a missing moment": without("optimizer/0/exp_avg"),
+    "a moment of whole numbers": with_tensor("optimizer/0/step", torch.tensor(3)),
+    "two counts": with_tensor("more/averaged", torch.tensor([1, 2])),
+    "a count that is no number": with_tensor("more/averaged", torch.tensor(0.5)),
+    "an average of nobody": with_tensor("average/x", torch.tensor(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_checkpoint_with_a_right_checksum_and_wrong_contents(complete: Path, name: str) -> None:
+    (complete / rundir.RESULT).unlink()
+    path = complete / rundir.CHECKPOINT
+    crafted(path, HOSTILE[name])
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        experiment.run(tiny(), complete, resume=True)
+    assert str(path) in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 2}, {"lr": 0.005}, {"seed": 2, "lr": 0.005}, {"eval_seed": 7}]
+)
+def test_the_checkpoint_of_another_run_is_refused(complete: Path, change: dict[str, Any]) -> None:
+    other = complete.parent / "other"
+    experiment.run(tiny(**change), other)
+    (complete / rundir.RESULT).unlink()
+    (other / rundir.CHECKPOINT).replace(complete / rundir.CHECKPOINT)
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        experiment.run(tiny(), complete, resume=True)
+    for name, value in change.items():
+        assert f"train.{name} ({value} there, " in str(caught.value)
+
+
+def test_a_checkpoint_without_settings_is_known_by_its_epochs(complete: Path, whole: Path) -> None:
+    """As versions before wrote them."""
+    other = complete.parent / "other"
+    experiment.run(tiny(lr=0.005), other)
+    path = complete / rundir.CHECKPOINT
+    for place in (complete, other):
+        crafted(place / rundir.CHECKPOINT, without("settings"))
+    (complete / rundir.RESULT).unlink()
+    mine = path.read_bytes()
+    (other / rundir.CHECKPOINT).replace(path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"not those of metrics\.jsonl"):
+        experiment.run(tiny(), complete, resume=True)
+    path.write_bytes(mine)
+    assert experiment.run(tiny(), complete, resume=True).test == rundir.read_result(whole).test
+
+
+def test_settings_that_a_later_version_knows_do_not_stop_a_run(complete: Path, whole: Path) -> None:
+    crafted(
+        complete / rundir.CHECKPOINT,
+        lambda progress, _: progress["settings"]["train"].pop("eval_seed"),
+    )
+    (complete / rundir.RESULT).unlink()
+    assert experiment.run(tiny(), complete, resume=True).test == rundir.read_result(whole).test
+
+
+def test_shapes_are_checked_where_settings_say_nothing(complete: Path) -> None:
+    other = complete.parent / "wider"
+    experiment.run(tiny(hidden=(9,), epochs=1), other)
+    crafted(other / rundir.CHECKPOINT, without("settings"))
+    (complete / rundir.RESULT).unlink()
+    (complete / rundir.METRICS).unlink()
+    (other / rundir.CHECKPOINT).replace(complete / rundir.CHECKPOINT)
+    with pytest.raises(checkpoint.CheckpointError, match=r"has shape \(9.*needs \(8"):
+        experiment.run(tiny(), complete, resume=True)
+
+
+@pytest.mark.parametrize("more", [{"overwrite": True}, {"resume": True}, {}])
+def test_a_run_never_overwrites_the_one_that_it_starts_from(
+    complete: Path, more: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = left(complete)
+    monkeypatch.chdir(complete.parent)
+    (complete.parent / "link").symlink_to(complete)
+    for start, out in (("run", complete), (str(complete), "link"), ("run/../link/.", "./run")):
+        with pytest.raises(UsageError, match=r"over the one that it starts from.*--out"):
+            experiment.run(tiny(start=start, seed=1), out, **more)
+    contender = comparison.of_unit(tiny(start="out/snu-1"))
+    planned = comparison.plan([contender], [0, 1], Path("out"))
+    with pytest.raises(UsageError, match=r"over the one that it starts from"):
+        comparison.compare(planned, Path("out"), overwrite=True)
+    assert not Path("out").exists()
+    assert left(complete) == before

@@ -184,7 +184,7 @@ def known_again(there: Tensor, here: Tensor) -> bool:
     """Whether two signatures are of the same data: sizes and symbols exactly, means nearly."""
     exact = len(SPLITS) + 1
     return (
-        there.shape == here.shape
+        (there.shape, there.dtype) == (here.shape, here.dtype)
         and torch.equal(there[:exact], here[:exact])
         and torch.allclose(there[exact:], here[exact:], rtol=1e-3, atol=1e-3)
     )
