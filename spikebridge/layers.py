@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from spikebridge.draws import kept
@@ -18,7 +18,7 @@ from spikebridge.recompute import recomputed
 from spikebridge.scan import BACKENDS, Backend, Trace, loop, scan
 from spikebridge.units import State, Unit
 
-__all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction", "dropped"]
+__all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction", "dropped", "leaf"]
 
 Reduction = Literal["last", "mean", "each"]
 
@@ -79,6 +79,8 @@ class Layer(Fresh):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x (T, B, I) to y (T, B, N), and the state after the last step."""
+        if isinstance(x, fx.Proxy):
+            return leaf(self, x, state)
         if not (self.recompute and torch.is_grad_enabled()) or traced():
             return self._run(x, state)
         if state is None:
@@ -117,6 +119,24 @@ class Layer(Fresh):
     def trace(self, x: Tensor, state: State | None = None) -> Trace:
         """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
         return loop(self.unit, self.array(x), self.recurrent, state)
+
+
+def leaf(module: nn.Module, x: fx.Proxy, state: Any) -> Any:
+    """A call of a module in a graph of torch.fx, which takes torch's own layers whole too.
+
+    What a layer does depends on shapes, which symbolic tracing does not know.
+
+    Raises TypeError where the module is all that is traced.
+    """
+    tracer: Any = x.tracer
+    path = tracer.path_of_module(module)
+    if not path:
+        kind = type(module).__name__
+        raise TypeError(
+            f"torch.fx takes a {kind} whole, so there is nothing in it to trace; trace the module "
+            "that holds it, or use torch.export"
+        )
+    return tracer.create_proxy("call_module", path, (x, state), {})
 
 
 class _Run(nn.Module):
@@ -208,20 +228,22 @@ class Dropout(nn.Module):
     """Dropout on (T, B, N), anew at each step, or with one mask over all of time.
 
     Args:
-        p: probability of dropping, in [0, 1); on a CPU rounded to a multiple of 2**-15.
+        p: probability of dropping, in [0, 1]; on a CPU rounded to a multiple of 2**-15.
         same_mask: drop the same neurons at all steps (Gal and Ghahramani 2016).
     """
 
     def __init__(self, p: float, *, same_mask: bool = False) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"the dropout probability must be in [0, 1), got {p}")
+        if not 0 <= p <= 1:
+            raise ValueError(f"the dropout probability must be in [0, 1], got {p}")
         self.p, self.same_mask = p, same_mask
 
     def forward(self, x: Tensor) -> Tensor:
         """x (T, B, N), in training thinned and scaled up by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return x
+        if self.p == 1:
+            return x * 0
         return dropped(x, self.p, (1, *x.shape[1:]) if self.same_mask else x.shape)
 
     def extra_repr(self) -> str:

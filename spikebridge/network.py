@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spikebridge.digest import digest
 from spikebridge.fresh import Fresh, Table
 from spikebridge.gradients import Surrogate
-from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction
+from spikebridge.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction, leaf
 from spikebridge.model_config import BASELINES, BINARY, PLAIN, ModelConfig, check_fits
 from spikebridge.records import ConfigError
 from spikebridge.scan import BACKENDS, Backend
@@ -119,6 +119,8 @@ class Network(Fresh):
         mask: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """x (T, B, I) to the output and the states of all layers, to be passed in again."""
+        if isinstance(x, fx.Proxy):
+            return leaf(self, x, state)
         observation = self.observe(x, state, among=among, mask=mask)
         return observation.output, observation.state
 

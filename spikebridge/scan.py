@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spikebridge.kernels import ops
-from spikebridge.kernels.product import traced
+from spikebridge.kernels.product import plain, traced
 from spikebridge.units import SNUnit, State, Unit, state_dtype
 
 __all__ = ["Backend", "Trace", "loop", "scan", "unsupported"]
@@ -62,7 +62,10 @@ def loop(
 
 def _product(y: Tensor, matrix: Tensor) -> Tensor:
     """H y in the dtype of the state, under autocast too."""
-    with torch.autocast(y.device.type, enabled=False):
+    kind = y.device.type
+    if not torch.amp.is_autocast_available(kind):  # the meta device has none to turn off
+        return torch.nn.functional.linear(y, matrix)
+    with torch.autocast(kind, enabled=False):
         return torch.nn.functional.linear(y, matrix)
 
 
@@ -88,6 +91,8 @@ def scan(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
+    if not plain(drive) and torch.onnx.is_in_onnx_export():
+        backend = _for_onnx(drive, backend)
     if backend != "loop":
         reason = unsupported(unit, drive, backend)
         if reason is None:
@@ -98,6 +103,26 @@ def scan(
         _say_once(reason)
     trace = loop(unit, drive, recurrent, state)
     return trace.y, trace.state
+
+
+def _for_onnx(drive: Tensor, backend: Backend) -> Backend:
+    """The loop, step by step in the file; RuntimeError for a kernel or a length that is not one."""
+    if backend not in ("auto", "loop"):
+        raise RuntimeError(
+            f'backend="{backend}" cannot be exported to ONNX, which has no operator for it; make '
+            'the layer with backend="loop"'
+        )
+    if isinstance(drive.shape[0], torch.SymInt):
+        raise RuntimeError(
+            'ONNX gets the loop (backend="loop") written out step by step, so the length cannot be '
+            "dynamic; leave it out of dynamic_shapes, and export a file for each length"
+        )
+    warnings.warn(
+        'ONNX gets the loop (backend="loop") written out: the file is for sequences of the length '
+        "of this example, and no others",
+        stacklevel=3,
+    )
+    return "loop"
 
 
 def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | None:
@@ -137,6 +162,8 @@ def _say_once(reason: str) -> None:
 def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State | None) -> State:
     """The state to begin with, once shapes, dtypes and devices have been found to agree."""
     n = unit.size
+    if torch.jit.is_tracing():  # sizes are tensors there, and warn where they are looked at
+        return unit.initial_state(drive.shape[1], drive.dtype) if state is None else state
     if drive.dim() != 3 or drive.shape[-1] != n:
         raise ValueError(f"drive must be (T, B, {n}) for this unit, got {tuple(drive.shape)}")
     if not drive.is_floating_point():

@@ -484,5 +484,7 @@ def _positive(**sizes: int) -> None:
 
 
 def _check_last(x: Tensor, features: int) -> None:
+    if torch.jit.is_tracing():  # sizes are tensors there, and warn where they are looked at
+        return
     if x.dim() < 1 or x.shape[-1] != features:
         raise ValueError(f"x must be (..., {features}), got {tuple(x.shape)}")

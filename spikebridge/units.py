@@ -421,7 +421,7 @@ def make_unit(
     kind: str,
     size: int,
     *,
-    surrogate: Surrogate | None = None,
+    surrogate: Surrogate | str | None = None,
     g: str = "identity",
     slope: float = 0.1,
     reset: str = "gate",
@@ -440,8 +440,8 @@ def make_unit(
     Args:
         kind: one of `KINDS`.
         size: N.
-        surrogate: spike function; None is the SNU paper's tanh', for binary units a window of
-            half-width 1 and height 1/2.
+        surrogate: spike function, or the name of its formula for width and height 1; None is the
+            SNU paper's tanh', for binary units a window of half-width 1 and height 1/2.
         g, slope, reset, amount: see `Rule`; of binary-ci the amount is its threshold.
         params: decay, train_decay, per_unit, threshold, bias, memoryless, see `Unit`; rho and beta
             of adaptive-snu, see `AdaptiveUnit`.
@@ -450,6 +450,8 @@ def make_unit(
     """
     if kind not in KINDS:
         raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
+    if isinstance(surrogate, str):
+        surrogate = Surrogate(surrogate)
     if kind == "softsnu" and surrogate is not None:
         raise ValueError("a soft unit has no surrogate: its output is smooth; leave it out")
     if kind == "li-snu" and reset not in ("gate", "lateral"):

@@ -490,7 +490,7 @@ def test_dropout_keeps_the_mean_and_may_keep_its_mask(same_mask: bool) -> None:
     assert y.mean().item() == pytest.approx(1.0, abs=0.06 if same_mask else 0.01)
     assert bool((y == y[:1]).all()) == same_mask
     assert dropout.eval()(x) is x
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         Dropout(-0.1)
 
 

@@ -208,7 +208,8 @@ def test_dropout_acts_between_layers_in_training_only() -> None:
     assert not torch.equal(layer(x)[0], layer(x)[0])
     layer.eval()
     assert torch.equal(layer(x)[0], layer(x)[0])
-    one = SNU(F, 50, 1, dropout=0.5)
+    with pytest.warns(UserWarning, match="num_layers=1 has nothing between"):
+        one = SNU(F, 50, 1, dropout=0.5)
     assert torch.equal(one(x)[0], one(x)[0])
 
 
@@ -225,7 +226,7 @@ def test_parameter_counts_are_those_of_the_paper() -> None:
         (lambda: SNU(F, H, 0), "num_layers must be at least 1"),
         (lambda: SNU(F, 0), "at least one unit"),
         (lambda: SNU(0, H), "in_features must be at least 1"),
-        (lambda: SNU(F, H, dropout=1.0), r"must be in \[0, 1\)"),
+        (lambda: SNU(F, H, dropout=1.1), r"must be a number in \[0, 1\]"),
         (lambda: SNU(F, H)(torch.zeros(T, B, F + 1)), r"x must be \(..., 5\)"),
         (lambda: SNU(F, H)(torch.zeros(F)), r"x must be \(T, B, 5\)"),
         (
@@ -236,7 +237,7 @@ def test_parameter_counts_are_those_of_the_paper() -> None:
             lambda: SNU(F, H)(torch.zeros(T, B, F), (None, None)),
             r"each \(1, 3, 4\), got \[None, None",
         ),
-        (lambda: SNU(F, H)(torch.zeros(T, F), (None, None)), r"each \(1, 1, 4\), got \[None, None"),
+        (lambda: SNU(F, H)(torch.zeros(T, F), (None, None)), r"each \(1, 4\), got \[None, None"),
         (
             lambda: SNU(F, H)(torch.zeros(T, B, F, dtype=torch.float64)),
             r"x is torch.float64 and the layer torch.float32; give x.to\(torch.float32\)",

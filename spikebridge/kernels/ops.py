@@ -54,6 +54,7 @@ def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> t
         recurrent = recurrent.to(state.s.dtype)
     operands = (drive, recurrent, state.s, state.y, params.decay, params.bias)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    keep = keep or torch.jit.is_tracing()  # what is traced may be trained later
     y, s_last, y_last, _ = _chosen(operands, keep)(
         drive,
         recurrent,
