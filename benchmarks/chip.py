@@ -24,28 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikebridge import digital, environment, experiment, rundir, silicon
+from spikebridge.catalog.published import ON_CHIP
 from spikebridge.config import preset
 from spikebridge.progress import display
 from spikebridge.tasks.digits import distorted, read_mnist
 
+# Those of `spikebridge reproduce mnist-on-chip`, of which the widths are the front.
 COMMON: dict[str, Any] = {
-    "coding": "threshold",
-    "steps": 1,
-    "steps_test": 0,
-    "norm": True,
-    "centre": True,
-    "optimizer": "adam",
-    "lr": 5e-3,
-    "schedule": "onecycle",
-    "ema": 0.0,
-    "weight_decay": 0.0,
-    "batch_size": 128,
-    "epochs": 12,
-    "dropout": 0.1,
-    "dropout_in": 0.1,
-    "activity": 0.3,
-    "threads": 1,
-}
+    name: value for name, value in ON_CHIP.items() if name not in ("weight_bits", "elastic")
+} | {"epochs": 12, "dropout": 0.1, "dropout_in": 0.1, "activity": 0.3}
 FREE = {"activity": 0.03, "dropout": 0.05, "dropout_in": 0.05}
 BENT = {"elastic": 1.0, "epochs": 16}
 NETWORKS: dict[str, dict[str, Any]] = {

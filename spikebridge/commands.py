@@ -23,6 +23,7 @@ from spikebridge import (
 )
 from spikebridge.config import Config, flatten, variant_of
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
+from spikebridge.memory_config import MemoryConfig
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
 from spikebridge.rundir import FOLDER, Result
@@ -153,6 +154,7 @@ def _made_again(
             overwrite=overwrite,
             progress=display,
             about=entry.title,
+            finish=lambda run: _on_hardware(entry, run, quick),
             by_steps=() if quick else entry.by_steps,
             more=lambda: verdict(entry, planned, out),
         )
@@ -160,6 +162,21 @@ def _made_again(
 
     pictures = still.write(content, out, entry.source)
     return content, [("table", out / still.TABLE), *(("plot", path) for path in pictures)]
+
+
+def _on_hardware(entry: catalog.Entry, run: comparison.Planned, quick: bool) -> None:
+    """Export a complete run to the chip or program it into cells, where its table says so."""
+    if entry.chip is not None and not (run.directory / rundir.DIGITAL).exists():
+        from spikebridge import digital
+
+        say(f"{run.name}: exported to the digital chip")
+        digital.export(run.directory, digital.Plan(dict(entry.chip)))
+    if entry.cells is not None and not (run.directory / rundir.MEMORY).exists():
+        from spikebridge import deployment
+
+        say(f"{run.name}: programmed into memory cells")
+        plan = deployment.Plan(MemoryConfig(**entry.cells), chips=2 if quick else 10)
+        deployment.deploy(run.directory, plan)
 
 
 def _tell_of_trial(row: str, settings: dict[str, Any], seed: int, valid: float | None) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,10 @@ def test_units_of_an_entry_have_equal_widths() -> None:
             models = [entry.config(row).model for row in rows]
             for convolutional in (False, True):
                 widths = {m.hidden for m in models if bool(m.channels) == convolutional}
-                assert len(widths) <= 1 or entry.name in BY_PARAMETERS, entry.name
+                free = (
+                    entry.name in BY_PARAMETERS or entry.chip is not None
+                )  # rows name their widths
+                assert len(widths) <= 1 or free, entry.name
 
 
 @pytest.mark.parametrize("name", BY_PARAMETERS)
@@ -243,6 +247,30 @@ def test_still_pictures_of_every_metric(metric: str, tmp_path: Path) -> None:
     table = (tmp_path / TABLE).read_text(encoding="utf-8")
     assert "- a paper" in table
     assert METRICS[metric].figure(content(metric)["rows"][0]["test_mean"]) in table
+
+
+def test_a_table_on_hardware_exports_and_programs_every_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hard = replace(
+        SMALL, name="hard", rows=SMALL.rows[:1], chip={"max_steps": 4}, cells={"device": "ideal"}
+    )
+    monkeypatch.setattr(catalog, "CATALOG", (hard,))
+    assert spikebridge(f"reproduce hard --quick --jobs 1 --out {tmp_path}") == 0
+    run = tmp_path / "snu-0"
+    assert (run / rundir.DIGITAL).exists()
+    assert (run / rundir.MEMORY).exists()
+    table = (tmp_path / TABLE).read_text(encoding="utf-8")
+    integer = json.loads((run / rundir.DIGITAL).read_text())["integer"]
+    assert f"| {METRICS['accuracy'].figure(integer)} |" in table
+    assert "### On the digital chip, 64 lanes" in table
+    assert (
+        "### In ideal phase-change cells, drift compensated, each network on 2 simulated" in table
+    )
+    stamps = [path.stat().st_mtime_ns for path in (run / rundir.DIGITAL, run / rundir.MEMORY)]
+    assert spikebridge(f"reproduce hard --quick --jobs 1 --out {tmp_path}") == 0
+    assert [p.stat().st_mtime_ns for p in (run / rundir.DIGITAL, run / rundir.MEMORY)] == stamps
+    capsys.readouterr()
 
 
 # --- search ---

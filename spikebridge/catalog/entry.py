@@ -53,6 +53,11 @@ class Entry:
     """What differs in those trials, such as fewer epochs."""
     by_steps: tuple[int, ...] = ()
     """Numbers of time steps at which each run is tested besides; not with --quick."""
+    chip: Mapping[str, Any] | None = None
+    """Settings of the digital chip that each run is exported to; None: to none."""
+    cells: Mapping[str, Any] | None = None
+    """Settings of the memory cells that each run is programmed into, in simulated chips; None: into
+    none.  Rows that train in the loop have theirs in their settings."""
     quick: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 2})
     """What --quick changes: enough to see that everything works, not what is reached."""
 

@@ -9,9 +9,17 @@ from typing import Any
 
 from spikebridge import rundir
 from spikebridge.metrics import METRICS
+from spikebridge.quantities import in_words
 from spikebridge.report import rules
 from spikebridge.report.load import ReportError
-from spikebridge.report.text import count_text, metric_text, seconds_text, spread_text
+from spikebridge.report.text import (
+    count_text,
+    metric_text,
+    plural,
+    seconds_text,
+    spread_text,
+    table_lines,
+)
 from spikebridge.report.theme import colour_of
 
 TABLE = "table.md"
@@ -47,12 +55,61 @@ def markdown(content: dict[str, Any], source: str = "") -> str:
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
 
 
+def hardware(content: dict[str, Any]) -> str:
+    """What the networks do on the digital chip and in memory cells, or "" where none was tried."""
+    return "\n".join([*_on_chip(content), *_in_cells(content)])
+
+
+def _on_chip(content: dict[str, Any]) -> list[str]:
+    found = [(row["label"], row["chip"]) for row in content["rows"] if row.get("chip")]
+    if not found:
+        return []
+    metric, first = METRICS[content["metric"]], found[0][1]
+    heads = ("", "bits", "in software", "in integers", f"nJ per {first['per']} (range)", "cycles")
+    rows = []
+    for name, chip in found:
+        ends = (chip["energy_pJ"][end] / 1e3 for end in ("low", "nominal", "high"))
+        low, nominal, high = (f"{value:,.3g}" for value in ends)
+        rows.append(
+            [
+                name,
+                str(chip["weight_bits"]),
+                metric_text(metric, chip["software_mean"]),
+                spread_text(metric, chip["mean"], chip["std"]),
+                f"{nominal} ({low} to {high})",
+                f"{chip['cycles']:,.0f}",
+            ]
+        )
+    title = f"### On the digital chip, {first['lanes']} lanes at {first['clock_MHz']:g} MHz"
+    note = "Energies are estimates from sourced figures of 40 nm; nothing is calibrated."
+    return [title, "", note, "", *table_lines(heads, rows)]
+
+
+def _in_cells(content: dict[str, Any]) -> list[str]:
+    found = [(row, row["memory"]) for row in content["rows"] if row.get("memory")]
+    if not found:
+        return []
+    metric, first = METRICS[content["metric"]], found[0][1]
+    heads = ("", "cells", "in software", *map(in_words, first["times_s"]))
+    rows = []
+    for row, memory in found:
+        pairs = zip(memory["means"], memory["stds"], strict=True)
+        software = metric_text(metric, row["test_mean"])
+        spreads = (spread_text(metric, *pair) for pair in pairs)
+        rows.append([row["label"], f"{memory['cells']:,}", software, *spreads])
+    title = (
+        f"### In {first['device']} phase-change cells, drift compensated, each network on "
+        f"{plural(first['chips'], 'simulated chip')}"
+    )
+    return [title, "", *table_lines(heads, rows)]
+
+
 def write(content: dict[str, Any], directory: Path, source: str) -> list[Path]:
     """The table and all pictures that a comparison has, as files; returns the pictures.
 
     Raises ReportError where matplotlib is not installed.
     """
-    told = [markdown(content, source), rules.markdown(content)]
+    told = [markdown(content, source), hardware(content), rules.markdown(content)]
     rundir.write_text(directory / TABLE, "\n".join(text for text in told if text))
     draw(content, directory / "plot.png")
     pictures = [directory / "plot.png"]
