@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from spikebridge import record, rundir
+from spikebridge.contrasts import corrected
 from spikebridge.records import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -91,3 +92,16 @@ def test_the_environment_of_runs_tells_where_they_differ(tmp_path: Path) -> None
     assert {name: same[name] for name in ENVIRONMENT} == ENVIRONMENT | {"commit": "1"}
     assert record.environment_of([tmp_path / name for name in "abc"])["commit"] == ["1", "2"]
     assert record.environment_of([tmp_path / "a", tmp_path / "none"])["commit"] == ["1", None]
+
+
+def test_what_the_documents_say_of_all_contrasts_together() -> None:
+    """docs/results.md, "Many comparisons": how many leave out 0, and how many after correction."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in FILES]
+    found = [one for content in files for one in content.get("contrasts") or []]
+    corrected_p = [p for p in corrected(found) if p is not None]
+    clear, kept = sum(one["clear"] for one in found), sum(p <= 0.05 for p in corrected_p)
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    said = f"hold {len(found)} intervals of 95 %; {clear} leave out 0, where chance alone"
+    assert said in text
+    assert kept == 0
+    assert f"(Holm 1979) none of the {len(found)} is left" in text
