@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spikebridge.memory.training import InMemory
     from spikebridge.memory_config import MemoryConfig
     from spikebridge.network import Network, build, load_network, save_network
+    from spikebridge.prediction import predict
     from spikebridge.recompute import spikes_as_bits
     from spikebridge.rnn import SNU, SoftSNU
     from spikebridge.synapses import Conv2d, Dense, Embedding
@@ -50,6 +51,7 @@ _HOME = {
     "load_network": "network",
     "make_unit": "units",
     "modulate": "gradients",
+    "predict": "prediction",
     "preset": "config",
     "run": "experiment",
     "save_network": "network",
@@ -80,6 +82,7 @@ __all__ = [
     "load_network",
     "make_unit",
     "modulate",
+    "predict",
     "preset",
     "run",
     "save_network",

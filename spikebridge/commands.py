@@ -26,6 +26,7 @@ from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.metrics import METRICS
 from spikebridge.records import UsageError
+from spikebridge.report.text import plural
 from spikebridge.rundir import FOLDER, Result
 from spikebridge.verdict import verdict
 
@@ -302,6 +303,29 @@ def evaluate(run: Path, steps: Sequence[int], *, page: bool, as_json: bool) -> N
         print(f"page: {written}")
 
 
+def predict(run: Path, data: Path | None, out: Path | None, *, split: str, as_json: bool) -> None:
+    """Test a network on data, write what it predicts, and tell the metric."""
+    from spikebridge import prediction
+
+    if out is not None:
+        prediction.check_format(out)
+    found = prediction.predict(run, data, split=split)
+    written = out or run / rundir.PREDICTIONS[bool(found.names)]
+    with nullcontext() if out else rundir.owning(run, "predict"):
+        found.write(written)
+    if as_json:
+        print(json.dumps({"metric": found.metric, "value": found.value, "file": str(written)}))
+        return
+    metric, count = METRICS[found.metric], len(found.prediction)
+    what = "row" if found.names else "sample"
+    told = plural(count, what)
+    if found.value is None:
+        print(f"{told}, without answers to judge by")
+    else:
+        print(f"{told}, {found.metric}: {metric.figure(found.value)} {metric.unit}".rstrip())
+    print(f"predictions: {written}")
+
+
 def program(runs: Sequence[Path], plan: Any, *, page: bool, as_json: bool) -> None:
     """Program networks into memory cells and tell how they do over time."""
     from spikebridge import deployment
@@ -424,8 +448,8 @@ def _plain(value: Any) -> str:
 def _told(result: Result) -> list[str]:
     metric = METRICS[result.metric]
     lines = [
-        f"{result.label} on {result.data}: {result.parameters:,} parameters, "
-        f"{result.epochs} epochs in {result.seconds:.1f} s",
+        f"{result.label} on {result.data}: {plural(result.parameters, 'parameter')}, "
+        f"{plural(result.epochs, 'epoch')} in {result.seconds:.1f} s",
         f"test {result.metric}: {metric.figure(result.test)} {metric.unit} "
         f"(weights of epoch {result.best_epoch}, validation {metric.figure(result.valid)})",
     ]

@@ -77,8 +77,8 @@ def evaluate(
     batches: int | None = None,
 ) -> Score:
     """Loss and metric on a split, or on its first so many batches."""
-    tally = _Tally(task)
-    for batch, seen in islice(_passes(network, task, split, batch_size, generator), batches):
+    tally = Tally(task)
+    for batch, seen in islice(passes(network, task, split, batch_size, generator), batches):
         tally.add(seen.output, batch)
     return tally.score()
 
@@ -87,11 +87,11 @@ def observe(
     network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
 ) -> tuple[Score, Activity]:
     """Loss, metric and activity on a split, in one pass."""
-    tally, samples, cells = _Tally(task), 0, 0
+    tally, samples, cells = Tally(task), 0, 0
     sums: dict[str, float] = {}
     sizes: dict[str, int] = {}
     spiking: dict[str, bool] = {}
-    for batch, seen in _passes(network, task, split, batch_size, generator):
+    for batch, seen in passes(network, task, split, batch_size, generator):
         tally.add(seen.output, batch)
         steps, width = batch.x.shape[:2]
         cells += steps * width if batch.mask is None else int(batch.mask.sum())
@@ -111,7 +111,7 @@ def observe(
     )
 
 
-def _passes(
+def passes(
     network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
 ) -> Iterator[tuple[Batch, Observation]]:
     """Each batch with what the network did; the state goes on where the task's text does."""
@@ -124,7 +124,7 @@ def _passes(
             yield batch, seen
 
 
-class _Tally:
+class Tally:
     """Running sums of the loss and of the metric."""
 
     def __init__(self, task: Task) -> None:

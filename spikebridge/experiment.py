@@ -324,9 +324,16 @@ class _Run:
             if self.train.weight_noise:
                 plain_weights(so_far)
         network.save_network(so_far, self.directory / rundir.MODEL)
-        names = self.task.symbol_names()
-        if names is not None and not (self.directory / rundir.SYMBOLS).exists():
+        if not (self.directory / rundir.SYMBOLS).exists():
+            self._write_about_data()
+
+    def _write_about_data(self) -> None:
+        """Write what is needed of the training data to use the network on others."""
+        names, scaling = self.task.symbol_names(), self.task.scaling()
+        if names is not None:
             rundir.write_json(self.directory / rundir.SYMBOLS, {"symbols": names})
+        if scaling is not None:
+            rundir.write_json(self.directory / rundir.SCALING, scaling)
 
     def _train(self, epoch: int) -> dict[str, float]:
         """One pass over the training set: mean loss and norm, last rate, updates left out."""
@@ -420,12 +427,7 @@ class _Run:
             self.chip.save(self.directory / rundir.CHIP)
         plain: Any = self.network if self.chip is None else from_crossbar(self.chip)
         network.save_network(plain, self.directory / rundir.MODEL)
-        names = self.task.symbol_names()
-        if names is not None:
-            rundir.write_json(self.directory / rundir.SYMBOLS, {"symbols": names})
-        scaling = self.task.scaling()
-        if scaling is not None:
-            rundir.write_json(self.directory / rundir.SCALING, scaling)
+        self._write_about_data()
         evaluation.write_examples(
             self.directory / rundir.EXAMPLES,
             self.network,

@@ -134,6 +134,39 @@ class Info:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """Test a trained network on other data and write its predictions to a file."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a run of npz, forecast, digits or events."""
+    data_dir: Path | None = None
+    """npz: an .npz file (y may be missing) or a folder with test.npz or a single one; digits and
+    events: a folder as for `spikebridge train`.  Without it the run's own data."""
+    file: Path | None = None
+    """forecast: a table with the columns of the training."""
+    split: Literal["test", "valid"] = "test"
+    """Of the run's own data: which part."""
+    out: Path | None = None
+    """Where predictions go, as .npz or .csv; by default predictions.npz in the run's folder, of a
+    table predictions.csv."""
+    json: Flag = False
+    """Print the metric and the file as one JSON object."""
+
+    def run(self) -> None:
+        if self.data_dir is not None and self.file is not None:
+            raise UsageError("--data-dir and --file name the same thing; give one of them")
+        from spikebridge import commands
+
+        commands.predict(
+            self.run_dir,
+            self.data_dir or self.file,
+            self.out,
+            split=self.split,
+            as_json=self.json,
+        )
+
+
+@dataclass(frozen=True)
 class Reproduce:
     """Make a published table or figure again: runs over seeds, a table, a picture and a page."""
 
@@ -312,6 +345,7 @@ SIMPLE = (
     Sample,
     Compose,
     Evaluate,
+    Predict,
     Reproduce,
     Program,
     Export,

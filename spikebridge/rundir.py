@@ -55,6 +55,7 @@ PROGRAM = "program.npz"
 DIGITAL = "digital.json"
 RTL = "rtl.json"
 COMPLEXITY = "complexity.json"
+PREDICTIONS = ("predictions.npz", "predictions.csv")
 RESULT = "result.json"
 CONTINUAL = "continual.json"
 TENSORBOARD = "tensorboard"
@@ -64,7 +65,7 @@ WRITTEN_BY = {"train": RESULT, "continual": CONTINUAL}
 # What `compose` adds to a run of the task music; the last says that the others are whole.
 COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
 # What commands make of the network of a run.
-MADE = (STEPS, MEMORY, PROGRAM, DIGITAL, RTL, COMPLEXITY)
+MADE = (*PREDICTIONS, STEPS, MEMORY, PROGRAM, DIGITAL, RTL, COMPLEXITY)
 # Removed in this order when a run is overwritten: first what says that it is complete.
 FILES = (
     RESULT,

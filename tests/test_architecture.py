@@ -48,7 +48,7 @@ ORDER = [
     ["teaching"],
     ["experiment", "silicon", "writing"],
     ["continual"],
-    ["complexity", "deployment", "search", "stepwise"],
+    ["complexity", "deployment", "prediction", "search", "stepwise"],
     ["digital"],
     ["report"],
     ["record"],

@@ -97,6 +97,7 @@ def test_commands_use_it_and_the_run_that_goes_on_forgets_what_they_made(
         "evaluate run --steps 2 4",
         "export run --samples 32 --no-report",
         "complexity run --samples 32",
+        "predict run",
         "program run --chips 1 --times 20 --samples 32 --no-report",
     ):
         with pytest.warns(UserWarning, match=WARNS):
@@ -104,7 +105,8 @@ def test_commands_use_it_and_the_run_that_goes_on_forgets_what_they_made(
     command = [sys.executable, "-m", "spikebridge", "complexity", "run", "--samples", "32"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == f"spikebridge: run: {WARNS}\n"
-    made = [Path("run") / name for name in rundir.MADE if name != rundir.RTL]
+    none = (rundir.RTL, rundir.PREDICTIONS[1])
+    made = [Path("run") / name for name in rundir.MADE if name not in none]
     assert all(path.exists() for path in made)
     experiment.run(tiny(), Path("run"), resume=True)
     assert not any(path.exists() for path in made)

@@ -92,6 +92,10 @@ class Forecast(Task):
         start, end = self._bounds[check_split(split)]
         return end - start
 
+    def first_row(self, split: str) -> int:
+        """The first row of the table, counted from 0, that a split predicts."""
+        return self._bounds[check_split(split)][0]
+
     def count_batches(self, batch_size: int) -> int:
         """Number of chunks in an epoch."""
         _, length = self._streams("train", batch_size)
