@@ -259,7 +259,6 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if file is not None:
             os.close(file)
-    _sync_folder(path.parent)
 
 
 def _begin(part: Path) -> int:
@@ -284,15 +283,6 @@ def sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every file system lets a folder be synced
-        file = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
 
 
 def temporary(path: Path) -> Path:

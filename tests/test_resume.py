@@ -126,7 +126,7 @@ def stopping(call: int, real: Callable, before: Callable[..., None] = lambda *_:
 PLACES = [
     (tensor_files, "save", 1, lambda *_: None),
     (tensor_files, "save", 2, lambda *_: None),
-    (storage.os, "fsync", 7, lambda *_: None),  # the first checkpoint, in its temporary file
+    (storage.os, "fsync", 4, lambda *_: None),  # the first checkpoint, in its temporary file
     (storage.os, "replace", 5, lambda *_: None),  # the first checkpoint, written but not in place
     (storage.os, "replace", 6, lambda *_: None),  # in place, but the metrics are not
     (evaluation, "observe", 1, lambda *_: None),

@@ -42,8 +42,19 @@ def spikebridge(line: str) -> int:
 
 
 def started(line: str, **more: Any) -> subprocess.Popen[str]:
-    command = [*SPIKEBRIDGE, *shlex.split(line)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, **more)
+    return subprocess.Popen(
+        [*SPIKEBRIDGE, *shlex.split(line)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=hears_ctrl_c,
+        **more,
+    )
+
+
+def hears_ctrl_c() -> None:
+    """Tests may have been started in the background, where shells let SIGINT be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(child: subprocess.Popen[str], text: str) -> None:
@@ -509,6 +520,7 @@ def test_a_signal_while_starting(
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        preexec_fn=hears_ctrl_c,
     ) as child:
         assert child.stderr is not None
         said = child.stderr.read()
