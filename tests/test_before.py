@@ -46,7 +46,7 @@ def test_a_training_goes_on_from_a_checkpoint(expected: dict) -> None:
     train = TrainConfig(optimizer="adam", lr=1e-2, schedule="constant", weight_decay=0.0)
     optimizer = make_optimizer(train, list(network.parameters()))
     path, data = BEFORE / "checkpoint.safetensors", torch.Generator()
-    found = checkpoint.restore(path, network, optimizer, data)
+    found = checkpoint.restore(path, network, optimizer, data, {})
     for weights in (found.best, found.average):
         assert weights.keys() == network.state_dict().keys()
         assert all(torch.equal(weights[k], v) for k, v in network.state_dict().items())
