@@ -47,7 +47,7 @@ def mlp_512() -> tuple[nn.Module, Tensor]:
 
 def snu() -> tuple[nn.Module, Tensor]:
     """784-256-256-10 of SNUs over 20 steps, batch 128."""
-    model = build(ModelConfig(hidden=(256, 256), unit="snu"), 784, 10, "mean")
+    model = build(ModelConfig(hidden=(256, 256), unit="snu", g="leaky_relu"), 784, 10, "mean")
     return model, (torch.rand(20, 128, 784) < 0.2).float()
 
 

@@ -75,7 +75,8 @@ def child(mode: str, steps: int) -> None:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    network = build(ModelConfig(hidden=(HIDDEN,), train_decay=True), NOTES, NOTES, "each")
+    model = ModelConfig(hidden=(HIDDEN,), g="leaky_relu", train_decay=True)
+    network = build(model, NOTES, NOTES, "each")
     sequence("bptt", network, 20)
     before = measure.peak_bytes()
     start, used = time.perf_counter(), time.process_time()

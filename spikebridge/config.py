@@ -225,7 +225,7 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
     data = default_data(kind) if data is None else data
     name, recurrent = split_variant(unit)
     found: dict[str, Any] = {}
-    rows = [(data, ""), ("", unit), (data, unit)]
+    rows = [("", ""), (data, ""), ("", unit), (data, unit)]
     if "level" in settings:
         finer = f"{data} {settings['level']}"
         rows += [(finer, ""), (finer, unit)]

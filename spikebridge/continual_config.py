@@ -109,7 +109,7 @@ def _images() -> DigitsConfig:
 
 
 def _network() -> ModelConfig:
-    return ModelConfig(unit="relu", hidden=(256, 256))
+    return ModelConfig(unit="relu", hidden=(256, 256), g="leaky_relu")
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,10 @@ LARGEST = 3.4e38  # in float32, rounded down
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network: a stack of layers of one unit, then a linear readout."""
+    """The network: a stack of layers of one unit, then a linear readout.
+
+    The defaults of the neurons are those of `make_unit`, `SNU` and `SoftSNU` too.
+    """
 
     unit: UnitName = "snu"
     """The neuron model: snu (spiking), softsnu (the same with a sigmoid output), li-snu (lateral
@@ -107,7 +110,7 @@ class ModelConfig:
     recurrent: bool = False
     """Whether each layer's outputs feed back to it at the next step; rnn, gru, lstm always do,
     relu and tanh never."""
-    g: Literal["identity", "relu", "leaky_relu", "elu"] = "leaky_relu"
+    g: Literal["identity", "relu", "leaky_relu", "elu"] = "identity"
     """Nonlinearity inside the membrane loop, s = g(drive + decay * kept state); not used by rnn,
     gru, lstm, relu and tanh, like all settings of the membrane below.  Binary units have
     identity."""

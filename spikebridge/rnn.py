@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from spikebridge.fresh import Fresh
 from spikebridge.layers import Dropout, Layer, leaf
+from spikebridge.model_config import ModelConfig
 from spikebridge.scan import Backend
 from spikebridge.synapses import Dense
 from spikebridge.units import State, make_unit, state_dtype, whole
@@ -105,7 +106,7 @@ class _Recurrent(Fresh):
         bidirectional: bool = False,
         *,
         proj_size: int = 0,
-        recurrent: bool = False,
+        recurrent: bool = ModelConfig.recurrent,
         backend: Backend = "auto",
         recompute: int = 0,
         device: torch.device | str | None = None,

@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from spikebridge.fresh import Fresh, redraw
 from spikebridge.gradients import Surrogate
+from spikebridge.model_config import ModelConfig
 
 __all__ = [
     "KINDS",
@@ -107,9 +108,9 @@ class Rule:
     """
 
     surrogate: Surrogate | None = field(default_factory=Surrogate)
-    g: str = "identity"
-    slope: float = 0.1
-    reset: str = "gate"
+    g: str = ModelConfig.g
+    slope: float = ModelConfig.g_slope
+    reset: str = ModelConfig.reset
     amount: float = 1.0
 
     def __post_init__(self) -> None:
@@ -199,10 +200,10 @@ class Unit(Fresh):
         size: int,
         rule: Rule,
         *,
-        decay: float | Tensor = 0.8,
-        train_decay: bool = False,
+        decay: float | Tensor = ModelConfig.decay,
+        train_decay: bool = ModelConfig.train_decay,
         per_unit: bool = False,
-        threshold: float = 1.0,
+        threshold: float = ModelConfig.threshold,
         bias: bool = True,
         memoryless: bool = False,
         device: torch.device | str | None = None,
@@ -422,9 +423,9 @@ def make_unit(
     size: int,
     *,
     surrogate: Surrogate | str | None = None,
-    g: str = "identity",
-    slope: float = 0.1,
-    reset: str = "gate",
+    g: str = ModelConfig.g,
+    slope: float = ModelConfig.g_slope,
+    reset: str = ModelConfig.reset,
     amount: float = 1.0,
     **params: Any,
 ) -> Unit:
@@ -470,9 +471,9 @@ def _binary(kind: str, size: int, fire: Surrogate, params: dict[str, Any]) -> SN
     amount = 1.0 if memoryless else threshold
     # Of each: what may be said, the unit's own value last; the others are defaults of `make_unit`.
     fixed: dict[str, tuple[Any, ...]] = {
-        "g": ("identity",),
-        "slope": (0.1,),
-        "reset": ("gate", BINARY_RESETS[kind]),
+        "g": (ModelConfig.g, "identity"),
+        "slope": (ModelConfig.g_slope,),
+        "reset": (ModelConfig.reset, BINARY_RESETS[kind]),
         "amount": (1.0, amount),
         "decay": (0.0 if memoryless else 1.0,),
         "train_decay": (False,),

@@ -30,6 +30,7 @@ from spikebridge.config import (
     to_dict,
     variant_of,
 )
+from spikebridge.continual_config import ContinualConfig, for_unit
 from spikebridge.model_config import BINARY, PLAIN, UNITS, VARIANTS, ModelConfig
 from spikebridge.records import ConfigError
 from spikebridge.task_configs import (
@@ -322,7 +323,27 @@ def test_the_rows_of_the_preset_table_name_what_exists() -> None:
         data = data.removesuffix(" char")
         assert any(data in names for names in known) or data == ""
         assert variant in ("", *VARIANTS)
-        assert data or variant
+        assert data or variant or set(PRESETS["", ""]) == {"g"}
+
+
+def test_presets_do_not_lean_on_the_default_nonlinearity() -> None:
+    """What was tuned and published keeps what it was made with, whatever the default is."""
+    assert PRESETS["", ""] == {"g": "leaky_relu"}
+    for task, variant, data, g in [
+        ("digits", "snu", "digits8x8", "leaky_relu"),
+        ("digits", "softsnu", "digits8x8", "identity"),
+        ("digits", "snu", "mnist", "identity"),
+        ("digits", "relu", "mnist", "leaky_relu"),
+        ("digits", "binary-di", "mnist", "leaky_relu"),
+        ("events", "snu", "nmnist", "leaky_relu"),
+        ("npz", "softsnu", "npz", "leaky_relu"),
+        ("forecast", "snu", "csv", "identity"),
+        ("music", "snu", "jsb", "identity"),
+        ("music", "recurrent-softsnu", "jsb", "leaky_relu"),
+        ("text", "softsnu", "ptb", "identity"),
+    ]:
+        assert preset(task, variant, data).model.g == g, (task, variant, data)
+    assert ContinualConfig().model.g == for_unit("snu").model.g == "leaky_relu"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

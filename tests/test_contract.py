@@ -390,6 +390,33 @@ def test_recipes_by_name_leave_thresholds_alone(recipe: str) -> None:
     )
 
 
+# Defaults, and the example of the README.
+
+
+@pytest.mark.parametrize("kind", ["snu", "softsnu"])
+def test_python_and_the_settings_have_the_same_defaults(kind: str) -> None:
+    by_settings = build(ModelConfig(unit=kind, hidden=(H, H)), F, 3, "mean").layers
+    by_hand = {"snu": SNU, "softsnu": SoftSNU}[kind](F, H, 2).layers
+    for one, other in zip(by_settings, by_hand, strict=True):
+        assert one.unit.rule == other.unit.rule == make_unit(kind, H).rule
+        assert torch.equal(one.unit.decay, other.unit.decay)
+        assert torch.equal(one.unit.threshold, other.unit.threshold)
+        assert one.unit.train_decay == other.unit.train_decay
+        assert (one.recurrent is None) == (other.recurrent is None)
+        assert one.array.gain == other.array.gain
+
+
+def test_the_example_of_the_swap_runs() -> None:
+    path = Path(__file__).parents[1] / "examples" / "digits_by_rows.py"
+    command = [sys.executable, str(path), "--seeds", "1", "--epochs", "1"]
+    command += ["--layers", "LSTM", "SNU, recurrent=True", "--validate"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["LSTM", "SNU, recurrent=True"]
+    assert all(float(line[24:].split()[0]) > 30 for line in lines)
+
+
 # Without numbers: the meta device, FakeTensorMode.
 
 
