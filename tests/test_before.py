@@ -19,7 +19,9 @@ from spikebridge.scan import loop
 from spikebridge.units import State, make_unit
 
 BEFORE = Path(__file__).parent / "data" / "before"
-MODEL = ModelConfig(unit="snu", hidden=(6, 5), threshold=0.7, recurrent=True, train_decay=True)
+MODEL = ModelConfig(
+    unit="snu", hidden=(6, 5), threshold=0.7, recurrent=True, train_decay=True, g="leaky_relu"
+)
 
 
 @pytest.fixture(scope="module")

@@ -275,7 +275,7 @@ def test_the_surrogate_decides_the_gradient_and_not_the_spikes(formula: str) -> 
         ({"threshold": float("inf")}, ValueError, "threshold must be finite"),
         ({"g": "tanh"}, ValueError, "not known; choose one of"),
         ({"reset": "hard"}, ValueError, "not known; choose one of"),
-        ({"surrogate": "triangle"}, TypeError, r"Surrogate, got 'triangle'; give, for example"),
+        ({"surrogate": 0.5}, TypeError, r"Surrogate, got 0.5; give, for example"),
         ({"kind": "softsnu", "surrogate": Surrogate()}, ValueError, "has no surrogate"),
         ({"kind": "li-snu", "reset": "subtract"}, ValueError, "by lateral inhibition"),
         ({"kind": "binary-di", "g": "relu"}, ValueError, "binary-di has g=identity, got g=relu"),
