@@ -730,36 +730,40 @@ def cut_off(device: RemoteDevice) -> None:
 
 def test_a_second_ctrl_c_ends_a_bench_that_is_at_work(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
+    code = (
+        "import signal, sys; from spikebridge.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells may set it off
+        "sys.exit(main())"
+    )
     words = ["bench", "serve", "--port", "0", "--device", "slow:make"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spikebridge", *words],
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        address = process.stdout.readline().strip()
-        with RemoteDevice(address, timeout_s=20.0, retry_s=0.0) as device:
-            caller = threading.Thread(target=cut_off, args=(device,))
-            caller.start()
-            while device._open is None:
-                time.sleep(0.01)
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-            told = ""
-            while "Ctrl-C again stops at once" not in told:
-                told = process.stderr.readline()
-            process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=30)
-            caller.join(30)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert told.strip() == "stopped; the command under way may be half done"
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            address = process.stdout.readline().strip()
+            assert address, process.stderr.read()
+            with RemoteDevice(address, timeout_s=20.0, retry_s=0.0) as device:
+                caller = threading.Thread(target=cut_off, args=(device,))
+                caller.start()
+                while device._open is None:
+                    time.sleep(0.01)
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+                told = ""
+                while "Ctrl-C again stops at once" not in told:
+                    told = process.stderr.readline()
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=30) == 130
+                assert process.stderr.read() == "stopped; the command under way may be half done\n"
+                caller.join(30)
+        finally:
+            process.kill()
 
 
 def test_a_shape_beyond_messages_or_memory_is_refused_before_it_is_made(
