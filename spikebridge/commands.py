@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from spikebridge.config import Config, flatten, variant_of
 from spikebridge.forgetting_entries import FORGETTING, ForgettingEntry
 from spikebridge.memory_config import MemoryConfig
 from spikebridge.metrics import METRICS
-from spikebridge.records import UsageError
-from spikebridge.report.text import plural
+from spikebridge.quantities import in_words, plural
+from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import FOLDER, Result
 from spikebridge.verdict import verdict
 
@@ -70,6 +70,8 @@ def _trained(config: Config, out: Path, resume: bool, overwrite: bool) -> Result
         rundir.earlier(out, config, resume)  # what is wrong is said before torch is loaded
     from spikebridge import experiment
 
+    if reason := experiment.looped_by(config.model):
+        say(f"{config.model.unit} runs in the Python loop, which is slower: {reason}")
     name = f"{variant_of(config.model)}-{config.train.seed}"
     with progress.display() as display:
         return experiment.run(
@@ -94,8 +96,8 @@ def compare(
     say(_shared_settings([run.config for run in planned]))
     kept = 0 if overwrite else sum(run.complete for run in planned)
     tell_of_kernels(jobs)
-    say(f"{len(planned)} runs in {out}" + (f", {kept} of them complete" if kept else ""))
-    with progress.display() as display:
+    say(f"{plural(len(planned), 'run')} in {out}" + (f", {kept} of them complete" if kept else ""))
+    with progress.display(whole=ahead(planned, jobs, overwrite)) as display:
         content = comparison.compare(
             planned, out, jobs=jobs, overwrite=overwrite, page=page, progress=display
         )
@@ -146,8 +148,11 @@ def _made_again(
     planned = comparison.plan(contenders, range(count), out, jobs=jobs)
     kept = 0 if overwrite else sum(run.complete for run in planned)
     takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
-    say(f"{len(planned)} runs in {out}{takes}" + (f"; {kept} are complete" if kept else ""))
-    with progress.display() as display:
+    say(
+        f"{plural(len(planned), 'run')} in {out}{takes}"
+        + (f"; {kept} are complete" if kept else "")
+    )
+    with progress.display(whole=ahead(planned, jobs, overwrite)) as display:
         content = comparison.compare(
             planned,
             out,
@@ -180,6 +185,51 @@ def _on_hardware(entry: catalog.Entry, run: comparison.Planned, quick: bool) -> 
         deployment.deploy(run.directory, plan)
 
 
+def ahead(
+    planned: Sequence[comparison.Planned], jobs: int, overwrite: bool
+) -> progress.Whole | None:
+    """What is to be done of some runs, told with the time that it will take, by a few batches.
+
+    None where nothing is to be done.  Raises UsageError where the data are missing.
+    """
+    todo = [run for run in planned if overwrite or not run.complete]
+    if not todo:
+        return None
+    kinds = {run.contender.name: run.config for run in todo}
+    epochs = {run.name: run.config.train.epochs for run in todo}
+    alike = {run.name: run.contender.name for run in todo}
+    guesses = _rehearsed(kinds)
+    whole = progress.Whole(epochs, alike, guesses, min(jobs, len(todo)))
+    left = whole.seconds_left()
+    takes = "" if left is None else f", about {in_words(float(f'{left:.2g}'))} in all"
+    several = sorted({config.train.epochs for config in kinds.values()})
+    shown = " to ".join(map(str, dict.fromkeys((several[0], several[-1]))))
+    say(
+        f"{plural(len(todo), 'training')} of {shown} "
+        f"{'epoch' if several[-1] == 1 else 'epochs'}{takes}, by a few batches of each"
+    )
+    return whole
+
+
+def _rehearsed(kinds: Mapping[str, Config]) -> dict[str, float]:
+    """Seconds of an epoch of each kind of run; which ones run in the Python loop is told."""
+    from spikebridge import experiment, tasks
+
+    loaded: dict[Any, Any] = {}
+    found = {}
+    for name, config in kinds.items():
+        if config.task not in loaded:
+            loaded = {config.task: tasks.load(config.task)}  # one at a time: they may be large
+        try:
+            rehearsal = experiment.rehearse(config, loaded[config.task])
+        except RunError:  # the run itself says so
+            continue
+        found[name] = rehearsal.epoch_s
+        if rehearsal.loop is not None:
+            say(f"{name} runs in the Python loop, which is slower: {rehearsal.loop}")
+    return found
+
+
 def _tell_of_trial(row: str, settings: dict[str, Any], seed: int, valid: float | None) -> None:
     told = "failed" if valid is None else f"valid {valid:.5g}"
     say(f"{row}  {_settings(settings).strip()}  seed {seed}  {told}")
@@ -202,16 +252,23 @@ def search(
 
     out = out or rundir.shared_folder("search", configs)
     found = {}
+    told_of = progress.Trials(trials * len(configs))
+    say(f"{plural(len(configs), 'unit')} x {plural(trials, 'trial')} in {out}")
     with rundir.owning(out, "search", make=True):
-        for config in configs:
+        for place, config in enumerate(configs):
             unit = variant_of(config.model)
 
             def tell(
-                number: int, value: float | None, chosen: dict[str, Any], unit: str = unit
+                number: int,
+                value: float | None,
+                chosen: dict[str, Any],
+                unit: str = unit,
+                before: int = place * trials,
             ) -> None:
                 told = "failed" if value is None else f"valid {value:.5g}"
                 shown = _settings(chosen).strip() or THE_PRESET
-                say(f"{unit}  trial {number}/{trials}  {told}  {shown}")
+                left = told_of.left(before + number)
+                say(f"{unit}  trial {number}/{trials}  {told}  {shown}  {left}")
 
             found[unit] = searching.search_from(
                 config, out, trials=trials, fixed=fixed, folds=folds, tell=tell
@@ -329,7 +386,6 @@ def predict(run: Path, data: Path | None, out: Path | None, *, split: str, as_js
 def program(runs: Sequence[Path], plan: Any, *, page: bool, as_json: bool) -> None:
     """Program networks into memory cells and tell how they do over time."""
     from spikebridge import deployment
-    from spikebridge.quantities import in_words
 
     if not runs:
         raise UsageError("no run is named; give the folder of a finished run")
@@ -354,7 +410,7 @@ def program(runs: Sequence[Path], plan: Any, *, page: bool, as_json: bool) -> No
 
 def _programmed(content: dict[str, Any]) -> list[str]:
     """The table of memory.json."""
-    from spikebridge.quantities import in_si, in_words
+    from spikebridge.quantities import in_si
 
     metric = METRICS[content["metric"]]
     lines = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikebridge import comparison, progress, rundir
-from spikebridge.commands import page_of, say, show, tell_of_kernels
+from spikebridge.commands import ahead, page_of, say, show, tell_of_kernels
 from spikebridge.model_config import BASELINES
 from spikebridge.records import RunError, SpikebridgeError
 from spikebridge.report import compiled
@@ -43,14 +43,17 @@ def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
         say(f"The demo in {out} is complete already; --overwrite starts it anew.")
     else:
         tell_of_kernels(jobs)
-        say(f"{len(planned)} runs on 1,797 handwritten digits, in {out}; about two minutes.")
+        say(f"{len(planned)} runs on 1,797 handwritten digits, in {out}.")
     first = first_on_chip(planned)
 
     def finish(run: Planned) -> None:
         in_memory(run)
         on_chip(run, rtl=run is first)
 
-    with rundir.owning(out, "demo", make=True), progress.display() as display:
+    with (
+        rundir.owning(out, "demo", make=True),
+        progress.display(whole=ahead(planned, jobs, overwrite)) as display,
+    ):
         content = comparison.compare(
             planned, out, jobs=jobs, overwrite=overwrite, progress=display, finish=finish
         )

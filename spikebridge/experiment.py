@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +32,14 @@ from spikebridge import (
 )
 from spikebridge.averaging import Average
 from spikebridge.config import Config, data_name, title_of, to_dict
+from spikebridge.kernels import ops
 from spikebridge.memory.crossbar import from_crossbar
 from spikebridge.memory.training import begin, in_memory
+from spikebridge.model_config import BASELINES, PLAIN, ModelConfig
 from spikebridge.optimisation import best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.records import RunError, UsageError
 from spikebridge.rundir import Result
+from spikebridge.scan import unsupported
 from spikebridge.seeding import generator, seed_of
 from spikebridge.synapses import noisy_weights, plain_weights
 from spikebridge.task_configs import OwnConfig
@@ -43,7 +47,12 @@ from spikebridge.tasks.base import Task, known_again
 from spikebridge.teaching import Teacher
 from spikebridge.watching import Progress, Silent, board, tell_board
 
-__all__ = ["Progress", "Result", "Silent", "run"]
+__all__ = ["Progress", "Rehearsal", "Result", "Silent", "rehearse", "run"]
+
+REHEARSED = 4
+"""Batches by which the time of an epoch is told."""
+FORWARD_SHARE = 0.4
+"""Of the time that a sample takes in training, what it takes in validation, roughly."""
 
 
 def run(
@@ -121,6 +130,37 @@ def validate(
         begun.keeps_model = False
         begun.train_all()
         return begun.state.history
+
+
+class Rehearsal(NamedTuple):
+    """What a few batches say of a run that is to come."""
+
+    epoch_s: float
+    """Seconds of an epoch with its validation, roughly."""
+    loop: str | None
+    """Why units run in the Python loop although there are kernels; None where none does."""
+
+
+def rehearse(config: Config, task: Task, *, limit_s: float = 2.0) -> Rehearsal:
+    """Train on a few batches, which leaves nothing behind.
+
+    Args:
+        config: of the run.
+        task: of config.task, loaded.
+        limit_s: no batch is begun after so many seconds.
+
+    Raises as `run`.
+    """
+    with limited_threads(config.train.threads), torch.random.fork_rng(devices=[]):
+        begun = _Run(config, Path(), Silent(), task)
+        return Rehearsal(begun.seconds_of_epoch(limit_s), looped_by(config.model))
+
+
+def looped_by(model: ModelConfig) -> str | None:
+    """Why a model's units run in the Python loop although there are kernels, or None."""
+    if model.unit in (*BASELINES, *PLAIN) or ops.missing("native") is not None:
+        return None
+    return unsupported(network.unit_of(model, 1), torch.zeros(1, 1, 1))
 
 
 @contextmanager
@@ -307,6 +347,24 @@ class _Run:
         if best:
             self._write_model()
         return record
+
+    def seconds_of_epoch(self, limit_s: float) -> float:
+        """Roughly, from the first batches; the first of them may have to warm up."""
+        self.network.train()
+        seconds, state, began = [], None, time.perf_counter()
+        for batch in self.task.batches("train", self.train.batch_size, self.data):
+            started = time.perf_counter()
+            self.optimizer.zero_grad(set_to_none=True)
+            _, after = self.teacher.gradients(batch, state, self.data)
+            state = detached(after) if self.task.carries_state else None
+            if math.isfinite(self._clip().item()):
+                self.optimizer.step()
+            seconds.append(time.perf_counter() - started)
+            if len(seconds) == REHEARSED or time.perf_counter() - began > limit_s:
+                break
+        each = statistics.fmean(seconds[1:] or seconds)
+        judged = FORWARD_SHARE * self.task.size("valid") / self.task.size("train")
+        return each * self.batches * (1 + judged)
 
     def _write_model(self) -> None:
         """Write the network that was best so far, so that one that is cut off can be used."""

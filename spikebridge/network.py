@@ -208,7 +208,7 @@ def build(
         if model.unit in PLAIN:
             layers.append(Plain(make_array(model.unit), model.unit))
             continue
-        unit = _unit(model, size)
+        unit = unit_of(model, size)
         array = make_array(unit)
         recurrent = model.recurrent and number >= len(model.channels)
         layer = Layer(
@@ -321,7 +321,8 @@ def _drive_bias(model: ModelConfig) -> bool:
     return (model.drive_bias or model.unit == "binary-ci") and not model.centre
 
 
-def _unit(model: ModelConfig, size: int) -> Unit:
+def unit_of(model: ModelConfig, size: int) -> Unit:
+    """The hidden units of a description."""
     surrogate = Surrogate(model.surrogate, model.surrogate_width, model.surrogate_height)
     if model.unit in BINARY:
         return make_unit(model.unit, size, surrogate=surrogate, threshold=model.threshold)
