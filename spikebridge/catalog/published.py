@@ -337,11 +337,7 @@ PUBLISHED: tuple[Entry, ...] = (
         rows=(
             Row(
                 "recurrent-softsnu",
-                {
-                    "ema": 0.995,
-                    "decay_to": 0.98,
-                    "g": "identity",
-                },
+                {"decay": 0.3, "decay_to": 0.98, "g": "identity"},
                 name="softsnu",
                 label="recurrent soft SNU, 2 x 200",
             ),
@@ -351,6 +347,8 @@ PUBLISHED: tuple[Entry, ...] = (
             "hidden": (200, 200),
             "read_all": True,
             "epochs": 60,
+            "batch_size": 8,
+            "ema": 0.995,
             "dropout": 0.3,
             "dropout_in": 0.1,
         },
