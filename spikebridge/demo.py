@@ -6,6 +6,9 @@ against the integer model, bit for bit, where a simulator is installed.
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +62,28 @@ def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
         )
     show(content, out, True, as_json)
     end(content, out, as_json)
+    say("\n".join(what_next(out)))
+
+
+def what_next(out: Path) -> list[str]:
+    """Commands to go on with; first the one that brings the command into the shell."""
+    scripts = Path(sys.executable).parent
+    found = shutil.which("spikebridge")
+    commands = [
+        "spikebridge train digits --unit softsnu    # one network of your own; --help has the rest",
+        f"spikebridge program {shlex.quote(str(out / 'snu-0'))} --device pcm    # on memory cells",
+        "spikebridge train npz --data-dir D         # your sequences: D/train.npz, D/test.npz",
+    ]
+    if (found is None or Path(found).parent != scripts) and (scripts / "activate").exists():
+        commands.insert(0, f"source {shlex.quote(_short(scripts / 'activate'))}")
+    return ["next:", *(f"  {line}" for line in commands)]
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def first_on_chip(planned: Sequence[Planned]) -> Planned | None:

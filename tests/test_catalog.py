@@ -310,7 +310,7 @@ def test_a_search_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
     assert spikebridge(f"{line} {tmp_path / 'out'}") == 2
     assert not (tmp_path / "out" / "snu").exists()
     mine = tmp_path / "out" / "snu" / "mine.txt"
-    mine.parent.mkdir()
+    mine.parent.mkdir(parents=True)
     mine.write_text("kept")
     assert spikebridge(f"{line} {tmp_path / 'out'}") == 2
     assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]

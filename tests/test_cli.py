@@ -552,3 +552,20 @@ def test_a_unit_is_named_with_its_recurrence(form: str) -> None:
     assert parsed("train music --recurrent --hidden 9 --unit softsnu") == expected
     one = cli.parse(shlex.split(f"continual {form}"))
     assert (one.model.unit, one.model.recurrent) == ("softsnu", True)
+
+
+def test_the_demo_says_what_to_do_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bin_ = tmp_path / ".venv" / "bin"
+    bin_.mkdir(parents=True)
+    for name in ("activate", "python", "spikebridge"):
+        (bin_ / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(bin_ / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    said = demo.what_next(Path("runs/demo"))
+    assert said[:2] == ["next:", "  source .venv/bin/activate"]
+    for line in said[2:]:
+        words = shlex.split(line.partition("  #")[0])
+        assert words[0] == "spikebridge"
+        cli.parse(words[1:])
+    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin")  # it is active already
+    assert not any("activate" in line for line in demo.what_next(Path("runs/demo")))

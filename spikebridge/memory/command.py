@@ -25,7 +25,10 @@ TOKEN = "SPIKEBRIDGE_BENCH_TOKEN"
 
 @dataclass(frozen=True)
 class Bench:
-    """Serve a device to other machines: a chip, an instrument or a simulation, until Ctrl-C."""
+    """Serve a device to other machines: a chip, an instrument or a simulation, until Ctrl-C.
+
+    Needs grpcio: pip install 'spikebridge[remote]'.
+    """
 
     what: tyro.conf.Positional[Literal["serve"]]
     """What is to be done."""
