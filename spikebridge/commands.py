@@ -366,6 +366,7 @@ def predict(run: Path, data: Path | None, out: Path | None, *, split: str, as_js
 
     if out is not None:
         prediction.check_format(out)
+        prediction.refuse_reading(run, data, out)
     found = prediction.predict(run, data, split=split)
     written = out or run / rundir.PREDICTIONS[bool(found.names)]
     with nullcontext() if out else rundir.owning(run, "predict"):

@@ -146,6 +146,18 @@ def predict(run: str | Path, data: str | Path | None = None, *, split: str = "te
     )
 
 
+def refuse_reading(run: Path, data: Path | None, out: Path) -> None:
+    """Raise UsageError where predictions would be written over the data that are read for them."""
+    task = rundir.read_config(run).task
+    own = [getattr(task, name, "") for name in ("file", "data_dir")]
+    for place in [data] if data is not None else [Path(name) for name in own if name]:
+        read = place.expanduser().resolve()
+        if out.exists() and read in (out.resolve(), out.resolve().parent):
+            raise UsageError(
+                f"out={out}: it is among the data that are read; give another file with --out"
+            )
+
+
 def check_format(path: Path) -> None:
     """Raise UsageError unless predictions can be written to a file of this name."""
     if path.suffix not in FORMATS:

@@ -308,7 +308,7 @@ def test_the_space_of_a_text_holds_its_preset(level: str) -> None:
 def test_a_search_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
     line = f"search text --units snu --trials 1 --data-dir {tmp_path / 'none'} --out"
     assert spikebridge(f"{line} {tmp_path / 'out'}") == 2
-    assert not (tmp_path / "out" / "snu").exists()
+    assert not (tmp_path / "out").exists()
     mine = tmp_path / "out" / "snu" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("kept")

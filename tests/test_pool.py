@@ -200,3 +200,44 @@ def test_the_host_programs_own_processes_are_left_alone() -> None:
     finally:
         own.kill()
         own.join()
+
+
+STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+from spikebridge import pool
+from spikebridge.records import Terminated, terminated
+from spikebridge.storage import owning
+
+def work(folder):
+    with owning(Path(folder), "train", make=True):
+        Path(folder, str(os.getpid())).touch()
+        time.sleep(100)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        list(pool.results(work, [(name, f"{sys.argv[1]}/{name}") for name in "ab"], 2))
+    except Terminated:
+        sys.exit(143)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(),
+    reason="which processes live is read from /proc, which this system lacks",
+)
+def test_sigterm_ends_the_working_processes_which_let_their_folders_go(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(STOPPED)
+    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)]
+    with subprocess.Popen(command) as parent:
+        for _ in range(600):
+            pids = [int(path.name) for path in tmp_path.glob("[ab]/[0-9]*")]
+            if len(pids) == 2:
+                break
+            time.sleep(0.1)
+        assert len(list(tmp_path.glob("*/.lock"))) == 2
+        parent.terminate()
+    assert parent.returncode == 143
+    assert not any(map(alive, pids))
+    assert not list(tmp_path.glob("*/.lock"))

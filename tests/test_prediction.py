@@ -166,6 +166,8 @@ def test_a_run_that_was_cut_off_predicts_too() -> None:
         ("nowhere", "nowhere: there is no complete run in it"),
         ("run --out p.txt", "p.txt: predictions are written as .npz or .csv"),
         ("run --data-dir nowhere.npz", "nowhere.npz"),
+        ("run --data-dir narrow.npz --out ./narrow.npz", "it is among the data that are read"),
+        ("run --out mine/test.npz", "it is among the data that are read"),
         ("run --data-dir a --file b", "--data-dir and --file name the same thing"),
         ("run --data-dir narrow.npz", "x (n, T, 3) and y of one class, as in training; found x"),
         ("run --data-dir narrow.npz --split valid", "other data are all tested"),
