@@ -16,6 +16,7 @@ from typing import Any
 
 from spikebridge import rundir
 from spikebridge.records import UsageError
+from spikebridge.trials import TUNING
 
 VERSIONS = ("spikebridge", "python", "torch", "numpy")
 MACHINE = ("cpu", "cores", "threads", "kernels", "system", "machine")
@@ -88,6 +89,12 @@ def _of(content: dict[str, Any]) -> list[str]:
     return missing
 
 
+def _tuning(kept: dict[str, Any]) -> dict[str, Any]:
+    """What was tried and chosen; what a trial shares with its row stands in the row's settings."""
+    trials = [{k: v for k, v in one.items() if k != "config"} for one in kept["trials"]]
+    return {"trials": trials, "chosen": kept["chosen"]}
+
+
 def write(name: str, content: dict[str, Any], out: Path, folder: Path) -> list[Path]:
     """Write NAME.json, its table and its pictures to a folder; the files.
 
@@ -105,6 +112,8 @@ def write(name: str, content: dict[str, Any], out: Path, folder: Path) -> list[P
             f"{out}: as a record it lacks {', '.join(missing)}; make all its runs again with "
             "--overwrite, from a source tree without uncommitted changes"
         )
+    if "tuning" not in content and (out / TUNING).exists():
+        content |= {"tuning": _tuning(rundir.read_json(out / TUNING, "remove it to tune anew"))}
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json"]
     rundir.write_json(written[0], content)

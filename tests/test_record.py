@@ -13,6 +13,7 @@ import pytest
 from spikebridge import record, rundir
 from spikebridge.contrasts import corrected
 from spikebridge.records import UsageError
+from spikebridge.trials import TUNING
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -76,10 +77,15 @@ def test_what_is_not_whole_is_refused(changed: dict, lack: str, tmp_path: Path) 
 def test_a_record_holds_the_command_and_the_files_of_its_table(tmp_path: Path) -> None:
     (tmp_path / "table.md").write_text("a table")
     (tmp_path / "plot.png").write_bytes(b"a picture")
+    trial = {"row": "a", "settings": {"lr": 0.1}, "seed": 1000, "valid": 0.5}
+    rundir.write_json(
+        tmp_path / TUNING, {"trials": [trial | {"config": {}}], "chosen": {"a": {"lr": 0.1}}}
+    )
     written = record.write("jsb", content(), tmp_path, tmp_path / "to")
     assert [path.name for path in written] == ["jsb.json", "jsb.md", "jsb.png"]
     kept = json.loads(written[0].read_text())
-    assert kept == {"command": "spikebridge reproduce jsb"} | content()
+    tuning = {"trials": [trial], "chosen": {"a": {"lr": 0.1}}}
+    assert kept == {"command": "spikebridge reproduce jsb"} | content() | {"tuning": tuning}
     assert record.lacks(kept) == []
     assert [path.read_bytes() for path in written[1:]] == [b"a table", b"a picture"]
 
