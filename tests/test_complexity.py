@@ -317,7 +317,7 @@ def one_by_one(network: Network, samples: list[Tensor]) -> Complexity:
         for layer, trace in zip(network.layers, seen.layers, strict=True):
             y = trace.y[:, 0]
             if isinstance(layer, Baseline):
-                kind = {nn.RNN: "rnn", nn.GRU: "gru", nn.LSTM: "lstm"}[type(layer.core)]
+                kind = {"RNN_TANH": "rnn", "GRU": "gru", "LSTM": "lstm"}[layer.core.mode]
                 found.append(count_cells(kind, layer.core, x))
             else:
                 array = getattr(layer.array, "array", layer.array)
