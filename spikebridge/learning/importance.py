@@ -133,8 +133,12 @@ class Source:
         chain = chain[self.name]
         steps, value = list(chain), None
         for k in reversed(range(len(steps))):
-            if getattr(steps[k], "held", None) is not None:
-                steps, value = steps[k + 1 :], steps[k].held
+            if hasattr(steps[k], "held"):
+                value = steps[k].held
+                if value is None:  # a state was loaded: the original is what was read last
+                    originals = [p for _, p in chain.named_parameters(recurse=False)]
+                    value = _carried(chain, steps[:k], None) if k else originals[0].detach()
+                steps = steps[k + 1 :]
                 break
         return _carried(chain, steps, value)
 
