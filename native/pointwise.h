@@ -74,14 +74,17 @@ inline Real slope_h(Real x, Real y, Real width, Real inverse, Real height) {
 // The numbers of a rule in the type of the state.
 template <typename Real>
 struct Constants {
-  Real slope, gate, amount, height, width, inverse;
+  Real slope, gate, fixed, height, width, inverse;
+  Real trained;  // 1 where the amount is the threshold, else 0: a bool would not be vectorised
   explicit Constants(const Rule& rule)
       : slope(Real(rule.slope)),
         gate(rule.gate ? Real(1) : Real(0)),
-        amount(Real(rule.amount)),
+        fixed(Real(rule.amount)),
         height(Real(rule.height)),
         width(Real(rule.width)),
-        inverse(Real(1) / Real(rule.width)) {}
+        inverse(Real(1) / Real(rule.width)),
+        trained(rule.amount < 0 ? Real(1) : Real(0)) {}
+  inline Real amount(Real bias) const { return trained > Real(0) ? -bias : fixed; }
 };
 
 // s and y go from one step to the next; the order of operations is that of the loop.
@@ -89,7 +92,7 @@ template <H h, G g, typename Real>
 inline void step_forward(const Constants<Real>& c, Real drive, Real decay, Real bias, Real& s,
                          Real& y) {
   Real kept = decay * (s * (Real(1) - c.gate * y));
-  Real u = (drive + kept) - c.amount * y;
+  Real u = (drive + kept) - c.amount(bias) * y;
   s = apply_g<g>(u, c.slope);
   y = output<h>(s + bias);
 }
@@ -104,11 +107,11 @@ inline Real step_backward(const Constants<Real>& c, Real grad_y, Real s, Real s_
   Real du = (ds + dx) * slope_g<g>(s, c.slope);
   Real keep = Real(1) - c.gate * y_prev;
   Real through = du * decay;
-  d_bias += dx;
+  d_bias += dx + (c.trained > Real(0) ? du * y_prev : Real(0));
   d_decay += du * (s_prev * keep);
   ds = through * keep;
   // The gate goes to the state first: 0 times a product that overflows would be NaN.
-  dy = -(through * (c.gate * s_prev)) - c.amount * du;
+  dy = -(through * (c.gate * s_prev)) - c.amount(bias) * du;
   if constexpr (h == H::sigmoid) out = y_prev;  // the slope of a spike does not read its output
   return du;
 }

@@ -3,6 +3,8 @@
 //     u  = drive + recurrent y_prev + decay * s * (1 - gate * y_prev) - amount * y_prev
 //     s' = g(u),   y' = h(s' + bias)
 //
+// An amount below 0 stands for -bias, the threshold of each neuron, as it is trained.
+//
 // Layout: (T, B, N) with unit stride along N.  Everything but `drive` and `grad_y` is dense.
 // `Io` is the type of drives and outputs, `Real` that of states, parameters and sums.
 #pragma once

@@ -125,8 +125,11 @@ class ModelConfig:
     """Whether the decay is learned (kept inside (0, 1]), starting at --decay, then below 1."""
     reset: Literal["gate", "subtract", "none"] = "gate"
     """What a spike does to the membrane: gate (the kept state is multiplied by 1 - y, as in the SNU
-    paper), subtract (the initial threshold is taken off) or none; not used by binary-di, which has
-    none, and binary-ci, which has subtract."""
+    paper), subtract (the threshold is taken off, see --subtract) or none; not used by binary-di,
+    which has none, and binary-ci, which has subtract."""
+    subtract: Literal["initial", "trained"] = "initial"
+    """Which threshold --reset subtract takes off: the initial one, or the one in force, which is
+    trained; of binary-ci they are the same."""
     surrogate: Literal[
         "tanh_prime", "window", "triangle", "fast_sigmoid", "arctan", "sigmoid_prime"
     ] = "tanh_prime"
@@ -256,6 +259,11 @@ class ModelConfig:
         )
         subtracts = self.unit == "binary-ci" or (
             self.reset == "subtract" and self.unit not in BINARY
+        )
+        require(
+            self.subtract == "initial" or (subtracts and self.unit not in BINARY),
+            f"subtract={self.subtract}: {self.unit} with reset={self.reset} takes no trained "
+            "threshold off; pass --reset subtract, or leave --subtract out",
         )
         require(
             not subtracts or self.threshold >= 0,

@@ -333,7 +333,7 @@ def unit_of(model: ModelConfig, size: int) -> Unit:
         g=model.g,
         slope=model.g_slope,
         reset=model.reset,
-        amount=max(model.threshold, 0.0),
+        subtract=model.subtract,
         decay=_decays(model, size),
         train_decay=model.train_decay,
         per_unit=model.train_decay,

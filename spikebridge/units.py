@@ -2,7 +2,7 @@
 
 All units are members of one recurrence (Woźniak et al. 2020, Eq. of the SNU, extended by the reset)
 
-    u = drive + decay * s * keep(y_prev) - subtract * y_prev
+    u = drive + decay * s * keep(y_prev) - amount * y_prev
     s' = g(u)
     y' = h(s' + b),   b = -threshold
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +52,7 @@ G_FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "elu": lambda u, slope: F.elu(u),
 }
 RESETS = ("gate", "subtract", "none", "lateral")
+SUBTRACTED = ("initial", "trained")
 
 
 class State(NamedTuple):
@@ -91,6 +92,7 @@ class Params(NamedTuple):
 
     decay: Tensor  # in (0, 1]; 0 in memoryless units
     bias: Tensor  # b = -threshold
+    amount: Tensor | None = None  # (N,), what a spike takes off; None is that of the rule
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,21 @@ class Rule:
         surrogate: the spike function; None makes the unit soft (h = logistic function).
         g: "identity", "relu", "leaky_relu" or "elu", applied to the membrane in the loop.
         slope: negative slope of leaky_relu (elu has alpha = 1).
-        reset: "gate" multiplies the old membrane by 1 - y (the SNU paper), "subtract" takes
-            `amount` off for each spike, "none" leaves it, "lateral" multiplies by
+        reset: "gate" multiplies the old membrane by 1 - y (the SNU paper), "subtract" takes the
+            threshold off for each spike, "none" leaves it, "lateral" multiplies by
             1 - max over the layer of y, for each sample by itself (a spike resets all units).
-        amount: what a spike subtracts when reset is "subtract".
+        subtract: which threshold reset="subtract" takes off: "initial", the one that the unit
+            starts with, or "trained", the one in force.  The latter receives the gradient of both
+            that it is compared with and that it is taken off.
+        amount: a number to take off in place of the threshold.
     """
 
     surrogate: Surrogate | None = field(default_factory=Surrogate)
     g: str = ModelConfig.g
     slope: float = ModelConfig.g_slope
     reset: str = ModelConfig.reset
-    amount: float = 1.0
+    amount: float | None = None
+    subtract: str = ModelConfig.subtract
 
     def __post_init__(self) -> None:
         if not isinstance(self.surrogate, Surrogate | None):
@@ -125,25 +131,42 @@ class Rule:
             raise ValueError(f"reset={self.reset!r} is not known; choose one of {list(RESETS)}")
         for name in ("slope", "amount"):
             value = getattr(self, name)
-            if not 0 <= value <= torch.finfo(torch.float32).max:
+            if value is not None and not 0 <= value <= torch.finfo(torch.float32).max:
                 raise ValueError(
                     f"{name} must be finite and not negative, within float32, got {value}"
                 )
+        if self.subtract not in SUBTRACTED:
+            raise ValueError(
+                f"subtract={self.subtract!r} is not known; choose one of {list(SUBTRACTED)}"
+            )
+        if self.subtract == "trained" and (self.reset != "subtract" or self.amount is not None):
+            raise ValueError(
+                f'subtract="trained" takes the threshold off, got reset={self.reset!r}, '
+                f'amount={self.amount}; use reset="subtract" and leave amount out'
+            )
+
+    @property
+    def trained(self) -> bool:
+        """Whether a spike takes off the threshold in force."""
+        return self.subtract == "trained"
 
     def fire(self, x: Tensor) -> Tensor:
         """h of x = s + b."""
         return torch.sigmoid(x) if self.surrogate is None else self.surrogate(x)
 
 
-def membrane(rule: Rule, s: Tensor, y: Tensor, drive: Tensor, decay: Tensor) -> Tensor:
+def membrane(rule: Rule, s: Tensor, y: Tensor, drive: Tensor, params: Params) -> Tensor:
     """The new membrane state g(u), (B, N), of the old one and the last output."""
     if rule.reset == "gate":
         s = s * (1 - y)
     elif rule.reset == "lateral":
         s = s * (1 - y.amax(-1, keepdim=True)) if y.shape[-1] else s
-    u = drive + decay * s
+    u = drive + params.decay * s
     if rule.reset == "subtract":
-        u = u - rule.amount * y
+        amount = rule.amount if params.amount is None else params.amount
+        if amount is None:
+            raise ValueError('reset="subtract" needs an amount; take the rule of a unit, unit.rule')
+        u = u - amount * y
     return G_FUNCTIONS[rule.g](u, rule.slope)
 
 
@@ -154,11 +177,11 @@ def step(rule: Rule, state: State, drive: Tensor, params: Params) -> State:
         rule: the member of the family.
         state: y and s, (B, N).
         drive: (B, N) input current, the recurrent term included.
-        params: decay and bias.
+        params: decay, bias and amount.
 
     Source: Woźniak et al. 2020; the order of operations is that of the authors' toolkit.
     """
-    s = membrane(rule, state.s, state.y, drive, params.decay)
+    s = membrane(rule, state.s, state.y, drive, params)
     return State(rule.fire(s + params.bias), s)
 
 
@@ -180,7 +203,7 @@ class Unit(Fresh):
 
     Args:
         size: N, at least 1.
-        rule: the member of the family.
+        rule: the member of the family; what it takes off is settled here.
         decay: share of the membrane kept per step, in (0, 1]; a number, or a tensor (N,).
         train_decay: make it a parameter.  It is stored as a logit, so training cannot leave (0, 1).
         per_unit: one decay per unit rather than one for the layer (implied by a tensor).
@@ -217,7 +240,7 @@ class Unit(Fresh):
             raise ValueError(
                 f"threshold must be finite in {torch.get_default_dtype()}, got {threshold}"
             )
-        self.size, self.rule = size, rule
+        self.size, self.rule = size, _settled(rule, threshold)
         if memoryless and train_decay:
             raise ValueError("a memoryless unit has no decay to train; leave train_decay out")
         self.train_decay = train_decay
@@ -282,8 +305,9 @@ class Unit(Fresh):
         return _of_logit(self.decay_logit)
 
     def params(self, dtype: torch.dtype) -> Params:
-        """Decay and bias in the dtype of the state."""
-        return Params(self.decay.to(dtype), -self.threshold.to(dtype))
+        """Decay, bias and amount in the dtype of the state."""
+        threshold = self.threshold.to(dtype)
+        return Params(self.decay.to(dtype), -threshold, threshold if self.rule.trained else None)
 
     @property
     def memory(self) -> int:
@@ -313,7 +337,10 @@ class Unit(Fresh):
 
     def extra_repr(self) -> str:
         kind = "spiking" if self.spiking else "soft"
-        return f"{self.size}, {kind}, g={self.rule.g}, reset={self.rule.reset}"
+        text = f"{self.size}, {kind}, g={self.rule.g}, reset={self.rule.reset}"
+        if self.rule.reset != "subtract":
+            return text
+        return f"{text} {'the threshold' if self.rule.trained else self.rule.amount}"
 
 
 class SNUnit(Unit):
@@ -354,9 +381,21 @@ class AdaptiveUnit(Unit):
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         s, a = state.s.split(self.size, dim=-1)
         a = self.rho * a + (1 - self.rho) * state.y
-        s = membrane(self.rule, s, state.y, drive, params.decay)
+        s = membrane(self.rule, s, state.y, drive, params)
         y = self.rule.fire(s + params.bias - self.beta * a)
         return State(y, torch.cat([s, a], dim=-1))
+
+
+def _settled(rule: Rule, threshold: float) -> Rule:
+    """The rule with the number that it takes off; that of a trained threshold changes."""
+    if rule.reset != "subtract" or rule.trained or rule.amount is not None:
+        return rule
+    if threshold < 0:
+        raise ValueError(
+            f'threshold={threshold}: reset="subtract" takes it off, so it must not be negative; '
+            "give another one, or an amount to take off"
+        )
+    return replace(rule, amount=float(threshold))
 
 
 def _of_logit(logit: Tensor) -> Tensor:
@@ -426,7 +465,8 @@ def make_unit(
     g: str = ModelConfig.g,
     slope: float = ModelConfig.g_slope,
     reset: str = ModelConfig.reset,
-    amount: float = 1.0,
+    amount: float | None = None,
+    subtract: str = ModelConfig.subtract,
     **params: Any,
 ) -> Unit:
     """A unit by name: "snu", "softsnu", "li-snu" (lateral inhibition), "adaptive-snu", or binary.
@@ -443,7 +483,7 @@ def make_unit(
         size: N.
         surrogate: spike function, or the name of its formula for width and height 1; None is the
             SNU paper's tanh', for binary units a window of half-width 1 and height 1/2.
-        g, slope, reset, amount: see `Rule`; of binary-ci the amount is its threshold.
+        g, slope, reset, amount, subtract: see `Rule`; binary-ci takes its threshold off.
         params: decay, train_decay, per_unit, threshold, bias, memoryless, see `Unit`; rho and beta
             of adaptive-snu, see `AdaptiveUnit`.
 
@@ -458,10 +498,10 @@ def make_unit(
     if kind == "li-snu" and reset not in ("gate", "lateral"):
         raise ValueError(f"li-snu resets by lateral inhibition, got reset={reset!r}; leave it out")
     if kind in BINARY_RESETS:
-        params |= {"g": g, "slope": slope, "reset": reset, "amount": amount}
+        params |= {"g": g, "slope": slope, "reset": reset, "amount": amount, "subtract": subtract}
         return _binary(kind, size, surrogate or BINARY_SURROGATE, params)
     fire = None if kind == "softsnu" else surrogate or Surrogate()
-    rule = Rule(fire, g, slope, "lateral" if kind == "li-snu" else reset, amount)
+    rule = Rule(fire, g, slope, "lateral" if kind == "li-snu" else reset, amount, subtract)
     unit = AdaptiveUnit if kind == "adaptive-snu" else SNUnit
     return unit(size, rule, **params)
 
@@ -474,7 +514,8 @@ def _binary(kind: str, size: int, fire: Surrogate, params: dict[str, Any]) -> SN
         "g": (ModelConfig.g, "identity"),
         "slope": (ModelConfig.g_slope,),
         "reset": (ModelConfig.reset, BINARY_RESETS[kind]),
-        "amount": (1.0, amount),
+        "amount": (None, amount),
+        "subtract": ("initial",),
         "decay": (0.0 if memoryless else 1.0,),
         "train_decay": (False,),
         "per_unit": (False,),

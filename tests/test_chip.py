@@ -106,7 +106,8 @@ def test_files_give_the_program_back(program: Program, lanes: int) -> None:
 def exact(unit: str, reset: str = "gate", **more: object) -> Network:
     """A network whose numbers all are exact in 5 bits of weight: levels of 1/16."""
     torch.manual_seed(3)
-    kind = {"decay": 0.5, "g": "identity", "reset": reset, **more} if unit == "snu" else {}
+    resets = {"reset": reset} if reset != "trained" else {"reset": "subtract", "subtract": reset}
+    kind = {"decay": 0.5, "g": "identity", **resets, **more} if unit == "snu" else {}
     first = make_unit(unit, 12, **kind)
     second = make_unit(unit, 6, **kind)
     network = Network(
@@ -118,6 +119,8 @@ def exact(unit: str, reset: str = "gate", **more: object) -> Network:
             levels = torch.randint(-15, 16, layer.array.weight.shape).float()
             levels[:, 0] = 15
             layer.array.weight.copy_(levels / 16)
+            if reset == "trained":  # what training has made of them, one below 0
+                layer.unit.threshold.copy_(torch.arange(-1, len(levels) - 1) / 8)
         network.readout.linear.weight.copy_(torch.randint(-15, 16, (3, 6)) / 16)
         network.readout.linear.weight[0, 0] = 15 / 16
         network.readout.linear.bias.copy_(torch.randint(-15, 16, (3,)) / 16)
@@ -129,6 +132,7 @@ def exact(unit: str, reset: str = "gate", **more: object) -> Network:
     [
         ("snu", "gate"),
         ("snu", "subtract"),
+        ("snu", "trained"),
         ("snu", "none"),
         ("binary-di", "gate"),
         ("binary-ci", "gate"),

@@ -163,6 +163,8 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(
         ({"centre": True}, "centre=True: .*; pass --norm too, or --no-centre"),
         ({"unit": "binary-di", "train_decay": True}, "train_decay=True: the decay of binary-di is"),
         ({"unit": "binary-ci", "decay_to": 0.9}, "decay_to=0.9: .* is 1 for all .*--decay-to out"),
+        ({"subtract": "trained"}, "snu with reset=gate takes no trained .*; pass --reset subtract"),
+        ({"unit": "binary-ci", "subtract": "trained"}, "binary-ci .* or leave --subtract out"),
         ({"unit": "binary-ci", "threshold": -1}, "threshold=-1.0: .* must not be negative"),
         ({"unit": "lstm", "drive_bias": True}, "unit=lstm: drive_bias .* leave --drive-bias out"),
         (

@@ -114,6 +114,11 @@ def assert_equal_to_loop(
         )
 
 
+def resetting(reset: str) -> dict:
+    """Options of a unit; "trained" is the reset by subtraction of the threshold in force."""
+    return {"reset": "subtract", "subtract": reset} if reset == "trained" else {"reset": reset}
+
+
 def unit_of(kind: str, n: int, dtype: torch.dtype, **options) -> Unit:
     own = {} if kind.startswith("binary-") else {"train_decay": True, "per_unit": True}
     return make_unit(kind, n, **own, **options).to(state_dtype(dtype))
@@ -127,7 +132,7 @@ def unit_of(kind: str, n: int, dtype: torch.dtype, **options) -> Unit:
         *itertools.product(
             ("snu", "softsnu"),
             ("identity", "relu", "leaky_relu", "elu"),
-            ("gate", "subtract", "none"),
+            ("gate", "subtract", "trained", "none"),
         ),
         ("binary-di", "identity", "none"),
         ("binary-ci", "identity", "subtract"),
@@ -136,8 +141,13 @@ def unit_of(kind: str, n: int, dtype: torch.dtype, **options) -> Unit:
 def test_every_member_of_the_family(
     kind: str, g: str, reset: str, dtype: torch.dtype, recurrent: bool, instruction_set: str
 ) -> None:
-    amount = 0.8 if kind == "binary-ci" else 1.0 if kind == "binary-di" else 0.7
-    unit = unit_of(kind, 37, dtype, g=g, reset=reset, amount=amount, threshold=0.8)
+    options = resetting(reset)
+    if reset == "subtract" and kind != "binary-ci":
+        options["amount"] = 0.7
+    unit = unit_of(kind, 37, dtype, g=g, threshold=0.8, **options)
+    if reset == "trained":  # each neuron takes off its own, one of them less than nothing
+        with torch.no_grad():
+            unit.threshold.copy_(torch.linspace(-0.1, 1.5, 37))
     assert_equal_to_loop(
         unit,
         torch.randn(7, 3, 37, dtype=dtype) * 2,
@@ -248,7 +258,7 @@ def test_operands_of_any_stride(layout: str, n: int) -> None:
 @given(
     t=st.integers(0, 20), b=st.integers(0, 5), n=st.integers(1, 300), seed=st.integers(0, 2**31),
     kind=st.sampled_from(["snu", "softsnu"]), g=st.sampled_from(["identity", "relu", "leaky_relu"]),
-    reset=st.sampled_from(["gate", "subtract", "none"]), threads=st.integers(1, 4),
+    reset=st.sampled_from(["gate", "subtract", "trained", "none"]), threads=st.integers(1, 4),
     formula=st.sampled_from(list(FORMULAS)), dtype=st.sampled_from([torch.float32, torch.float64]),
     recurrent=st.booleans(),
 )  # fmt: skip
@@ -257,7 +267,7 @@ def test_anything_drawn_at_random(
 ) -> None:
     torch.manual_seed(seed)
     surrogate = Surrogate(formula) if kind == "snu" else None
-    unit = unit_of(kind, n, dtype, g=g, reset=reset, surrogate=surrogate)
+    unit = unit_of(kind, n, dtype, g=g, surrogate=surrogate, **resetting(reset))
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

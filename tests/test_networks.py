@@ -272,6 +272,27 @@ def test_which_networks_have_a_constant_drive(
     assert torch.equal(again(x)[0], network(x)[0])
 
 
+@pytest.mark.parametrize("subtract", ["initial", "trained", None])
+def test_what_a_spike_takes_off_is_in_the_file(tmp_path: Path, subtract: str | None) -> None:
+    """The same from the command line as in Python, and a file of before means the initial one."""
+    model = ModelConfig(
+        hidden=(6,), reset="subtract", threshold=0.5, subtract=subtract or "initial"
+    )
+    network = build(model, 4, 2, "each")
+    assert network.layers[0].unit.rule.amount == (None if subtract == "trained" else 0.5)
+    with torch.no_grad():
+        network.layers[0].unit.threshold.copy_(torch.linspace(0.1, 1.0, 6))
+    if subtract is None:
+        old = json.loads(network.description["model"])
+        del old["subtract"]
+        network.description["model"] = json.dumps(old)
+    save_network(network, tmp_path / "model.safetensors")
+    again = load_network(tmp_path / "model.safetensors")
+    assert again.layers[0].unit.rule == network.layers[0].unit.rule
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 2
+    assert torch.equal(again(x)[0], network(x)[0])
+
+
 def test_files_from_before_there_were_constant_drives_still_load(tmp_path: Path) -> None:
     network = build(ModelConfig(hidden=(4,), norm=True), 7, 3, "each").eval()
     assert set(network.layers[0].array.state_dict()) == {"size", "mean_square", "array.weight"}

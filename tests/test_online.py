@@ -107,10 +107,12 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor], bound: float 
 KINDS: dict[str, dict[str, Any]] = {
     "snu": {"unit": "snu"},
     "snu-subtract": {"unit": "snu", "reset": "subtract", "amount": 0.7},
+    "snu-trained": {"unit": "snu", "reset": "subtract", "subtract": "trained"},
     "snu-none": {"unit": "snu", "reset": "none"},
     "relaxed": {"unit": "snu", "surrogate": Surrogate(relaxed=True)},
     "softsnu": {"unit": "softsnu"},
     "softsnu-subtract": {"unit": "softsnu", "reset": "subtract"},
+    "softsnu-trained": {"unit": "softsnu", "reset": "subtract", "subtract": "trained"},
     "softsnu-none": {"unit": "softsnu", "reset": "none"},
     "binary-di": {"unit": "binary-di"},
     "binary-ci": {"unit": "binary-ci", "bias": True},

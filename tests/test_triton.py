@@ -112,7 +112,8 @@ def operands(
 
 
 def rule(g: str, h: str, reset: str = "gate") -> tuple:
-    return g, 0.1, reset == "gate", 0.7 if reset == "subtract" else 0.0, h, 0.6, 0.8
+    amount = {"subtract": 0.7, "trained": native.OF_THRESHOLD}.get(reset, 0.0)
+    return g, 0.1, reset == "gate", amount, h, 0.6, 0.8
 
 
 GS = ("identity", "relu", "leaky_relu", "elu")
@@ -124,7 +125,7 @@ HS = ("sigmoid", *FORMULAS)
 def test_every_g_and_h_compiles_for_sm_90(compiled: Any, dtype: torch.dtype) -> None:
     from spikebridge.kernels import triton
 
-    resets = itertools.cycle(("gate", "subtract", "none"))
+    resets = itertools.cycle(("gate", "subtract", "none", "trained"))
     # With a matrix each step is a launch: the first step and another; and 37 aligns nothing.
     with_matrix, binaries = itertools.cycle((False, True, True, False)), []
     for g, h in itertools.product(GS, ("sigmoid", "window")):

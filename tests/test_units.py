@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +12,13 @@ from torch import Tensor
 
 from spikebridge.gradients import FORMULAS, Surrogate
 from spikebridge.scan import loop, scan
-from spikebridge.units import BINARY_RESETS, KINDS, Rule, SNUnit, State, Unit, make_unit
+from spikebridge.units import BINARY_RESETS, KINDS, Rule, SNUnit, State, Unit, make_unit, step
 
 N = 7
 CASES = [
     (kind, g, reset)
     for kind, g, reset in itertools.product(
-        KINDS, ("identity", "relu", "leaky_relu", "elu"), ("gate", "subtract", "none")
+        KINDS, ("identity", "relu", "leaky_relu", "elu"), ("gate", "subtract", "trained", "none")
     )
     if not (kind == "li-snu" and reset != "gate")  # lateral inhibition is itself a reset
     and (kind not in BINARY_RESETS or (g, reset) == ("identity", BINARY_RESETS[kind]))
@@ -28,6 +30,8 @@ recurrence = pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec
 def made(kind: str, g: str, reset: str, **options) -> Unit:
     if kind == "softsnu":
         options.pop("surrogate", None)
+    if reset == "trained":  # subtraction of the threshold in force
+        reset, options["subtract"] = "subtract", reset
     return make_unit(kind, N, g=g, reset=reset, **without_own(kind, options)).double()
 
 
@@ -233,6 +237,84 @@ def test_continuous_integration_takes_its_threshold_off_and_leaves_it_fixed() ->
     assert make_unit("binary-di", N).threshold.requires_grad
 
 
+def rate(threshold: float, drive: float = 0.3, steps: int = 1000, **options: Any) -> float:
+    unit = make_unit("snu", 1, decay=1.0, threshold=threshold, reset="subtract", **options)
+    return scan(unit.double(), torch.full((steps, 1, 1), drive).double())[0].mean().item()
+
+
+@pytest.mark.parametrize("subtract", ["initial", "trained"])
+def test_what_is_put_in_comes_out_in_thresholds(subtract: str) -> None:
+    """Without a leak, drive / threshold spikes a step, as in other libraries of spiking neurons."""
+    assert rate(0.5, subtract=subtract) == pytest.approx(0.600, abs=0.002)
+    assert rate(0.75, subtract=subtract) == pytest.approx(0.400, abs=0.002)
+    assert rate(1.0, subtract=subtract) == pytest.approx(0.300, abs=0.002)
+    assert rate(0.5, amount=1.0) == pytest.approx(0.300, abs=0.002)  # a number of one's own
+
+
+@pytest.mark.parametrize("backend", ["loop", "native"])
+@pytest.mark.parametrize("subtract", ["initial", "trained"])
+def test_a_trained_threshold_is_taken_off_only_where_asked_for(subtract: str, backend: str) -> None:
+    unit = make_unit("snu", N, decay=0.9, threshold=0.5, reset="subtract", subtract=subtract)
+    with torch.no_grad():
+        unit.threshold.copy_(torch.linspace(-0.2, 2.0, N))
+    drive = torch.randn(30, 4, N, generator=torch.Generator().manual_seed(1)) + 0.5
+    y, state = scan(unit, drive, backend=backend)
+    taken = unit.threshold if subtract == "trained" else torch.full((N,), 0.5)
+    s, last, wanted = torch.zeros(4, N), torch.zeros(4, N), []
+    for now in drive:
+        s = now + unit.decay * s - taken * last
+        last = (s - unit.threshold > 0).float()
+        wanted.append(last)
+    assert torch.equal(y, torch.stack(wanted))
+    assert torch.equal(state.s, s)
+
+
+@pytest.mark.parametrize("kind", ["snu", "softsnu", "adaptive-snu"])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_gradient_flows_into_the_threshold_that_is_taken_off(
+    kind: str, recurrent: bool
+) -> None:
+    """Of the threshold in both places, by numbers."""
+    surrogate = None if kind == "softsnu" else Surrogate("sigmoid_prime", 0.5, relaxed=True)
+    options: dict[str, Any] = {"reset": "subtract", "subtract": "trained", "g": "elu"}
+    unit = make_unit(kind, 3, surrogate=surrogate, train_decay=True, **options).double()
+    drive = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
+    matrix = torch.randn(3, 3, dtype=torch.float64, requires_grad=True) if recurrent else None
+
+    def run(drive: Tensor, threshold: Tensor, logit: Tensor) -> Tensor:
+        lent = {"threshold": threshold, "decay_logit": logit}
+        return torch.func.functional_call(_Scanned(unit, matrix), {
+            f"unit.{name}": value for name, value in lent.items()}, (drive,))  # fmt: skip
+
+    leaves = (drive, *(p.detach().clone().requires_grad_() for p in (unit.threshold,
+                                                                   unit.decay_logit)))  # fmt: skip
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+class _Scanned(torch.nn.Module):
+    def __init__(self, unit: Any, matrix: Tensor | None) -> None:
+        super().__init__()
+        self.unit, self.matrix = unit, matrix
+
+    def forward(self, drive: Tensor) -> Tensor:
+        return scan(self.unit, drive, self.matrix, backend="loop")[0]
+
+
+def test_rules_and_units_say_what_they_take_off() -> None:
+    assert make_unit("snu", N, threshold=0.25, reset="subtract").rule.amount == 0.25
+    assert make_unit("snu", N, threshold=0.25, reset="subtract", amount=2.0).rule.amount == 2.0
+    assert make_unit("snu", N, threshold=-0.25).rule.amount is None  # nothing is taken off
+    trained = make_unit("snu", N, reset="subtract", subtract="trained")
+    assert "reset=subtract the threshold" in repr(trained)
+    assert "reset=subtract 0.25" in repr(make_unit("snu", N, threshold=0.25, reset="subtract"))
+    old = Rule(reset="subtract", amount=1.0)  # as in pickles of before, which have no `subtract`
+    del old.__dict__["subtract"]
+    assert not pickle.loads(pickle.dumps(old)).trained
+    with pytest.raises(ValueError, match=r"needs an amount; take the rule of a unit"):
+        step(Rule(reset="subtract"), trained.initial_state(1, torch.float32), torch.zeros(1, N),
+             trained.params(torch.float32)._replace(amount=None))  # fmt: skip
+
+
 def test_discontinuous_integration_forgets() -> None:
     """Steps do not act on one another, so one step in training stands for any number in use."""
     unit, drive = make_unit("binary-di", N), torch.randn(5, 3, N).requires_grad_()
@@ -288,6 +370,11 @@ def test_the_surrogate_decides_the_gradient_and_not_the_spikes(formula: str) -> 
         ({"kind": "binary-ci", "slope": 0.3}, ValueError, "binary-ci has slope=0.1, got slope=0.3"),
         ({"kind": "binary-ci", "amount": 3.0}, ValueError, "has amount=1.0, got amount=3.0"),
         ({"kind": "binary-ci", "threshold": -1.0}, ValueError, "amount must be finite and not neg"),
+        ({"reset": "subtract", "threshold": -0.5}, ValueError, "threshold=-0.5: reset=.*takes it"),
+        ({"reset": "subtract", "subtract": "last"}, ValueError, r"subtract='last' is not known"),
+        ({"subtract": "trained"}, ValueError, "got reset='gate'.*use reset=\"subtract\""),
+        ({"reset": "subtract", "subtract": "trained", "amount": 1.0}, ValueError, "leave amount"),
+        ({"kind": "binary-ci", "subtract": "trained"}, ValueError, "binary-ci has subtract=init"),
         ({"slope": -0.1}, ValueError, "slope must be finite and not negative"),
         ({"kind": "adaptive-snu", "rho": 1.0}, ValueError, r"rho must be in \[0, 1\)"),
         ({"kind": "adaptive-snu", "beta": -1.0}, ValueError, "beta must be finite"),

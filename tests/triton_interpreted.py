@@ -37,7 +37,7 @@ def each_with_a_dtype(*axes) -> list[tuple]:
         *each_with_a_dtype(
             ("snu", "softsnu"),
             ("identity", "relu", "leaky_relu", "elu"),
-            ("gate", "subtract", "none"),
+            ("gate", "subtract", "trained", "none"),
             (False, True),
         ),
         *each_with_a_dtype(("binary-di",), ("identity",), ("none",), (False, True)),

@@ -60,7 +60,7 @@ def compile(network: Network, chip: Chip | None = None) -> Program:
     for layer in (_rounded(layer, chip, fraction) for layer in wanted):
         low, high, holds = bounds(layer, chip.decay_bits, fraction, chip.max_steps)
         forever = forever and holds
-        ends += [low.min(), high.max(), -layer.amount.max()]
+        ends += [low.min(), high.max(), -layer.amount.max(), -layer.amount.min()]
         # Beyond what membranes can reach, all thresholds decide the same.
         layers.append(replace(layer, threshold=layer.threshold.clip(low - 1, high)))
     bits = bits_for(min(ends) - 1, max(ends))
@@ -104,7 +104,7 @@ class _Wanted(NamedTuple):
     drive: np.ndarray  # (N,) constant drive
     threshold: np.ndarray  # (N,)
     decay: np.ndarray  # (N,)
-    amount: float = 0.0
+    amount: np.ndarray  # (N,), taken off by a spike
     slope: float = 1.0
     reset: Reset = "none"
     recurrent: bool = False
@@ -160,7 +160,7 @@ def _hidden(layer: Any, name: str) -> _Wanted:
         drive=drive,
         threshold=threshold,
         decay=decay,
-        amount=rule.amount if rule.reset == "subtract" else 0.0,
+        amount=_amount(unit),
         slope={"identity": 1.0, "relu": 0.0}.get(rule.g, rule.slope),
         reset=rule.reset,  # type: ignore[arg-type]
         recurrent=layer.recurrent is not None,
@@ -175,8 +175,17 @@ def _readout(readout: Readout) -> _Wanted:
     reduce: dict[str, Reduce] = {"mean": "sum", "last": "last", "each": "each"}
     nothing = np.zeros(len(bias))
     return _Wanted(
-        "readout", len(weight), weight, bias, nothing, nothing + 1, reduce=reduce[readout.reduce]
-    )
+        "readout", len(weight), weight, bias, nothing, nothing + 1, nothing,
+        reduce=reduce[readout.reduce],
+    )  # fmt: skip
+
+
+def _amount(unit: Unit) -> np.ndarray:
+    """What a spike takes off, (N,): a trained threshold as it is now."""
+    if unit.rule.trained:
+        return _array(unit.threshold)
+    fixed = unit.rule.amount or 0.0 if unit.rule.reset == "subtract" else 0.0
+    return np.full(unit.size, fixed)
 
 
 def _synapses(array: Any, name: str) -> tuple[np.ndarray, np.ndarray, Geometry | None]:
@@ -255,6 +264,7 @@ def _weights(wanted: _Wanted, bits: int, fraction: int) -> tuple[np.ndarray, np.
         largest = np.full_like(largest, largest.max())
     scale = np.where(largest > 0, largest, 1.0) / levels
     if wanted.reduce is None:
-        beside = np.abs(wanted.drive).reshape(len(scale), -1).max(1).clip(wanted.amount)
+        beside = np.maximum(np.abs(wanted.drive), np.abs(wanted.amount))
+        beside = beside.reshape(len(scale), -1).max(1)
         scale = np.maximum(scale, beside * (1 << fraction) / COARSEST)
     return np.rint(wanted.weight / scale).astype(np.int32), scale

@@ -30,6 +30,7 @@ else:
 
 __all__ = [
     "DTYPES",
+    "OF_THRESHOLD",
     "TAKES",
     "backward",
     "channel_dots",
@@ -52,6 +53,8 @@ DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "b
 SUMMED = {torch.float32: "importance_float32", torch.float64: "importance_float64"}
 TAKES = "float32, float64 and bfloat16"
 G_CODES = {"identity": 0, "leaky_relu": 0, "relu": 1, "elu": 2}
+OF_THRESHOLD = -1.0
+"""As an amount: each neuron takes off its threshold, -bias, which gets the gradient of that too."""
 H_CODES = {
     "sigmoid": 0,
     "tanh_prime": 1,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikebridge.kernels import native
 from spikebridge.kernels.product import plain, slow_bfloat16
-from spikebridge.units import State, Unit
+from spikebridge.units import Rule, State, Unit
 
 __all__ = ["KERNELS", "Kernel", "missing", "scan"]
 
@@ -65,13 +65,20 @@ def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> t
         rule.g,
         1.0 if rule.g == "identity" else rule.slope,
         rule.reset == "gate",
-        rule.amount if rule.reset == "subtract" else 0.0,
+        _amount(rule),
         "sigmoid" if formula is None else formula.formula,
         1.0 if formula is None else formula.width,
         1.0 if formula is None else formula.height,
         keep,
     )
     return y, State(y_last, s_last)
+
+
+def _amount(rule: Rule) -> float:
+    """What a spike takes off, for a kernel."""
+    if rule.trained:
+        return native.OF_THRESHOLD
+    return rule.amount or 0.0 if rule.reset == "subtract" else 0.0
 
 
 def _chosen(operands: Sequence[Tensor | None], keep: bool) -> Callable[..., tuple[Tensor, ...]]:

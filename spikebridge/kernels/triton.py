@@ -134,7 +134,9 @@ def _forward(
         if GATE:
             kept = s * (1.0 - out)
         u += keep * kept
-        if AMOUNT != 0:
+        if AMOUNT < 0:
+            u -= -b * out
+        elif AMOUNT != 0:
             u -= AMOUNT * out
         s = _apply_g(u, G, SLOPE)
         out = _apply_h(s + b, H)
@@ -189,15 +191,16 @@ def _backward(
         du = (ds + dx) * _slope_g(s, G, SLOPE)
         tl.store(grad_drive + row, du.to(grad_drive.dtype.element_ty), inside)
         through = du * keep
-        kept = s_prev
-        ds, dy = through, tl.zeros_like(through)
+        kept, ds, dy = s_prev, through, tl.zeros_like(through)
         if GATE:
-            kept = s_prev * (1.0 - y_prev)
-            ds = through * (1.0 - y_prev)
+            kept, ds = s_prev * (1.0 - y_prev), through * (1.0 - y_prev)
             dy = -through * s_prev
-        if AMOUNT != 0:
-            dy -= AMOUNT * du
         d_bias += dx
+        if AMOUNT < 0:
+            dy -= -b * du
+            d_bias += du * y_prev
+        elif AMOUNT != 0:
+            dy -= AMOUNT * du
         d_decay += du * kept
         s, out = s_prev, y_prev
         row -= size

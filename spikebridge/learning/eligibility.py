@@ -2,7 +2,7 @@
 
 For a parameter theta of a layer and the recurrence of `spikebridge.units`
 
-    u_t = W x_t + R y_{t-1} + c + decay s_{t-1} keep(y_{t-1}) - subtract y_{t-1}
+    u_t = W x_t + R y_{t-1} + c + decay s_{t-1} keep(y_{t-1}) - amount y_{t-1}
     s_t = g(u_t),   y_t = h(s_t + b)
 
 the eligibility e_t = ds_t/dtheta follows from that of the step before, so that no step has to be
@@ -48,6 +48,7 @@ class Slopes(NamedTuple):
     membrane: Tensor  # du_t/ds_{t-1}, y_{t-1} held
     output: Tensor  # du_t/dy_{t-1}, of the neuron's own reset
     decay: Tensor  # du_t/ddecay
+    bias: Tensor | None  # du_t/db, y_{t-1} held; None where it is 0
 
 
 def slopes(rule: Rule, before: State, after: State, params: Params) -> Slopes:
@@ -57,13 +58,16 @@ def slopes(rule: Rule, before: State, after: State, params: Params) -> Slopes:
         keep = 1 - before.y
         membrane, output, kept = decay * keep, -(decay * before.s), before.s * keep
     else:
-        amount = rule.amount if rule.reset == "subtract" else 0.0
-        membrane, output, kept = decay, torch.full_like(before.s, -amount), before.s
+        amount = params.amount
+        if amount is None:
+            amount = before.s.new_tensor(rule.amount or 0.0 if rule.reset == "subtract" else 0.0)
+        membrane, output, kept = decay, (-amount).expand_as(before.s), before.s
     if rule.surrogate is None:
         h = after.y * (1 - after.y)
     else:
         h = rule.surrogate.grad(after.s + params.bias)
-    return Slopes(G_SLOPES[rule.g](after.s, rule.slope), h, membrane, output, kept)
+    g = G_SLOPES[rule.g](after.s, rule.slope)
+    return Slopes(g, h, membrane, output, kept, before.y if rule.trained else None)
 
 
 class Diagonal:
@@ -97,7 +101,8 @@ class Diagonal:
         """
         own = of.output * h
         factor = of.g * (of.membrane + own)
-        direct = of.g.unsqueeze(1) * torch.stack([own, of.decay], 1)
+        bias = own if of.bias is None else own + of.bias
+        direct = of.g.unsqueeze(1) * torch.stack([bias, of.decay], 1)
         parts = factor.unbind(), of.g.unsqueeze(3).unbind(), z.unsqueeze(2).unbind()
         for t, (keep, g, carried) in enumerate(zip(*parts, strict=True)):
             self.synapses.mul_(keep.unsqueeze(2)).addcmul_(g, carried)
@@ -141,7 +146,8 @@ class Full:
         if recurrent is None:
             raise ValueError("a layer without recurrent weights needs no Full; use Diagonal")
         for t in range(len(z)):
-            self._step(z[t], Slopes(*(part[t] for part in of)), h[t], recurrent)
+            now: Any = [None if part is None else part[t] for part in of]
+            self._step(z[t], Slopes(*now), h[t], recurrent)
             if errors is not None:
                 influence = self.now.flatten(0, 1).flatten(1)  # (B N, N (K + 2))
                 self.sums.view(-1).addmv_(influence.t(), errors[t].reshape(-1))
@@ -159,6 +165,8 @@ class Full:
         own[:, :-2].addcmul_(of.g.unsqueeze(1), z.unsqueeze(2))
         self.now[..., -2] += through
         own[:, -1].addcmul_(of.g, of.decay)
+        if of.bias is not None:
+            own[:, -2].addcmul_(of.g, of.bias)
 
     def collect(self) -> Tensor:
         """The gradients, (N, K + 2), which start at zero again: synapses, b, decay."""
@@ -208,7 +216,8 @@ class Forward:
         self.weight, self.matrix, self.constant = values[:3]
         assert values[3] is not None
         assert values[4] is not None
-        self.params = Params(decay=values[4], bias=values[3])
+        amount = -values[3] if self.rule.trained else None
+        self.params = Params(decay=values[4], bias=values[3], amount=amount)
 
     def run(self, x: Tensor) -> Tensor:
         """x (C, B, I) to y (C, B, N); `learn` must follow."""
