@@ -59,8 +59,8 @@ class _Recurrent(Fresh):
         proj_size: 0; other values are refused, put a torch.nn.Linear behind instead.
         recurrent: feed each layer's outputs back into it, as an LSTM does.  The SNU of the paper is
             feed-forward by default: its memory is the membrane.
-        g, slope, reset, amount, subtract, surrogate: see `spikebridge.units.Rule`; the surrogate may
-            be a name such as "triangle".
+        g, slope, reset, amount, subtract, surrogate: see `spikebridge.units.Rule`; the surrogate
+            may be a name such as "triangle".
         decay, train_decay, per_unit, threshold, memoryless: see `spikebridge.units.Unit`.  Decays
             are part of the state dict: loading one puts its decays in force.
         backend: see `spikebridge.scan.scan`.
