@@ -238,7 +238,9 @@ def test_continuous_integration_takes_its_threshold_off_and_leaves_it_fixed() ->
 
 
 def rate(threshold: float, drive: float = 0.3, steps: int = 1000, **options: Any) -> float:
-    unit = make_unit("snu", 1, decay=1.0, threshold=threshold, reset="subtract", **options)
+    unit = make_unit(
+        "snu", 1, g="identity", decay=1.0, threshold=threshold, reset="subtract", **options
+    )
     return scan(unit.double(), torch.full((steps, 1, 1), drive).double())[0].mean().item()
 
 
@@ -254,7 +256,8 @@ def test_what_is_put_in_comes_out_in_thresholds(subtract: str) -> None:
 @pytest.mark.parametrize("backend", ["loop", "native"])
 @pytest.mark.parametrize("subtract", ["initial", "trained"])
 def test_a_trained_threshold_is_taken_off_only_where_asked_for(subtract: str, backend: str) -> None:
-    unit = make_unit("snu", N, decay=0.9, threshold=0.5, reset="subtract", subtract=subtract)
+    options = {"g": "identity", "decay": 0.9, "threshold": 0.5}
+    unit = make_unit("snu", N, reset="subtract", subtract=subtract, **options)
     with torch.no_grad():
         unit.threshold.copy_(torch.linspace(-0.2, 2.0, N))
     drive = torch.randn(30, 4, N, generator=torch.Generator().manual_seed(1)) + 0.5
