@@ -341,7 +341,7 @@ def test_presets_do_not_lean_on_the_default_nonlinearity() -> None:
         ("npz", "softsnu", "npz", "leaky_relu"),
         ("forecast", "snu", "csv", "identity"),
         ("music", "snu", "jsb", "identity"),
-        ("music", "recurrent-softsnu", "jsb", "leaky_relu"),
+        ("music", "recurrent-snu", "jsb", "leaky_relu"),
         ("text", "softsnu", "ptb", "identity"),
     ]:
         assert preset(task, variant, data).model.g == g, (task, variant, data)
