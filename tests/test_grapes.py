@@ -517,7 +517,14 @@ def test_the_error_at_a_state_that_is_used_is_scaled_too(kind: str, batched: boo
         _, state = layer(x)
         total = torch.zeros(())
         for number, part in enumerate(_flat(state), start=2):
-            total = total + (part if factor is None else modulate(part, factor)).sum() * number
+            wide = (
+                factor
+                if factor is None or factor.dim() > 1
+                else factor.repeat(
+                    part.shape[-1] // len(factor)  # the adaptive unit keeps two numbers a neuron
+                )
+            )
+            total = total + (part if wide is None else modulate(part, wide)).sum() * number
         return total
 
     with grapes.attach(model) as handle:

@@ -281,7 +281,7 @@ class Owned(Hook):
 def _entered(y: Tensor, factor: Tensor) -> Tensor:
     """y, whose gradient will be multiplied by the factor as it is now."""
     if traced():
-        return modulate(y, factor)
+        return modulate(y, _as_wide(factor, y))
     if y.requires_grad:
         # No copy of y; and what changes y in place afterwards leaves this gradient's place alone.
         sole = _sole() if y._backward_hooks is None else None
@@ -299,7 +299,7 @@ def _times(
             "the factors of GRAPES have changed between forward and backward: an optimiser's "
             "step, refresh() or detach() came between; run backward() first"
         )
-    scale = factor if factor.dtype is grad.dtype else factor.to(grad.dtype)
+    scale = _as_wide(factor if factor.dtype is grad.dtype else factor.to(grad.dtype), grad)
     # A second array as large as the activations is most of what GRAPES costs.
     if sole is None or type(grad) is not Tensor or torch.is_grad_enabled():
         return grad * scale
@@ -307,6 +307,13 @@ def _times(
     if isinstance(sole, list) and owners is not None:
         sole.append(owners)
     return grad.mul_(scale) if owners == sole else grad * scale
+
+
+def _as_wide(factor: Tensor, x: Tensor) -> Tensor:
+    """Factors (N,) for states (B, k N), where a neuron keeps more than its membrane."""
+    if factor.dim() > 1 or x.shape[-1] == factor.shape[0]:
+        return factor
+    return factor.repeat(x.shape[-1] // factor.shape[0])
 
 
 # Who holds a gradient: as a tensor, as memory, as an object of Python.
