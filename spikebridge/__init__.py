@@ -109,12 +109,18 @@ def _register() -> None:
 
 
 class _AlongWithTorch:
-    """Registers once torch has been imported, which this package leaves to its users."""
+    """Registers once torch has been imported, which this package leaves to its users.
+
+    Where a module of ours is what imports torch, that waits for the first import after it.
+    """
+
+    loaded = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name != "torch":
+            self._register_if_there()
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         found = (finder.find_spec(name, path, target) for finder in others)
@@ -124,12 +130,27 @@ class _AlongWithTorch:
 
             def load_and_register(module: ModuleType) -> None:
                 load(module)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-                _register()
+                self.loaded = True
+                self._register_if_there()
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
+
+    def _register_if_there(self) -> None:
+        if not self.loaded or any(map(_half_imported, _ours())):
+            return
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        _register()
+
+
+def _ours() -> list[ModuleType]:
+    loaded = list(sys.modules.items())
+    return [module for name, module in loaded if name.startswith(f"{__name__}.")]
+
+
+def _half_imported(module: ModuleType) -> bool:
+    return getattr(module.__spec__, "_initializing", False)
 
 
 if "torch" in sys.modules:

@@ -512,6 +512,16 @@ print(torch.equal(out, y), torch.equal(h, state.y), torch.equal(c, state.s), typ
     assert run_python(code).split() == ["True", "True", "True", "State"]
 
 
+@pytest.mark.parametrize("module", ["kernels.native", "kernels.ops", "gradients", "draws", "units"])
+def test_a_module_of_ours_may_be_what_imports_torch(module: str) -> None:
+    code = f"""
+import sys, spikebridge.{module}
+import zipapp  # any import after it
+print("torch" in sys.modules, "spikebridge.kernels.ops" in sys.modules)
+"""
+    assert run_python(code).split() == ["True", "True"]
+
+
 def test_looking_for_torch_without_importing_it_registers_later_all_the_same() -> None:
     code = """
 import importlib.util, sys, spikebridge
