@@ -173,7 +173,12 @@ def _git(root: Path, *arguments: str) -> str:
 
 def command(argv: list[str]) -> list[str]:
     """The command line without folders that say where somebody keeps things."""
-    return [Path(argv[0]).name, *map(_without_folders, argv[1:])] if argv else []
+    if not argv:
+        return []
+    program = Path(argv[0])
+    ours = program.resolve().parent == Path(__file__).resolve().parent  # `python -m spikebridge`
+    name = "spikebridge" if ours else program.name
+    return [name, *map(_without_folders, argv[1:])]
 
 
 def _without_folders(argument: str) -> str:

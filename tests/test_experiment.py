@@ -269,6 +269,10 @@ def test_environment_names_no_folders_of_the_user(whole: Path) -> None:
     assert environment.command(
         ["/home/ann/bin/spikebridge", "train", "--out=/home/ann/x", "~/y", "../z/w", "runs/a"]
     ) == ["spikebridge", "train", "--out=x", "y", "w", "runs/a"]
+    for module in ("__main__.py", "cli.py"):  # python -m spikebridge, python -m spikebridge.cli
+        started = Path(environment.__file__).with_name(module)
+        assert environment.command([str(started), "info"]) == ["spikebridge", "info"]
+    assert environment.command(["/home/ann/__main__.py"]) == ["__main__.py"]
 
 
 def test_learning_rates() -> None:
