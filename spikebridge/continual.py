@@ -282,7 +282,8 @@ class _Learner:
         remedies = [f"a lower --lr (now {self.train.lr:g})"]
         if strength is not None:
             remedies.append(f"a lower --strength (now {strength:g})")
-        remedies.append(f"a lower --clip-norm (now {self.train.clip_norm:g}; 0 = none)")
+        if not what.startswith("a weight"):  # no clipping mends an infinite gradient
+            remedies.append(f"a lower --clip-norm (now {self.train.clip_norm:g}; 0 = none)")
         return RunError(
             f"{what}, all must stay finite; start anew with --overwrite and {' or '.join(remedies)}"
         )

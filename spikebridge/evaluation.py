@@ -17,6 +17,7 @@ from spikebridge.metrics import from_mean
 from spikebridge.network import load_network
 from spikebridge.records import RunError
 from spikebridge.rundir import replace
+from spikebridge.units import SNUnit
 
 if TYPE_CHECKING:
     from spikebridge.config import Config
@@ -159,6 +160,10 @@ def write_examples(
         arrays[f"layer{number}_y"] = layer.y
         if layer.s is not None:
             arrays[f"layer{number}_s"] = layer.s
+    own = (getattr(layer, "unit", None) for layer in network.layers)
+    for number, (unit, layer) in enumerate(zip(own, layers, strict=False), start=1):
+        if isinstance(unit, SNUnit) and layer.spiking:  # that of an adaptive unit moves
+            arrays[f"layer{number}_threshold"] = unit.threshold.detach().float().cpu()
     plain = {name: np.ascontiguousarray(value.numpy()) for name, value in arrays.items()}
     if task.output_names:
         plain["output_names"] = np.array(task.output_names)

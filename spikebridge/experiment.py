@@ -443,11 +443,28 @@ class _Run:
             return value
         done = len(self.state.history)
         kept = f"the checkpoint after epoch {done} is kept" if done else "no epoch was finished"
+        remedies = [f"a lower --lr (now {self.train.lr:g})"]
+        if what == "loss" or what.startswith("validation"):
+            remedies.append(f"a lower --clip-norm (now {self.train.clip_norm:g}; 0 = none)")
+        else:
+            remedies = [*self._against_overflow(), *remedies]
         raise RunError(
             f"{self.directory}: the {what} became {value} in epoch {epoch}; {kept}; "
-            f"start anew with a lower --lr (now {self.train.lr:g}) or a lower --clip-norm "
-            f"(now {self.train.clip_norm:g}; 0 = none) and --overwrite"
+            f"start anew with --overwrite and {' or '.join(remedies)}"
         )
+
+    def _against_overflow(self) -> list[str]:
+        """What keeps gradients through many steps finite; what is infinite no clipping mends.
+
+        A recurrent SNU over 1,301 steps whose gradients grew to 1e18 and overflowed stayed below
+        0.1 with a surrogate of half the width or height, and learned.
+        """
+        model = self.config.model
+        if model.unit in (*BASELINES, *PLAIN, "softsnu"):
+            return []
+        width = model.surrogate_width
+        found = [f"--surrogate-width {width / 2:g} (now {width:g})"]
+        return [*found, "--reset gate (now none)"] if model.reset == "none" else found
 
     def _is_best(self, valid: evaluation.Score) -> bool:
         """By the metric; where that is equal (accuracy on few samples), by the loss.

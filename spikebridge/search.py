@@ -102,6 +102,12 @@ OWN_DATA = ("npz", "forecast")
 OF_TASK = {"text": LONG} | dict.fromkeys(OWN_DATA, OWN)
 # The second trial of data of one's own: what brought most on two sets of recordings.
 SECOND: dict[str, Any] = {"lr": 1e-2, "schedule": "onecycle", "batch_size": 16, "dropout": 0.0}
+# Spiking units need a reset, or gradients grow through their recurrence; a narrow surrogate too.
+SECOND_OF_SPIKES: dict[str, Any] = {
+    "g": "leaky_relu",
+    "reset": "gate",
+    "surrogate_width": 0.5,
+}
 SECOND_OF_MEMBRANES: dict[str, Any] = {
     "lr": 2e-2,
     "decay": 0.8,
@@ -239,8 +245,9 @@ def _metric(base: Config) -> Metric:
 
 def _second(drawn: dict[str, Any]) -> dict[str, Any]:
     """What the second trial of data of one's own takes, as far as it is drawn."""
-    membranes = SECOND_OF_MEMBRANES if "decay" in drawn else {}
-    return {name: value for name, value in (SECOND | membranes).items() if name in drawn}
+    chosen = SECOND | (SECOND_OF_MEMBRANES if "decay" in drawn else {})
+    chosen |= SECOND_OF_SPIKES if "surrogate_width" in drawn else {}
+    return {name: value for name, value in chosen.items() if name in drawn}
 
 
 def _first_fold(task: str, folds: int) -> dict[str, int]:

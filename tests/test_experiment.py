@@ -18,7 +18,8 @@ from torch import Tensor
 from spikebridge import environment, evaluation, experiment, optimisation, published, rundir, tasks
 from spikebridge.config import data_name, preset
 from spikebridge.kernels import native
-from spikebridge.network import LayerTrace, Observation, load_network
+from spikebridge.model_config import ModelConfig
+from spikebridge.network import LayerTrace, Observation, build, load_network
 from spikebridge.records import RunError, UsageError
 from spikebridge.task_configs import TASKS
 from spikebridge.tasks.base import Batch
@@ -107,8 +108,36 @@ def test_gradients_that_always_overflow_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment._Run, "_clip", lambda self: torch.tensor(math.nan))
-    with pytest.raises(RunError, match="gradient norm of every update"):
+    with pytest.raises(RunError, match="gradient norm of every update") as told:
         experiment.run(tiny(), tmp_path / "run")
+    # A lower clip norm cannot mend an infinite one.
+    assert str(told.value).endswith("and --surrogate-width 0.5 (now 1) or a lower --lr (now 0.02)")
+    with pytest.raises(RunError, match=r"--reset gate \(now none\) or a lower --lr"):
+        experiment.run(tiny(reset="none"), tmp_path / "none")
+    with pytest.raises(RunError, match=r"--overwrite and a lower --lr \(now"):
+        experiment.run(tiny(unit="lstm"), tmp_path / "lstm")
+
+
+def test_what_is_advised_keeps_gradients_through_many_recurrent_steps_finite() -> None:
+    """Weights as grown in training; 1,301 steps as in recordings of a heart."""
+    x = torch.randn(1301, 8, 4, generator=torch.Generator().manual_seed(0)) * 0.7
+
+    def norm(grown: float, **settings: Any) -> float:
+        settings |= {"decay_to": 0.995, "train_decay": True}
+        model = ModelConfig(hidden=(36,), recurrent=True, **settings)
+        torch.manual_seed(1)
+        network = build(model, 4, 6, "each")
+        with torch.no_grad():
+            network.layers[0].recurrent.mul_(grown)
+        network(x)[0].square().mean().backward()
+        grads = [p.grad.double() for p in network.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    assert not norm(4.0) < 1e6
+    assert norm(4.0, surrogate_width=0.5) < 10
+    # Without a reset gradients grow at smaller weights already.
+    assert norm(2.0, reset="none") > 1e6
+    assert norm(2.0) < 10
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
@@ -206,6 +235,7 @@ class Padded:
 
     training, metric, carries_state = False, "nll", False
     symbols, readout, output_names = False, "each", ()
+    layers = ()
 
     def batches(self, *_: object) -> list[Batch]:
         mask = torch.tensor([[1, 1], [1, 0], [1, 0]], dtype=torch.bool)
@@ -254,7 +284,12 @@ def test_examples(whole: Path) -> None:
         "length": (6,),
         "layer1_y": (4, 6, 8),
         "layer1_s": (4, 6, 8),
+        "layer1_threshold": (8,),
     }
+    stored = load_network(whole / rundir.MODEL).layers[0].unit.threshold.detach().numpy()
+    assert np.array_equal(found["layer1_threshold"], stored)
+    fired, above = found["layer1_y"] > 0, found["layer1_s"] > found["layer1_threshold"]
+    assert np.array_equal(fired, above)
     assert len(set(found["target"].tolist())) == 6
     assert np.allclose(found["output"].sum(1), 1)
     assert set(np.unique(found["layer1_y"])) <= {0, 1}

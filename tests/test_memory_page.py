@@ -324,7 +324,7 @@ def test_conductances_are_shown_at_the_first_and_the_last_time(tmp_path: Path) -
     assert chart.traces[1]["text"][3] == "18.8 to 25 µS: 0 cells"
     assert chart.layout["yaxis"]["type"] == "log"
     page = page_of(write_run(tmp_path, memory()))
-    assert "Read above the range, and not shown: up to 10 cells" in page
+    assert "Read above the range, and not shown: up to 10 cells." in page
     points = cells.scatter(found, "snu").traces
     assert points[1]["x"] == [0, 12, 24]
     assert points[1]["y"] == [0, 6.5, 11]
@@ -511,3 +511,11 @@ def test_shares_are_told_in_per_cent() -> None:
         "9.35 %",
         "–",
     ]
+
+
+def test_one_cell_beyond_the_range_is_one_cell(tmp_path: Path) -> None:
+    content = memory()
+    most = max(content["cells"] - sum(one["cells"]) for one in content["histograms"]["at"])
+    content["cells"] -= most - 1
+    page = page_of(write_run(tmp_path, content))
+    assert "Read above the range, and not shown: up to 1 cell." in page

@@ -501,7 +501,7 @@ def test_units_keep_apart_in_colour_and_text() -> None:
 @pytest.mark.parametrize(("task", "unit"), [("digits", "lstm"), ("music", "recurrent-softsnu")])
 def test_the_command_line_repeats_the_run(task: str, unit: str) -> None:
     meant = config.override(config.preset(task, unit), lr=1e-5, same_mask=True, seed=7)
-    words = shlex.split(" ".join(text.command(task, config.to_dict(meant))))
+    words = shlex.split(" ".join(text.command(["train", task], config.to_dict(meant))))
     parsed = cli.parse(words[1:])
     assert config.Config(parsed.task, parsed.model, parsed.train) == meant
 

@@ -63,13 +63,16 @@ def bands(examples: Examples, index: int, *, show_input: bool) -> list[Band]:
 
 
 def thresholds(examples: Examples, layer: int) -> np.ndarray | None:
-    """Firing thresholds (N,): halfway between the highest silent and the lowest spiking state.
+    """Firing thresholds (N,): the network's own, where the file has them.
 
+    In those of earlier versions halfway between the highest silent and the lowest spiking state,
     NaN where a neuron always or never spiked; None where states and spikes do not part cleanly, as
     with a threshold that adapts.
     """
     if not examples.spiking(layer) or not examples.s[layer].size:
         return None
+    if layer in examples.threshold:
+        return examples.threshold[layer].astype(np.float64)
     y, s = examples.y[layer] > 0, examples.s[layer].astype(np.float64)
     real = (np.arange(len(y))[:, None] < examples.length)[..., None]
     below = np.where(real & ~y, s, -np.inf).max(axis=(0, 1))

@@ -10,7 +10,7 @@ import numpy as np
 
 from spikebridge.metrics import Metric
 from spikebridge.quantities import in_words
-from spikebridge.report.curves import steep
+from spikebridge.report.curves import epoch_axis, steep
 from spikebridge.report.deployed import Deployed, Hardware, Level, Look, Points
 from spikebridge.report.text import si_text
 from spikebridge.report.theme import COLOURS, NEUTRAL, Chart, colour_of, fade, label
@@ -250,32 +250,34 @@ def drift(found: Deployed) -> Chart | None:
 
 
 def energy_bars(hardware: Sequence[Hardware], unit: str, per: str) -> Chart | None:
-    """Energy per inference of every hardware, on a logarithmic axis."""
+    """Energy per inference of every hardware, on a logarithmic axis.
+
+    Dots, not bars: on such an axis a bar would begin anywhere, and its length would mean nothing.
+    """
     joules = [1e-12 * found.total_pJ for found in hardware]
     if min(joules) <= 0:
         return None
     at = list(range(len(joules)))
     chart = Chart(100 + 46 * len(joules))
     chart.add(
-        "bar",
+        "scatter",
         y=at,
         x=rounded(joules),
-        orientation="h",
-        width=0.6,
-        marker={"color": [colour_of(unit)] + [NEUTRAL] * (len(joules) - 1)},
-        text=[si_text(energy, "J") for energy in joules],
-        textposition="outside",
+        mode="markers+text",
+        marker={"color": [colour_of(unit)] + [NEUTRAL] * (len(joules) - 1), "size": 13},
+        text=[f"  {si_text(energy, 'J')}" for energy in joules],
+        textposition="middle right",
         cliponaxis=False,
         hovertemplate="%{text}<extra></extra>",
     )
     names = [label(found.name) for found in hardware]
-    chart.y(tickvals=at, ticktext=names, autorange="reversed", showgrid=False)
+    chart.y(tickvals=at, ticktext=names, range=[len(at) - 0.4, -0.6])
     low, high = math.floor(math.log10(min(joules)) - 0.1), math.log10(max(joules))
     ticks = [10.0**power for power in range(low, math.ceil(high) + 1)]
     chart.x(
-        title=f"energy per {per}",
+        title=f"energy per {per}, logarithmic",
         type="log",
-        range=[low, high + 0.2 * (high - low)],
+        range=[low, high + 0.45 * (high - low)],
         tickvals=ticks,
         ticktext=[si_text(tick, "J") for tick in ticks],
     )
@@ -292,9 +294,7 @@ def epoch_bars(values: Sequence[tuple[float, float]], title: str, unit: str) -> 
         marker={"color": colour_of(unit)},
         hovertemplate="epoch %{x}: %{y:,}<extra></extra>",
     )
-    chart.x(
-        title="epoch", tickformat="d", showgrid=False, **({"dtick": 1} if len(values) < 8 else {})
-    )
+    epoch_axis(chart, int(max((epoch for epoch, _ in values), default=1)), showgrid=False)
     chart.y(title=title, tickformat=",~r", rangemode="tozero", nticks=6)
     return chart
 

@@ -53,7 +53,9 @@ def loss_curves(run: Run) -> Chart | None:
     chart = Chart(320, {"hovermode": "x unified"})
     lines = (("train_loss", "training", NEUTRAL), ("valid_loss", "validation", colour_of(run.unit)))
     for name, title, colour in lines:
-        _line(chart, epochs, column(run.epochs, name), title, colour)
+        # Two points of one epoch may be equal: a ring shows the one inside it.
+        symbol = "circle-open" if name == "train_loss" else "circle"
+        _line(chart, epochs, column(run.epochs, name), title, colour, symbol)
     if metric_is_loss(run):
         _mark_best(chart, run, epochs, column(run.epochs, "valid_loss"), metric_of(run.metric))
     _axes(chart, loss_axis(run), len(epochs))
@@ -107,7 +109,9 @@ def step_axes(chart: Chart, steps: Sequence[int], metric: Metric) -> None:
     chart.y(title=f"test {label(metric.axis, 60)}")
 
 
-def _line(chart: Chart, x: list[Any], y: list[Any], title: str, colour: str) -> None:
+def _line(
+    chart: Chart, x: list[Any], y: list[Any], title: str, colour: str, symbol: str = "circle"
+) -> None:
     chart.add(
         "scatter",
         x=x,
@@ -116,7 +120,12 @@ def _line(chart: Chart, x: list[Any], y: list[Any], title: str, colour: str) -> 
         # A single epoch is a point, which a line alone would not show.
         mode="lines" if len(x) > 1 else "markers",
         line={"color": colour, "width": 2},
-        marker={"color": colour, "size": 8},
+        marker={
+            "color": colour,
+            "size": 8 if symbol == "circle" else 14,
+            "symbol": symbol,
+            "line": {"color": colour, "width": 2},
+        },
     )
 
 
@@ -141,10 +150,15 @@ def _mark_best(
 
 
 def _axes(chart: Chart, title: str, epochs: int) -> None:
-    chart.x(title="epoch", tickformat="d", rangemode="tozero")
-    if epochs < 8:
-        chart.x(dtick=1)
+    epoch_axis(chart, epochs)
     chart.y(title=title)
+
+
+def epoch_axis(chart: Chart, epochs: int, **more: Any) -> None:
+    """An axis of whole epochs, each named once."""
+    steps = [part * 10**power for power in range(9) for part in (1, 2, 5)]
+    step = next(step for step in steps if epochs <= 8 * step)
+    chart.x(title="epoch", tickformat="d", tick0=0, dtick=step, rangemode="tozero", **more)
 
 
 def steep(chart: Chart, values: Sequence[float]) -> None:

@@ -25,7 +25,14 @@ from spikebridge.report.forgetting_text import (
 )
 from spikebridge.report.load import ReportError
 from spikebridge.report.sections import Block, Card, Section, Table, figures
-from spikebridge.report.text import DATA_NAMES, count_text, flatten, plural, seconds_text
+from spikebridge.report.text import (
+    DATA_NAMES,
+    command,
+    count_text,
+    flatten,
+    plural,
+    seconds_text,
+)
 from spikebridge.report.theme import NEUTRAL, Chart, Drawer, Plot, fade, label
 from spikebridge.transfer import HIGHER_IS_BETTER, MEASURES
 
@@ -47,6 +54,7 @@ SEED_BY_SEED = (
     "what GRAPES does beyond it is due to how factors are spread over neurons, and not to a larger "
     "step. Each row has the learning rate that suits it best."
 )
+PERCENT = "\u00a0%"
 MATRIX = "Row: after which task. Column: tested on which. Above the diagonal: not learned yet."
 
 
@@ -95,7 +103,7 @@ def table_context(directory: Path) -> dict[str, Any]:
         "about": f"{_about(content)} Published: {content['source']}.",
         "sections": sections,
         "colour": NEUTRAL,
-        "command": f"spikebridge reproduce {content['name']} --seeds {len(content['seeds'])}",
+        "command": [f"spikebridge reproduce {content['name']} --seeds {len(content['seeds'])}"],
         "which": " of the first run",
         "settings": list(flatten(content["config"])),
         "environment": list(flatten(content["environment"])),
@@ -106,12 +114,15 @@ def run_context(directory: Path) -> dict[str, Any]:
     """The values that sections.html needs for a folder with continual.json."""
     content, drawer = read(directory / "continual.json"), Drawer()
     measures, count = content["measures"], content["tasks"]
+    # A difference of two accuracies is in points, as on the terminal.
     cards = [
-        Card(name, f"{100 * measures[key]:.2f}\u00a0%", below)
+        Card(
+            name, f"{100 * measures[key]:.2f}{'' if below.startswith('points') else PERCENT}", below
+        )
         for key, name, below in (
             ("average_accuracy", "average accuracy", "over all tasks after the last"),
-            ("forgetting", "forgetting", "lost by earlier tasks since their best"),
-            ("backward_transfer", "backward transfer", "gained since they were learned"),
+            ("forgetting", "forgetting", "points lost by earlier tasks since their best"),
+            ("backward_transfer", "backward transfer", "points gained since they were learned"),
             ("unseen", "unseen tasks", f"accuracy; chance is {100 * content['chance']:.3g} %"),
         )
     ]
@@ -127,7 +138,7 @@ def run_context(directory: Path) -> dict[str, Any]:
     learned = drawer.plot(lines, "Each task from its own turn on", "What is kept stays level.")
     section = Section(
         "Results",
-        f"Test accuracy. {MATRIX}",
+        "Test accuracy of each task, after each task that was learned.",
         (Block(cards=tuple(cards)), figures(learned, _matrix_plot(row, drawer))),
     )
     return {
@@ -137,7 +148,8 @@ def run_context(directory: Path) -> dict[str, Any]:
         "about": _about({**content, "heads": content["config"]["sequence"]["heads"]}),
         "sections": [section],
         "colour": colour_of_role("grapes"),
-        "command": "",
+        "command": command(["continual"], content["config"]),
+        "repeat": "run",
         "which": "",
         "settings": list(flatten(content["config"])),
         "environment": list(flatten(content["environment"])),

@@ -217,7 +217,11 @@ def times_table(found: Deployed, metric: Metric) -> Table:
 def conductances(found: Deployed, unit: str, drawer: Drawer) -> Block:
     """Conductances at the first and the last time, and against what was aimed at."""
     beyond = max(found.cells - int(look.counts.sum()) for look in found.looks)
-    told = "" if beyond <= 0 else f" Read above the range, and not shown: up to {beyond:,} cells."
+    told = (
+        ""
+        if beyond <= 0
+        else f" Read above the range, and not shown: up to {plural(beyond, 'cell')}."
+    )
     return figures(
         drawer.plot(
             cells.histogram(found.looks, found.top_uS, unit),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Examples:
     """Layer number, from 1, to its outputs (T, E, N)."""
     s: dict[int, np.ndarray]
     """Layer number to its membrane states (T, E, N); layers without a membrane are absent."""
+    threshold: dict[int, np.ndarray] = field(default_factory=dict)
+    """Layer number to its firing thresholds (N,); absent where they move, and in older files."""
     output_names: tuple[str, ...] = ()
     """What the outputs are called, where they have names."""
     top: np.ndarray | None = None
@@ -259,10 +261,12 @@ def _examples(path: Path, remedy: str) -> Examples:
     missing = [name for name in ("x", "output", "target", "length") if name not in arrays]
     if missing:
         raise ReportError(f"{path}: the array {missing[0]!r} is missing; {remedy}")
-    layers: dict[str, dict[int, np.ndarray]] = {"y": {}, "s": {}}
-    for name, array in arrays.items():
-        if found := re.fullmatch(r"layer(\d+)_([ys])", name):
-            layers[found[2]][int(found[1])] = array
+    layers: dict[str, dict[int, np.ndarray]] = {"y": {}, "s": {}, "threshold": {}}
+    for name in list(arrays):
+        if found := re.fullmatch(r"layer(\d+)_(y|s|threshold)", name):
+            layers[found[2]][int(found[1])] = arrays[name]
+            if found[2] == "threshold":  # which has neither time steps nor examples
+                del arrays[name]
     names = arrays.pop("output_names", np.array([], str))
     steps = _check_shapes(path, arrays, remedy)
     return Examples(
@@ -272,6 +276,13 @@ def _examples(path: Path, remedy: str) -> Examples:
         length=np.clip(arrays["length"].astype(int), 0, steps),
         y=dict(sorted(layers["y"].items())),
         s={layer: s for layer, s in layers["s"].items() if layer in layers["y"]},
+        threshold={
+            layer: values
+            for layer, values in layers["threshold"].items()
+            if layer in layers["y"]
+            and values.shape == layers["y"][layer].shape[2:]
+            and values.dtype.kind == "f"
+        },
         output_names=tuple(map(str, names.ravel())),
         top=arrays.get("top"),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from spikebridge.report.curves import (
     column,
+    epoch_axis,
     layer_activity,
     layer_name,
     metric_column,
@@ -24,6 +25,9 @@ from spikebridge.report.theme import (
     fade,
     label,
 )
+
+# Beside the middle of a row, so that equal values of several seeds do not hide one another.
+SEED_PLACES = (0.2, -0.2, 0.1, -0.1, 0.0)
 
 
 def values_of(row: Row, metric: Metric) -> list[float]:
@@ -60,7 +64,7 @@ def dots(rows: Sequence[Row], metric: Metric) -> Chart | None:
         chart.add(
             "scatter",
             x=[float(f"{value:.6g}") for value in values],
-            y=[index + 0.16 * (-1) ** k for k in range(len(values))],
+            y=[index + SEED_PLACES[k % len(SEED_PLACES)] for k in range(len(values))],
             mode="markers",
             marker={"color": fade(colour, 0.55), "size": 9, "symbol": symbol(index)},
             hovertemplate="one seed: %{x}<extra></extra>",
@@ -139,7 +143,7 @@ def learning(rows: Sequence[Row], name: str, metric: Metric, y_title: str) -> Ch
     """
     chart = Chart(380 + _legend_room(rows), {"hovermode": "x"})
     shown: list[float] = []
-    for row in rows:
+    for index, row in enumerate(rows):
         seeds = [
             metric_column(run.epochs, metric) if name == "valid" else column(run.epochs, name)
             for run in row.runs
@@ -147,11 +151,11 @@ def learning(rows: Sequence[Row], name: str, metric: Metric, y_title: str) -> Ch
         low, mean, high = _over_seeds(seeds)
         known = [value for value in (*low, *high) if value is not None]
         if known:
-            _band(chart, row, low, mean, high)
+            _band(chart, row, index, low, mean, high)
         shown += known
     if not chart.traces:
         return None
-    chart.x(title="epoch", rangemode="tozero", tickformat="d")
+    epoch_axis(chart, max(len(run.epochs) for row in rows for run in row.runs))
     chart.y(title=y_title)
     if metric.better == "lower is better" or name != "valid":
         steep(chart, shown)
@@ -171,7 +175,9 @@ def _over_seeds(seeds: list[list[float | None]]) -> tuple[list[Any], list[Any], 
     return each(min), each(lambda column: sum(column) / len(column)), each(max)
 
 
-def _band(chart: Chart, row: Row, low: list[Any], mean: list[Any], high: list[Any]) -> None:
+def _band(
+    chart: Chart, row: Row, index: int, low: list[Any], mean: list[Any], high: list[Any]
+) -> None:
     colour = colour_of(row.look)
     epochs = list(range(1, len(mean) + 1))
     inside = [(e, lo, hi) for e, lo, hi in zip(epochs, low, high, strict=True) if lo is not None]
@@ -196,8 +202,18 @@ def _band(chart: Chart, row: Row, low: list[Any], mean: list[Any], high: list[An
         legendgroup=row.label,
         mode="lines" if len(epochs) > 1 else "markers",
         line={"color": colour, "width": 2, "dash": dash_of(row.look)},
-        marker={"color": colour, "size": 8},
+        marker=_mark(colour, index),
     )
+
+
+def _mark(colour: str, index: int) -> dict[str, Any]:
+    """A mark that stays visible under a later, smaller one at the same place."""
+    return {
+        "color": colour,
+        "size": max(8, 16 - 3 * index),
+        "symbol": symbol(index),
+        "line": {"color": "#ffffff", "width": 1},
+    }
 
 
 def cost(rows: Sequence[Row], metric: Metric, name: str, title: str) -> Chart | None:
@@ -224,7 +240,7 @@ def cost(rows: Sequence[Row], metric: Metric, name: str, title: str) -> Chart | 
             else None,
             name=label(row.label, 40),
             mode="markers",
-            marker={"color": colour_of(row.look), "size": 12, "symbol": symbol(index)},
+            marker=_mark(colour_of(row.look), index),
             hovertemplate=f"{count_text(x)}: %{{y}}<extra>{label(row.label, 40)}</extra>",
         )
     costs = [x for *_, x, _ in points]

@@ -32,7 +32,8 @@ SOFT_TRACES = (
     "The membrane state s (a plain number, without a unit) collects the input of a neuron over "
     "time; these units send on a smooth function of it instead of spikes."
 )
-THRESHOLD = " Dotted: the threshold, as far as the spikes of all examples in the file tell it."
+THRESHOLD = " Dotted: the threshold."
+GUESSED = " Dotted: the threshold, as far as the spikes of all examples in the file tell it."
 OUTPUT_TRACES = "The output of a few neurons over time; these units have no membrane state."
 ROLL = (
     "Colour: how probable the network thought each note for the coming frame, having heard all "
@@ -84,7 +85,7 @@ def panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
     membrane = any(band.s is not None for band in found)
     words = TRACES if spiking else SOFT_TRACES if membrane else OUTPUT_TRACES
     if any(band.threshold is not None for band in found):
-        words += THRESHOLD
+        words += THRESHOLD if examples.threshold else GUESSED
     lines = None
     if int(examples.length[index]) > 1:  # a line of one time step would be a dot
         lines = drawer.plot(

@@ -63,7 +63,7 @@ def context(run: Run) -> dict[str, Any]:
         "environment": list(flatten(run.environment)),
         "result": list(flatten(run.result or {})),
         "memory": [] if programmed is None else list(flatten(programmed.settings)),
-        "command": [] if run.task == OwnConfig.NAME else command(run.task, run.config),
+        "command": [] if run.task == OwnConfig.NAME else command(["train", run.task], run.config),
         "metric_meaning": metric.meaning,
     }
 

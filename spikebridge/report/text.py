@@ -157,12 +157,14 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield name, value_text(item)
 
 
-def command(task: str, config: Mapping[str, Any]) -> list[str]:
+def command(words: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     """The command line that repeats a run, in pieces that a line break should not part.
+
+    words name the command, such as ["train", "digits"].
 
     Every setting is spelled out, so that the line still means the same when a default changes.
     """
-    pieces = [shlex.join(["spikebridge", "train", task])]
+    pieces = [shlex.join(["spikebridge", *words])]
     for part, settings in config.items():
         for name, value in settings.items() if isinstance(settings, Mapping) else ():
             if part == "task" and name == "name":
