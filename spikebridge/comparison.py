@@ -6,7 +6,6 @@ that was stopped goes on where it was and one that is complete is shown at once.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -199,9 +198,6 @@ def _side_by_side(
     """Do the runs in `jobs` processes; the errors of those that failed, by name."""
     jobs = min(jobs, len(todo))
     pool = make(jobs, _quiet)
-    # The pool watches those processes that it had when it last heard of one: let each speak once,
-    # or the death of a later one would go unnoticed until another has finished its run.
-    wait([pool.submit(time.sleep, 0) for _ in range(jobs)])
     followed = {
         pool.submit(_work, to_dict(run.config), str(run.directory), overwrite): _Followed(
             run, progress(run.name)

@@ -22,6 +22,10 @@ KILLED = (
     "a working process was killed, perhaps for want of memory; what is complete is kept, try again "
     "with fewer --jobs"
 )
+UNGUARDED = (
+    "working processes ended as they began; a script that starts them runs its work under "
+    '`if __name__ == "__main__":`, or else with jobs=1'
+)
 PATIENCE_S = 5.0
 """How long a process may take to let its files go before it is killed."""
 
@@ -88,9 +92,22 @@ def make(jobs: int, prepare: Callable[[], None] | None = None) -> ProcessPoolExe
     """A pool of so many processes; each calls `prepare` first.
 
     They leave Ctrl-C to their parent, and end where it is killed: nothing is left to run on.
+    Raises RunError where they end as they begin.
     """
     # spawn: a fork of a process whose torch already has threads may hang.
-    return ProcessPoolExecutor(jobs, _Context(), initializer=_begin, initargs=(prepare,))
+    pool = ProcessPoolExecutor(jobs, _Context(), initializer=_begin, initargs=(prepare,))
+    # The pool watches those processes that it had when it last heard of one: let each speak once,
+    # or the death of a later one would go unnoticed until another has finished its work.
+    try:
+        for first in [pool.submit(time.sleep, 0) for _ in range(jobs)]:
+            first.result()
+    except BrokenProcessPool as error:
+        pool.shutdown(wait=False)
+        raise RunError(UNGUARDED) from error
+    except BaseException:
+        stop(pool)
+        raise
+    return pool
 
 
 def stop(pool: ProcessPoolExecutor) -> None:

@@ -38,6 +38,20 @@ def test_a_killed_process_is_told() -> None:
         list(pool.results(die, [("a", 1), ("b", 2)], 2))
 
 
+def test_a_script_without_a_guard_gets_the_remedy(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from spikebridge import pool\nprint(list(pool.results(abs, [(1, 1), (2, 2)], 2)))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "RunError: working processes ended as they began" in last
+    assert 'if __name__ == "__main__":' in last
+
+
 PARENT = """
 import os, sys, time
 from spikebridge import pool
