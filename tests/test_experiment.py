@@ -387,6 +387,13 @@ def test_published_figures() -> None:
         assert published.headline(preset("digits", unit, "mnist", hidden=(256, 256))) is None
     rows = preset("digits", "snu", "mnist", hidden=(256,) * 6, coding="rows")
     assert published.headline(rows) is None
+    for hidden in ((256,) * 6, (256,) * 3, (100,)):  # nor does any source of distortions
+        bent = preset("digits", "snu", "mnist", hidden=hidden, elastic=1.0)
+        assert published.headline(bent) is None
+    convolutions = {"channels": (32, 64, 64), "elastic": 1.5}
+    bent = published.headline(preset("digits", "snu", "mnist", **convolutions))
+    assert bent is not None
+    assert bent["value"] == 0.9953
     rounded = preset("digits", "snu", "mnist", hidden=(256,) * 6, weight_bits=3)
     assert published.headline(rounded) is None
     assert published.headline(preset("digits")) is None
