@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -11,6 +13,12 @@ from spikebridge.kernels import native
 # How long an example takes says how busy the machine is, not whether the law holds.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+# Shells let Ctrl-C be ignored in what they start in the background, such as these tests; what the
+# tests start shall hear it.  Set here and not in each child before it starts: code between fork
+# and exec can end a child whose parent has threads.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # torch lists once which functions obey a default device; later it would list the ones below.
 with torch.device("meta"):

@@ -366,8 +366,6 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
         [*SPIKEBRIDGE, *line.split()],
         stderr=subprocess.PIPE,
         text=True,
-        # Shells let it be ignored in what they start in the background, such as these tests.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert child.stderr is not None

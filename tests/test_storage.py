@@ -46,14 +46,8 @@ def started(line: str, **more: Any) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
-        preexec_fn=hears_ctrl_c,
         **more,
     )
-
-
-def hears_ctrl_c() -> None:
-    """Tests may have been started in the background, where shells let SIGINT be ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(child: subprocess.Popen[str], text: str) -> None:
@@ -289,14 +283,14 @@ def test_an_output_that_is_closed_or_full(command: str) -> None:
         child.stdout.close()  # before anything was written
         assert child.stderr is not None
         said = child.stderr.read()
-    assert child.returncode == 1
+    assert child.returncode == 1, said
     assert said == "spikebridge: the output was closed before all of it was written\n"
     if not Path("/dev/full").exists():
         return
     with open("/dev/full", "w") as full, started(command, stdout=full) as child:
         assert child.stderr is not None
         said = child.stderr.read()
-    assert child.returncode == 1
+    assert child.returncode == 1, said
     assert said.startswith("spikebridge: No space left on device; make room")
     assert said.count("\n") == 1
 
@@ -486,7 +480,6 @@ def test_a_signal_while_starting(
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        preexec_fn=hears_ctrl_c,
     ) as child:
         assert child.stderr is not None
         said = child.stderr.read()
