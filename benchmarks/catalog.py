@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from spikebridge import experiment
-from spikebridge.catalog import CATALOG, Entry
-from spikebridge.config import Config, override
+from spikebridge.runs import training
+from spikebridge.settings.config import Config, override
+from spikebridge.studies.catalog import CATALOG, Entry
 
 WARM_UP, TIMED = 2, 8
 
@@ -28,7 +28,7 @@ class Enough(Exception):
     """The updates that are timed are done."""
 
 
-class Clock(experiment.Silent):
+class Clock(training.Silent):
     """Processor time per update."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ def seconds_per_epoch(config: Config) -> float:
     """Processor seconds of one training epoch."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        run = experiment._Run(override(config, threads=1), Path(folder), clock, None)
+        run = training._Run(override(config, threads=1), Path(folder), clock, None)
         with contextlib.suppress(Enough):
             run.train_all()
     steps = [later - before for before, later in itertools.pairwise(clock.times[WARM_UP:])]

@@ -6,7 +6,7 @@
 
 `train` takes about an hour of one core.  All are trained on 55,000 images of MNIST; which of them
 stand on the front is decided on 5,000 others, the test set is only reported.  Energies are of the
-40 nm tables of `spikebridge.silicon`, nothing is calibrated.
+40 nm tables of `spikebridge.energy`, nothing is calibrated.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikebridge import digital, environment, experiment, rundir, silicon
-from spikebridge.catalog.published import ON_CHIP
-from spikebridge.config import preset
-from spikebridge.progress import display
-from spikebridge.tasks.digits import distorted, read_mnist
+from spikebridge import energy as silicon
+from spikebridge.cli.progress import display
+from spikebridge.data.images import distorted, read_mnist
+from spikebridge.runs import environment, rundir, training
+from spikebridge.settings.config import preset
+from spikebridge.studies.catalog.papers import ON_CHIP
+from spikebridge.trained import on_chip
 
 # Those of `spikebridge reproduce mnist-on-chip`, of which the widths are the front.
 COMMON: dict[str, Any] = {
@@ -64,7 +66,7 @@ def train(directory: Path) -> None:
     with display() as progress:
         for name, settings in NETWORKS.items():
             config = preset("digits", "binary-di", "mnist", **{**COMMON, **settings})
-            experiment.run(config, directory / name, resume=True, progress=progress(name))
+            training.run(config, directory / name, resume=True, progress=progress(name))
 
 
 def front(directory: Path, out: Path) -> None:
@@ -79,10 +81,10 @@ def front(directory: Path, out: Path) -> None:
             for lanes in LANES:
                 plan = {"lanes": lanes, "max_steps": steps}
                 if chosen is None:
-                    valid = digital.measure(
-                        directory / name, digital.Plan(plan, split="valid", steps=steps)
+                    valid = on_chip.measure(
+                        directory / name, on_chip.Plan(plan, split="valid", steps=steps)
                     )[1]["integer"]
-                _, chosen = digital.measure(directory / name, digital.Plan(plan, steps=steps))
+                _, chosen = on_chip.measure(directory / name, on_chip.Plan(plan, steps=steps))
                 points.append(_point(name, steps, lanes, valid, chosen))
                 print(points[-1], flush=True)
     known = directory / "dense.json"

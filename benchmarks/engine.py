@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from spikebridge.chip.bounds import bits_for, bounds
 from spikebridge.chip.engine import Engine
 from spikebridge.chip.golden import Golden
-from spikebridge.chip.spec import Chip, Layer, Program
+from spikebridge.chip.program import Chip, Layer, Program
 
 SIZES = (784, 1024, 1024, 10)
 ACTIVITY = 0.02

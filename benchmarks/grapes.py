@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikebridge.learning import grapes
-from spikebridge.model_config import ModelConfig
-from spikebridge.network import build
+from spikebridge.nn.network import build
+from spikebridge.settings.model import ModelConfig
 
 ROWS = {"plain": None, "propagated": "propagated", "local": "local", "plain again": None}
 STEPS = 8

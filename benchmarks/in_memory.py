@@ -23,15 +23,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from spikebridge import environment, experiment, rundir, tasks
-from spikebridge.config import preset
-from spikebridge.evaluation import evaluating
-from spikebridge.memory import pcm
-from spikebridge.memory.array import SimulatedArray
-from spikebridge.memory.crossbar import to_crossbar
-from spikebridge.memory_config import MemoryConfig
-from spikebridge.network import build
-from spikebridge.seeding import generator
+from spikebridge import data as tasks
+from spikebridge.base.seeding import generator
+from spikebridge.crossbar import pcm
+from spikebridge.crossbar.cells import SimulatedArray
+from spikebridge.crossbar.network import to_crossbar
+from spikebridge.nn.network import build
+from spikebridge.runs import environment, rundir
+from spikebridge.runs import training as experiment
+from spikebridge.runs.evaluation import evaluating
+from spikebridge.settings.config import preset
+from spikebridge.settings.crossbar import MemoryConfig
 
 CELLS = 10_000_000
 DAY_S = 86400.0

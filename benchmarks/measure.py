@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikebridge import environment
+from spikebridge.runs import environment
 
 
 @dataclass

@@ -26,8 +26,8 @@ def step(mode: str, steps: int) -> None:
     """One training step; its input is spikes."""
     import torch
 
-    from spikebridge.recompute import spikes_as_bits
-    from spikebridge.rnn import SNU
+    from spikebridge.nn.recompute import spikes_as_bits
+    from spikebridge.nn.rnn import SNU
 
     torch.manual_seed(0)
     layer = SNU(

@@ -71,7 +71,7 @@ def child(mode: str, steps: int) -> None:
 
     import spikebridge.learning.online  # noqa: F401
     from spikebridge import build
-    from spikebridge.model_config import ModelConfig
+    from spikebridge.settings.model import ModelConfig
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -105,8 +105,8 @@ def angles() -> dict[str, Any]:
     """Angles in degrees, as means over some batches of validation songs."""
     import torch
 
-    from spikebridge.task_configs import MusicConfig
-    from spikebridge.tasks.music import Music
+    from spikebridge.data.music import Music
+    from spikebridge.settings.tasks import MusicConfig
 
     torch.set_num_threads(1)
     music, rows = Music(MusicConfig()), []
@@ -120,7 +120,7 @@ def _while_training(music: Any, depth: int, recurrent: bool) -> list[dict[str, A
     import torch
 
     from spikebridge import build
-    from spikebridge.model_config import ModelConfig
+    from spikebridge.settings.model import ModelConfig
 
     torch.manual_seed(depth)
     model = ModelConfig(

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spikebridge.scan import scan
-from spikebridge.synapses import Dense
-from spikebridge.units import Unit, make_unit
+from spikebridge.nn.scan import scan
+from spikebridge.nn.synapses import Dense
+from spikebridge.nn.units import Unit, make_unit
 
 DECAY = 0.9
 Neuron = Callable[[Tensor], Tensor]

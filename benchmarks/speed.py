@@ -28,10 +28,10 @@ import torch
 from measure import Row
 from torch import nn
 
-from spikebridge.kernels import native, rescale
-from spikebridge.rnn import SNU, SoftSNU
-from spikebridge.scan import scan
-from spikebridge.units import make_unit
+from spikebridge.nn.kernels import native, rescale
+from spikebridge.nn.rnn import SNU, SoftSNU
+from spikebridge.nn.scan import scan
+from spikebridge.nn.units import make_unit
 
 T, B = 500, 16
 Table = dict[str, Any]
@@ -247,7 +247,7 @@ def rescale_tables(rounds: int) -> list[Table]:
 
 def tests_are_green() -> str:
     """The kernel tests, run now; nothing is timed when one fails."""
-    tests = ["tests/test_kernel.py", "tests/test_rnn.py", "tests/test_parts.py"]
+    tests = ["tests/nn/test_kernel.py", "tests/nn/test_rnn.py", "tests/nn/test_network_parts.py"]
     print("Running the kernel tests ...", flush=True)
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(

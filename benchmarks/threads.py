@@ -25,13 +25,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spikebridge import environment, pool
+from spikebridge.base import processes
+from spikebridge.runs import environment
 
 SETTINGS: dict[str, dict[str, str]] = {
     "default of OpenMP": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
-    f"GOMP_SPINCOUNT={pool.SPINS}, ours": {"GOMP_SPINCOUNT": str(pool.SPINS)},
+    f"GOMP_SPINCOUNT={processes.SPINS}, ours": {"GOMP_SPINCOUNT": str(processes.SPINS)},
     "GOMP_SPINCOUNT=100000": {"GOMP_SPINCOUNT": "100000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
@@ -45,7 +46,7 @@ def train(work: str, steps: int) -> dict[str, Any]:
     import torch
     from torch import nn
 
-    from spikebridge.rnn import SNU
+    from spikebridge.nn.rnn import SNU
 
     torch.manual_seed(0)
     x, target = torch.rand(50, 64, 128).round(), torch.randint(10, (64,))
@@ -87,7 +88,7 @@ def _processor_s() -> float:
 
 def measured(setting: str, work: str, steps: int) -> dict[str, Any]:
     """One training in a process of its own."""
-    known = {name: value for name, value in os.environ.items() if name not in pool.WAITING}
+    known = {name: value for name, value in os.environ.items() if name not in processes.WAITING}
     known.pop("OMP_NUM_THREADS", None)
     command = [sys.executable, __file__, "--child", work, "--steps", str(steps)]
     done = subprocess.run(

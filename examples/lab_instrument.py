@@ -17,9 +17,9 @@ import time
 import torch
 from torch import Tensor
 
-from spikebridge.memory.array import Device
-from spikebridge.memory.bench import serve
-from spikebridge.memory.remote import RemoteDevice
+from spikebridge.crossbar.bench.client import RemoteDevice
+from spikebridge.crossbar.bench.server import serve
+from spikebridge.crossbar.cells import Device
 
 
 class LabChip:

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 import spikebridge
-from spikebridge.config import Config, TrainConfig
-from spikebridge.model_config import ModelConfig
-from spikebridge.rundir import Result
-from spikebridge.task_configs import OwnConfig
-from spikebridge.tasks.base import Batch, Task, sample_batches
+from spikebridge.data.task import Batch, Task, sample_batches
+from spikebridge.runs.rundir import Result
+from spikebridge.settings.config import Config, TrainConfig
+from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.tasks import OwnConfig
 
 STEPS = 20
 

@@ -1,5 +1,5 @@
 // What scaling drives to a root mean square needs: sums and products channel by channel, one pass
-// over memory each; see spikebridge/kernels/rescale.py, which is their definition.
+// over memory each; see spikebridge/nn/kernels/rescale.py, which is their definition.
 #pragma once
 #include <cstdint>
 

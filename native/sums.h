@@ -1,5 +1,5 @@
 // How much each neuron weighs, and the factors of GRAPES that follow from it; see
-// spikebridge/learning/importance.py, which is their definition.
+// spikebridge/learning/grapes_factors.py, which is their definition.
 #pragma once
 #include <cstdint>
 

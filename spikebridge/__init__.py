@@ -12,51 +12,51 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spikebridge.complexity import Complexity
-    from spikebridge.config import Config, preset
-    from spikebridge.experiment import run
-    from spikebridge.gradients import Surrogate, forward_as, modulate
-    from spikebridge.layers import Layer
-    from spikebridge.memory.crossbar import from_crossbar, to_crossbar
-    from spikebridge.memory.training import InMemory
-    from spikebridge.memory_config import MemoryConfig
-    from spikebridge.network import Network, build, load_network, save_network
-    from spikebridge.prediction import predict
-    from spikebridge.recompute import spikes_as_bits
-    from spikebridge.rnn import SNU, SoftSNU
-    from spikebridge.synapses import Conv2d, Dense, Embedding
-    from spikebridge.units import AdaptiveUnit, Rule, SNUnit, State, make_unit
+    from spikebridge.crossbar.network import from_crossbar, to_crossbar
+    from spikebridge.crossbar.optimizer import InMemory
+    from spikebridge.nn.gradients import Surrogate, forward_as, modulate
+    from spikebridge.nn.layers import Layer
+    from spikebridge.nn.network import Network, build, load_network, save_network
+    from spikebridge.nn.recompute import spikes_as_bits
+    from spikebridge.nn.rnn import SNU, SoftSNU
+    from spikebridge.nn.synapses import Conv2d, Dense, Embedding
+    from spikebridge.nn.units import AdaptiveUnit, Rule, SNUnit, State, make_unit
+    from spikebridge.runs.training import run
+    from spikebridge.settings.config import Config, preset
+    from spikebridge.settings.crossbar import MemoryConfig
+    from spikebridge.trained.complexity import Complexity
+    from spikebridge.trained.prediction import predict
 
 # Names are loaded when first used: the command line answers --help without loading torch.
 _HOME = {
-    "AdaptiveUnit": "units",
-    "Complexity": "complexity",
-    "Config": "config",
-    "Conv2d": "synapses",
-    "Dense": "synapses",
-    "Embedding": "synapses",
-    "InMemory": "memory.training",
-    "Layer": "layers",
-    "MemoryConfig": "memory_config",
-    "Network": "network",
-    "Rule": "units",
-    "SNU": "rnn",
-    "SNUnit": "units",
-    "SoftSNU": "rnn",
-    "State": "units",
-    "Surrogate": "gradients",
-    "build": "network",
-    "forward_as": "gradients",
-    "from_crossbar": "memory.crossbar",
-    "load_network": "network",
-    "make_unit": "units",
-    "modulate": "gradients",
-    "predict": "prediction",
-    "preset": "config",
-    "run": "experiment",
-    "save_network": "network",
-    "spikes_as_bits": "recompute",
-    "to_crossbar": "memory.crossbar",
+    "AdaptiveUnit": "nn.units",
+    "Complexity": "trained.complexity",
+    "Config": "settings.config",
+    "Conv2d": "nn.synapses",
+    "Dense": "nn.synapses",
+    "Embedding": "nn.synapses",
+    "InMemory": "crossbar.optimizer",
+    "Layer": "nn.layers",
+    "MemoryConfig": "settings.crossbar",
+    "Network": "nn.network",
+    "Rule": "nn.units",
+    "SNU": "nn.rnn",
+    "SNUnit": "nn.units",
+    "SoftSNU": "nn.rnn",
+    "State": "nn.units",
+    "Surrogate": "nn.gradients",
+    "build": "nn.network",
+    "forward_as": "nn.gradients",
+    "from_crossbar": "crossbar.network",
+    "load_network": "nn.network",
+    "make_unit": "nn.units",
+    "modulate": "nn.gradients",
+    "predict": "trained.prediction",
+    "preset": "settings.config",
+    "run": "runs.training",
+    "save_network": "nn.network",
+    "spikes_as_bits": "nn.recompute",
+    "to_crossbar": "crossbar.network",
 }
 
 __all__ = [
@@ -105,7 +105,7 @@ def __dir__() -> list[str]:
 
 def _register() -> None:
     """Let torch know our operators and State, which exported programs and saved states name."""
-    import_module("spikebridge.kernels.ops")
+    import_module("spikebridge.nn.kernels.ops")
 
 
 class _AlongWithTorch:

@@ -8,7 +8,7 @@ import sys
 def main() -> int:
     """Run the command line; its exit code."""
     try:
-        from spikebridge import cli
+        from spikebridge.cli import main as cli
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from spikebridge.kernels import native
+from spikebridge.nn.kernels import native
 
 # How long an example takes says how busy the machine is, not whether the law holds.
 settings.register_profile("any machine", deadline=None)

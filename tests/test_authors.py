@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from spikebridge.kernels import native
-from spikebridge.scan import scan, unsupported
-from spikebridge.units import make_unit
+from spikebridge.nn.kernels import native
+from spikebridge.nn.scan import scan, unsupported
+from spikebridge.nn.units import make_unit
 
 # Another recording in the same format can be put in its place.
 RECORDING = Path(

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from spikebridge import cli, rundir
-from spikebridge.catalog import CATALOG
-from spikebridge.config import Config, ModelConfig
-from spikebridge.forgetting_entries import FORGETTING
-from spikebridge.network import build, save_network
+from spikebridge.cli import main as cli
+from spikebridge.nn.network import build, save_network
+from spikebridge.runs import rundir
+from spikebridge.settings.config import Config, ModelConfig
+from spikebridge.studies.catalog import CATALOG
+from spikebridge.studies.catalog.continual import FORGETTING
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

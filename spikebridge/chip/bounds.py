@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikebridge.chip.spec import Layer
+from spikebridge.chip.program import Layer
 
 CONVERGED_WITHIN = 4000
 GROWS_FOR = 300

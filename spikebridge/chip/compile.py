@@ -15,13 +15,13 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from torch import Tensor
 
+from spikebridge.base.records import UsageError
 from spikebridge.chip.bounds import bits_for, bounds
-from spikebridge.chip.spec import MEMBRANE_BITS, Chip, Geometry, Layer, Program, Reduce, Reset
-from spikebridge.layers import Baseline, Plain, Readout
-from spikebridge.network import Network
-from spikebridge.records import UsageError
-from spikebridge.synapses import Conv2d, Dense, Embedding, Normalised
-from spikebridge.units import AdaptiveUnit, Unit
+from spikebridge.chip.program import MEMBRANE_BITS, Chip, Geometry, Layer, Program, Reduce, Reset
+from spikebridge.nn.layers import Baseline, Plain, Readout
+from spikebridge.nn.network import Network
+from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised
+from spikebridge.nn.units import AdaptiveUnit, Unit
 
 COARSEST = 1 << 22
 """Most that a constant drive or an amount becomes, fraction bits included."""

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from spikebridge.chip.golden import Golden, conv_counts, dense_counts
-from spikebridge.chip.spec import ChipCounts, Layer, Program, silent
+from spikebridge.chip.program import ChipCounts, Layer, Program, silent
 
 try:
     from spikebridge import _native as _built
@@ -51,7 +51,7 @@ class Engine:
     """A program that runs: one sample step by step, or whole batches.
 
     Args:
-        program: see `spikebridge.chip.spec`; what it holds is copied.
+        program: see `spikebridge.chip.program`; what it holds is copied.
         backend: "native", "numpy", or "auto": native where it is built.  That it is not is said
             once.
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from spikebridge.archives import MOST_BYTES, read_arrays
+from spikebridge.base.archives import MOST_BYTES, read_arrays
+from spikebridge.base.storage import replace
 from spikebridge.chip.bounds import bounds
-from spikebridge.chip.spec import Chip, Geometry, Layer, Program
-from spikebridge.rundir import replace
+from spikebridge.chip.program import Chip, Geometry, Layer, Program
 
 FORMAT = "spikebridge-program-1"
 ARRAYS = ("weight", "bias", "threshold", "decay", "amount", "scale")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spikebridge.chip.spec import ChipCounts, Geometry, Layer, Program, silent
+from spikebridge.chip.program import ChipCounts, Geometry, Layer, Program, silent
 
 
 class LayerStep(NamedTuple):
@@ -34,7 +34,7 @@ class Golden:
     """A program that runs, step by step.
 
     Args:
-        program: see `spikebridge.chip.spec`.
+        program: see `spikebridge.chip.program`.
     """
 
     def __init__(self, program: Program) -> None:

@@ -21,17 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spikebridge.chip.verilog import (
-    BENCH_FILES,
-    FORMAT,
-    IMAGES,
-    SOURCES,
-    Bench,
-    described,
-    sources,
-)
-from spikebridge.records import RunError, UsageError
-from spikebridge.rundir import read_json
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.storage import read_json
+from spikebridge.chip.verilog import BENCH_FILES, FORMAT, IMAGES, SOURCES, Bench, described, sources
 
 BENCH = "rtl/sb_bench.v"
 PROGRAMS = {

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from spikebridge.chip import images
+from spikebridge.base.records import UsageError
+from spikebridge.base.storage import owning, parse_json, sync
+from spikebridge.chip import memory_images
 from spikebridge.chip.files import digest
 from spikebridge.chip.golden import Golden, Step
-from spikebridge.chip.images import Sizes, bits, hexadecimal
-from spikebridge.chip.spec import Layer, Program
-from spikebridge.records import UsageError
-from spikebridge.storage import owning, parse_json, sync
+from spikebridge.chip.memory_images import Sizes, bits, hexadecimal
+from spikebridge.chip.program import Layer, Program
 
 FORMAT = "spikebridge-verilog-1"
 SOURCES = Path(__file__).parent / "rtl"
@@ -66,7 +66,7 @@ def write(
     """Write a program as Verilog into a folder, whole or not at all.
 
     Args:
-        program: see `spikebridge.chip.spec`.
+        program: see `spikebridge.chip.program`.
         directory: a new folder, an empty one, or one that `write` made, which is replaced.
         samples: stimulus of the bench: for each sample, for each step, the rising numbers of the
             inputs that spike.  None makes a few at random, always the same.
@@ -79,7 +79,7 @@ def write(
     and for layers that the core cannot run.
     """
     directory = Path(directory).absolute()
-    size = images.sizes(program)
+    size = memory_images.sizes(program)
     stimulus = some_samples(program) if samples is None else samples
     _check_samples(program, stimulus)
     check_free(directory)
@@ -118,13 +118,13 @@ def some_samples(program: Program, samples: int = 3, density: float = 0.3) -> li
 
 def input_codes(program: Program) -> np.ndarray:
     """What the host sends for each input, (I,) int64; within a step they must rise."""
-    return images.codes(program, 0, images.sizes(program))
+    return memory_images.codes(program, 0, memory_images.sizes(program))
 
 
 def tokens(program: Program, samples: Samples) -> Iterable[int]:
     """What the host sends: {kind, code}, kind 0 an event, 1 the end of a step, 3 of the sample."""
-    size = images.sizes(program)
-    code = images.codes(program, 0, size)
+    size = memory_images.sizes(program)
+    code = memory_images.codes(program, 0, size)
     for steps in samples:
         for at, events in enumerate(steps):
             yield from np.sort(code[np.asarray(events, np.int64)]).tolist()
@@ -177,9 +177,9 @@ def _write_all(
     (directory / "program.vh").write_text(size.header(), encoding="utf-8")
     words = {}
     for name, make in (
-        ("weights.mem", images.weight_image),
-        ("parameters.mem", images.parameter_image),
-        ("descriptors.mem", images.descriptor_image),
+        ("weights.mem", memory_images.weight_image),
+        ("parameters.mem", memory_images.parameter_image),
+        ("descriptors.mem", memory_images.descriptor_image),
     ):
         digits = hexadecimal(make(program, size))
         words[name] = len(digits)
@@ -192,7 +192,7 @@ def _write_all(
 
 def write_bench(program: Program, directory: Path, samples: Samples) -> Bench:
     """Write the stimulus and what the integer model makes of it into a folder of `write`."""
-    size, golden = images.sizes(program), Golden(program)
+    size, golden = memory_images.sizes(program), Golden(program)
     digits = (size.code + 2 + 3) // 4
     with (directory / "stimulus.txt").open("w", encoding="utf-8") as file:
         file.writelines(f"{token:0{digits}x}\n" for token in tokens(program, samples))
@@ -241,7 +241,7 @@ def _write_rows(program: Program, size: Sizes, step: Step, file: TextIO) -> int:
 
 
 def _lines(program: Program, layer: Layer, values: np.ndarray, width: int) -> list[str]:
-    return hexadecimal(bits(images.rows(program, layer, values), width))
+    return hexadecimal(bits(memory_images.rows(program, layer, values), width))
 
 
 def _write_outputs(program: Program, size: Sizes, step: Step, last: bool, file: TextIO) -> int:
@@ -256,9 +256,11 @@ def _write_outputs(program: Program, size: Sizes, step: Step, last: bool, file: 
 def _write_json(
     program: Program, size: Sizes, directory: Path, words: dict[str, int], bench: Bench
 ) -> None:
-    images: dict[str, dict[str, Any]] = {name: described(directory / name) for name in IMAGES}
+    memory_images: dict[str, dict[str, Any]] = {
+        name: described(directory / name) for name in IMAGES
+    }
     for name, count in words.items():
-        images[name]["words"] = count
+        memory_images[name]["words"] = count
     record = {
         "format": FORMAT,
         "program": digest(program),
@@ -268,7 +270,7 @@ def _write_json(
         "sizes": asdict(size),
         "memory_bits": size.memory_bits(),
         "bench": bench._asdict(),
-        "images": images,
+        "images": memory_images,
         "files": {name: described(directory / name) for name in (*sources(), *BENCH_FILES)},
     }
     (directory / "program.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from spikebridge.layers import Readout
-from spikebridge.learning.direct import (
+from spikebridge.learning.feedback_direct import (
     Cut,
     Told,
     direct,
@@ -37,11 +36,12 @@ from spikebridge.learning.direct import (
     upstream,
     watched,
 )
+from spikebridge.learning.feedback_transport import fan_in, sent, weight_shape
 from spikebridge.learning.hooks import Hook, compile_anew
 from spikebridge.learning.matrices import Matrices
-from spikebridge.learning.nodes import Node, apart, named, nodes, warn_of
+from spikebridge.learning.model_layers import Node, apart, named, nodes, warn_of
 from spikebridge.learning.targets import Targets
-from spikebridge.learning.transport import fan_in, sent, weight_shape
+from spikebridge.nn.layers import Readout
 
 __all__ = ["Feedback", "Rule", "attach"]
 
@@ -61,8 +61,8 @@ def attach(
 ) -> Feedback:
     """Let a model's backward passes send errors to hidden layers by another rule.
 
-    Layers are those of `spikebridge.learning.nodes`; the output layer learns from its own error in
-    all rules.
+    Layers are those of `spikebridge.learning.model_layers`; the output layer learns from its own
+    error in all rules.
 
         with spikebridge.learning.feedback.attach(network, "dfa"):
             loss(network(x)).backward()

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from spikebridge.learning.hooks import Hook, compile_anew
-from spikebridge.learning.importance import Bank, Clip, Population, checked_clip, factor
-from spikebridge.learning.modulation import (
+from spikebridge.learning.grapes_factors import Bank, Clip, Population, checked_clip, factor
+from spikebridge.learning.grapes_hooks import (
     Entrance,
     Leaf,
     Node,
@@ -36,7 +35,8 @@ from spikebridge.learning.modulation import (
     incoming_nodes,
     outgoing_nodes,
 )
-from spikebridge.learning.nodes import apart, named, nodes, warn_of
+from spikebridge.learning.hooks import Hook, compile_anew
+from spikebridge.learning.model_layers import apart, named, nodes, warn_of
 
 __all__ = ["Grapes", "attach", "factor"]
 
@@ -64,9 +64,9 @@ def attach(
     """Scale the errors of a model's hidden neurons by their weights, until `Grapes.detach`.
 
     Args:
-        model: any module; its layers are those of `spikebridge.learning.nodes.nodes`.  Whatever
-            else has weights (embeddings, cells, torch.nn.MultiheadAttention) is left alone;
-            `Grapes.left` names what multiplies by itself, and so does a warning.
+        model: any module; its layers are those of `spikebridge.learning.model_layers.nodes`.
+            Whatever else has weights (embeddings, cells, torch.nn.MultiheadAttention) is left
+            alone; `Grapes.left` names what multiplies by itself, and so does a warning.
         form: "propagated" multiplies the error that arrives at a neuron, which acts on its own
             weights and on all that lies below, as in the authors' code.  "local" multiplies the
             update of the neuron's own parameters only.  None is "propagated", and "local" with

@@ -1,8 +1,8 @@
 """Learning online: gradients through time that go forward with it, in memory constant in T.
 
 Backpropagation through time keeps every step until the end.  Here each layer carries its
-eligibilities (`spikebridge.learning.eligibility`), an error comes down at the very step at which it
-arises, and gradient and step are done with:
+eligibilities (`spikebridge.learning.online_eligibility`), an error comes down at the very step at
+which it arises, and gradient and step are done with:
 
     dE/dtheta = sum over t of L_t dy_t/dtheta,   L_t = dE_t/dy_t at the same step t
 
@@ -33,11 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikebridge.layers import Dropout, Readout
-from spikebridge.learning.eligibility import Forward, unsupported
-from spikebridge.network import Network
-from spikebridge.tasks.base import Batch
-from spikebridge.units import State, state_dtype
+from spikebridge.data.task import Batch
+from spikebridge.learning.online_eligibility import Forward, unsupported
+from spikebridge.nn.layers import Dropout, Readout
+from spikebridge.nn.network import Network
+from spikebridge.nn.units import State, state_dtype
 
 __all__ = ["Learned", "Online", "OnlineRule", "check"]
 

@@ -6,16 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spikebridge.quantities import in_words
-from spikebridge.report import overview, rules
-from spikebridge.report.compiled import ENDS, proof_of
-from spikebridge.report.curves import loss_axis
-from spikebridge.report.load import Comparison, Row, Run
+from spikebridge.base.quantities import in_words
+from spikebridge.report import compare_charts, study_tables
+from spikebridge.report.examples import Panel, panels
 from spikebridge.report.on_chip import proof_text
-from spikebridge.report.panels import Panel, panels
+from spikebridge.report.run_charts import loss_axis
 from spikebridge.report.run_page import about, label_of, source_of, started
 from spikebridge.report.sections import Block, Section, Table
-from spikebridge.report.text import (
+from spikebridge.report.theme import Drawer, Plot, colour_of
+from spikebridge.report.wording import (
     DATA,
     DATA_NAMES,
     NOTHING,
@@ -30,7 +29,8 @@ from spikebridge.report.text import (
     si_text,
     spread_text,
 )
-from spikebridge.report.theme import Drawer, Plot, colour_of
+from spikebridge.runs.compiled import ENDS, proof_of
+from spikebridge.runs.load import Comparison, Row, Run
 
 ENERGIES = ("PCM crossbar", "digital, int8, events")
 IN_MEMORY = (
@@ -67,7 +67,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "hardware": [
             section
             for section in (
-                rules.section(facts, drawer),
+                study_tables.section(facts, drawer),
                 memory_section(rows, metric),
                 chip_section(rows, metric, facts.get("rtl")),
             )
@@ -212,16 +212,16 @@ def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot |
     """What came out, and what it cost."""
     spread = "Whiskers reach one standard deviation over the seeds."
     trained = {row.facts["by_steps"]["trained_with"] for row in rows if row.facts.get("by_steps")}
-    against_spikes = overview.cost(rows, metric, "spikes_mean", "spikes per inference")
+    against_spikes = compare_charts.cost(rows, metric, "spikes_mean", "spikes per inference")
     return [
         drawer.plot(
-            overview.dots(rows, metric),
+            compare_charts.dots(rows, metric),
             f"Test {metric.name} of every seed",
             f"{SEEDS} {metric.advice} A published figure may stem from a different set-up.",
             wide=True,
         ),
         drawer.plot(
-            overview.cost(rows, metric, "parameters", "trained parameters"),
+            compare_charts.cost(rows, metric, "parameters", "trained parameters"),
             f"Test {metric.name} against size",
             f"How good a unit is for its number of trained parameters. {spread}",
         ),
@@ -232,14 +232,14 @@ def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot |
             f"{spread}",
         ),
         drawer.plot(
-            overview.activity(rows),
+            compare_charts.activity(rows),
             "Firing rate by layer",
             "Mean number of spikes per neuron and time step over the test set. Hatched bars are "
             "units that send graded values instead of spikes; they show the mean absolute value.",
             wide=against_spikes is not None,
         ),
         drawer.plot(
-            overview.by_steps(rows, metric),
+            compare_charts.by_steps(rows, metric),
             f"Test {metric.name} against time steps",
             "The same networks, shown their inputs for fewer or more time steps at the test; "
             f"trained with {' or '.join(map(str, sorted(trained)))}. {spread}",
@@ -252,12 +252,12 @@ def learning_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot
     band = "Line: mean over the seeds still running. Band: from the lowest to the highest."
     return [
         drawer.plot(
-            overview.learning(rows, "valid", metric, f"validation {metric.axis}"),
+            compare_charts.learning(rows, "valid", metric, f"validation {metric.axis}"),
             f"Validation {metric.name}",
             f"Measured after each epoch on data not used for training. {metric.advice} {band}",
         ),
         drawer.plot(
-            overview.learning(
+            compare_charts.learning(
                 rows,
                 "train_loss",
                 metric,

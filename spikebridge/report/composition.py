@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from spikebridge import rundir
-from spikebridge.records import RunError
-from spikebridge.report.answers import note_bars
-from spikebridge.report.load import ReportError, Run
-from spikebridge.report.text import frame_text, number, plural, seconds_text
+from spikebridge.base.records import RunError
+from spikebridge.report.example_charts import note_bars
 from spikebridge.report.theme import Drawer, Plot
-from spikebridge.sound import KEYS, LOWEST
+from spikebridge.report.wording import frame_text, number, plural, seconds_text
+from spikebridge.runs import rundir
+from spikebridge.runs.load import ReportError, Run
+from spikebridge.trained.midi import KEYS, LOWEST
 
 REMEDY = "compose again with `spikebridge compose`"
 MOST_BYTES = 1_500_000

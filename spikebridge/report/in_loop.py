@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikebridge.report import cells
-from spikebridge.report.curves import column
-from spikebridge.report.deployed import load_counts
-from spikebridge.report.load import Run
+from spikebridge.report import cell_charts
+from spikebridge.report.run_charts import column
 from spikebridge.report.sections import Block, Card, Section, figures
-from spikebridge.report.text import count_text, number, plural
 from spikebridge.report.theme import Drawer
+from spikebridge.report.wording import count_text, number, plural
+from spikebridge.runs.deployed import load_counts
+from spikebridge.runs.load import Run
 
 PULSES = (
     "Whole pulses that updates sent to the cells, none of them verified. Fewer come as the rate of "
@@ -46,7 +46,7 @@ def in_the_loop(run: Run, drawer: Drawer) -> Section | None:
                 None
                 if pulses is None
                 else drawer.plot(
-                    cells.pulse_histogram(pulses, run.unit),
+                    cell_charts.pulse_histogram(pulses, run.unit),
                     "Pulses per cell",
                     RECEIVED,
                     wide=True,
@@ -119,5 +119,5 @@ def epoch_figures(run: Run, drawer: Drawer) -> Block:
         ]
         if kept:
             axis = "pulses" if name == "pulses" else "pairs written anew"
-            shown.append(drawer.plot(cells.epoch_bars(kept, axis, run.unit), title, words))
+            shown.append(drawer.plot(cell_charts.epoch_bars(kept, axis, run.unit), title, words))
     return figures(*shown)

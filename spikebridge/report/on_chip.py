@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from spikebridge.metrics import Metric
-from spikebridge.report.compiled import Compiled, Proof
-from spikebridge.report.deployed import Hardware
-from spikebridge.report.in_memory import MARKS, parts_table
-from spikebridge.report.load import Run
+from spikebridge.base.metrics import Metric
+from spikebridge.energy import PUBLISHED
+from spikebridge.report.on_cells import MARKS, parts_table
 from spikebridge.report.sections import Block, Card, Section, Table, figures
-from spikebridge.report.text import (
+from spikebridge.report.theme import COLOURS, NEUTRAL, Chart, Drawer, fade
+from spikebridge.report.wording import (
     NOTHING,
     count_text,
     metric_of,
@@ -20,8 +19,9 @@ from spikebridge.report.text import (
     share_text,
     si_text,
 )
-from spikebridge.report.theme import COLOURS, NEUTRAL, Chart, Drawer, fade
-from spikebridge.silicon import PUBLISHED
+from spikebridge.runs.compiled import Compiled, Proof
+from spikebridge.runs.deployed import Hardware
+from spikebridge.runs.load import Run
 
 GROUPS = {
     "weight memory": COLOURS["snu"],

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spikebridge import rundir
-from spikebridge.report.load import COMPARE, ReportError, load_comparison, load_run
+from spikebridge.runs import rundir
+from spikebridge.runs.load import COMPARE, ReportError, load_comparison, load_run
 
 
 def write(directory: Path, output: Path | None = None) -> Path:
@@ -27,11 +27,11 @@ def write(directory: Path, output: Path | None = None) -> Path:
 
 def _write(directory: Path, path: Path) -> Path:
     if (directory / "forgetting.json").exists():
-        from spikebridge.report.forgetting import table_context
+        from spikebridge.report.continual import table_context
 
         name, values = "sections.html", table_context(directory)
     elif (directory / "continual.json").exists():
-        from spikebridge.report.forgetting import run_context as sequence_context
+        from spikebridge.report.continual import run_context as sequence_context
 
         name, values = "sections.html", sequence_context(directory)
     elif (directory / COMPARE).exists():

@@ -5,16 +5,15 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from spikebridge import config
-from spikebridge.report import compiled, curves, deployed
+from spikebridge.report import run_charts
 from spikebridge.report.composition import composition
+from spikebridge.report.examples import more_text, panels
 from spikebridge.report.in_loop import in_the_loop
-from spikebridge.report.in_memory import in_memory
-from spikebridge.report.load import Run
+from spikebridge.report.on_cells import in_memory
 from spikebridge.report.on_chip import on_chip
-from spikebridge.report.panels import more_text, panels
 from spikebridge.report.sections import Card, Section
-from spikebridge.report.text import (
+from spikebridge.report.theme import Drawer, Plot, colour_of
+from spikebridge.report.wording import (
     DATA,
     DATA_NAMES,
     NOTHING,
@@ -29,8 +28,10 @@ from spikebridge.report.text import (
     plural,
     seconds_text,
 )
-from spikebridge.report.theme import Drawer, Plot, colour_of
-from spikebridge.task_configs import OwnConfig
+from spikebridge.runs import compiled, deployed
+from spikebridge.runs.load import Run
+from spikebridge.settings import config
+from spikebridge.settings.tasks import OwnConfig
 
 
 def context(run: Run) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def cards(run: Run, metric: Metric) -> list[Card]:
     published = run.fact("published")
     published = published if isinstance(published, dict) else {}
     spikes = run.fact("spikes_per_inference")
-    best, epochs = curves.best_epoch(run), number(run.fact("epochs", len(run.epochs)))
+    best, epochs = run_charts.best_epoch(run), number(run.fact("epochs", len(run.epochs)))
     per = f"per {run.inference}"
     short = metric.unit == "%"
     value = metric_text(metric, run.fact("test"), unit=short)
@@ -161,7 +162,7 @@ def operations_text(run: Run) -> str:
 
 def learning_plots(run: Run, metric: Metric, drawer: Drawer) -> list[Plot | None]:
     """Learning curves; two figures, or one where loss and metric are the same quantity."""
-    same = curves.metric_is_loss(run)
+    same = run_charts.metric_is_loss(run)
     star = " The star marks the epoch whose network was kept and tested."
     loss = (
         "The loss is what training makes small; a validation line that rises while the training "
@@ -170,12 +171,12 @@ def learning_plots(run: Run, metric: Metric, drawer: Drawer) -> list[Plot | None
     meaning = f"{metric.meaning} Measured after each epoch on data not used for training.{star}"
     return [
         drawer.plot(
-            curves.loss_curves(run),
+            run_charts.loss_curves(run),
             f"Loss ({metric.name})" if same else "Loss",
             f"{loss} {metric.meaning}{star}" if same else loss,
             wide=same,
         ),
-        drawer.plot(curves.metric_curve(run), f"Validation {metric.name}", meaning.strip()),
+        drawer.plot(run_charts.metric_curve(run), f"Validation {metric.name}", meaning.strip()),
     ]
 
 
@@ -188,11 +189,11 @@ def steps_plot(run: Run, drawer: Drawer) -> Plot | None:
         f"average out the chance in the input spikes, and cost time and energy.{told}"
     )
     title = f"{metric_of(run.metric).name.capitalize()} against time steps"
-    return drawer.plot(curves.step_curve(run), title, caption)
+    return drawer.plot(run_charts.step_curve(run), title, caption)
 
 
 def activity_plot(run: Run, drawer: Drawer) -> Plot | None:
-    rates, spiking = curves.layer_activity(run)
+    rates, spiking = run_charts.layer_activity(run)
     if spiking:
         caption = (
             "Mean number of spikes that a neuron sends per time step, over the test set: 0.1 means "
@@ -205,7 +206,7 @@ def activity_plot(run: Run, drawer: Drawer) -> Plot | None:
             "Mean size (absolute value) of what a neuron sends on per time step, over the test set."
         )
     title = "Firing rate by layer" if spiking else "Mean output by layer"
-    return drawer.plot(curves.activity_bars(run), title, caption, wide=True)
+    return drawer.plot(run_charts.activity_bars(run), title, caption, wide=True)
 
 
 def epoch_table(run: Run) -> dict[str, list[Any]]:

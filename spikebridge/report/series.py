@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikebridge.report.activity import heading, stacked
+from spikebridge.report.activity_charts import heading, stacked
 from spikebridge.report.theme import NEUTRAL, Chart, colour_of, label, suffix
 
 OUTPUTS = 4

@@ -7,12 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from spikebridge import rundir
-from spikebridge.metrics import METRICS
-from spikebridge.quantities import in_words
-from spikebridge.report import rules
-from spikebridge.report.load import ReportError
-from spikebridge.report.text import (
+from spikebridge.base.metrics import METRICS
+from spikebridge.base.quantities import in_words
+from spikebridge.report import study_tables
+from spikebridge.report.theme import colour_of
+from spikebridge.report.wording import (
     count_text,
     metric_text,
     plural,
@@ -20,7 +19,8 @@ from spikebridge.report.text import (
     spread_text,
     table_lines,
 )
-from spikebridge.report.theme import colour_of
+from spikebridge.runs import rundir
+from spikebridge.runs.load import ReportError
 
 TABLE = "table.md"
 HEAD = ("parameters", "operations per step", "spikes per inference", "training time", "published")
@@ -109,12 +109,12 @@ def write(content: dict[str, Any], directory: Path, source: str) -> list[Path]:
 
     Raises ReportError where matplotlib is not installed.
     """
-    told = [markdown(content, source), hardware(content), rules.markdown(content)]
+    told = [markdown(content, source), hardware(content), study_tables.markdown(content)]
     rundir.write_text(directory / TABLE, "\n".join(text for text in told if text))
     draw(content, directory / "plot.png")
     pictures = [directory / "plot.png"]
     if content.get("contrasts"):
-        rules.draw(content, directory / "contrasts.png")
+        study_tables.draw(content, directory / "contrasts.png")
         pictures.append(directory / "contrasts.png")
     if any(row.get("by_steps") for row in content["rows"]):
         draw_steps(content, directory / "steps.png")

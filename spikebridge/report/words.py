@@ -6,8 +6,8 @@ import html
 
 import numpy as np
 
-from spikebridge.report.load import Examples, Run
 from spikebridge.report.theme import Ramp, colour_of, fade, shades
+from spikebridge.runs.load import Examples, Run
 
 CAPTION = (
     "The network reads from left to right and before each {0} says how probable it finds every "

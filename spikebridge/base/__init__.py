@@ -1,0 +1,1 @@
+"""What has no subject of its own: errors, frozen records, files, chance, metrics, quantities."""

@@ -1,0 +1,157 @@
+"""The command `spikebridge bench`: a chip, an instrument or a simulation for other machines."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from spikebridge.base.records import UsageError
+from spikebridge.settings.crossbar import MemoryConfig
+
+if TYPE_CHECKING:
+    from spikebridge.crossbar.cells import Device
+
+TOKEN = "SPIKEBRIDGE_BENCH_TOKEN"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Serve a device to other machines: a chip, an instrument or a simulation, until Ctrl-C.
+
+    Needs grpcio: pip install 'spikebridge[remote]'.
+    """
+
+    what: tyro.conf.Positional[Literal["serve"]]
+    """What is to be done."""
+    device: str = "simulated"
+    """simulated, or MODULE:FUNCTION of your own that returns a device; it is called with --shape,
+    or with nothing where none is given."""
+    shape: tuple[int, ...] = ()
+    """Numbers of cells along each side: 2 PAIRS ROWS COLUMNS for a weight matrix."""
+    cell: Literal["accumulation", "accumulation-2020", "iterative", "ideal"] = "accumulation"
+    """Model of the simulated cells."""
+    seed: int = 0
+    """Seed of the simulated cells."""
+    host: str = "127.0.0.1"
+    """Where to listen; beyond 127.0.0.1 it takes a token and TLS."""
+    port: int = 50051
+    """Port; 0 = one that is free."""
+    token_file: Path | None = None
+    """File with the token that users have to show; else $SPIKEBRIDGE_BENCH_TOKEN, if it is set."""
+    certificate: Path | None = None
+    """PEM file with the certificate, for TLS."""
+    key: Path | None = None
+    """PEM file with the key of the certificate."""
+    max_message_MiB: float = 64.0
+    """Largest message in MiB; 8 bytes for each cell must fit."""
+
+    def run(self) -> None:
+        token = read_token(self.token_file)
+        device = self._device()
+        from spikebridge.crossbar.bench.server import serve
+
+        with serve(
+            device,
+            host=self.host,
+            port=self.port,
+            token=token,
+            certificate=self.certificate,
+            key=self.key,
+            max_message_MiB=self.max_message_MiB,
+        ) as server:
+            guards = f"{'a token' if token else 'no token'}, {'TLS' if self.key else 'no TLS'}"
+            _tell(f"{device.name}, {tuple(device.shape)} cells, {guards}; Ctrl-C stops")
+            print(server.address, flush=True)
+            try:
+                server.wait()
+            except KeyboardInterrupt:
+                with _ended_by_another():
+                    _tell("stopping once the command under way is done; Ctrl-C again stops at once")
+                    server.stop()
+
+    def _device(self) -> Device:
+        if self.device != "simulated":
+            return load_device(self.device, self.shape)
+        if not self.shape or min(self.shape) < 1:
+            raise UsageError(
+                f"shape={self.shape}: simulated cells need sides of at least 1; pass "
+                "--shape 2 1 150 88"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed}: a seed lies in [0, 2**63); pass --seed 0")
+        from spikebridge.crossbar.bench import protocol
+        from spikebridge.crossbar.cells import SimulatedArray
+        from spikebridge.crossbar.network import cell_of
+
+        protocol.check_limit(self.max_message_MiB, self.shape)  # before their memory is taken
+        cell = cell_of(MemoryConfig(device=self.cell))
+        try:
+            return SimulatedArray(self.shape, cell, seed=self.seed)
+        except (MemoryError, RuntimeError) as error:
+            raise UsageError(
+                f"shape={self.shape}: the cells do not fit into the memory of this machine; pass a "
+                "smaller --shape"
+            ) from error
+
+
+@contextmanager
+def _ended_by_another() -> Iterator[None]:
+    """Within, Ctrl-C ends the process at once; at a usual exit Python waits for all threads."""
+
+    def end(*_: object) -> None:
+        _tell("stopped; the command under way may be half done")
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def read_token(file: Path | None) -> str:
+    """The token in a file, else that of the environment, else none.  Raises UsageError."""
+    if file is None:
+        return os.environ.get(TOKEN, "")
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read as a token ({error}); write one there") from error
+    if not token:
+        raise UsageError(f"{file}: is empty; `openssl rand -hex 32` prints a token")
+    return token
+
+
+def load_device(place: str, shape: tuple[int, ...]) -> Device:
+    """What a user's MODULE:FUNCTION returns; the current folder counts as well as the path."""
+    name, _, function = place.partition(":")
+    if not name or not function:
+        raise UsageError(f"device={place!r}: pass simulated, or MODULE:FUNCTION of your own")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there; what it imports is not
+        raise UsageError(
+            f"device={place!r}: there is no module {error.name}; start in its folder, or set "
+            "PYTHONPATH"
+        ) from error
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise UsageError(f"device={place!r}: {name} has no function {function}")
+    return make(shape) if shape else make()
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,243 @@
+"""The commands `spikebridge export` and `spikebridge verify`: a network on the digital chip."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.runs import rundir
+
+VERILOG = rundir.VERILOG
+"""Folder, inside that of the run, for the Verilog."""
+
+COARSE, FINER = 0.01, 4
+"""Error of a bias, in shares of the largest weight, above which finer fraction bits are named."""
+SHOWN = 5e-5
+"""Smallest error that two digits behind the point of a per cent show."""
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Compile a trained network for the digital chip: integers, energy, and Verilog."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a finished run of snu, binary-di or binary-ci."""
+    to: Literal["program", "verilog"] = "program"
+    """program tests the network in integers and writes program.npz and digital.json; verilog also
+    writes the design with memory images and a self-checking test bench."""
+    weight_bits: int = 0
+    """Bits of a weight, 2 to 16; 0 = as trained with --weight-bits, else 8."""
+    decay_bits: int = 8
+    """Bits behind the point of decays, 1 to 14."""
+    fraction_bits: int = -1
+    """Bits of a membrane below those of a weight, 0 to 8; -1 = 4, or 0 where no membrane is kept
+    from step to step.  Biases are rounded to them, those of the readout above all: more bits round
+    finer and widen all membranes."""
+    lanes: int = 64
+    """Neurons that are added to at the same time, a power of two up to 1,024."""
+    max_steps: int = 0
+    """Time steps of a sample that membranes without a leak must bear; 0 = as many as the task has,
+    or 256."""
+    queue: int = 64
+    """Input words that wait, a power of two."""
+    clock_MHz: float = 200.0
+    """Clock, above 0, at most 500."""
+    samples: int = 0
+    """Samples to test in integers, rounded up to whole batches; 0 = all."""
+    split: Literal["test", "valid"] = "test"
+    """What is tested on; valid is for choosing settings."""
+    steps: int = 0
+    """Time steps of a sample, for digits and events; 0 = as the run was tested."""
+    images: int = 20
+    """Test samples that the test bench of --to verilog goes through."""
+    out: Path | None = None
+    """Folder for the Verilog of --to verilog; by default verilog in that of the run."""
+    json: Flag = False
+    """Print digital.json on stdout."""
+    no_report: Flag = False
+    """Do not write the run's report.html anew."""
+
+    def run(self) -> None:
+        if self.images < 1:
+            raise UsageError(f"images={self.images}: at least 1; pass --images 20")
+        if self.out is not None and self.to != "verilog":
+            raise UsageError(
+                f"out={self.out}: it is where Verilog goes, and program.npz and digital.json stay "
+                "with the run; pass --to verilog too, or leave --out out"
+            )
+        from spikebridge.chip.files import load_program
+        from spikebridge.runs.rundir import PROGRAM
+        from spikebridge.trained import on_chip
+
+        plan = on_chip.Plan(self._chip(), self.samples, self.split, self.steps)
+        folder = self.out or self.run_dir / VERILOG
+        if self.to == "verilog":
+            from spikebridge.chip import verilog
+
+            verilog.check_free(folder)  # before the work
+        with rundir.owning(self.run_dir, "export"):
+            content = on_chip.export(self.run_dir, plan)
+            written = None
+            if self.to == "verilog":
+                written = verilog.write(
+                    load_program(self.run_dir / PROGRAM),
+                    folder,
+                    on_chip.samples_for_rtl(self.run_dir, self.images, self.steps),
+                    about=f"{self.run_dir.name}, {content['metric']} {content['integer']:.4g}",
+                )
+            self._tell(content, written)
+
+    def _chip(self) -> dict[str, Any]:
+        names = ("decay_bits", "fraction_bits", "lanes", "queue", "clock_MHz")
+        found = {name: getattr(self, name) for name in names}
+        for name in ("weight_bits", "max_steps"):
+            if getattr(self, name):
+                found[name] = getattr(self, name)
+        return found
+
+    def _tell(self, content: dict[str, Any], written: Path | None) -> None:
+        page = None
+        if not self.no_report:
+            from spikebridge.report.page import write
+
+            page = str(write(self.run_dir))
+        if self.json:
+            folder = None if written is None else str(written)
+            print(json.dumps({**content, "verilog": folder, "report": page}))
+            return
+        print("\n".join(told(content)))
+        if written is not None:
+            print(f"verilog: {written}; prove it with: spikebridge verify {written}")
+        if page:
+            print(f"page: {page}")
+
+
+def told(content: dict[str, Any]) -> list[str]:
+    """digital.json in a few lines."""
+    from spikebridge.base.metrics import METRICS
+    from spikebridge.base.quantities import in_si
+
+    metric, program, counts = METRICS[content["metric"]], content["program"], content["counts"]
+    energy, per = content["energy"], content["per"]
+    lines = [
+        f"{content['split']} {metric.axis}: {metric.figure(content['integer'])} in integers, "
+        f"{metric.figure(content['software'])} in software ({content['samples']:,} {per}s)",
+        f"{program['weight_bits']}-bit weights in {program['weight_memory_bits'] / 8192:,.1f} KiB, "
+        f"membranes of {program['membrane_bits']} bits",
+    ]
+    for layer in content["layers"]:
+        same = "" if layer["same_spikes"] is None else f", {layer['same_spikes']:.3%} same spikes"
+        lines.append(
+            f"  {layer['name']}: {layer['inputs']} to {layer['neurons']}, weights off by "
+            f"{layer['weight_error']:.2%}{_biases(layer)}{same}"
+        )
+    most = max(layer["drive_error"] for layer in content["layers"])
+    if most > COARSE and program["fraction_bits"] < FINER:
+        lines.append(
+            f"  biases are rounded to {program['fraction_bits']} fraction bits; --fraction-bits "
+            f"{FINER} rounds them finer, with wider membranes"
+        )
+    each = {name: counts[name] / counts["samples"] for name in ("cycles", "additions", "spikes")}
+    ends = [in_si(energy[name]["total_pJ"] * 1e-12, "J") for name in ("nominal", "low", "high")]
+    lines.append(
+        f"per {per}: {each['spikes']:,.0f} spikes, {each['additions']:,.0f} additions, "
+        f"{each['cycles']:,.0f} cycles ({in_si(energy['nominal']['seconds_s'], 's')})"
+    )
+    lines.append(f"energy per {per}, 40 nm: {ends[0]} ({ends[1]} to {ends[2]})")
+    lines.append(f"area, 40 nm: {sum(content['area_mm2'].values()):.2f} mm² and wires")
+    for row in energy["nominal"]["rows"]:
+        if row["energy_pJ"]:
+            lines.append(f"  {row['part']:<26} {in_si(row['energy_pJ'] * 1e-12, 'J'):>10}")
+    return lines
+
+
+def _biases(layer: dict[str, Any]) -> str:
+    error = layer["drive_error"]
+    return f", biases by up to {error:.2%} of the largest weight" if error >= SHOWN else ""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Run exported Verilog in simulators and compare it with the integer model, bit for bit."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder that `spikebridge export RUN --to verilog` has written."""
+    simulators: tuple[Literal["icarus", "verilator"], ...] = ("icarus", "verilator")
+    """Simulators to run."""
+    synthesise: Flag = False
+    """Synthesise with Yosys too: cells and memory bits.  It takes minutes."""
+    json: Flag = False
+    """Print one JSON object."""
+
+    def run(self) -> None:
+        from spikebridge.chip import verify
+
+        if not self.simulators:
+            raise UsageError(
+                "simulators: none is named, and nothing would be compared; pass --simulators "
+                "icarus, or leave it out for both"
+            )
+        _check_current(self.directory)
+        content: dict[str, Any] = verify.verify(self.directory, self.simulators, tell=_say)
+        if self.synthesise:
+            content["synthesis"] = verify.synthesise(self.directory, tell=_say)
+        if self.json:
+            print(json.dumps(content))
+        else:
+            print("\n".join(verified(content)))
+        if not content["passed"]:
+            sys.exit(1)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _check_current(directory: Path) -> None:
+    """UsageError where the run beside the Verilog has been exported anew since.
+
+    RunError where its program is damaged.
+    """
+    from spikebridge.chip.files import digest, load_program
+    from spikebridge.chip.verify import check_images
+    from spikebridge.runs.rundir import PROGRAM
+
+    beside = directory.absolute().parent / PROGRAM
+    if not beside.exists():
+        return
+    written_from = check_images(directory).get("program")
+    try:
+        program = load_program(beside)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(str(error)) from error
+    if written_from != digest(program):
+        raise UsageError(
+            f"{directory}: it was written from another program than {beside}; write it anew with "
+            "spikebridge export RUN --to verilog"
+        )
+
+
+def verified(content: dict[str, Any]) -> list[str]:
+    """What `chip.verify` found, in a few lines."""
+    lines = [f"{name}: {found['verdict']}" for name, found in content["simulators"].items()]
+    lint = content["lint"]
+    if lint:
+        lines.append(f"lint: {'clean' if lint['clean'] else '; '.join(lint['messages'])}")
+    lines += [f"{tool}: {why}" for tool, why in content["missing"].items()]
+    made = content.get("synthesis")
+    if made:
+        lines.append(
+            f"synthesis: {made['missing']}"
+            if "missing" in made
+            else f"synthesis: {made['gates']:,} gates, {made['flip_flops']:,} flip-flops, "
+            f"{made['memory_bits']:,} bits of memory"
+        )
+    return lines

@@ -1,0 +1,428 @@
+"""The command line, built by tyro from the config records: their docstrings are the help.
+
+Exit codes: 0 fine; 1 a run failed; 2 wrong usage (flag, setting, folder or data); 130 Ctrl-C;
+143 SIGTERM.
+Results go to stdout, everything else to stderr.  torch and all that needs it are imported only
+once there is something to compute, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+try:
+    import tyro
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"the command line needs {error.name}; pip install 'spikebridge[app]'", name=error.name
+    ) from error
+
+from spikebridge.base import processes
+from spikebridge.base.records import SpikebridgeError, Terminated, UsageError
+from spikebridge.base.storage import in_one_line
+from spikebridge.cli import words
+from spikebridge.cli.requests import SIMPLE, CompareOptions, RunOptions, SearchOptions
+from spikebridge.runs import rundir
+from spikebridge.settings.config import Config, TrainConfig, override, preset, task_name
+from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.learning import LearningConfig
+from spikebridge.settings.model import VARIANTS, ModelConfig
+from spikebridge.settings.tasks import COMMANDS, TASKS
+
+DESCRIPTION = (
+    "Spiking neural units, trained beside RNN, GRU and LSTM.  --version tells the version."
+)
+
+
+def _per_task(prefix: str, text: str, last: tuple[str, type]) -> dict[str, type]:
+    """A command's record for each task: its settings, the network's, the training's, options."""
+    kinds = {}
+    for name in COMMANDS:
+        # Not up to the first full stop: that of ".npz" comes before it.
+        words = (TASKS[name].__doc__ or "").partition("\n")[0].removesuffix(".")
+        about = text.format(words[0].lower() + words[1:])
+        kinds[name] = dataclasses.make_dataclass(
+            prefix + name.capitalize(),
+            [
+                ("task", TASKS[name]),
+                ("model", ModelConfig),
+                ("train", TrainConfig),
+                ("memory", MemoryConfig),
+                ("learning", LearningConfig),
+                (last[0], last[1], field(default_factory=last[1])),
+            ],
+            frozen=True,
+            namespace={"__doc__": about},
+        )
+    return kinds
+
+
+TRAIN = _per_task("Train", "Train one unit: {}.", ("run", RunOptions))
+COMPARE = _per_task("Compare", "Compare units over seeds: {}.", ("compare", CompareOptions))
+
+
+SEARCH = _per_task("Search", "Search settings of units: {}.", ("search", SearchOptions))
+NOUNS = {"compare": "comparison", "search": "search"}
+PER_TASK = {
+    "train": ("Train one unit.", TRAIN),
+    "compare": ("Compare units over seeds.", COMPARE),
+    "search": (
+        "Search the settings of units: the same trials and space for each, judged on validation.",
+        SEARCH,
+    ),
+}
+OTHERS: dict[str, type] = {kind.__name__.lower(): kind for kind in SIMPLE}
+
+
+@dataclass(frozen=True)
+class _First:
+    """What decides the defaults of all other flags, read before them."""
+
+    unit: str | None = None
+    units: tuple[str, ...] = ("snu", "softsnu", "lstm")
+    recurrent: bool = False
+    data: str | None = None
+    data_dir: str = ""
+    file: str = ""
+    level: str = ""
+    config: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+    seed: int = TrainConfig.seed
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The command that argv asks for; a comparison or a search comes with its configs.
+
+    Raises SystemExit for wrong flags and for --help, UsageError for wrong settings.
+    """
+    argv = words.unit_with_recurrence(argv)
+    name, chosen = [*argv, "", ""][:2]
+    if name in OTHERS:
+        prog = f"spikebridge {name}"
+        words.check_choices(OTHERS[name], argv[1:], prog)
+        return _cli(OTHERS[name], argv[1:], prog)
+    if name not in PER_TASK or chosen not in COMMANDS:
+        return _cli(_everything(argv), argv, "spikebridge", DESCRIPTION)
+    prog, rest = f"spikebridge {name} {chosen}", argv[2:]
+    kind = PER_TASK[name][1][chosen]
+    words.check_choices(kind, rest, prog)
+    first = _first(rest)
+    # What it shows in its help are the settings of the first unit.
+    unit = first.unit or "snu" if name == "train" else [*first.units, "snu"][0]
+    parsed = _cli(kind, rest, prog, default=_default(kind, _base(chosen, unit, first)))
+    if name != "train":
+        options = getattr(parsed, name)
+        configs = _each_unit(kind, rest, options.units, first, prog)
+        return options, configs, words.given(kind, rest)
+    return parsed
+
+
+def _everything(argv: Sequence[str]) -> Any:
+    """All commands, for the help of several and for what names none; refuses misspelled ones."""
+    words.check_command(argv, {name: list(COMMANDS) for name in PER_TASK} | dict.fromkeys(OTHERS))
+    commands = [_nested(name, *PER_TASK[name]) for name in PER_TASK]
+    commands += [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in OTHERS.items()]
+    return reduce(or_, commands)
+
+
+def _first(argv: Sequence[str]) -> _First:
+    try:
+        return tyro.cli(
+            _First, args=argv, return_unknown_args=True, add_help=False, console_outputs=False
+        )[0]
+    except SystemExit:  # the whole parser says what is wrong
+        return _First()
+
+
+def _cli(kind: Any, argv: Sequence[str], prog: str, text: str | None = None, **more: Any) -> Any:
+    return tyro.cli(
+        kind,
+        prog=prog,
+        description=text,
+        args=argv,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        **more,
+    )
+
+
+def _nested(name: str, text: str, kinds: dict[str, type]) -> Any:
+    """The command `name` with one sub-command per task."""
+    options = [
+        Annotated[kind, tyro.conf.subcommand(task, default=_default(kind, preset(task)))]
+        for task, kind in kinds.items()
+    ]
+    group = dataclasses.make_dataclass(
+        name.capitalize(), [("chosen", reduce(or_, options))], namespace={"__doc__": text}
+    )
+    return Annotated[group, tyro.conf.subcommand(name)]
+
+
+def _default(kind: type, config: Config) -> Any:
+    return kind(config.task, config.model, config.train, config.memory, config.learning)
+
+
+def _base(task: str, unit: str, first: _First) -> Config:
+    """What holds where no flag is given: a file, the settings of the run to resume, or a preset."""
+    if first.config is not None:
+        given = _of_task(task, first.config)
+    else:
+        given = _begun(task, first.out) if first.resume and first.out is not None else None
+    if given is not None:
+        return given
+    if first.recurrent and f"recurrent-{unit}" in VARIANTS:
+        unit = f"recurrent-{unit}"
+    data, own = _data(task, first)
+    tuned = preset(task, unit, data, **own)
+    if first.resume and first.out is None and first.config is None:
+        meant = rundir.meant(override(tuned, seed=first.seed))
+        return tuned if meant is None else _begun(task, meant) or tuned
+    return tuned
+
+
+def _begun(task: str, folder: Path) -> Config | None:
+    file = folder / rundir.CONFIG
+    return _of_task(task, file) if file.exists() else None
+
+
+def _of_task(task: str, file: Path) -> Config | None:
+    """The settings in a file; None where they are for another task."""
+    config = rundir.load_config(file)
+    return config if task_name(config) == task else None
+
+
+def _data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:
+    """The data set that the flags name, and what of the task decides its preset."""
+    kind = TASKS[task]
+    known = {f.name for f in dataclasses.fields(kind)}
+    places = {"data_dir": first.data_dir, "file": first.file}
+    own = {name: value for name, value in places.items() if value and name in known}
+    data = first.data or (kind.OWN_DATA or None if own else None)
+    if first.level and "level" in known:
+        own["level"] = first.level
+    return data, own
+
+
+def _each_unit(
+    kind: type, argv: Sequence[str], units: Sequence[str], first: _First, prog: str
+) -> list[Config]:
+    """The config of each unit: its own preset under the flags that were given."""
+    command, task = prog.split()[1:]
+    if not units:
+        raise UsageError(f"a {NOUNS[command]} needs at least one unit; pass --units snu lstm")
+    configs = []
+    for unit in units:
+        base = _base(task, unit, first)
+        mine = _cli(kind, argv, prog, default=_default(kind, base))
+        if mine.model.unit != base.model.unit:
+            raise UsageError(f"--unit is not for {command}; pass --units snu lstm")
+        if command == "compare" and mine.train.seed != base.train.seed:
+            raise UsageError("--seed is not for compare; pass --seeds 0 1 2")
+        if base.model.recurrent and not mine.model.recurrent:
+            raise UsageError(f"--no-recurrent contradicts {unit}; leave out one of them")
+        configs.append(Config(mine.task, mine.model, mine.train, mine.memory, mine.learning))
+    return configs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    rundir.forget_begun()
+    with _asked_to_end() as asked:
+        try:
+            code = _answered(argv, asked)
+            sys.stdout.flush()  # here, where it can still be told
+            return code
+        except OSError as error:
+            _tell(in_one_line(error))
+            _drop(sys.stdout)
+            return 1
+
+
+def _answered(argv: Sequence[str], asked: list[int]) -> int:
+    try:
+        with _short_warnings():
+            return _main(argv)
+    except SystemExit as stop:  # tyro has said what is wrong, or has shown the help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt as stop:
+        return _interrupted(argv, isinstance(stop, Terminated))
+    except Exception as error:
+        if asked:  # an import that was interrupted may say so by an error of its own
+            return _interrupted(argv, asked[0] == signal.SIGTERM)
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _tell(in_one_line(error) if isinstance(error, OSError) else str(error))
+        if isinstance(error, OSError):
+            _drop(sys.stdout)
+        return code
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Warnings for users as lines like all others, without a place in the source."""
+    usual = warnings.formatwarning
+
+    def short(message: Any, category: type[Warning], *place: Any) -> str:
+        if category is UserWarning:
+            return f"spikebridge: {message}\n"
+        return usual(message, category, *place)
+
+    warnings.formatwarning = short  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """SIGTERM ends the work as Ctrl-C does; the signals that came."""
+    asked: list[int] = []
+
+    def heard(number: int, frame: object) -> None:
+        asked.append(number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals are not its business
+        yield asked
+        return
+    usual: dict[int, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    for number in ours:
+        signal.signal(number, heard)
+    try:
+        yield asked
+    finally:
+        for number in ours:
+            signal.signal(number, usual[number])
+
+
+def _interrupted(argv: Sequence[str], terminated: bool) -> int:
+    _tell(f"{'terminated' if terminated else 'interrupted'}; {_how_to_go_on(argv)}", before="\n")
+    return 143 if terminated else 130
+
+
+def _tell(text: str, before: str = "") -> None:
+    with suppress(OSError):  # there is nobody to be told
+        print(f"{before}spikebridge: {text}", file=sys.stderr, flush=True)
+
+
+def _drop(stream: TextIO) -> None:
+    """Give up what a stream could not take, or Python would fail with it once more at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for what the user can set right before starting, 1 for a failed run, None for a defect."""
+    if isinstance(error, SpikebridgeError):
+        return 2 if isinstance(error, UsageError) else 1
+    # Looked up among what is loaded: importing them here would cost torch.
+    kind = getattr(sys.modules.get("safetensors"), "SafetensorError", OSError)
+    return 1 if isinstance(error, OSError | kind) else None
+
+
+def _how_to_go_on(argv: Sequence[str]) -> str:
+    command = argv[0] if argv else ""
+    if command in ("train", "continual"):
+        if not rundir.has_begun():
+            return "nothing was begun"
+        again = [word for word in argv if word not in ("--overwrite", "--resume")]
+        return f"go on with: spikebridge {shlex.join([*again, '--resume'])}"
+    if command not in ("compare", "demo", "reproduce", "search"):
+        return "nothing was begun"
+    # Without --overwrite, old runs that were not redone yet would be kept.
+    how = "start again" if "--overwrite" in argv else "go on"
+    return f"{how} with: spikebridge {shlex.join(argv)}"
+
+
+def _main(argv: Sequence[str]) -> int:
+    if list(argv) == ["--version"]:
+        from spikebridge.runs import environment
+
+        print(f"spikebridge {environment.own_version()}")
+        return 0
+    command = parse(argv)
+    processes.let_threads_sleep()
+    processes.keep_freed_memory()
+    from spikebridge.cli import commands
+
+    if isinstance(command, SIMPLE):
+        command.run()
+    elif isinstance(command, tuple):
+        _several(*command)
+    else:
+        run = command.run
+        parts = (command.task, command.model, command.train, command.memory, command.learning)
+        config = Config(*parts)
+        _check_task(run.config, config)
+        commands.train(
+            config,
+            run.out,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            page=not run.no_report,
+            as_json=run.json,
+        )
+    return 0
+
+
+def _several(
+    options: CompareOptions | SearchOptions, configs: Sequence[Config], given: Collection[str]
+) -> None:
+    """A comparison of units or a search for each; given are the settings that flags have set."""
+    from spikebridge.cli import commands
+
+    if isinstance(options, SearchOptions):
+        commands.search(
+            configs,
+            options.out,
+            trials=options.trials,
+            fixed=given,
+            folds=getattr(configs[0].task, "folds", 0) if "folds" in given else 0,
+            as_json=options.json,
+        )
+        return
+    commands.compare(
+        configs,
+        options.seeds,
+        options.out,
+        jobs=options.jobs,
+        overwrite=options.overwrite,
+        page=not options.no_report,
+        as_json=options.json,
+    )
+
+
+def _check_task(file: Path | None, config: Config) -> None:
+    """Raise UsageError where the settings in a file are for another task than the command."""
+    if file is not None and task_name(rundir.load_config(file)) != task_name(config):
+        raise UsageError(
+            f"{file}: its task is not {task_name(config)}; give the file of such a run"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

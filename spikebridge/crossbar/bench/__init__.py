@@ -1,0 +1,1 @@
+"""A device bench: crossbars served to other machines, and their client."""

@@ -1,0 +1,235 @@
+"""Any network of torch modules on crossbars: `Chip`.
+
+`to_crossbar` puts every weight matrix of a
+network on cells and gives a `Chip`, `from_crossbar` takes them off again.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from spikebridge.base.records import UsageError
+from spikebridge.base.tensors import save_tensors
+from spikebridge.crossbar import pcm
+from spikebridge.crossbar.cells import Device, SimulatedArray
+from spikebridge.crossbar.converters import Converted
+from spikebridge.crossbar.matrix import Crossbar
+from spikebridge.crossbar.measured import read_table
+from spikebridge.crossbar.pcm import Cell
+from spikebridge.crossbar.places import Place, copied, places
+from spikebridge.nn.layers import Layer
+from spikebridge.nn.synapses import Embedding
+from spikebridge.settings.crossbar import MemoryConfig
+
+__all__ = ["Chip", "Crossbar", "cell_of", "from_crossbar", "to_crossbar"]
+
+MakeDevice = Callable[[tuple[int, ...]], Device]
+
+
+def cell_of(config: MemoryConfig, *, pulsed: bool = False) -> Cell:
+    """The device model of a config; "pcm" is the one for pulses, or for programmed targets.
+
+    Raises UsageError.
+    """
+    if config.device_table:
+        return read_table(config.device_table)
+    models = {cell.name: cell for cell in (pcm.ACCUMULATION, pcm.ACCUMULATION_2020, pcm.ITERATIVE)}
+    models["pcm"] = pcm.ACCUMULATION if pulsed else pcm.ITERATIVE
+    if config.device == "ideal":
+        return pcm.ideal(config.levels)
+    if config.device not in models:
+        raise UsageError("there is no device; pass --device accumulation")
+    return models[config.device]
+
+
+@dataclass
+class Chip:
+    """A network whose weight matrices lie on crossbars, with the handles of the hardware."""
+
+    network: nn.Module
+    crossbars: dict[str, Crossbar]
+    """By the name of the weight, such as "layers.0.array.weight"."""
+    aimed: dict[str, Tensor]
+    """The weights as they were meant when last programmed."""
+
+    @property
+    def cells(self) -> int:
+        """Memory cells in all."""
+        return sum(crossbar.cells for crossbar in self.crossbars.values())
+
+    def wait(self, seconds_s: float) -> None:
+        """Let time pass on all devices."""
+        for crossbar in self.crossbars.values():
+            crossbar.device.wait(seconds_s)
+
+    def compensate(self) -> dict[str, float]:
+        """Global drift compensation of every matrix; returns its factors."""
+        return {name: crossbar.compensate() for name, crossbar in self.crossbars.items()}
+
+    def uncompensate(self) -> None:
+        """Take the factors of `compensate` back."""
+        for crossbar in self.crossbars.values():
+            crossbar.correction.fill_(1.0)
+
+    def program(self, weights: dict[str, Tensor] | None = None) -> None:
+        """Write all weights anew; by default those that were meant last."""
+        for name, value in (weights or self.aimed).items():
+            self.crossbars[name].program(value)
+            self.aimed[name] = value.detach().clone()
+
+    def save(self, path: Path) -> None:
+        """The state of all crossbars and their simulated cells, as safetensors.
+
+        The file is written whole or not at all.
+        """
+        tensors = {
+            f"{name}/{key}": value
+            for name, crossbar in self.crossbars.items()
+            for key, value in crossbar.state_dict().items()
+        }
+        save_tensors(Path(path), tensors, {"format": "spikebridge-chip-1"})
+
+    def settle(self) -> None:
+        """Take the weights that the cells hold now as those that are meant, after training."""
+        for name, crossbar in self.crossbars.items():
+            crossbar.settle()
+            self.aimed[name] = crossbar.weights()
+
+    def load(self, path: Path) -> None:
+        """Put back what `save` wrote.  Raises ValueError where it does not fit."""
+        try:
+            tensors = load_file(path)
+            for name, crossbar in self.crossbars.items():
+                at = f"{name}/"
+                own = {k.removeprefix(at): v for k, v in tensors.items() if k.startswith(at)}
+                crossbar.load_state_dict(own)
+                self.aimed[name] = crossbar.weights()
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{path}: not the cells of such a chip ({error}); make it with the settings of "
+                "its run"
+            ) from error
+
+    def errors(self) -> dict[str, float]:
+        """Root mean square of (read - meant) over that of the meant weights, for each matrix.
+
+        Where all weights are meant to be 0, over 1.
+        """
+        found = {}
+        for name, crossbar in self.crossbars.items():
+            meant = self.aimed[name].float().cpu()
+            gap = crossbar.weights() - meant
+            size = float(meant.square().mean().sqrt())
+            found[name] = float(gap.square().mean().sqrt()) / (size or 1.0)
+        return found
+
+
+def to_crossbar(
+    network: nn.Module,
+    device: Cell | MakeDevice,
+    config: MemoryConfig | None = None,
+    *,
+    seed: int = 0,
+    in_place: bool = False,
+) -> Chip:
+    """Put every weight matrix of a network on crossbars, programmed with its present values.
+
+    Mapped are Dense, Conv2d, Embedding and recurrent matrices of ours, torch.nn.Linear and Conv2d;
+    thresholds, biases, decays, normalisations and torch.nn.Embedding stay digital.  So does any
+    other parameter of two dimensions or more, such as those of attention, with a UserWarning that
+    names it.
+
+    A weight that is made from others is taken as it is now, and what made it (the norms of
+    `torch.nn.utils`, `torch.nn.utils.parametrize`) ends: the cells hold the weight itself.  What
+    `torch.nn.utils.prune` took away stays away, whatever its cells hold.
+
+    Args:
+        network: any torch module.
+        device: a cell model to simulate, or what makes a `Device` of a shape.
+        config: pairs, tile, converters and the like; `device` in it is not looked at.
+        seed: of simulated devices; each matrix draws from a stream of its own.
+        in_place: change `network` itself rather than a copy; an optimiser is made after that.
+
+    Raises UsageError for torch's RNN, GRU and LSTM, for weights that are shared, lie on a crossbar
+    already or are made in a way that is not known, and where there is nothing to map.  The network
+    is then as it was.
+    """
+    config = config or MemoryConfig()
+    network = network if in_place else copied(network)
+    if not (found := places(network)):
+        raise UsageError(
+            "the network has no Linear, Conv2d or spiking layer to put on a crossbar; name one "
+            "that has"
+        )
+    _warn_of_digital(network, found)
+    seeds = torch.Generator().manual_seed(seed)
+    chip = Chip(network, {}, {})
+    for place in found:
+        own = int(torch.randint(2**62, (), generator=seeds))
+        weight = place.value()
+        crossbar = Crossbar(tuple(weight.shape), _device(device, weight, config, own), config)
+        crossbar.program(weight)
+        chip.crossbars[place.name], chip.aimed[place.name] = crossbar, weight
+    # The network is changed once nothing can fail any more.
+    for place in found:
+        place.put(chip.crossbars[place.name], chip.aimed[place.name])
+    if config.dac_bits or config.adc_bits:
+        for place in found:
+            if not isinstance(place.module, Layer | Embedding | nn.Embedding):
+                new = Converted(place.module, chip.crossbars[place.name])
+                chip.network = _swapped(chip.network, place.module, new)
+    return chip
+
+
+def from_crossbar(chip: Chip) -> nn.Module:
+    """A plain copy of the network with the weights as one read sees them.
+
+    What `torch.nn.utils.prune` took away before `to_crossbar` is 0 in it, and still pruned.
+    """
+    network = copied(chip.network)
+    for module in list(network.modules()):
+        if isinstance(module, Converted):
+            network = _swapped(network, module, module.array)
+    for name, crossbar in chip.crossbars.items():
+        owner, _, field = name.rpartition(".")
+        Place(name, network.get_submodule(owner), field).take_off(crossbar.weights())
+    return network
+
+
+def _warn_of_digital(network: nn.Module, mapped: list[Place]) -> None:
+    """Tell which matrices no crossbar stands in for."""
+    known = {id(p) for place in mapped for p in place.stored}
+    known |= {
+        id(p) for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    digital = [n for n, p in network.named_parameters() if p.dim() > 1 and id(p) not in known]
+    if digital:
+        warnings.warn(
+            f"these weights stay digital, no crossbar can stand in for them: {', '.join(digital)}",
+            stacklevel=3,
+        )
+
+
+def _device(device: Cell | MakeDevice, weight: Tensor, config: MemoryConfig, seed: int) -> Device:
+    shape = (2, config.pairs, weight.shape[0], math.prod(weight.shape[1:]))
+    if isinstance(device, Cell):
+        return SimulatedArray(shape, device, seed=seed, dead=config.dead, stuck=config.stuck)
+    return device(shape)
+
+
+def _swapped(network: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """The network with another module wherever one was; that module itself where it was all."""
+    for module in list(network.modules()):
+        for key, child in module._modules.items():
+            if child is old:
+                module._modules[key] = new
+    return new if network is old else network

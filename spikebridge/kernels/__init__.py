@@ -1,1 +1,0 @@
-"""Bindings of the fused kernels.  Only `spikebridge.scan` knows that they exist."""

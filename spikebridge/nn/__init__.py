@@ -1,0 +1,1 @@
+"""Units through time, their gradients and kernels, synapses, layers, networks."""

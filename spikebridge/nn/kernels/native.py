@@ -1,0 +1,375 @@
+"""The native CPU kernel: what the ops of `ops.py` do on a CPU.
+
+The kernel works on raw pointers: torch allocates, the kernel fills.  What is not contiguous along
+the units is copied; strides of time and batch are handed on as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.utils.dlpack
+from torch import Tensor
+from torch.nn import Parameter
+
+from spikebridge.nn.gradients import SMALLEST
+from spikebridge.nn.units import state_dtype
+
+try:
+    from spikebridge import _native as _built
+
+    _native: Any = _built
+except ImportError as error:  # built without a compiler
+    _native = None
+    missing: str | None = f"the native kernels are not built in this installation ({error})"
+else:
+    missing = None
+
+__all__ = [
+    "DTYPES",
+    "OF_THRESHOLD",
+    "TAKES",
+    "backward",
+    "channel_dots",
+    "channel_sums",
+    "empty",
+    "forward",
+    "importance",
+    "instruction_set",
+    "missing",
+    "openmp",
+    "pool_use",
+    "release_memory",
+    "rows",
+]
+
+POOLED_BYTES = 1 << 20
+POISON = False  # set by tests: fresh memory is NaN
+DLPACK = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16)}
+DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+SUMMED = {torch.float32: "importance_float32", torch.float64: "importance_float64"}
+TAKES = "float32, float64 and bfloat16"
+G_CODES = {"identity": 0, "leaky_relu": 0, "relu": 1, "elu": 2}
+OF_THRESHOLD = -1.0
+"""As an amount: each neuron takes off its threshold, -bias, which gets the gradient of that too."""
+H_CODES = {
+    "sigmoid": 0,
+    "tanh_prime": 1,
+    "window": 2,
+    "triangle": 3,
+    "fast_sigmoid": 4,
+    "arctan": 5,
+    "sigmoid_prime": 6,
+}
+
+
+def instruction_set() -> str | None:
+    """The instruction set chosen for this processor; None without the kernels."""
+    return None if _native is None else _native.instruction_set()
+
+
+def openmp() -> bool:
+    """Whether the kernels use more than one thread."""
+    return _native is not None and _native.openmp
+
+
+def forward(
+    drive: Tensor,
+    recurrent: Tensor | None,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+    g: str,
+    slope: float,
+    gate: bool,
+    amount: float,
+    h: str,
+    width: float,
+    height: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y (T, B, N), the last s and y (B, N), and with `keep` all membranes (T, B, N), else none."""
+    check_forward(drive, recurrent, s0, y0, decay, bias, g, h, width)
+    if drive.dtype not in DTYPES:
+        raise TypeError(f"drive must be of {TAKES} for the native kernel, got {drive.dtype}")
+    t, b, n = drive.shape
+    drive = rows(drive)
+    y = empty((t, b, n), drive.dtype)
+    s_all = empty((t if keep else 0, b, n), s0.dtype)
+    s_last, y_last = (torch.empty((b, n), dtype=s0.dtype, device="cpu") for _ in range(2))
+    # The contiguous copies must outlive the call.
+    s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    recurrent = None if recurrent is None else recurrent.contiguous()
+    getattr(_native, "forward_" + DTYPES[drive.dtype])(
+        (t, b, n),
+        _strided(drive),
+        _address(recurrent),
+        s0.data_ptr(),
+        y0.data_ptr(),
+        decay.data_ptr(),
+        bias.data_ptr(),
+        (G_CODES[g], slope, gate, amount, H_CODES[h], width, height),
+        y.data_ptr(),
+        s_all.data_ptr() if keep else 0,
+        s_last.data_ptr(),
+        y_last.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y, s_last, y_last, s_all
+
+
+def backward(
+    grad_y: Tensor | None,
+    grad_s_last: Tensor | None,
+    grad_y_last: Tensor | None,
+    recurrent: Tensor | None,
+    s_all: Tensor,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+    g: str,
+    slope: float,
+    gate: bool,
+    amount: float,
+    h: str,
+    width: float,
+    height: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
+    grads = (grad_y, grad_s_last, grad_y_last)
+    check_backward(grads, recurrent, s_all, s0, y0, decay, bias, g, h, width)
+    t, b, n = s_all.shape
+    io = s_all.dtype if grad_y is None else grad_y.dtype
+    if io not in DTYPES:
+        raise TypeError(f"grad_y must be of {TAKES} for the native kernel, got {io}")
+    grad_drive = empty((t, b, n), io)
+    grad_s0, grad_y0, share_decay, share_bias = small = [
+        torch.empty((b, n), dtype=s_all.dtype, device="cpu") for _ in range(4)
+    ]
+    grad_y = None if grad_y is None else rows(grad_y)
+    # The contiguous copies must outlive the call.
+    grad_s_last, grad_y_last, recurrent = (
+        None if x is None else x.contiguous() for x in (grad_s_last, grad_y_last, recurrent)
+    )
+    s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    getattr(_native, "backward_" + DTYPES[io])(
+        (t, b, n),
+        (0, 0, 0) if grad_y is None else _strided(grad_y),
+        _address(recurrent),
+        _address(grad_s_last),
+        _address(grad_y_last),
+        s_all.data_ptr(),
+        s0.data_ptr(),
+        y0.data_ptr(),
+        decay.data_ptr(),
+        bias.data_ptr(),
+        (G_CODES[g], slope, gate, amount, H_CODES[h], width, height),
+        grad_drive.data_ptr(),
+        [x.data_ptr() for x in small],
+        torch.get_num_threads(),
+    )
+    return grad_drive, grad_s0, grad_y0, share_decay, share_bias
+
+
+def importance(
+    weights: Sequence[tuple[Tensor, int, int, int]],
+    sums: Tensor,
+    factors: Tensor | None = None,
+    rule: tuple[bool, float, float, bool] = (False, 0.0, 0.0, False),
+) -> bool:
+    """Sums of |W| of neurons, and what GRAPES makes of them; see `learning.importance`.
+
+    Args:
+        weights: each with the axis of its neurons, gates and repeat.
+        sums: (N,), written: over all weights.
+        factors: (N,), written: 2 sums / max.
+        rule: whether factors are clipped, the bounds, whether all get the mean factor.
+
+    Returns False, and writes nothing, where it cannot: other devices, dtypes and layouts, empty
+    weights.
+    """
+    name = SUMMED.get(sums.dtype)
+    if _native is None or name is None or not (sums.is_cpu and sums.is_contiguous()):
+        return False
+    found = []
+    for weight, axis, gates, repeat in weights:
+        if (
+            weight.dtype is not sums.dtype
+            or type(weight) not in (Tensor, Parameter)
+            or not (weight.is_cpu and weight.is_contiguous())
+            or not (numbers := weight.numel())
+            or (axis and weight.dim() != 2)
+        ):
+            return False
+        rows = len(weight)
+        found.append((weight.data_ptr(), rows, numbers // rows, axis, gates, repeat))
+    getattr(_native, name)(
+        found, len(sums), sums.data_ptr(), _address(factors), rule, torch.get_num_threads()
+    )
+    return True
+
+
+def channel_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of a b over samples and pixels, (C,), float32 at least, for dense (samples, C, pixels).
+
+    The number of threads does not change them.
+    """
+    _check_operand("b", b, a.shape, a.dtype, a.device)
+    out = a.new_empty(a.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
+    getattr(_native, "channel_dots_" + DTYPES[a.dtype])(
+        tuple(a.shape), a.data_ptr(), b.data_ptr(), out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def channel_sums(
+    a: Tensor, by: Tensor, b: Tensor | None = None, by_b: Tensor | None = None
+) -> Tensor:
+    """a by + b by_b in reused memory, for dense a and b (samples, C, pixels) and factors (C,)."""
+    if b is not None:
+        _check_operand("b", b, a.shape, a.dtype, a.device)
+    out = empty(tuple(a.shape), a.dtype)
+    kind = torch.promote_types(a.dtype, torch.float32)
+    # The contiguous copies must outlive the call.
+    factors = [None if x is None else x.to(kind).contiguous() for x in (by, by_b)]
+    getattr(_native, "channel_sums_" + DTYPES[a.dtype])(
+        tuple(a.shape),
+        a.data_ptr(),
+        _address(factors[0]),
+        _address(b),
+        _address(factors[1]),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised; a large one takes over the memory of one that has died: no page faults."""
+    if math.prod(shape) * dtype.itemsize < POOLED_BYTES:
+        return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device is
+    made = torch.utils.dlpack.from_dlpack(_native.pooled(list(shape), *DLPACK[dtype]))
+    return made.fill_(float("nan")) if POISON else made
+
+
+def pool_use() -> tuple[int, int]:
+    """Bytes of pooled memory that live tensors hold, and bytes that lie ready for the next."""
+    return (0, 0) if _native is None else _native.pool_use()
+
+
+def release_memory() -> None:
+    """Hands the memory that lies ready for the next call back to the system."""
+    if _native is not None:
+        _native.trim_pool()
+
+
+def rows(x: Tensor) -> Tensor:
+    """x (T, B, N) with unit stride along N; a copy only where it has another one."""
+    if x.stride(-1) == 1 or x.shape[-1] <= 1:
+        return x
+    if x.shape[0] and x.stride(0) == 0:  # the gradient of a sum or mean over time: one row serves
+        return x[:1].contiguous().expand(x.shape)
+    return x.contiguous()
+
+
+def check_forward(
+    drive: Tensor,
+    recurrent: Tensor | None,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+    g: str,
+    h: str,
+    width: float,
+) -> None:
+    """ValueError for operands that a kernel cannot walk through: it would read beyond them."""
+    if drive.dim() != 3:
+        raise ValueError(f"drive must be (T, B, N), got {tuple(drive.shape)}")
+    _check_parts(drive, drive.shape[1:], recurrent, s0, y0, decay, bias)
+    _check_names(g, h, width)
+
+
+def check_backward(
+    grads: Sequence[Tensor | None],
+    recurrent: Tensor | None,
+    s_all: Tensor,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+    g: str,
+    h: str,
+    width: float,
+) -> None:
+    """The same for `backward`; grads are those of y, the last s and the last y."""
+    if s_all.dim() != 3:
+        raise ValueError(f"s_all must be (T, B, N), got {tuple(s_all.shape)}")
+    _check_parts(s_all, s_all.shape[1:], recurrent, s0, y0, decay, bias)
+    for name, grad, shape in zip(
+        ("grad_y", "grad_s_last", "grad_y_last"),
+        grads,
+        (s_all.shape, s_all.shape[1:], s_all.shape[1:]),
+        strict=True,
+    ):
+        if grad is not None:
+            dtype = grad.dtype if name == "grad_y" else s_all.dtype
+            _check_operand(name, grad, shape, dtype, s_all.device)
+    if grads[0] is not None and state_dtype(grads[0].dtype) != s_all.dtype:
+        raise ValueError(f"s_all is {s_all.dtype}, which does not go with {grads[0].dtype} grad_y")
+    _check_names(g, h, width)
+
+
+def _check_parts(
+    like: Tensor,
+    shape: Sequence[int],
+    recurrent: Tensor | None,
+    s0: Tensor,
+    y0: Tensor,
+    decay: Tensor,
+    bias: Tensor,
+) -> None:
+    dtype, n = state_dtype(like.dtype), shape[-1]
+    _check_operand("the first operand", like, like.shape, like.dtype, like.device)
+    _check_operand("s0", s0, shape, dtype, like.device)
+    _check_operand("y0", y0, shape, dtype, like.device)
+    if recurrent is not None:
+        _check_operand("recurrent", recurrent, (n, n), dtype, like.device)
+    for name, value in (("decay", decay), ("bias", bias)):
+        _check_operand(name, value, (n,) if value.dim() else (), dtype, like.device)
+
+
+def _check_operand(
+    name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    if x.shape != shape or x.dtype != dtype or x.device != device or x.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be a strided {tuple(shape)} {dtype} on {device}, got "
+            f"{x.layout} {tuple(x.shape)} {x.dtype} on {x.device}"
+        )
+
+
+def _check_names(g: str, h: str, width: float) -> None:
+    for what, name, known in (("g", g, G_CODES), ("h", h, H_CODES)):
+        if name not in known:
+            raise ValueError(f"{what}={name!r} is not known; choose one of {list(known)}")
+    if not width >= SMALLEST:
+        raise ValueError(f"width={width}: it must be at least {SMALLEST}")
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _strided(x: Tensor) -> tuple[int, int, int]:
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+def _dense(*tensors: Tensor, n: int) -> tuple[Tensor, ...]:
+    """Contiguous; shared parameters () spread to (N,)."""
+    return tuple((x if x.dim() else x.expand(n)).contiguous() for x in tensors)

@@ -1,0 +1,204 @@
+"""The fused scan as a torch custom op: schema, fakes and autograd, whatever device runs it.
+
+`native.py` runs it on the CPU; `triton.py` runs it on a GPU and is imported on the first call.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikebridge.nn.kernels import native
+from spikebridge.nn.kernels.product import plain, slow_bfloat16
+from spikebridge.nn.units import Rule, State, Unit
+
+__all__ = ["KERNELS", "Kernel", "missing", "scan"]
+
+
+class Kernel(NamedTuple):
+    """What a kernel serves."""
+
+    device: str  # torch's name of the device type
+    place: str
+    dtypes: tuple[torch.dtype, ...]  # of the drive
+    takes: str
+
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KERNELS = {
+    "native": Kernel("cpu", "the CPU", tuple(native.DTYPES), native.TAKES),
+    "triton": Kernel("cuda", "CUDA", _DTYPES, "float32, float64, bfloat16 and float16"),
+}
+# Found out here, not at each call: torch.compile cannot look for packages.
+_no_triton = (
+    None
+    if importlib.util.find_spec("triton")
+    else "the GPU kernels need the package triton, which is not installed; pip install triton"
+)
+
+
+def missing(kernel: str) -> str | None:
+    """Why a kernel is not there at all in this installation; None where it is."""
+    return native.missing if kernel == "native" else _no_triton
+
+
+def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> tuple[Tensor, State]:
+    """`spikebridge.nn.scan.scan` through a kernel; the caller has checked that one can serve."""
+    rule, params = unit.rule, unit.params(state.s.dtype)
+    formula = rule.surrogate
+    if recurrent is not None:
+        recurrent = recurrent.to(state.s.dtype)
+    operands = (drive, recurrent, state.s, state.y, params.decay, params.bias)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    keep = keep or torch.jit.is_tracing()  # what is traced may be trained later
+    y, s_last, y_last, _ = _chosen(operands, keep)(
+        drive,
+        recurrent,
+        state.s,
+        state.y,
+        params.decay,
+        params.bias,
+        rule.g,
+        1.0 if rule.g == "identity" else rule.slope,
+        rule.reset == "gate",
+        _amount(rule),
+        "sigmoid" if formula is None else formula.formula,
+        1.0 if formula is None else formula.width,
+        1.0 if formula is None else formula.height,
+        keep,
+    )
+    return y, State(y_last, s_last)
+
+
+def _amount(rule: Rule) -> float:
+    """What a spike takes off, for a kernel."""
+    if rule.trained:
+        return native.OF_THRESHOLD
+    return rule.amount or 0.0 if rule.reset == "subtract" else 0.0
+
+
+def _chosen(operands: Sequence[Tensor | None], keep: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """The shortest way to the kernel: the machinery of an op takes longer than a small scan.
+
+    Whoever looks on gets the op.
+    """
+    if not plain(*operands):
+        return torch.ops.spikebridge.scan
+    return _Scan.apply if keep else native.forward
+
+
+class _Scan(torch.autograd.Function):
+    """The op on a CPU, without its machinery."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = native.forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple:
+        # create_graph=True: the op knows how to refuse what would come.
+        if torch.is_grad_enabled() or not plain(*grads):
+            return _backward(ctx, *grads)
+        return _gradients(native.backward, ctx, grads)
+
+
+# The signatures of the CPU's implementations are the schemas.
+_scan = torch.library.custom_op(
+    "spikebridge::scan", native.forward, mutates_args=(), device_types="cpu"
+)
+_scan_backward = torch.library.custom_op(
+    "spikebridge::scan_backward", native.backward, mutates_args=(), device_types="cpu"
+)
+
+
+@_scan.register_kernel("cuda")
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    from spikebridge.nn.kernels import triton
+
+    return triton.forward(*arguments)
+
+
+@_scan_backward.register_kernel("cuda")
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    from spikebridge.nn.kernels import triton
+
+    return triton.backward(*arguments)
+
+
+@_scan.register_fake
+def _(drive, recurrent, s0, y0, decay, bias, g, slope, gate, amount, h, width, height, keep):  # type: ignore[no-untyped-def]
+    t, b, n = drive.shape
+    return (
+        drive.new_empty((t, b, n)),
+        s0.new_empty((b, n)),
+        s0.new_empty((b, n)),
+        s0.new_empty((t if keep else 0, b, n)),
+    )
+
+
+@_scan_backward.register_fake
+def _(grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, *rest):  # type: ignore[no-untyped-def]
+    like = s_all if grad_y is None else grad_y
+    return like.new_empty(s_all.shape), *(s_all.new_empty(s0.shape) for _ in range(4))
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, recurrent, s0, y0, decay, bias, *rule, keep = inputs
+    y, _, _, s_all = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(s_all)
+    ctx.save_for_backward(None if recurrent is None else y, s_all, recurrent, s0, y0, decay, bias)
+    ctx.rule, ctx.keep = rule, keep
+
+
+def _backward(ctx: Any, *grads: Any) -> tuple:
+    if not ctx.keep:
+        raise RuntimeError("scan was called with keep=False and kept no states for a backward pass")
+    return _gradients(torch.ops.spikebridge.scan_backward, ctx, grads)
+
+
+def _gradients(run: Callable[..., tuple[Tensor, ...]], ctx: Any, grads: Sequence[Any]) -> tuple:
+    """Those of all inputs, from those of y, the last s and the last y."""
+    y, s_all, recurrent, s0, y0, decay, bias = ctx.saved_tensors
+    drive, s, first_y, share_decay, share_bias = run(
+        *grads[:3], recurrent, s_all, s0, y0, decay, bias, *ctx.rule
+    )
+    needs = ctx.needs_input_grad
+    return (
+        drive if needs[0] else None,
+        _recurrent_gradient(drive, y, y0) if needs[1] else None,
+        s if needs[2] else None,
+        first_y if needs[3] else None,
+        _reduced(share_decay, decay) if needs[4] else None,
+        _reduced(share_bias, bias) if needs[5] else None,
+        *[None] * 8,
+    )
+
+
+def _recurrent_gradient(drive: Tensor, y: Tensor, y0: Tensor) -> Tensor:
+    """Sum over time of the outer products of dL/ddrive_t and y_{t-1}: one matrix product."""
+    dtype = y0.dtype if drive.device.type == "cpu" and slow_bfloat16() else drive.dtype
+    drive_rows, y_rows = (x.flatten(0, 1).to(dtype) for x in (drive[1:], y[:-1]))
+    later = (drive_rows.mT @ y_rows).to(y0.dtype)
+    return torch.addmm(later, drive[0].mT.to(y0.dtype), y0) if drive.shape[0] else later
+
+
+def _refused(ctx: Any, *grads: Any) -> tuple:
+    raise RuntimeError(
+        "the kernels have no second derivatives: their gradients cannot be differentiated again; "
+        'use backend="loop", or leave create_graph out'
+    )
+
+
+_scan.register_autograd(_backward, setup_context=_setup)
+_scan_backward.register_autograd(_refused)
+
+
+def _reduced(share: Tensor, like: Tensor) -> Tensor:
+    return share.sum(0) if like.dim() else share.sum()

@@ -1,0 +1,330 @@
+"""What a network is stacked from: `(x, state) -> (y, state)` layers, dropout, readouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from spikebridge.base.chance import kept
+from spikebridge.nn.fresh import GRU, LSTM, RNN, Fresh, Linear, redraw
+from spikebridge.nn.kernels.product import traced
+from spikebridge.nn.recompute import recomputed
+from spikebridge.nn.scan import BACKENDS, Backend, Trace, loop, scan
+from spikebridge.nn.units import State, Unit
+
+__all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction", "dropped", "leaf"]
+
+Reduction = Literal["last", "mean", "each"]
+
+
+class Layer(Fresh):
+    """A synapse array that drives a unit over time, with optional recurrence.
+
+    Args:
+        array: x (T, B, ...) to drive (T, B, N); see `spikebridge.nn.synapses.Array`.
+        unit: N neurons.
+        recurrent: add a trained (N, N) matrix from the layer's last outputs to its drive.
+        dropout_recurrent: probability of dropping a weight of that matrix in training, once for
+            all of a call's batch and time (DropConnect, Wan et al. 2013).
+        backend: "auto", "loop", "native" or "triton"; see `spikebridge.nn.scan.scan`.
+        recompute: k > 0 keeps every k-th state for the backward pass and computes the others
+            twice; see `spikebridge.nn.recompute.recomputed`.  Not under torch.compile or
+            torch.func, where everything is kept.
+    """
+
+    def __init__(
+        self,
+        array: nn.Module,
+        unit: Unit,
+        *,
+        recurrent: bool = False,
+        dropout_recurrent: float = 0.0,
+        backend: Backend = "auto",
+        recompute: int = 0,
+    ) -> None:
+        super().__init__()
+        if array.out_features != unit.size:
+            raise ValueError(
+                f"the array drives {array.out_features} neurons, the unit has {unit.size}; "
+                "make them equal"
+            )
+        self.array, self.unit, self.backend = array, unit, backend
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
+        if not isinstance(recompute, int) or recompute < 0:
+            raise ValueError(f"recompute must be a number of steps, or 0 for off, got {recompute}")
+        if recompute and dropout_recurrent:  # what is computed twice would be drawn twice
+            raise ValueError(
+                f"recompute={recompute} does not go with dropout_recurrent={dropout_recurrent}; "
+                "leave one of them out"
+            )
+        self.recompute, self.dropout_recurrent = recompute, _probability(dropout_recurrent)
+        self.spiking = unit.spiking
+        if recurrent:
+            self.recurrent = nn.Parameter(unit.threshold.new_empty(unit.size, unit.size))
+        else:
+            self.register_parameter("recurrent", None)
+        self.draw()
+
+    def draw(self) -> None:
+        """The recurrent matrix."""
+        if self.recurrent is not None:
+            redraw(self, "recurrent", lambda matrix: nn.init.orthogonal_(matrix, gain=0.5))
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """x (T, B, I) to y (T, B, N), and the state after the last step."""
+        if isinstance(x, fx.Proxy):
+            return leaf(self, x, state)
+        if not (self.recompute and torch.is_grad_enabled()) or traced():
+            return self._run(x, state)
+        if state is None:
+            state = self.unit.initial_state(x.shape[1], self.unit.threshold.dtype, x.device)
+        parameters = tuple(p for p in self.parameters() if p.requires_grad)
+        with parametrize.cached():  # a weight that is read off memory cells is read once
+            return recomputed(self._again(), x, state, parameters, self.recompute)
+
+    def _again(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """`_run` with the tensors that the layer has now, whatever it has by then.
+
+        torch.func.functional_call lends a module other tensors for one forward pass.
+        """
+        lent = dict(chain(self.named_parameters(), self.named_buffers()))
+
+        def run(x: Tensor, state: State) -> tuple[Tensor, State]:
+            now = dict(chain(self.named_parameters(), self.named_buffers()))
+            if all(now.get(name) is tensor for name, tensor in lent.items()):
+                return self._run(x, state)
+            given = {f"layer.{name}": tensor for name, tensor in lent.items()}
+            return torch.func.functional_call(_Run(self), given, (x, state))
+
+        return run
+
+    def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        drive, recurrent = self.array(x), self.connections()
+        return scan(self.unit, drive, recurrent, state, backend=self.backend)
+
+    def connections(self) -> Tensor | None:
+        """The recurrent matrix (N, N), in training with some weights dropped; None without one."""
+        matrix: Tensor | None = self.recurrent
+        if matrix is None or not (self.training and self.dropout_recurrent):
+            return matrix
+        return dropped(matrix, self.dropout_recurrent, matrix.shape)
+
+    def trace(self, x: Tensor, state: State | None = None) -> Trace:
+        """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
+        return loop(self.unit, self.array(x), self.recurrent, state)
+
+
+def leaf(module: nn.Module, x: fx.Proxy, state: Any) -> Any:
+    """A call of a module in a graph of torch.fx, which takes torch's own layers whole too.
+
+    What a layer does depends on shapes, which symbolic tracing does not know.
+
+    Raises TypeError where the module is all that is traced.
+    """
+    tracer: Any = x.tracer
+    path = tracer.path_of_module(module)
+    if not path:
+        kind = type(module).__name__
+        raise TypeError(
+            f"torch.fx takes a {kind} whole, so there is nothing in it to trace; trace the module "
+            "that holds it, or use torch.export"
+        )
+    return tracer.create_proxy("call_module", path, (x, state), {})
+
+
+class _Run(nn.Module):
+    """A layer's `_run` as the forward pass of a module, which is what functional_call calls."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.layer._run(x, state)
+
+
+class Baseline(Fresh):
+    """One layer of torch's RNN (tanh), GRU or LSTM behind the interface of `Layer`.
+
+    Args:
+        kind: "rnn", "gru" or "lstm".
+        in_features, size: I and N.
+        dropout_recurrent: as in `Layer`: probability of dropping a weight of `weight_hh`, of all
+            gates alike, in training (the weight-dropped LSTM of Merity et al. 2017).
+    """
+
+    KINDS: ClassVar[dict[str, Any]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
+    spiking = False
+
+    def __init__(
+        self, kind: str, in_features: int, size: int, *, dropout_recurrent: float = 0.0
+    ) -> None:
+        super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f"baseline {kind!r} is not known; choose one of {list(self.KINDS)}")
+        self.dropout_recurrent = _probability(dropout_recurrent)
+        self.core = self.KINDS[kind](in_features, size)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """x (T, B, I) to y (T, B, N), and torch's own state."""
+        if not (self.training and self.dropout_recurrent):
+            return self.core(x, state)
+        matrix = self.core.weight_hh_l0
+        thinned = dropped(matrix, self.dropout_recurrent, matrix.shape)
+        return torch.func.functional_call(self.core, {"weight_hh_l0": thinned}, (x, state))
+
+
+class Plain(Fresh):
+    """A layer without memory behind the interface of `Layer`: y = f(W x), at each step by itself.
+
+    Args:
+        array: x (T, B, ...) to drive (T, B, N); see `spikebridge.nn.synapses.Array`.
+        activation: f, "relu" or "tanh".
+
+    Raises ValueError for another activation.
+    """
+
+    ACTIVATIONS: ClassVar[dict[str, Any]] = {"relu": torch.relu, "tanh": torch.tanh}
+    spiking = False
+
+    def __init__(self, array: nn.Module, activation: str) -> None:
+        super().__init__()
+        if activation not in self.ACTIVATIONS:
+            raise ValueError(
+                f"activation {activation!r} is not known; choose one of {list(self.ACTIVATIONS)}"
+            )
+        self.array, self.activation = array, activation
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """x (T, B, I) to y (T, B, N); there is no state, what is given comes back."""
+        return self.ACTIVATIONS[self.activation](self.array(x)), state
+
+    def extra_repr(self) -> str:
+        return self.activation
+
+
+def _probability(dropout_recurrent: float) -> float:
+    if not 0 <= dropout_recurrent < 1:
+        raise ValueError(f"dropout_recurrent must be in [0, 1), got {dropout_recurrent}")
+    return dropout_recurrent
+
+
+def dropped(x: Tensor, p: float, shape: Sequence[int]) -> Tensor:
+    """x with places of that shape set to 0 with probability p, and the others times 1 / (1 - p)."""
+    if x.is_cpu and not traced():
+        return x * kept(shape, p, x.dtype)
+    mask = torch.rand(shape, dtype=torch.float32, device=x.device) >= p
+    return x * mask.to(x.dtype).div_(1 - p)
+
+
+class Dropout(nn.Module):
+    """Dropout on (T, B, N), anew at each step, or with one mask over all of time.
+
+    Args:
+        p: probability of dropping, in [0, 1]; on a CPU rounded to a multiple of 2**-15.
+        same_mask: drop the same neurons at all steps (Gal and Ghahramani 2016).
+    """
+
+    def __init__(self, p: float, *, same_mask: bool = False) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"the dropout probability must be in [0, 1], got {p}")
+        self.p, self.same_mask = p, same_mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, B, N), in training thinned and scaled up by 1 / (1 - p)."""
+        if not self.training or self.p == 0:
+            return x
+        if self.p == 1:
+            return x * 0
+        return dropped(x, self.p, (1, *x.shape[1:]) if self.same_mask else x.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.p}, same_mask={self.same_mask}"
+
+
+class Readout(Fresh):
+    """A linear map of the last layer's outputs: at the last step, of their mean, or at each step.
+
+    Args:
+        in_features, out_features: N and O.
+        reduce: "last" or "mean" give (B, O), "each" gives (T, B, O).
+        tied: E > 0 maps to E first and then by a matrix (O, E) that `forward` is given, that of the
+            embedding (Press and Wolf 2017); 0 has a matrix of its own.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, reduce: Reduction, *, tied: int = 0
+    ) -> None:
+        super().__init__()
+        if reduce not in ("last", "mean", "each"):
+            raise ValueError(f'readout {reduce!r} is not known; choose "last", "mean" or "each"')
+        self.linear = Linear(in_features, tied or out_features)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if tied else None
+        self.reduce = reduce
+
+    def draw(self) -> None:
+        """A bias of its own starts at 0."""
+        if self.bias is not None:
+            redraw(self, "bias", nn.init.zeros_)
+
+    def forward(
+        self,
+        y: Tensor,
+        matrix: Tensor | None = None,
+        among: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """y (T, B, N); reduced over time first, which is the same and T times cheaper.
+
+        matrix is (O, E) where tied; among (K,) asks for those K outputs only; mask (T, B) is True
+        at real steps: "last" is then the last real one, "mean" the mean of the real ones.
+        """
+        if self.reduce != "each":
+            y = self._reduced(y, mask)
+        if self.bias is None:
+            if among is None:
+                return self.linear(y)
+            return F.linear(y, *_rows(self.linear.weight, self.linear.bias, among))
+        if matrix is None:
+            raise ValueError("a tied readout needs the embedding's matrix; pass it as matrix")
+        return F.linear(self.linear(y), *_rows(matrix, self.bias, among))
+
+    def _reduced(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        if y.shape[0] == 0:
+            raise ValueError('a readout of "last" or "mean" needs at least one time step, got 0')
+        if mask is not None:
+            if mask.shape != y.shape[:2] or not bool(mask.any(0).all()):
+                raise ValueError(
+                    f"mask must be {tuple(y.shape[:2])} and True at a step of each sample or more, "
+                    f"got {tuple(mask.shape)}"
+                )
+            if self.reduce == "last":
+                steps = torch.arange(len(mask), device=mask.device).unsqueeze(1)
+                place = torch.where(mask, steps, 0).amax(0)
+                return y[place, torch.arange(y.shape[1], device=y.device)]
+            # Left out rather than multiplied by 0, which a nan at padding would outlast.
+            real = torch.where(mask.unsqueeze(2), y, y.new_zeros(()))
+            return real.sum(0) / mask.sum(0).unsqueeze(1).to(y.dtype)
+        if y.shape[0] == 1:
+            return y.squeeze(0)
+        return y[-1] if self.reduce == "last" else y.mean(0)
+
+    def start_at(self, prior: Tensor) -> None:
+        """Set the bias, so that the first outputs are about these, (O,)."""
+        bias = self.linear.bias if self.bias is None else self.bias
+        with torch.no_grad():
+            bias.copy_(prior)
+
+
+def _rows(weight: Tensor, bias: Tensor, among: Tensor | None) -> tuple[Tensor, Tensor]:
+    if among is None:
+        return weight, bias
+    return F.embedding(among, weight), bias.index_select(0, among)

@@ -1,0 +1,194 @@
+"""A unit carried through time: the loop that defines it, and the faster paths that must equal it.
+
+`loop` is the definition.  `scan` chooses between it and the kernels in one visible place,
+`unsupported`, which gives the reason why a kernel cannot serve.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikebridge.nn.kernels import ops
+from spikebridge.nn.kernels.product import plain, traced
+from spikebridge.nn.units import SNUnit, State, Unit, state_dtype
+
+__all__ = ["Backend", "Trace", "loop", "scan", "unsupported"]
+
+Backend = Literal["auto", "loop", "native", "triton"]
+BACKENDS = ("auto", "loop", "native", "triton")
+_said: set[str] = set()
+
+
+class Trace(NamedTuple):
+    """Outputs and membrane states of every step."""
+
+    y: Tensor  # (T, B, N)
+    s: Tensor  # (T, B, N)
+    state: State  # after the last step
+
+
+def loop(
+    unit: Unit, drive: Tensor, recurrent: Tensor | None = None, state: State | None = None
+) -> Trace:
+    """The definition: one `unit.step` after another.
+
+    Args:
+        unit: N neurons.
+        drive: (T, B, N) input current, without the recurrent term.
+        recurrent: (N, N) matrix H, out by in: H y_prev is added to the drive of each step.
+        state: where to begin; None is silence.
+
+    Returns:
+        y (T, B, N), s (T, B, N), and the state after the last step.
+    """
+    state = _checked(unit, drive, recurrent, state)
+    params = unit.params(state.s.dtype)
+    matrix = None if recurrent is None else recurrent.to(state.s.dtype)
+    ys, ss = [], []
+    for current in drive.unbind(0):  # not drive[t]: its backward would cost O(T^2)
+        if matrix is not None:
+            current = current + _product(state.y, matrix)
+        state = unit.step(state, current, params)
+        ys.append(state.y.to(drive.dtype))
+        ss.append(unit.membrane(state))
+    if not ys:
+        return Trace(drive, drive.to(state.s.dtype), state)
+    return Trace(torch.stack(ys), torch.stack(ss), state)
+
+
+def _product(y: Tensor, matrix: Tensor) -> Tensor:
+    """H y in the dtype of the state, under autocast too."""
+    kind = y.device.type
+    if not torch.amp.is_autocast_available(kind):  # the meta device has none to turn off
+        return torch.nn.functional.linear(y, matrix)
+    with torch.autocast(kind, enabled=False):
+        return torch.nn.functional.linear(y, matrix)
+
+
+def scan(
+    unit: Unit,
+    drive: Tensor,
+    recurrent: Tensor | None = None,
+    state: State | None = None,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, State]:
+    """A unit over a whole sequence: (T, B, N) drive to (T, B, N) outputs.
+
+    Args:
+        unit, drive, recurrent, state: as in `loop`.
+        backend: "loop"; "native", the kernel for CPUs; "triton", the one for CUDA; or "auto": the
+            kernel of the drive's device where it can serve, else the loop.  A kernel asked for by
+            name raises with the reason instead, and `unsupported` tells it.  Only a kernel that
+            is not there at all is said aloud, once.
+
+    Returns:
+        y (T, B, N) and the state after the last step, ready to be passed in again.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
+    if not plain(drive) and torch.onnx.is_in_onnx_export():
+        backend = _for_onnx(drive, backend)
+    if backend != "loop":
+        reason = unsupported(unit, drive, backend)
+        if reason is None:
+            state = _checked(unit, drive, recurrent, state)
+            return ops.scan(unit, drive, recurrent, state)
+        if backend != "auto":
+            raise RuntimeError(f'backend="{backend}" cannot serve: {reason}; use backend="auto"')
+        _say_once(reason)
+    trace = loop(unit, drive, recurrent, state)
+    return trace.y, trace.state
+
+
+def _for_onnx(drive: Tensor, backend: Backend) -> Backend:
+    """The loop, step by step in the file; RuntimeError for a kernel or a length that is not one."""
+    if backend not in ("auto", "loop"):
+        raise RuntimeError(
+            f'backend="{backend}" cannot be exported to ONNX, which has no operator for it; make '
+            'the layer with backend="loop"'
+        )
+    if isinstance(drive.shape[0], torch.SymInt):
+        raise RuntimeError(
+            'ONNX gets the loop (backend="loop") written out step by step, so the length cannot be '
+            "dynamic; leave it out of dynamic_shapes, and export a file for each length"
+        )
+    warnings.warn(
+        'ONNX gets the loop (backend="loop") written out: the file is for sequences of the length '
+        "of this example, and no others",
+        stacklevel=3,
+    )
+    return "loop"
+
+
+def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | None:
+    """Why a kernel cannot run this; None when it can.
+
+    Args:
+        unit, drive: as in `loop`.
+        backend: "native" or "triton"; otherwise the kernel of the drive's device.
+    """
+    if backend not in ops.KERNELS:
+        backend = "triton" if drive.device.type == ops.KERNELS["triton"].device else "native"
+    kernel, missing = ops.KERNELS[backend], ops.missing(backend)
+    if missing is not None:
+        return missing
+    if drive.device.type != kernel.device:
+        return f"the {backend} kernel runs on {kernel.place}, the drive is on {drive.device}"
+    if drive.dtype not in kernel.dtypes:
+        return f"the {backend} kernel takes {kernel.takes}, the drive is {drive.dtype}"
+    if not isinstance(unit, SNUnit):
+        return f"{type(unit).__name__} has no {backend} kernel"
+    if unit.rule.reset == "lateral":
+        return "lateral inhibition couples the units of a layer: it runs in the loop"
+    if unit.rule.surrogate is not None and unit.rule.surrogate.relaxed:
+        return "a relaxed surrogate is for gradient checks and runs in the loop"
+    if not torch.compiler.is_compiling() and traced():
+        return "inside torch.func transforms the loop serves"
+    return None
+
+
+def _say_once(reason: str) -> None:
+    """A missing kernel is news to the user; what a kernel does not cover is documented."""
+    if reason in [ops.missing(kernel) for kernel in ops.KERNELS] and reason not in _said:
+        _said.add(reason)
+        warnings.warn(f"spikebridge runs its time loop in Python: {reason}", stacklevel=3)
+
+
+def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State | None) -> State:
+    """The state to begin with, once shapes, dtypes and devices have been found to agree."""
+    n = unit.size
+    if torch.jit.is_tracing():  # sizes are tensors there, and warn where they are looked at
+        return unit.initial_state(drive.shape[1], drive.dtype) if state is None else state
+    if drive.dim() != 3 or drive.shape[-1] != n:
+        raise ValueError(f"drive must be (T, B, {n}) for this unit, got {tuple(drive.shape)}")
+    if not drive.is_floating_point():
+        raise TypeError(f"drive must be floating point, got {drive.dtype}; call .float() on it")
+    if drive.device != unit.threshold.device:
+        raise ValueError(
+            f"drive is on {drive.device}, the unit on {unit.threshold.device}; move one of them"
+        )
+    if recurrent is not None:
+        if recurrent.shape != (n, n) or recurrent.device != drive.device:
+            raise ValueError(
+                f"recurrent must be ({n}, {n}) on {drive.device}, got {tuple(recurrent.shape)} on "
+                f"{recurrent.device}"
+            )
+        if not recurrent.is_floating_point():
+            raise TypeError(f"recurrent must be floating point, got {recurrent.dtype}")
+    if state is None:
+        return unit.initial_state(drive.shape[1], drive.dtype, drive.device)
+    dtype = state_dtype(drive.dtype)
+    for name, value, width in (("y", state.y, n), ("s", state.s, unit.memory)):
+        shape = (drive.shape[1], width)
+        if value.shape != shape or value.dtype != dtype or value.device != drive.device:
+            raise ValueError(
+                f"state.{name} must be {shape} {dtype} on {drive.device} for this drive, got "
+                f"{tuple(value.shape)} {value.dtype} on {value.device}; start from "
+                f"unit.initial_state(batch, dtype), or convert it"
+            )
+    return state

@@ -1,0 +1,531 @@
+"""The unit family: spiking neurons as one pure step, with a Module that holds the parameters.
+
+All units are members of one recurrence (Woźniak et al. 2020, Eq. of the SNU, extended by the reset)
+
+    u = drive + decay * s * keep(y_prev) - amount * y_prev
+    s' = g(u)
+    y' = h(s' + b),   b = -threshold
+
+with h the step (SNU) or the logistic function (soft SNU).  What differs is data: a frozen `Rule`.
+The binary units of Yin et al. 2017 are its two corners: decay 0, which is a plain network of binary
+activations, and decay 1 with a reset by subtraction, which integrates without any leak.
+State is passed in and handed out, never kept in a module.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
+
+from spikebridge.nn.fresh import Fresh, redraw
+from spikebridge.nn.gradients import Surrogate
+from spikebridge.settings.model import ModelConfig
+
+__all__ = [
+    "KINDS",
+    "AdaptiveUnit",
+    "Params",
+    "Rule",
+    "SNUnit",
+    "State",
+    "Unit",
+    "make_unit",
+    "renamed",
+    "step",
+    "whole",
+]
+
+G_FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "identity": lambda u, slope: u,
+    "relu": lambda u, slope: F.relu(u),
+    "leaky_relu": lambda u, slope: F.leaky_relu(u, slope),
+    "elu": lambda u, slope: F.elu(u),
+}
+RESETS = ("gate", "subtract", "none", "lateral")
+SUBTRACTED = ("initial", "trained")
+
+
+class State(NamedTuple):
+    """What a unit remembers between two steps: a pair like (h, c) of an LSTM, the output first.
+
+    A unit that remembers more than a membrane keeps it in s too, behind the membrane: the adaptive
+    one has s (B, 2 N).  All of it in float32, or in float64 where the drive is.
+    """
+
+    y: Tensor  # (B, N) last output
+    s: Tensor  # (B, N) membrane state, or wider: (B, unit.memory)
+
+    def detach(self) -> State:
+        """The same values, cut off from the graph: truncated backpropagation through time."""
+        return State(self.y.detach(), self.s.detach())
+
+
+_of_two = State.__new__
+
+
+def _of_before(cls: type[State], *parts: Any, **named: Any) -> State:
+    """Three fields are the form of files of before: membrane, output, adaptation or None."""
+    if len(parts) == 3:
+        s, y, a = parts
+        parts = (y, s if a is None else torch.cat([s, a], dim=-1))
+    return _of_two(cls, *parts, **named)
+
+
+State.__new__ = _of_before  # type: ignore[method-assign, assignment]
+# torch.export.save writes the type of what a module returns by name, torch.load takes known types.
+pytree._register_namedtuple(State, serialized_type_name="spikebridge.units.State")
+# States saved before the class lay here name their home of that time.
+torch.serialization.add_safe_globals([State, (State, "spikebridge.units.State")])
+
+
+class Params(NamedTuple):
+    """The tensors of a step: each () when shared or (N,) per unit, in the dtype of the state."""
+
+    decay: Tensor  # in (0, 1]; 0 in memoryless units
+    bias: Tensor  # b = -threshold
+    amount: Tensor | None = None  # (N,), what a spike takes off; None is that of the rule
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What tells the members of the family apart.
+
+    Args:
+        surrogate: the spike function; None makes the unit soft (h = logistic function).
+        g: "identity", "relu", "leaky_relu" or "elu", applied to the membrane in the loop.
+        slope: negative slope of leaky_relu (elu has alpha = 1).
+        reset: "gate" multiplies the old membrane by 1 - y (the SNU paper), "subtract" takes the
+            threshold off for each spike, "none" leaves it, "lateral" multiplies by
+            1 - max over the layer of y, for each sample by itself (a spike resets all units).
+        subtract: which threshold reset="subtract" takes off: "initial", the one that the unit
+            starts with, or "trained", the one in force.  The latter receives the gradient of both
+            that it is compared with and that it is taken off.
+        amount: a number to take off in place of the threshold.
+    """
+
+    surrogate: Surrogate | None = field(default_factory=Surrogate)
+    g: str = ModelConfig.g
+    slope: float = ModelConfig.g_slope
+    reset: str = ModelConfig.reset
+    amount: float | None = None
+    subtract: str = ModelConfig.subtract
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.surrogate, Surrogate | None):
+            raise TypeError(
+                f"surrogate must be a spikebridge.Surrogate, got {self.surrogate!r}; give, for "
+                'example, Surrogate("triangle", width=0.5)'
+            )
+        if self.g not in G_FUNCTIONS:
+            raise ValueError(f"g={self.g!r} is not known; choose one of {list(G_FUNCTIONS)}")
+        if self.reset not in RESETS:
+            raise ValueError(f"reset={self.reset!r} is not known; choose one of {list(RESETS)}")
+        for name in ("slope", "amount"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= torch.finfo(torch.float32).max:
+                raise ValueError(
+                    f"{name} must be finite and not negative, within float32, got {value}"
+                )
+        if self.subtract not in SUBTRACTED:
+            raise ValueError(
+                f"subtract={self.subtract!r} is not known; choose one of {list(SUBTRACTED)}"
+            )
+        if self.subtract == "trained" and (self.reset != "subtract" or self.amount is not None):
+            raise ValueError(
+                f'subtract="trained" takes the threshold off, got reset={self.reset!r}, '
+                f'amount={self.amount}; use reset="subtract" and leave amount out'
+            )
+
+    @property
+    def trained(self) -> bool:
+        """Whether a spike takes off the threshold in force."""
+        return self.subtract == "trained"
+
+    def fire(self, x: Tensor) -> Tensor:
+        """h of x = s + b."""
+        return torch.sigmoid(x) if self.surrogate is None else self.surrogate(x)
+
+
+def membrane(rule: Rule, s: Tensor, y: Tensor, drive: Tensor, params: Params) -> Tensor:
+    """The new membrane state g(u), (B, N), of the old one and the last output."""
+    if rule.reset == "gate":
+        s = s * (1 - y)
+    elif rule.reset == "lateral":
+        s = s * (1 - y.amax(-1, keepdim=True)) if y.shape[-1] else s
+    u = drive + params.decay * s
+    if rule.reset == "subtract":
+        amount = rule.amount if params.amount is None else params.amount
+        if amount is None:
+            raise ValueError('reset="subtract" needs an amount; take the rule of a unit, unit.rule')
+        u = u - amount * y
+    return G_FUNCTIONS[rule.g](u, rule.slope)
+
+
+def step(rule: Rule, state: State, drive: Tensor, params: Params) -> State:
+    """One time step of an SNU: s' = g(drive + decay s keep(y)), y' = h(s' + b).
+
+    Args:
+        rule: the member of the family.
+        state: y and s, (B, N).
+        drive: (B, N) input current, the recurrent term included.
+        params: decay, bias and amount.
+
+    Source: Woźniak et al. 2020; the order of operations is that of the authors' toolkit.
+    """
+    s = membrane(rule, state.s, state.y, drive, params)
+    return State(rule.fire(s + params.bias), s)
+
+
+def whole(**numbers: Any) -> int:
+    """A whole number given by its name, such as one of numpy; TypeError for others, True too."""
+    ((name, value),) = numbers.items()
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
+    return operator.index(value)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The membrane is kept in float32 at least: a leak of 0.99 is lost in bfloat16."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Unit(Fresh):
+    """A layer of N neurons of one kind: parameters, and a pure `step`.
+
+    Args:
+        size: N, at least 1.
+        rule: the member of the family; what it takes off is settled here.
+        decay: share of the membrane kept per step, in (0, 1]; a number, or a tensor (N,).
+        train_decay: make it a parameter.  It is stored as a logit, so training cannot leave (0, 1).
+        per_unit: one decay per unit rather than one for the layer (implied by a tensor).
+        threshold: initial threshold; the parameter `threshold` (N,) starts there, one per unit.
+        bias: train it; False keeps it where it is, as a buffer.
+        memoryless: nothing stays of the membrane: its decay is 0, `decay` is not looked at.
+        device, dtype: of the parameters; a fixed decay is in float32 at least.
+
+    Attributes:
+        initial_decay, initial_threshold: what they start with, the mean of the neurons' decays.
+
+    Raises ValueError for settings that do not fit, TypeError for a size that is no whole number.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        rule: Rule,
+        *,
+        decay: float | Tensor = ModelConfig.decay,
+        train_decay: bool = ModelConfig.train_decay,
+        per_unit: bool = False,
+        threshold: float = ModelConfig.threshold,
+        bias: bool = True,
+        memoryless: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        size = whole(size=size)
+        if size < 1:
+            raise ValueError(f"a layer needs at least one unit, got size={size}")
+        if not abs(threshold) <= torch.finfo(torch.get_default_dtype()).max:
+            raise ValueError(
+                f"threshold must be finite in {torch.get_default_dtype()}, got {threshold}"
+            )
+        self.size, self.rule = size, _settled(rule, threshold)
+        if memoryless and train_decay:
+            raise ValueError("a memoryless unit has no decay to train; leave train_decay out")
+        self.train_decay = train_decay
+        start = _checked_decay(decay, size, train_decay)
+        start = torch.zeros_like(start) if memoryless else start
+        self._start = torch.logit(start.double()).to(start.dtype) if train_decay else start
+        self._threshold = float(threshold)
+        self.initial_decay = _mean(_of_logit(self._start) if train_decay else start, 0.8)
+        same = torch.full((), threshold, dtype=start.dtype, device="cpu")
+        self.initial_threshold = _mean(same, self._threshold)
+        shape = (size,) if per_unit else start.shape
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        self.fixed_decay: Tensor
+        if train_decay:
+            logit = torch.empty(shape, device=device, dtype=dtype)
+            self.decay_logit = nn.Parameter(logit)
+        else:
+            empty = torch.empty(shape, device=device, dtype=state_dtype(dtype))
+            self.register_buffer("fixed_decay", empty)
+        self.threshold: Tensor
+        thresholds = torch.empty(size, device=device, dtype=dtype)
+        if bias:
+            self.threshold = nn.Parameter(thresholds)
+        else:
+            self.register_buffer("threshold", thresholds)
+        self.draw()
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """Thresholds and decays as at the start; nothing in them is random."""
+        decay = self.decay_logit if self.train_decay else self.fixed_decay
+        if self._start.is_meta and not decay.is_meta:
+            raise ValueError(
+                "the decays were given on the meta device, without their numbers; give them on the "
+                "CPU, or load a state"
+            )
+        if not decay.is_meta:
+            decay.copy_(self._start)
+        redraw(self, "threshold", lambda t: t.fill_(self._threshold))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Unit:
+        """A fixed decay stays in float32 at least: bfloat16 would round 0.999 to 1."""
+        before = self.fixed_decay if not self.train_decay else None
+        super()._apply(fn, recurse)
+        if before is not None and self.fixed_decay.dtype != state_dtype(self.fixed_decay.dtype):
+            self.fixed_decay = before.to(self.fixed_decay.device)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        """States of before name the threshold's negative, `bias`."""
+        if f"{prefix}bias" in state_dict:
+            state_dict[f"{prefix}threshold"] = -state_dict.pop(f"{prefix}bias")
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+
+    @property
+    def decay(self) -> Tensor:
+        """The decay in force, () or (N,), always inside (0, 1]; 0 in memoryless units."""
+        if not self.train_decay:
+            return self.fixed_decay
+        return _of_logit(self.decay_logit)
+
+    def params(self, dtype: torch.dtype) -> Params:
+        """Decay, bias and amount in the dtype of the state."""
+        threshold = self.threshold.to(dtype)
+        return Params(self.decay.to(dtype), -threshold, threshold if self.rule.trained else None)
+
+    @property
+    def memory(self) -> int:
+        """Numbers per sample in a state's s: N, or more where there is more than a membrane."""
+        return self.size
+
+    def membrane(self, state: State) -> Tensor:
+        """The membrane in a state, (..., N)."""
+        return state.s
+
+    def initial_state(
+        self, batch: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> State:
+        """Silence: all zero, for a drive of the given dtype."""
+        device = self.threshold.device if device is None else device
+        y = torch.zeros(batch, self.size, dtype=state_dtype(dtype), device=device)
+        return State(y, y.new_zeros(batch, self.memory))
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        """One time step; see the function `step`."""
+        raise NotImplementedError
+
+    @property
+    def spiking(self) -> bool:
+        """Whether the outputs are spikes, 0 or 1, rather than numbers between them."""
+        return self.rule.surrogate is not None
+
+    def extra_repr(self) -> str:
+        kind = "spiking" if self.spiking else "soft"
+        text = f"{self.size}, {kind}, g={self.rule.g}, reset={self.rule.reset}"
+        if self.rule.reset != "subtract":
+            return text
+        return f"{text} {'the threshold' if self.rule.trained else self.rule.amount}"
+
+
+class SNUnit(Unit):
+    """The SNU and the soft SNU, with every g and reset; lateral inhibition is reset="lateral"."""
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return step(self.rule, state, drive, params)
+
+
+class AdaptiveUnit(Unit):
+    """An SNU whose threshold rises with its own activity: y' = h(s' + b - beta a).
+
+    a' = rho a + (1 - rho) y_prev, as in the adaptive LIF neuron of Bellec et al. 2018 (LSNN).  A
+    state's s is (B, 2 N): the membranes, then the adaptations a.
+
+    Args:
+        rho: share of the adaptation kept per step, in [0, 1).
+        beta: how far full adaptation raises the threshold, not negative.
+    """
+
+    def __init__(
+        self, size: int, rule: Rule, *, rho: float = 0.95, beta: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(size, rule, **kwargs)
+        if not 0 <= rho < 1:
+            raise ValueError(f"rho must be in [0, 1), got {rho}")
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"beta must be finite and not negative, got {beta}")
+        self.rho, self.beta = rho, beta
+
+    @property
+    def memory(self) -> int:
+        return 2 * self.size
+
+    def membrane(self, state: State) -> Tensor:
+        return state.s[..., : self.size]
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        s, a = state.s.split(self.size, dim=-1)
+        a = self.rho * a + (1 - self.rho) * state.y
+        s = membrane(self.rule, s, state.y, drive, params)
+        y = self.rule.fire(s + params.bias - self.beta * a)
+        return State(y, torch.cat([s, a], dim=-1))
+
+
+def _settled(rule: Rule, threshold: float) -> Rule:
+    """The rule with the number that it takes off; that of a trained threshold changes."""
+    if rule.reset != "subtract" or rule.trained or rule.amount is not None:
+        return rule
+    if threshold < 0:
+        raise ValueError(
+            f'threshold={threshold}: reset="subtract" takes it off, so it must not be negative; '
+            "give another one, or an amount to take off"
+        )
+    return replace(rule, amount=float(threshold))
+
+
+def _of_logit(logit: Tensor) -> Tensor:
+    # bfloat16 has no number between 0.996 and 1: the logit fits, what it stands for does not.
+    decay = torch.sigmoid(logit.to(state_dtype(logit.dtype)))
+    return decay.clamp(min=torch.finfo(decay.dtype).tiny)
+
+
+def _without_numbers(x: Tensor) -> bool:
+    """Whether it is a shape only: on the meta device, or under FakeTensorMode."""
+    return x.is_meta or is_fake(x)
+
+
+def _mean(x: Tensor, otherwise: float) -> float:
+    return otherwise if _without_numbers(x) else float(x.double().mean())
+
+
+def _checked_decay(decay: float | Tensor, size: int, train_decay: bool) -> Tensor:
+    """The decays to start with, () or (N,), on the CPU where they have numbers."""
+    value = decay if isinstance(decay, Tensor) else torch.as_tensor(decay, device="cpu")
+    value = value.detach().to(torch.get_default_dtype(), copy=True)
+    if value.shape not in ((), (size,)):
+        raise ValueError(
+            f"decay must be one number or one per unit ({size},), got shape {tuple(value.shape)}"
+        )
+    if _without_numbers(value):
+        return value
+    value = value.cpu()
+    if not bool(((value > 0) & (value <= 1)).all()):
+        raise ValueError(f"decay must be in (0, 1], got {value.tolist()}")
+    if train_decay and bool((value == 1).any()):
+        raise ValueError(
+            "a trained decay starts inside (0, 1), got 1: use 0.999, or train_decay=False"
+        )
+    return value
+
+
+# The names that the command line, the networks and the test suite know.
+KINDS = ("snu", "softsnu", "li-snu", "adaptive-snu", "binary-di", "binary-ci")
+# What the binary units' names settle; Yin et al. 2017, as in their code: the backward pass takes
+# the step for a ramp of slope 1/2 over 0 < V < 2, the threshold being 1.
+BINARY_RESETS = {"binary-di": "none", "binary-ci": "subtract"}
+BINARY_SURROGATE = Surrogate("window", 1.0, 0.5)
+
+
+OLD_NAME, NAME = ".unit.bias", ".unit.threshold"
+# What is kept of a parameter and does not change its sign with it.
+EVEN = ("importance.", "path.", "exp_avg_sq")
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file by today's names: files of before hold b = -threshold of each unit."""
+    found = {}
+    for name, value in tensors.items():
+        if name.endswith(OLD_NAME):
+            name = name.removesuffix(OLD_NAME) + NAME
+            value = value if any(part in name for part in EVEN) else -value
+        found[name] = value
+    return found
+
+
+def make_unit(
+    kind: str,
+    size: int,
+    *,
+    surrogate: Surrogate | str | None = None,
+    g: str = ModelConfig.g,
+    slope: float = ModelConfig.g_slope,
+    reset: str = ModelConfig.reset,
+    amount: float | None = None,
+    subtract: str = ModelConfig.subtract,
+    **params: Any,
+) -> Unit:
+    """A unit by name: "snu", "softsnu", "li-snu" (lateral inhibition), "adaptive-snu", or binary.
+
+    The binary units of Yin et al. 2017 (arXiv 1709.06206) have g = identity:
+
+        binary-di   discontinuous integration: V = drive, s = 1[V > 1], nothing stays from step to
+                    step (decay 0); its bias is trained, which is the paper's bias of each step
+        binary-ci   continuous integration: V = V_prev + drive - s_prev, decay 1; its threshold is
+                    fixed, and the paper's bias of each step is the `bias` of its array
+
+    Args:
+        kind: one of `KINDS`.
+        size: N.
+        surrogate: spike function, or the name of its formula for width and height 1; None is the
+            SNU paper's tanh', for binary units a window of half-width 1 and height 1/2.
+        g, slope, reset, amount, subtract: see `Rule`; binary-ci takes its threshold off.
+        params: decay, train_decay, per_unit, threshold, bias, memoryless, see `Unit`; rho and beta
+            of adaptive-snu, see `AdaptiveUnit`.
+
+    Raises ValueError for what a unit does not have, such as another decay of a binary one.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
+    if isinstance(surrogate, str):
+        surrogate = Surrogate(surrogate)
+    if kind == "softsnu" and surrogate is not None:
+        raise ValueError("a soft unit has no surrogate: its output is smooth; leave it out")
+    if kind == "li-snu" and reset not in ("gate", "lateral"):
+        raise ValueError(f"li-snu resets by lateral inhibition, got reset={reset!r}; leave it out")
+    if kind in BINARY_RESETS:
+        params |= {"g": g, "slope": slope, "reset": reset, "amount": amount, "subtract": subtract}
+        return _binary(kind, size, surrogate or BINARY_SURROGATE, params)
+    fire = None if kind == "softsnu" else surrogate or Surrogate()
+    rule = Rule(fire, g, slope, "lateral" if kind == "li-snu" else reset, amount, subtract)
+    unit = AdaptiveUnit if kind == "adaptive-snu" else SNUnit
+    return unit(size, rule, **params)
+
+
+def _binary(kind: str, size: int, fire: Surrogate, params: dict[str, Any]) -> SNUnit:
+    memoryless, threshold = kind == "binary-di", params.get("threshold", 1.0)
+    amount = 1.0 if memoryless else threshold
+    # Of each: what may be said, the unit's own value last; the others are defaults of `make_unit`.
+    fixed: dict[str, tuple[Any, ...]] = {
+        "g": (ModelConfig.g, "identity"),
+        "slope": (ModelConfig.g_slope,),
+        "reset": (ModelConfig.reset, BINARY_RESETS[kind]),
+        "amount": (None, amount),
+        "subtract": ("initial",),
+        "decay": (0.0 if memoryless else 1.0,),
+        "train_decay": (False,),
+        "per_unit": (False,),
+        "memoryless": (memoryless,),
+    }
+    for name, allowed in fixed.items():
+        given = params.pop(name, allowed[-1])
+        if isinstance(given, Tensor) or given not in allowed:
+            raise ValueError(f"{kind} has {name}={allowed[-1]}, got {name}={given}; leave it out")
+    rule = Rule(fire, reset=BINARY_RESETS[kind], amount=amount)
+    options = {"bias": memoryless} | params
+    return SNUnit(size, rule, decay=1.0, memoryless=memoryless, **options)

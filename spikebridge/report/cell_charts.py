@@ -1,0 +1,322 @@
+"""Charts of memory cells: the metric over time, conductances, drift, energy, pulses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from spikebridge.base.metrics import Metric
+from spikebridge.base.quantities import in_words
+from spikebridge.report.run_charts import epoch_axis, steep
+from spikebridge.report.theme import COLOURS, NEUTRAL, Chart, colour_of, fade, label
+from spikebridge.report.wording import si_text
+from spikebridge.runs.deployed import Deployed, Hardware, Level, Look, Points
+
+SPANS_S = (1.0, 60.0, 3600.0, 86400.0, 30 * 86400.0, 365 * 86400.0)
+# From low to high conductance.
+LEVELS = tuple(COLOURS[name] for name in ("li-snu", "snu", "adaptive-snu", "gru", "softsnu"))
+FIT_S = 100.0
+"""Where the law of drift has set in: exponents are fitted to what comes after."""
+PULSE_BINS = 48
+
+
+def mean_of(table: np.ndarray) -> np.ndarray:
+    """Mean over the chips of (chips, times)."""
+    return table.mean(axis=0)
+
+
+def deviation_of(table: np.ndarray) -> np.ndarray | None:
+    """Standard deviation over the chips of (chips, times); None for a single chip."""
+    return table.std(axis=0, ddof=1) if len(table) > 1 else None
+
+
+def rounded(values: Any, figures: int = 6) -> list[float]:
+    """Numbers as a figure can show them."""
+    return [float(f"{value:.{figures}g}") for value in np.asarray(values, np.float64).ravel()]
+
+
+def places(times_s: Sequence[float]) -> list[float]:
+    """Where times stand on a logarithmic axis: 0 a decade before the first that is later."""
+    later = [time for time in times_s if time > 0]
+    zero = min(later) / 10 if later else 1.0
+    return [time if time > 0 else zero for time in times_s]
+
+
+def time_axis(chart: Chart, times_s: Sequence[float], title: str, *, own: bool) -> None:
+    """A logarithmic axis of time in words; own: with ticks at these times, as far as they part."""
+    at = places(times_s)
+    low, high = math.log10(at[0]), math.log10(at[-1])
+    room = 0.05 * (high - low) or 0.5
+    ticks = list(zip(at, times_s, strict=True))
+    if not own:
+        ticks = [(s, s) for s in SPANS_S if low - room <= math.log10(s) <= high + room]
+    kept: list[tuple[float, float]] = []
+    for tick in reversed(ticks):
+        if not kept or math.log10(kept[-1][0] / tick[0]) > 0.165 * (high - low):
+            kept.append(tick)
+    chart.x(
+        title=title,
+        type="log",
+        range=[low - room, high + room],
+        tickvals=[place for place, _ in kept],
+        # A phone has room for many ticks only where long ones take two lines.
+        ticktext=[label(in_words(time), 5 if own else 18) for _, time in kept],
+        tickangle=0,
+        showgrid=False,
+    )
+
+
+def band(
+    chart: Chart,
+    x: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    colour: str,
+    alpha: float = 0.16,
+) -> None:
+    """A faint ground between two lines."""
+    chart.add(
+        "scatter",
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        fill="toself",
+        fillcolor=fade(colour, alpha),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def over_time(found: Deployed, metric: Metric, unit: str) -> Chart:
+    """The metric over the time since programming: mean and one standard deviation of the chips."""
+    chart = Chart(360, {"hovermode": "x unified"})
+    x, shown = places(found.times_s), [metric.scale * found.software]
+    lines = (
+        ("as read", found.plain, NEUTRAL, "square"),
+        ("compensated", found.compensated, colour_of(unit), "circle"),
+    )
+    for name, table, colour, symbol in lines:
+        mean, spread = mean_of(table) * metric.scale, deviation_of(table)
+        if spread is not None:
+            low, high = mean - metric.scale * spread, mean + metric.scale * spread
+            band(chart, x, rounded(low), rounded(high), colour)
+            shown += [*low, *high]
+        chart.add(
+            "scatter",
+            x=x,
+            y=rounded(mean),
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"color": colour, "size": 8, "symbol": symbol},
+        )
+        shown += list(mean)
+    chart.add(
+        "scatter",
+        x=x,
+        y=rounded([metric.scale * found.software] * len(x)),
+        name="in software",
+        mode="lines" if len(x) > 1 else "markers",
+        line={"color": NEUTRAL, "width": 2, "dash": "dash"},
+        marker={"color": NEUTRAL, "size": 12, "symbol": "line-ew-open"},
+    )
+    time_axis(chart, found.times_s, "time since programming", own=True)
+    chart.y(title=f"test {label(metric.axis, 60)}")
+    if not metric.higher_is_better:
+        steep(chart, shown)
+    return chart
+
+
+def first_and_last(found: Sequence[Any], times_s: Sequence[float]) -> list[tuple[Any, str]]:
+    """Two of what is known at several times, each with its time in words; one of one time."""
+    last = [(found[-1], f"after {in_words(times_s[-1])}")] if len(times_s) > 1 else []
+    return [(found[0], f"after {in_words(times_s[0])}"), *last]
+
+
+def histogram(looks: Sequence[Look], top_uS: float, unit: str) -> Chart:
+    """Cells by conductance at the first and the last time."""
+    chart = Chart(340)
+    pairs = first_and_last(looks, [look.time_s for look in looks])
+    for (look, name), colour in zip(pairs, (NEUTRAL, colour_of(unit)), strict=False):
+        edges = np.linspace(0, top_uS, len(look.counts) + 1)
+        counts = [int(count) for count in look.counts]
+        told = [
+            f"{low:.3g} to {high:.3g} µS: {count:,} cells"
+            for low, high, count in zip(edges, edges[1:], counts, strict=False)
+        ]
+        # No cells lie below the axis, so that the line goes down to it.
+        steps = [max(count, 0.1) for count in [*counts, counts[-1]]]
+        chart.add(
+            "scatter",
+            x=rounded(edges),
+            y=steps,
+            name=name,
+            mode="lines",
+            line={"color": colour, "width": 2, "shape": "hv"},
+            fill="tozeroy" if colour == NEUTRAL else None,
+            fillcolor=fade(NEUTRAL, 0.2),
+            text=[*told, told[-1]],
+            hovertemplate=f"{name}, %{{text}}<extra></extra>",
+        )
+    chart.x(title="conductance (µS)", range=[0, top_uS * 1.01], showgrid=False)
+    cells_axis(chart, max(int(look.counts.max()) for look in looks))
+    chart.layout["showlegend"] = True
+    return chart
+
+
+def cells_axis(chart: Chart, most: int) -> None:
+    """A logarithmic axis of numbers of cells, from a little below 1."""
+    ticks = [10**power for power in range(10) if 10**power <= max(most, 1) * 1.5]
+    chart.y(
+        title="cells",
+        type="log",
+        range=[math.log10(0.6), math.log10(max(most, 1) * 1.8)],
+        tickvals=ticks,
+        ticktext=[f"{tick:,}" for tick in ticks],
+    )
+
+
+def scatter(found: Deployed, unit: str) -> Chart:
+    """What is read of some cells against what was aimed at, at the first and the last time."""
+    chart = Chart(340)
+    top = found.top_uS
+    ends: list[tuple[Points, str]] = first_and_last(found.programmed, found.times_s)
+    for (points, name), colour in zip(ends, (NEUTRAL, colour_of(unit)), strict=False):
+        top = max(top, float(points.target_uS.max()), float(points.read_uS.max()))
+        chart.add(
+            "scatter",
+            x=rounded(points.target_uS, 4),
+            y=rounded(points.read_uS, 4),
+            name=name,
+            mode="markers",
+            marker={"color": colour, "size": 5, "opacity": 0.6},
+            hovertemplate=f"aimed at %{{x}} µS, {name} %{{y}} µS<extra></extra>",
+        )
+    chart.add(
+        "scatter",
+        x=[0, rounded([top])[0]],
+        y=[0, rounded([top])[0]],
+        name="as aimed at",
+        mode="lines",
+        line={"color": NEUTRAL, "width": 1.5, "dash": "dash"},
+        hoverinfo="skip",
+    )
+    around = [-0.03 * top, 1.04 * top]
+    chart.x(title="conductance aimed at (µS)", range=around)
+    chart.y(title="conductance read (µS)", range=around)
+    return chart
+
+
+def exponent(times_s: np.ndarray, level: Level) -> float | None:
+    """nu of mean ~ time^-nu after FIT_S, by least squares of the logarithms; None if unknown."""
+    late = times_s >= FIT_S
+    if late.sum() < 3 or level.mean_uS[late].min() <= 0:
+        return None
+    return -float(np.polyfit(np.log(times_s[late]), np.log(level.mean_uS[late]), 1)[0])
+
+
+def drift(found: Deployed) -> Chart | None:
+    """Mean conductance of cells programmed to a few levels, over that of the first time."""
+    levels = [level for level in found.drift if level.mean_uS[0] > 0]
+    if not levels:
+        return None
+    chart = Chart(400)
+    x = rounded(found.drift_s)
+    steps = max(1, len(levels) - 1)
+    colours = [LEVELS[index * (len(LEVELS) - 1) // steps] for index in range(len(levels))]
+    for level, colour in zip(levels, colours, strict=True):
+        low, high = level.mean_uS - level.sd_uS, level.mean_uS + level.sd_uS
+        first = level.mean_uS[0]
+        band(chart, x, rounded(low / first, 4), rounded(high / first, 4), colour, 0.09)
+    for level, colour in zip(levels, colours, strict=True):
+        name = f"{level.target_uS:.3g} µS"
+        chart.add(
+            "scatter",
+            x=x,
+            y=rounded(level.mean_uS / level.mean_uS[0], 4),
+            name=name,
+            mode="lines",
+            line={"color": colour, "width": 2},
+            text=[in_words(time) for time in x],
+            hovertemplate=f"{name}, after %{{text}}: %{{y}}<extra></extra>",
+        )
+    time_axis(chart, x, "time since programming", own=False)
+    chart.y(title="conductance / its first value")
+    return chart
+
+
+def energy_bars(hardware: Sequence[Hardware], unit: str, per: str) -> Chart | None:
+    """Energy per inference of every hardware, on a logarithmic axis.
+
+    Dots, not bars: on such an axis a bar would begin anywhere, and its length would mean nothing.
+    """
+    joules = [1e-12 * found.total_pJ for found in hardware]
+    if min(joules) <= 0:
+        return None
+    at = list(range(len(joules)))
+    chart = Chart(100 + 46 * len(joules))
+    chart.add(
+        "scatter",
+        y=at,
+        x=rounded(joules),
+        mode="markers+text",
+        marker={"color": [colour_of(unit)] + [NEUTRAL] * (len(joules) - 1), "size": 13},
+        text=[f"  {si_text(energy, 'J')}" for energy in joules],
+        textposition="middle right",
+        cliponaxis=False,
+        hovertemplate="%{text}<extra></extra>",
+    )
+    names = [label(found.name) for found in hardware]
+    chart.y(tickvals=at, ticktext=names, range=[len(at) - 0.4, -0.6])
+    low, high = math.floor(math.log10(min(joules)) - 0.1), math.log10(max(joules))
+    ticks = [10.0**power for power in range(low, math.ceil(high) + 1)]
+    chart.x(
+        title=f"energy per {per}, logarithmic",
+        type="log",
+        range=[low, high + 0.45 * (high - low)],
+        tickvals=ticks,
+        ticktext=[si_text(tick, "J") for tick in ticks],
+    )
+    return chart
+
+
+def epoch_bars(values: Sequence[tuple[float, float]], title: str, unit: str) -> Chart:
+    """A bar for each (epoch, value)."""
+    chart = Chart(280)
+    chart.add(
+        "bar",
+        x=[epoch for epoch, _ in values],
+        y=[value for _, value in values],
+        marker={"color": colour_of(unit)},
+        hovertemplate="epoch %{x}: %{y:,}<extra></extra>",
+    )
+    epoch_axis(chart, int(max((epoch for epoch, _ in values), default=1)), showgrid=False)
+    chart.y(title=title, tickformat=",~r", rangemode="tozero", nticks=6)
+    return chart
+
+
+def pulse_histogram(pulses: np.ndarray, unit: str) -> Chart:
+    """Cells by the number of pulses that they have received."""
+    width = -(-(int(pulses.max()) + 1) // PULSE_BINS)
+    counts = np.bincount(pulses // width)
+    starts = width * np.arange(len(counts))
+    last = starts + width - 1
+    told = [f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in zip(starts, last, strict=True)]
+    chart = Chart(320, {"bargap": 0.08})
+    chart.add(
+        "bar",
+        x=((starts + last) / 2).tolist(),
+        y=counts.tolist(),
+        width=width * 0.92,
+        marker={"color": colour_of(unit)},
+        text=told,
+        textposition="none",
+        hovertemplate="%{text} pulses: %{y:,} cells<extra></extra>",
+    )
+    chart.x(title="pulses that a cell has received", tickformat=",d", showgrid=False)
+    cells_axis(chart, int(counts.max()))
+    return chart

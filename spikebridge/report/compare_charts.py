@@ -1,0 +1,303 @@
+"""Charts of a comparison: one row per unit, one run per seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spikebridge.report.run_charts import (
+    column,
+    epoch_axis,
+    layer_activity,
+    layer_name,
+    metric_column,
+    steep,
+    step_axes,
+)
+from spikebridge.report.theme import NEUTRAL, SYMBOLS, Chart, colour_of, dash_of, fade, label
+from spikebridge.report.wording import Metric, count_text, number, scaled
+from spikebridge.runs.load import Row
+
+# Beside the middle of a row, so that equal values of several seeds do not hide one another.
+SEED_PLACES = (0.2, -0.2, 0.1, -0.1, 0.0)
+
+
+def values_of(row: Row, metric: Metric) -> list[float]:
+    """The test metric of every seed of a unit, in the unit it is shown in."""
+    tests = row.facts.get("tests")
+    found = [scaled(metric, value) for value in (tests if isinstance(tests, list) else [])]
+    return [value for value in found if value is not None]
+
+
+def published_of(facts: dict[str, Any], metric: Metric) -> float | None:
+    published = facts.get("published")
+    return scaled(metric, published.get("value")) if isinstance(published, dict) else None
+
+
+def symbol(index: int) -> str:
+    return SYMBOLS[index % len(SYMBOLS)]
+
+
+def _legend_room(rows: Sequence[Row]) -> int:
+    """Extra height, so that the legend of many units leaves room for the plot on a phone."""
+    return 18 * max(0, len(rows) - 3)
+
+
+def dots(rows: Sequence[Row], metric: Metric) -> Chart | None:
+    """Test metric of every seed, with mean, one standard deviation and the published figure."""
+    if not any(values_of(row, metric) for row in rows):
+        return None
+    chart = Chart(110 + 58 * len(rows))
+    for index, row in enumerate(rows):
+        values = values_of(row, metric)
+        colour = colour_of(row.look)
+        mean = scaled(metric, row.facts.get("test_mean"))
+        spread = number(row.facts.get("test_std"))
+        chart.add(
+            "scatter",
+            x=[float(f"{value:.6g}") for value in values],
+            y=[index + SEED_PLACES[k % len(SEED_PLACES)] for k in range(len(values))],
+            mode="markers",
+            marker={"color": fade(colour, 0.55), "size": 9, "symbol": symbol(index)},
+            hovertemplate="one seed: %{x}<extra></extra>",
+            showlegend=False,
+        )
+        if mean is not None:
+            _mean(chart, index, mean, None if spread is None else spread * metric.scale, colour)
+    _legend(chart, "one seed", "circle", NEUTRAL)
+    _legend(chart, "mean ± standard deviation", "line-ns", NEUTRAL)
+    _published(chart, rows, metric)
+    _unit_axis(chart, rows)
+    chart.x(title=f"test {label(metric.axis, 60)}", nticks=8)
+    return chart
+
+
+def _mean(chart: Chart, index: int, mean: float, spread: float | None, colour: str) -> None:
+    chart.add(
+        "scatter",
+        x=[float(f"{mean:.6g}")],
+        y=[index],
+        error_x={"array": [spread], "color": colour, "thickness": 2, "width": 5}
+        if spread
+        else None,
+        mode="markers",
+        marker={"symbol": "line-ns", "size": 24, "line": {"width": 3, "color": colour}},
+        hovertemplate="mean: %{x}<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _published(chart: Chart, rows: Sequence[Row], metric: Metric) -> None:
+    known = [(published_of(row.facts, metric), index) for index, row in enumerate(rows)]
+    points = [(value, index) for value, index in known if value is not None]
+    if points:
+        chart.add(
+            "scatter",
+            x=[value for value, _ in points],
+            y=[index for _, index in points],
+            name="published",
+            mode="markers",
+            marker={"symbol": "x-thin", "size": 10, "line": {"width": 2, "color": NEUTRAL}},
+            hovertemplate="published: %{x}<extra></extra>",
+        )
+
+
+def _legend(chart: Chart, name: str, marker: str, colour: str) -> None:
+    """An entry of the legend that stands for marks of all units."""
+    chart.add(
+        "scatter",
+        x=[None],
+        y=[None],
+        name=name,
+        mode="markers",
+        marker={
+            "symbol": marker,
+            "size": 10,
+            "color": colour,
+            "line": {"color": colour, "width": 3 if marker == "line-ns" else 0},
+        },
+    )
+
+
+def _unit_axis(chart: Chart, rows: Sequence[Row]) -> None:
+    chart.y(
+        tickvals=list(range(len(rows))),
+        ticktext=[label(row.label) for row in rows],
+        range=[len(rows) - 0.4, -0.6],
+        showgrid=False,
+    )
+
+
+def learning(rows: Sequence[Row], name: str, metric: Metric, y_title: str) -> Chart | None:
+    """A value over the epochs: mean over the seeds of a unit, with a band from lowest to highest.
+
+    name is a column of metrics.jsonl; "valid" is shown in the metric's unit.
+    """
+    chart = Chart(380 + _legend_room(rows), {"hovermode": "x"})
+    shown: list[float] = []
+    for index, row in enumerate(rows):
+        seeds = [
+            metric_column(run.epochs, metric) if name == "valid" else column(run.epochs, name)
+            for run in row.runs
+        ]
+        low, mean, high = _over_seeds(seeds)
+        known = [value for value in (*low, *high) if value is not None]
+        if known:
+            _band(chart, row, index, low, mean, high)
+        shown += known
+    if not chart.traces:
+        return None
+    epoch_axis(chart, max(len(run.epochs) for row in rows for run in row.runs))
+    chart.y(title=y_title)
+    if metric.better == "lower is better" or name != "valid":
+        steep(chart, shown)
+    return chart
+
+
+def _over_seeds(seeds: list[list[float | None]]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Lowest, mean and highest value per epoch over the seeds that reached it."""
+    columns: list[list[float]] = []
+    for epoch in range(max(map(len, seeds), default=0)):
+        reached = [seed[epoch] for seed in seeds if epoch < len(seed)]
+        columns.append([value for value in reached if value is not None])
+
+    def each(reduce: Callable[[list[float]], float]) -> list[float | None]:
+        return [float(f"{reduce(column):.5g}") if column else None for column in columns]
+
+    return each(min), each(lambda column: sum(column) / len(column)), each(max)
+
+
+def _band(
+    chart: Chart, row: Row, index: int, low: list[Any], mean: list[Any], high: list[Any]
+) -> None:
+    colour = colour_of(row.look)
+    epochs = list(range(1, len(mean) + 1))
+    inside = [(e, lo, hi) for e, lo, hi in zip(epochs, low, high, strict=True) if lo is not None]
+    if len(row.runs) > 1 and len(inside) > 1:
+        chart.add(
+            "scatter",
+            x=[e for e, *_ in inside] + [e for e, *_ in reversed(inside)],
+            y=[hi for *_, hi in inside] + [lo for _, lo, _ in reversed(inside)],
+            fill="toself",
+            fillcolor=fade(colour, 0.18),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=row.label,
+        )
+    chart.add(
+        "scatter",
+        x=epochs,
+        y=mean,
+        name=label(row.label, 40),
+        legendgroup=row.label,
+        mode="lines" if len(epochs) > 1 else "markers",
+        line={"color": colour, "width": 2, "dash": dash_of(row.look)},
+        marker=_mark(colour, index),
+    )
+
+
+def _mark(colour: str, index: int) -> dict[str, Any]:
+    """A mark that stays visible under a later, smaller one at the same place."""
+    return {
+        "color": colour,
+        "size": max(8, 16 - 3 * index),
+        "symbol": symbol(index),
+        "line": {"color": "#ffffff", "width": 1},
+    }
+
+
+def cost(rows: Sequence[Row], metric: Metric, name: str, title: str) -> Chart | None:
+    """Mean test metric of each unit against what it costs: a fact such as "parameters".
+
+    None for fewer than two units, which would compare nothing.
+    """
+    points = []
+    for index, row in enumerate(rows):
+        x, y = number(row.facts.get(name)), scaled(metric, row.facts.get("test_mean"))
+        if x is not None and y is not None:
+            points.append((index, row, x, y))
+    if len(points) < 2:
+        return None
+    chart = Chart(340 + _legend_room(rows))
+    for index, row, x, y in points:
+        spread = number(row.facts.get("test_std"))
+        chart.add(
+            "scatter",
+            x=[float(f"{x:.6g}")],
+            y=[float(f"{y:.6g}")],
+            error_y={"array": [spread * metric.scale], "thickness": 1.5, "width": 4}
+            if spread
+            else None,
+            name=label(row.label, 40),
+            mode="markers",
+            marker=_mark(colour_of(row.look), index),
+            hovertemplate=f"{count_text(x)}: %{{y}}<extra>{label(row.label, 40)}</extra>",
+        )
+    costs = [x for *_, x, _ in points]
+    if min(costs) > 0 and max(costs) > 8 * min(costs):
+        chart.x(type="log", tickvals=_round_numbers(min(costs), max(costs)))
+    else:
+        chart.x(nticks=6, rangemode="tozero")
+    chart.x(title=title, tickformat=",~r")
+    chart.y(title=f"test {label(metric.axis, 60)}")
+    return chart
+
+
+def by_steps(rows: Sequence[Row], metric: Metric) -> Chart | None:
+    """Mean test metric of each unit against the number of time steps at the test."""
+    known = [(row, row.facts["by_steps"]) for row in rows if row.facts.get("by_steps")]
+    if not known:
+        return None
+    chart = Chart(340 + _legend_room(rows))
+    for row, found in known:
+        spreads = [number(spread) for spread in found["stds"]]
+        chart.add(
+            "scatter",
+            x=found["steps"],
+            y=[scaled(metric, mean) for mean in found["means"]],
+            error_y={"array": [(s or 0.0) * metric.scale for s in spreads], "thickness": 1.2},
+            name=label(row.label, 40),
+            mode="lines+markers",
+            line={"color": colour_of(row.look), "width": 2, "dash": dash_of(row.look)},
+            marker={"color": colour_of(row.look), "size": 8},
+        )
+    step_axes(chart, sorted({count for _, found in known for count in found["steps"]}), metric)
+    return chart
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    ticks = [m * 10.0**e for e in range(-3, 12) for m in (1, 2, 5)]
+    return [tick for tick in ticks if low / 2.5 <= tick <= high * 2.5]
+
+
+def activity(rows: Sequence[Row]) -> Chart | None:
+    """Firing rate by layer, or mean output of graded units (hatched), averaged over the seeds."""
+    chart = Chart(340 + _legend_room(rows), {"barmode": "group"})
+    for row in rows:
+        found = [layer_activity(run) for run in row.runs]
+        found = [(rates, spiking) for rates, spiking in found if rates]
+        if not found:
+            continue
+        names = list(found[0][0])
+        means = []
+        for name in names:
+            values = [rates[name] for rates, _ in found if name in rates]
+            means.append(float(f"{sum(values) / len(values):.4g}"))
+        spiking = found[0][1]
+        chart.add(
+            "bar",
+            x=[label(layer_name(name)) for name in names],
+            y=means,
+            name=label(row.label, 40),
+            marker={
+                "color": colour_of(row.look),
+                "pattern": {"shape": "" if spiking else "/", "size": 6, "fillmode": "replace"},
+            },
+        )
+    if not chart.traces:
+        return None
+    chart.x(showgrid=False, type="category")
+    chart.y(title="mean |output| per neuron", rangemode="tozero")
+    return chart

@@ -1,0 +1,241 @@
+"""What the network was shown and what it answered: images, class probabilities, piano rolls."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from spikebridge.report.theme import (
+    COLOURS,
+    GRID,
+    NEUTRAL,
+    Chart,
+    Ramp,
+    colour_of,
+    colour_scale,
+    fade,
+    label,
+    rgb,
+    shades,
+)
+from spikebridge.runs.load import Examples
+from spikebridge.trained.midi import LOWEST as LOWEST_PITCH
+from spikebridge.trained.midi import held_notes
+
+NOTES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
+FAINT = 0.1
+DARKER, BRIGHTER = COLOURS["snu"], COLOURS["softsnu"]
+
+
+def digit_image(examples: Examples, index: int) -> np.ndarray | None:
+    """The image (H, W), or in colour (H, W, 3), in [0, 1] that an example's inputs show.
+
+    None where they are no image.
+    """
+    x = np.nan_to_num(examples.x[: examples.length[index], index].astype(np.float32))
+    side = round(x.shape[1] ** 0.5)
+    if x.shape[0] == x.shape[1] and side * side != x.shape[1]:
+        image = x
+    elif side in (8, 28) and side * side == x.shape[1] and x.shape[0]:
+        image = x.mean(axis=0).reshape(side, side)
+    elif x.shape[1] == 3 * 32 * 32 and x.shape[0]:
+        image = x.mean(axis=0).reshape(3, 32, 32).transpose(1, 2, 0)
+    else:
+        return None
+    return np.clip(image / max(float(image.max()), 1e-9), 0, 1)
+
+
+def event_image(examples: Examples, index: int) -> np.ndarray | None:
+    """A colour image (H, W, 3) in [0, 1] of the events in the first third of an example.
+
+    None where I is not 2 H W.  Inputs are images (2, H, W): pixels that grew darker go to blue,
+    those that grew brighter to orange, on white.  N-MNIST's camera moves three times: all events on
+    one picture would be blurred.
+    """
+    steps = -(-int(examples.length[index]) // 3)
+    x = np.nan_to_num(examples.x[:steps, index].astype(np.float32))
+    side = round((x.shape[1] / 2) ** 0.5)
+    if 2 * side * side != x.shape[1] or not x.shape[0]:
+        return None
+    counts = x.sum(axis=0).reshape(2, side, side)
+    # The few liveliest pixels would leave all others pale.
+    shade = np.clip(counts / max(float(np.quantile(counts, 0.98)), 1e-9), 0, 1)[..., None]
+    inks = [1 - np.array(rgb(colour)) / 255 for colour in (DARKER, BRIGHTER)]
+    return np.clip(1 - shade[0] * inks[0] - shade[1] * inks[1], 0, 1)
+
+
+def png(image: np.ndarray) -> str:
+    """A PNG data address of a grey image (H, W), dark ink on white, or one in colour (H, W, 3).
+
+    Values lie in [0, 1].
+    """
+    grey = image.ndim == 2
+    pixels = np.round(255 * (1 - image if grey else image)).astype(np.uint8)
+    height, width = pixels.shape[:2]
+    kind_of_colour = 0 if grey else 2
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind_of_colour, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 9)),
+        (b"IEND", b""),
+    )
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def class_bars(
+    output: np.ndarray, truth: int, unit: str, noun: str = "digit", names: Sequence[str] = ()
+) -> Chart:
+    """The probability (O,) that the network gives to each class; the true one is coloured.
+
+    names are those of all classes, or none.
+    """
+    values = np.nan_to_num(output.astype(np.float64))
+    names = [label(name) for name in names] if len(names) == len(values) else []
+    colours = [colour_of(unit) if k == truth else NEUTRAL for k in range(len(values))]
+    chart = Chart(250)
+    chart.add(
+        "bar",
+        x=names or list(range(len(values))),
+        y=[float(f"{100 * value:.3g}") for value in values],
+        marker={"color": colours},
+        hovertemplate=f"{noun} %{{x}}: %{{y:.3g}} %<extra></extra>",
+    )
+    few = {"dtick": 1} if len(values) <= 30 else {"nticks": 12}
+    chart.x(title=noun, showgrid=False, **({} if names else {"tickformat": "d", **few}))
+    chart.y(title="probability (%)", range=[0, 104], dtick=25)
+    return chart
+
+
+def pitch_name(pitch: int) -> str:
+    """The name of a MIDI pitch; 60 is the middle C, C4."""
+    return f"{NOTES[pitch % 12]}{pitch // 12 - 1}"
+
+
+def frame_nll(output: np.ndarray, target: np.ndarray) -> float:
+    """Mean over frames of the summed binary cross-entropy, in nats; both arguments are (T, O)."""
+    p = np.clip(output.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.where(target > 0.5, np.log(p), np.log1p(-p)).sum(axis=1).mean())
+
+
+def piano_roll(
+    output: np.ndarray,
+    target: np.ndarray,
+    unit: str,
+    x_title: str,
+    lowest: int = LOWEST_PITCH,
+) -> Chart | None:
+    """Predicted probability of each note (T, O) as shades, and the notes that came as outlines."""
+    if not output.size:
+        return None
+    output = np.nan_to_num(output.astype(np.float32))
+    low, high = _used(output, target, lowest)
+    pitches = np.arange(low, high + 1)
+    frames = np.arange(2, len(output) + 2)
+    keys = slice(low - lowest, high - lowest + 1)
+    percent = np.round(100 * np.clip(output[:, keys], 0, 1)).astype(np.uint8).T
+    chart = Chart(max(220, 66 + 9 * len(pitches)), {"showlegend": False})
+    chart.add(
+        "heatmap",
+        x=frames.astype(np.uint16),
+        y=pitches.astype(np.uint8),
+        z=percent,
+        zmin=0,
+        zmax=100,
+        colorscale=colour_scale(shades(unit)),
+        showscale=False,
+        text=[[pitch_name(pitch)] * len(frames) for pitch in pitches.tolist()],
+        hovertemplate="frame %{x}, %{text}: %{z} %<extra></extra>",
+    )
+    x, y = _outlines(target[:, keys] > 0.5, low)
+    chart.add(
+        "scatter", x=x, y=y, mode="lines", line={"color": "#30343B", "width": 1.3}, hoverinfo="skip"
+    )
+    _pitch_axis(chart, low, high)
+    ticks = {"dtick": 1} if len(output) <= 12 else {}
+    chart.x(x_title, range=[1.5, len(output) + 1.5], tickformat="d", showgrid=False, **ticks)
+    return chart
+
+
+def roll_ramp(unit: str) -> Ramp:
+    return Ramp("predicted probability of the note", "0 %", "100 %", shades(unit))
+
+
+def note_bars(
+    frames: np.ndarray, prompt: int, per_frame_s: float, unit: str, lowest: int = LOWEST_PITCH
+) -> Chart:
+    """The held notes of frames (T, 88) as bars over seconds; the first `prompt` frames are pale.
+
+    A note that is held from one part into the other is drawn in both.
+    """
+    low, high = _used(np.zeros_like(frames), frames, lowest)
+    chart = Chart(max(260, 110 + 9 * (high - low)), {"barmode": "overlay"})
+    pale = {"color": fade(NEUTRAL, 0.3), "line": {"color": NEUTRAL, "width": 1}}
+    solid = {"color": colour_of(unit), "line": {"width": 0}}
+    parts = (
+        ("seed phrase", 0, frames[:prompt], pale),
+        ("continuation", prompt, frames[prompt:], solid),
+    )
+    for name, first, part, marker in parts:
+        notes = held_notes(part, lowest)
+        chart.add(
+            "bar",
+            name=name,
+            orientation="h",
+            base=[round((first + note.start) * per_frame_s, 4) for note in notes],
+            x=[round((note.end - note.start) * per_frame_s, 4) for note in notes],
+            y=[note.pitch for note in notes],
+            width=0.84,
+            marker=marker,
+            text=[pitch_name(note.pitch) for note in notes],
+            textposition="none",
+            hovertemplate="%{text}, from %{base:.2f} s for %{x:.2f} s<extra></extra>",
+        )
+    _pitch_axis(chart, low, high)
+    chart.x("time (s)", range=[0, len(frames) * per_frame_s])
+    return chart
+
+
+def _used(output: np.ndarray, target: np.ndarray, lowest: int) -> tuple[int, int]:
+    """Lowest and highest MIDI pitch that came or was often expected, with a little margin."""
+    keys = np.flatnonzero((target > 0.5).any(axis=0) | (output.mean(axis=0) > FAINT))
+    if not len(keys):
+        return lowest, lowest + output.shape[1] - 1
+    low, high = int(keys[0]) - 2, int(keys[-1]) + 2
+    spare = max(0, 12 - (high - low))
+    low, high = max(0, low - spare // 2), min(output.shape[1] - 1, high + (spare + 1) // 2)
+    return lowest + low, lowest + high
+
+
+def _pitch_axis(chart: Chart, low: int, high: int) -> None:
+    wanted = range(12) if high - low < 16 else (0, 4, 7)
+    ticks = [pitch for pitch in range(low, high + 1) if pitch % 12 in wanted]
+    chart.y(
+        title="pitch",
+        tickvals=ticks,
+        ticktext=[pitch_name(pitch) for pitch in ticks],
+        range=[low - 0.5, high + 0.5],
+        gridcolor=GRID,
+    )
+
+
+def _outlines(notes: np.ndarray, low: int) -> tuple[list[float | None], list[float | None]]:
+    """A closed rectangle around each held note of (T, keys), separated by None."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    edges = np.diff(np.pad(notes.astype(np.int8), ((1, 1), (0, 0))), axis=0)
+    for key in range(notes.shape[1]):
+        starts, ends = np.flatnonzero(edges[:, key] > 0), np.flatnonzero(edges[:, key] < 0)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            left, right = start + 1.56, end + 1.44
+            bottom, top = low + key - 0.42, low + key + 0.42
+            x += [left, right, right, left, left, None]
+            y += [bottom, bottom, top, top, bottom, None]
+    return x, y

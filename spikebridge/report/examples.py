@@ -1,0 +1,271 @@
+"""What the network was shown, answered and did, example by example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from spikebridge.report import activity_charts, example_charts, series, words
+from spikebridge.report.theme import Drawer, Plot
+from spikebridge.report.wording import frame_text, metric_of, metric_text, number, plural, scaled
+from spikebridge.runs.load import Examples, Run
+from spikebridge.settings.tasks import TASKS, MusicConfig
+from spikebridge.trained.midi import LOWEST
+
+EXAMPLES = 6
+ROLL_FRAMES = 400
+"""Frames of a piece that are drawn at most: some last for thousands."""
+RASTER = (
+    "Each row is one neuron, time runs from left to right, and each tick is one spike: the only "
+    "signal that a spiking neuron sends on."
+)
+MAP = (
+    "Each row is one neuron and time runs from left to right; the stronger the colour, the larger "
+    "the value that the neuron sends on. These units are graded: they do not spike."
+)
+TRACES = (
+    "The membrane state s (a plain number, without a unit) collects the input of a neuron over "
+    "time; when it exceeds the neuron's threshold, the neuron spikes (dot)."
+)
+SOFT_TRACES = (
+    "The membrane state s (a plain number, without a unit) collects the input of a neuron over "
+    "time; these units send on a smooth function of it instead of spikes."
+)
+THRESHOLD = " Dotted: the threshold."
+GUESSED = " Dotted: the threshold, as far as the spikes of all examples in the file tell it."
+OUTPUT_TRACES = "The output of a few neurons over time; these units have no membrane state."
+ROLL = (
+    "Colour: how probable the network thought each note for the coming frame, having heard all "
+    "frames before it. Outlines: the notes that really came. A filled outline was foreseen, an "
+    "empty one was a surprise, colour without an outline was a false expectation."
+)
+EVENTS = (
+    " The picture shows the events in the first third of the recording: orange where a pixel grew "
+    "brighter, blue where it grew darker, black for both."
+)
+NUMBERS = "In standard deviations of the training data, whose mean is 0."
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One example: what a tab shows and what stands behind it."""
+
+    tab: str
+    image: str | None
+    right: bool | None
+    heading: str
+    plots: list[Plot]
+    """Figures over the whole width, above the others."""
+    columns: list[list[Plot]]
+
+
+def panels(run: Run, drawer: Drawer, most: int = EXAMPLES) -> list[Panel]:
+    """One panel per example."""
+    examples = run.examples
+    if examples is None:
+        return []
+    return [panel(run, examples, index, drawer) for index in range(min(most, examples.count))]
+
+
+def panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """What the network was shown, answered and did for one example."""
+    head = head_panel(run, examples, index, drawer)
+    if run.task == "music":
+        examples = replace(examples, length=np.minimum(examples.length, ROLL_FRAMES))
+    found = activity_charts.bands(examples, index, show_input=run.task not in ("music", "text"))
+    x_title = f"frame heard{frame_text(run.data)}" if run.task == "music" else "time step"
+    spiking = any(band.spiking for band in found if not band.input)
+    raster = drawer.plot(
+        activity_charts.raster(found, run.unit, x_title),
+        "Spike raster" if spiking else "Activity of the neurons",
+        (RASTER if spiking else MAP) + activity_charts.selection_text(found),
+        ramp=activity_charts.ramp(found, run.unit),
+    )
+    membrane = any(band.s is not None for band in found)
+    words = TRACES if spiking else SOFT_TRACES if membrane else OUTPUT_TRACES
+    if any(band.threshold is not None for band in found):
+        words += THRESHOLD if examples.threshold else GUESSED
+    lines = None
+    if int(examples.length[index]) > 1:  # a line of one time step would be a dot
+        lines = drawer.plot(
+            activity_charts.traces(found, run.unit, x_title),
+            "Membrane states of a few neurons" if membrane else "Outputs of a few neurons",
+            words,
+        )
+    left, right = [*head.columns[0], lines], [raster]
+    columns = [[plot for plot in column if plot] for column in (left, right)]
+    return replace(head, columns=[column for column in columns if column])
+
+
+def head_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """What the network was shown and answered for one example."""
+    if run.task == "text":
+        return text_panel(run, examples, index)
+    if run.task == "music":
+        return music_panel(run, examples, index, drawer)
+    if examples.target.dtype.kind != "f":
+        kind = class_panel if examples.target.ndim == 1 else steps_panel
+        return kind(run, examples, index, drawer)
+    return numbers_panel(run, examples, index, drawer)
+
+
+def class_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """One class for the whole example."""
+    output, truth = examples.output[index], int(examples.target[index])
+    answer = int(np.nan_to_num(output, nan=-1.0).argmax())
+    share = number(float(output[answer]))
+    sure = "" if share is None else f", {100 * share:.0f} % sure"
+    names = examples.output_names if len(examples.output_names) == len(output) else ()
+    digits = run.task in ("digits", "events") and not names
+    noun = "digit" if digits else "class"
+    true, found = (names[k] if k < len(names) else str(k) for k in (truth, answer))
+    said = f"This is a {truth}. The network reads a {answer}{sure}."
+    if not digits:
+        said = f"This is of class {true}. The network answers class {found}{sure}."
+    image = None
+    if run.task == "digits":
+        image = example_charts.digit_image(examples, index)
+    elif run.task == "events":
+        image = example_charts.event_image(examples, index)
+        said += EVENTS
+    bars = drawer.plot(
+        example_charts.class_bars(output, truth, run.unit, noun, names),
+        "Predicted class",
+        f"How probable the network finds each {noun}; the bar of the true {noun} is coloured.",
+    )
+    return Panel(
+        tab=true if digits or names else f"class {truth}",
+        image=None if image is None else example_charts.png(image),
+        right=answer == truth,
+        heading=said,
+        plots=[],
+        columns=[[bars] if bars else []],
+    )
+
+
+def steps_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """A class at each step."""
+    steps = int(examples.length[index])
+    output, target = examples.output[:steps, index], examples.target[:steps, index]
+    right = int((np.nan_to_num(output, nan=-1.0).argmax(axis=-1) == target).sum())
+    chart = drawer.plot(
+        series.steps(output, target, run.unit, "time step"),
+        "Class at each step",
+        "Line: the class that was right at each step. Dots: the one that the network found most "
+        "probable; a dot on the line is a right answer.",
+        wide=True,
+    )
+    judged = int((target >= 0).sum())  # -1 is a step without an answer
+    return Panel(
+        tab=f"{sample_of(run)} {index + 1}",
+        image=None,
+        right=None,
+        heading=f"{sample_of(run).capitalize()} {index + 1} of the test set: right at "
+        f"{right:,} of {plural(judged, 'step')}{' with an answer' if judged < steps else ''}.",
+        plots=[chart] if chart else [],
+        columns=[[]],
+    )
+
+
+def numbers_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    """Numbers that were to be predicted, once or at each step."""
+    output, target = examples.output, examples.target
+    if output.ndim == 2:
+        output, target = output[index], target[index]
+        chart = series.dots(output, target, examples.output_names, run.unit)
+        title, words = "Truth and prediction", NUMBERS
+    else:
+        steps = int(examples.length[index])
+        output, target = output[:steps, index], target[:steps, index]
+        chart = series.lines(output, target, examples.output_names, run.unit, "time step")
+        title, words = "Truth and prediction over time", NUMBERS + ahead_text(run)
+    if output.shape[-1] > series.OUTPUTS and output.ndim == 2:
+        words += f" Shown are the first {series.OUTPUTS} of {output.shape[-1]:,} outputs."
+    plot = drawer.plot(chart, title, words, wide=True)
+    error = series.rmse(output, target) if output.size else None
+    known = "" if number(error) is None else f": RMSE {error:.3f} standard deviations"
+    first = f"{sample_of(run)} {index + 1}"
+    if run.task == "forecast":
+        first = f"rows 1 to {len(target):,}"
+    return Panel(
+        tab=first,
+        image=None,
+        right=None,
+        heading=f"{first[0].upper()}{first[1:]} of the test set{known}.",
+        plots=[plot] if plot else [],
+        columns=[[]],
+    )
+
+
+def ahead_text(run: Run) -> str:
+    """How far ahead a forecast looks, as a sentence."""
+    ahead = number(run.part("task").get("horizon"))
+    if run.task != "forecast" or ahead is None:
+        return ""
+    return f" Each value was predicted {plural(int(ahead), 'row')} before it came."
+
+
+def sample_of(run: Run) -> str:
+    """What one example is called, such as "recording"."""
+    return TASKS[run.task].SAMPLE if run.task in TASKS else "sample"
+
+
+def text_panel(run: Run, examples: Examples, index: int) -> Panel:
+    """A stretch of the text, symbol by symbol, and how much each one surprised the network."""
+    right = examples.output[:, index, 0]
+    surprise = float(-np.log(np.clip(right, 1e-9, 1)).mean())
+    value = {"perplexity": np.exp(surprise), "bpc": surprise / np.log(2)}.get(run.metric, surprise)
+    shown = metric_text(metric_of(run.metric), float(value))
+    reading = Plot(
+        "Read one after the other",
+        words.marked(run, examples, index),
+        words.CAPTION.format(run.counted),
+    )
+    return Panel(
+        tab=f"part {index + 1}",
+        image=None,
+        right=None,
+        heading=f"Part {index + 1} of the test text: {metric_of(run.metric).name} {shown}.",
+        plots=[replace(reading, wide=True, ramp=words.ramp(run.unit))],
+        columns=[[]],
+    )
+
+
+def music_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+    steps = int(examples.length[index])
+    if examples.output.ndim != 3 or examples.target.ndim != 3 or not steps:
+        return Panel(f"{index + 1}", None, None, "", [], [[]])
+    output, target = examples.output[:steps, index], examples.target[:steps, index]
+    value = scaled(metric_of("nll"), example_charts.frame_nll(output, target))
+    roll = drawer.plot(
+        example_charts.piano_roll(
+            output[:ROLL_FRAMES],
+            target[:ROLL_FRAMES],
+            run.unit,
+            f"frame{frame_text(run.data)}",
+            MusicConfig.LOWEST.get(run.data, LOWEST),
+        ),
+        "Piano roll: truth and prediction",
+        ROLL,
+        wide=True,
+        ramp=example_charts.roll_ramp(run.unit),
+    )
+    known = "" if value is None else f", NLL {value:.2f} nats per frame"
+    said = f"Piece {index + 1} of the test set: {plural(steps, 'predicted frame')}{known}."
+    if steps > ROLL_FRAMES:
+        said += f" Shown are the first {ROLL_FRAMES}."
+    return Panel(
+        tab=f"piece {index + 1}",
+        image=None,
+        right=None,
+        heading=said,
+        plots=[roll] if roll else [],
+        columns=[[]],
+    )
+
+
+def more_text(examples: Examples | None) -> str:
+    if examples is None or examples.count <= EXAMPLES:
+        return ""
+    return f"Shown are the first {EXAMPLES} of the {examples.count} examples in examples.npz."

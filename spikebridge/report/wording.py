@@ -1,0 +1,194 @@
+"""Numbers, settings and commands as a person reads them; nothing here knows HTML."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from spikebridge.base.metrics import DIVERGED, METRICS, Metric
+from spikebridge.base.quantities import in_si
+from spikebridge.base.quantities import number as number
+from spikebridge.base.quantities import plural as plural
+from spikebridge.settings.tasks import MusicConfig
+
+NOTHING = "–"
+
+
+DATA_NAMES = {
+    "digits8x8": "8 × 8 digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar10-small": "CIFAR-10 (small)",
+    "jsb": "JSB chorales",
+    "nottingham": "Nottingham",
+    "musedata": "MuseData",
+    "piano": "Piano-midi.de",
+    "ptb": "Penn Treebank",
+    "nmnist": "N-MNIST",
+}
+DATA = {
+    "digits8x8": "1,797 handwritten digits of 8 × 8 pixels",
+    "mnist": "MNIST, 70,000 handwritten digits of 28 × 28 pixels",
+    "cifar10": "CIFAR-10, 60,000 things and animals of 32 × 32 pixels in colour",
+    "cifar10-small": "11,000 images of CIFAR-10, things and animals of 32 × 32 pixels in colour",
+    "jsb": "382 chorales by J. S. Bach, predicting the notes of the next frame",
+    "nottingham": "1,037 folk tunes, predicting the notes of the next frame",
+    "musedata": "783 pieces of orchestral and piano music, predicting the notes of the next frame",
+    "piano": "124 pieces of Piano-midi.de, predicting the notes of the next frame",
+    "ptb": "the Penn Treebank, newspaper text, predicting what comes next",
+    "nmnist": "digits before a moving event camera, 34 × 34 pixels of two polarities",
+}
+OWN_DATA = {
+    "digits": "images of your own, {}",
+    "music": "pieces of your own, {}, predicting the notes of the next frame",
+    "text": "a text of your own, {}",
+    "events": "recordings of an event camera, {}",
+    "npz": "sequences of your own, {}",
+    "forecast": "the table {}, predicting its values some rows ahead",
+}
+
+
+def frame_text(data: Any) -> str:
+    """How long a frame of a set of music is, as " (one quarter note each)"; "" where not known."""
+    lengths = {1: " (one quarter note each)", 2: " (one eighth note each)"}
+    return lengths.get(MusicConfig.FRAMES_PER_QUARTER.get(str(data), 0), "")
+
+
+def metric_of(name: str) -> Metric:
+    """How to show a metric; an unknown one is shown as it is."""
+    return METRICS.get(name) or Metric(name, name, "", "", "", 1.0, 4, "")
+
+
+def scaled(metric: Metric, value: Any) -> float | None:
+    """A metric's value in the unit it is shown in; accuracies above 1 are taken as percent."""
+    plain = number(value)
+    if plain is None:
+        return None
+    percent = metric.scale == 100 and plain > 1
+    return plain if percent else plain * metric.scale
+
+
+def metric_text(metric: Metric, value: Any, *, unit: bool = True) -> str:
+    shown = scaled(metric, value)
+    if shown is None:
+        return NOTHING
+    # A no-break space keeps a number and its unit on one line.
+    told = f"{shown:.{metric.decimals}f}" if abs(shown) < DIVERGED else f"{shown:.3g}"
+    return told + (f"\u00a0{metric.unit}" if unit and metric.unit else "")
+
+
+def spread_text(metric: Metric, mean: Any, std: Any) -> str:
+    """Mean and standard deviation, without the metric's unit: "97.22 ± 0.41"."""
+    deviation = number(std)
+    shown = metric_text(metric, mean, unit=False)
+    if shown == NOTHING or deviation is None:
+        return shown
+    return f"{shown} ± {deviation * metric.scale:.{metric.decimals}f}"
+
+
+def count_text(value: Any) -> str:
+    """A count with thousands separators; one decimal below 1,000 where it is not whole."""
+    plain = number(value)
+    if plain is None:
+        return NOTHING
+    whole = plain == round(plain) or abs(plain) >= 1000
+    return f"{plain:,.0f}" if whole else f"{plain:,.1f}" if abs(plain) >= 10 else f"{plain:,.2f}"
+
+
+def seconds_text(value: Any) -> str:
+    plain = number(value)
+    if plain is None:
+        return NOTHING
+    if plain < 120:
+        return f"{plain:.1f} s"
+    if plain < 3600:
+        return f"{plain / 60:.1f} min"
+    hours, minutes = divmod(round(plain / 60), 60)
+    return f"{hours} h {minutes:02} min"
+
+
+def si_text(value: Any, unit: str) -> str:
+    """A quantity with the prefix of its size, to three figures: "259 nJ", "1.09 µJ"."""
+    plain = number(value)
+    if plain is None:
+        return NOTHING
+    return in_si(plain, unit, "\u00a0")
+
+
+def share_text(value: Any) -> str:
+    """A share in per cent, to three figures: "54.1 %"."""
+    plain = number(value)
+    if plain is None:
+        return NOTHING
+    percent = 100 * plain
+    return f"{percent:.3g}\u00a0%" if not 0 < percent < 0.001 else "below\u00a00.001\u00a0%"
+
+
+def value_text(value: Any) -> str:
+    """A setting in one line."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}" if math.isfinite(value) else NOTHING
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value)) or NOTHING
+    return str(value)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as ("model.unit", "snu") pairs, in their order."""
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if key == "command" and isinstance(item, list):
+            yield name, shlex.join(map(str, item))
+        elif isinstance(item, Mapping):
+            yield from flatten(item, f"{name}.")
+        else:
+            yield name, value_text(item)
+
+
+def command(words: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """The command line that repeats a run, in pieces that a line break should not part.
+
+    words name the command, such as ["train", "digits"].
+
+    Every setting is spelled out, so that the line still means the same when a default changes.
+    """
+    pieces = [shlex.join(["spikebridge", *words])]
+    for part, settings in config.items():
+        for name, value in settings.items() if isinstance(settings, Mapping) else ():
+            if part == "task" and name == "name":
+                continue
+            flag = str(name).replace("_", "-")
+            if isinstance(value, bool):
+                pieces.append(f"--{flag}" if value else f"--no-{flag}")
+            elif value is not None:
+                items = value if isinstance(value, list) else [value]
+                pieces.append(shlex.join([f"--{flag}", *map(str, items)]))
+    return pieces
+
+
+def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, with an empty line after it."""
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+CORRECTED = (
+    "better and worse are said where the p-value, corrected for the number of comparisons (Holm "
+    "1979), is at most 0.05"
+)
+
+
+def said_of(one: dict[str, Any], higher_is_better: bool) -> str:
+    """What a contrast with its corrected p-value says, in words."""
+    if one["low"] is None:
+        return "unknown, one seed"
+    if not one["clear"]:
+        return "not known to differ"
+    word = "better" if (one["mean"] > 0) == higher_is_better else "worse"
+    return word if one["corrected"] <= 0.05 else f"perhaps {word}, not after correction"

@@ -1,0 +1,319 @@
+"""Run and comparison directories read back as plain records.
+
+Every fault raises ReportError with the file, what is wrong with it and the remedy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikebridge.runs import rundir
+from spikebridge.base.archives import MOST_BYTES, ArchiveError, read_arrays
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.quantities import number
+from spikebridge.settings.tasks import TASKS
+
+REPEAT = "run it again with --overwrite"
+COMPARE = "compare.json"
+RESUME = "go on with the run by --resume, or start it anew with --overwrite"
+
+
+class ReportError(UsageError):
+    """No page can be made; the message names the file, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the network did on E test examples (T time steps, I inputs, N neurons)."""
+
+    x: np.ndarray
+    """(T, E, I) inputs, or (T, E) symbols."""
+    output: np.ndarray
+    """(E, O) or (T, E, O) predicted probabilities, or numbers."""
+    target: np.ndarray
+    """(E,) or (T, E) classes; (E, O) or (T, E, O) notes or numbers that really came."""
+    length: np.ndarray
+    """(E,) real time steps of each example."""
+    y: dict[int, np.ndarray]
+    """Layer number, from 1, to its outputs (T, E, N)."""
+    s: dict[int, np.ndarray]
+    """Layer number to its membrane states (T, E, N); layers without a membrane are absent."""
+    threshold: dict[int, np.ndarray] = field(default_factory=dict)
+    """Layer number to its firing thresholds (N,); absent where they move, and in older files."""
+    output_names: tuple[str, ...] = ()
+    """What the outputs are called, where they have names."""
+    top: np.ndarray | None = None
+    """(T, E, K) of texts: the likeliest symbols; `output` then holds the probability of the right
+    symbol and after it those of these."""
+
+    @property
+    def count(self) -> int:
+        return int(self.x.shape[1])
+
+    def spiking(self, layer: int) -> bool:
+        """Whether a layer's outputs are spikes: it has a membrane, and only 0 and 1 occur."""
+        return layer in self.s and bool(np.isin(self.y[layer], (0, 1)).all())
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory; what an incomplete run has not written is None or empty."""
+
+    directory: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    result: dict[str, Any] | None
+    examples: Examples | None
+    symbols: tuple[str, ...] = ()
+    """What the symbols of a text stand for, by number."""
+    steps: dict[str, Any] | None = None
+    """The content of steps.json: the test at other numbers of time steps."""
+
+    def part(self, name: str) -> dict[str, Any]:
+        """One of the nested records of the config: task, model or train."""
+        value = self.config.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def fact(self, name: str, fallback: Any = None) -> Any:
+        """A value of result.json, or the fallback where there is none."""
+        return fallback if self.result is None else self.result.get(name, fallback)
+
+    @property
+    def task(self) -> str:
+        return str(self.fact("task") or self.part("task").get("name") or "unknown task")
+
+    @property
+    def data(self) -> str:
+        return str(self.fact("data") or self.part("task").get("data") or "unknown data")
+
+    @property
+    def unit(self) -> str:
+        """The unit with its recurrence, such as "recurrent-snu": what decides its colour."""
+        unit = str(self.fact("unit") or self.part("model").get("unit") or "unknown unit")
+        recurrent = self.part("model").get("recurrent") is True
+        plain = unit in ("rnn", "gru", "lstm") or unit.startswith("recurrent-")
+        return f"recurrent-{unit}" if recurrent and not plain else unit
+
+    @property
+    def metric(self) -> str:
+        known = self.fact("metric") or (self.epochs[-1].get("metric") if self.epochs else None)
+        if known is None and self.task in TASKS:  # of an earlier version, and not complete
+            chars = self.part("task").get("level") == "char"
+            known = "bpc" if chars else TASKS[self.task].METRIC
+        return str(known or "accuracy")
+
+    @property
+    def counted(self) -> str:
+        """What the loss is a mean over, such as "frame"."""
+        if self.part("task").get("level") == "char":
+            return "character"
+        classes = None if self.examples is None else self.examples.target
+        if self.task in ("npz", "own") and classes is not None and classes.ndim > 1:
+            return "step" if classes.dtype.kind != "f" or classes.ndim == 3 else "sample"
+        return TASKS[self.task].COUNTED if self.task in TASKS else "sample"
+
+    @property
+    def inference(self) -> str:
+        """What one inference is: a sample, or a step of a stream that never ends."""
+        sample = TASKS[self.task].SAMPLE if self.task in TASKS else "sample"
+        return self.counted if sample == "stream" else sample
+
+
+@dataclass(frozen=True)
+class Row:
+    """One unit of a comparison with its runs, one per seed."""
+
+    unit: str
+    label: str
+    facts: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def look(self) -> str:
+        """What its colour stands for: the unit, or what tells rows of one unit apart."""
+        return str(self.facts.get("look") or self.unit)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    directory: Path
+    facts: dict[str, Any]
+    rows: list[Row]
+
+
+def load_run(directory: Path, *, examples: bool = True) -> Run:
+    """The run in a directory; one without result.json is incomplete and may lack other files.
+
+    Raises ReportError when a file is damaged, or missing although the run is complete.
+    """
+    complete = rundir.is_complete(directory)
+    wanted = [rundir.CONFIG]
+    if complete:
+        wanted += [rundir.ENVIRONMENT, rundir.METRICS, rundir.EXAMPLES]
+    remedy = REPEAT if complete else RESUME
+    for name in wanted:
+        if not (directory / name).exists():
+            raise ReportError(f"{directory / name}: the file is missing; {remedy}")
+    environment, archive = directory / rundir.ENVIRONMENT, directory / rundir.EXAMPLES
+    steps = directory / rundir.STEPS
+    return Run(
+        directory=directory,
+        config=_config(directory / rundir.CONFIG, remedy),
+        environment=_object(environment, remedy) if environment.exists() else {},
+        epochs=_lines(directory / rundir.METRICS, complete),
+        result=_object(directory / rundir.RESULT, remedy) if complete else None,
+        examples=_examples(archive, remedy) if examples and archive.exists() else None,
+        symbols=_symbols(directory / rundir.SYMBOLS, remedy),
+        steps=_object(steps, remedy) if steps.exists() else None,
+    )
+
+
+def load_comparison(directory: Path) -> Comparison:
+    """The comparison in a directory with the runs that its compare.json names."""
+    path = directory / COMPARE
+    remedy = "run the comparison again"
+    facts = _object(path, remedy)
+    rows = facts.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ReportError(f'{path}: "rows" is not a list of objects; {remedy}')
+    return Comparison(directory, facts, [_row(path, row, remedy) for row in rows])
+
+
+def _row(path: Path, facts: dict[str, Any], remedy: str) -> Row:
+    names = facts.get("runs")
+    if not isinstance(names, list):
+        raise ReportError(f'{path}: "runs" of a row is not a list of folders; {remedy}')
+    runs: list[Run] = []
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            raise ReportError(f"{path}: {name!r} is not the name of a folder beside it; {remedy}")
+        if not (path.parent / name).is_dir():
+            raise ReportError(f"{path.parent / name}: {path.name} names this run; {remedy}")
+        runs.append(load_run(path.parent / name, examples=not runs))
+    unit = runs[0].unit if runs else str(facts.get("unit", "unknown unit"))
+    return Row(unit, str(facts.get("label") or facts.get("unit") or "unknown unit"), facts, runs)
+
+
+def _object(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        return rundir.read_json(path, remedy)
+    except RunError as error:
+        raise ReportError(str(error)) from error
+
+
+def _config(path: Path, remedy: str) -> dict[str, Any]:
+    """The settings; those of other versions are read too, so no more is checked than is needed."""
+    found = _object(path, remedy)
+    model = found.get("model")
+    hidden = model.get("hidden", []) if isinstance(model, dict) else []
+    if not isinstance(hidden, list) or not all(type(size) is int for size in hidden):
+        raise ReportError(
+            f"{path}: hidden={hidden!r}: the widths of the layers are whole numbers; {remedy}"
+        )
+    return found
+
+
+def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:
+    """The epochs of metrics.jsonl; a line that a stopped run was still writing is left out."""
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ReportError(f"{path}: it cannot be read ({why}); {REPEAT}") from error
+    lines = text.split("\n")
+    if not complete:
+        lines = lines[:-1]
+    epochs: list[dict[str, Any]] = []
+    for index, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            epoch = rundir.parse_json(line)
+        except ValueError as error:
+            raise ReportError(f"{path}, line {index}: damaged ({error}); {REPEAT}") from error
+        if not isinstance(epoch, dict) or number(epoch.get("epoch")) is None:
+            raise ReportError(f'{path}, line {index}: no number "epoch" in it; {REPEAT}')
+        epochs.append(epoch)
+    return epochs
+
+
+def _symbols(path: Path, remedy: str) -> tuple[str, ...]:
+    found = _object(path, remedy).get("symbols") if path.exists() else []
+    if not isinstance(found, list):
+        raise ReportError(f'{path}: "symbols" is not a list; {remedy}')
+    return tuple(map(str, found))
+
+
+def _examples(path: Path, remedy: str) -> Examples:
+    try:
+        arrays = read_arrays(path, most_bytes=MOST_BYTES)
+    except (OSError, MemoryError, ArchiveError) as error:
+        raise ReportError(f"{path}: it is damaged or cannot be read ({error}); {remedy}") from error
+    missing = [name for name in ("x", "output", "target", "length") if name not in arrays]
+    if missing:
+        raise ReportError(f"{path}: the array {missing[0]!r} is missing; {remedy}")
+    layers: dict[str, dict[int, np.ndarray]] = {"y": {}, "s": {}, "threshold": {}}
+    for name in list(arrays):
+        if found := re.fullmatch(r"layer(\d+)_(y|s|threshold)", name):
+            layers[found[2]][int(found[1])] = arrays[name]
+            if found[2] == "threshold":  # which has neither time steps nor examples
+                del arrays[name]
+    names = arrays.pop("output_names", np.array([], str))
+    steps = _check_shapes(path, arrays, remedy)
+    return Examples(
+        x=arrays["x"],
+        output=arrays["output"],
+        target=arrays["target"],
+        length=np.clip(arrays["length"].astype(int), 0, steps),
+        y=dict(sorted(layers["y"].items())),
+        s={layer: s for layer, s in layers["s"].items() if layer in layers["y"]},
+        threshold={
+            layer: values
+            for layer, values in layers["threshold"].items()
+            if layer in layers["y"]
+            and values.shape == layers["y"][layer].shape[2:]
+            and values.dtype.kind == "f"
+        },
+        output_names=tuple(map(str, names.ravel())),
+        top=arrays.get("top"),
+    )
+
+
+def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray], remedy: str) -> int:
+    """Raise ReportError unless T and E agree over all arrays and all are numbers; T."""
+    x, output = arrays["x"], arrays["output"]
+    symbols = x.ndim == 2 and x.dtype.kind in "iu"
+    steps, count = (x.shape[0], x.shape[1]) if x.ndim == 3 or symbols else (-1, -1)
+    wanted: dict[str, tuple[tuple[int, ...], ...]] = {
+        "x": ((steps, count),),
+        "output": ((count,), (steps, count)),
+        "target": ((count,), (steps, count)),
+        "length": ((count,),),
+    }
+    for name, array in arrays.items():
+        options = wanted.get(name, ((steps, count),))
+        # Classes are whole numbers without a last dimension O.
+        classes = name == "target" and array.ndim < 3 and array.dtype.kind != "f"
+        extra = 0 if name == "length" or classes or (name == "x" and symbols) else 1
+        fits = any(array.shape[: array.ndim - extra] == shape for shape in options)
+        kinds = "biu" if extra == 0 else "biuf"
+        if steps < 0 or not fits or array.dtype.kind not in kinds:
+            raise ReportError(
+                f"{path}: the array {name!r} of shape {array.shape} and type {array.dtype} does "
+                f"not fit x of shape {x.shape}; {remedy}"
+            )
+        if name.endswith("_s") and array.shape != arrays.get(f"{name[:-1]}y", array).shape:
+            raise ReportError(f"{path}: {name!r} and its outputs differ in shape; {remedy}")
+    target = arrays["target"]
+    if target.shape != (output.shape if target.ndim == output.ndim else output.shape[:-1]):
+        raise ReportError(f"{path}: 'target' and 'output' differ in shape; {remedy}")
+    return steps

@@ -1,0 +1,101 @@
+"""What training minimises on a batch: a loss on the outputs, and a price on activity.
+
+Validation and test are judged by the task's own loss, whatever a network was trained on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spikebridge.settings.config import TrainConfig
+from spikebridge.base.records import UsageError
+from spikebridge.runs.sampling import Sampler
+from spikebridge.base.seeding import generator
+from spikebridge.data.task import Batch, Task
+
+if TYPE_CHECKING:
+    from spikebridge.nn.network import LayerTrace, Network
+
+__all__ = ["Objective", "activity", "squared_hinge"]
+
+
+class Objective:
+    """The loss of a run.
+
+    Args:
+        train: loss, activity, sampled, precision.
+        task: whose batches come.
+
+    Raises UsageError where the task does not go with the loss that was asked for.
+    """
+
+    def __init__(self, train: TrainConfig, task: Task) -> None:
+        self.train, self.task = train, task
+        self.sampler = self._sampler() if train.sampled else None
+        if train.loss == "squared_hinge":
+            self._check_classes()
+
+    def __call__(
+        self, network: Network, batch: Batch, state: Any, data: torch.Generator
+    ) -> tuple[Tensor, Any]:
+        """The loss on a batch, and the state after it; `data` draws outputs where it samples."""
+        low = self.train.precision == "bfloat16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            drawn = None if self.sampler is None else self.sampler.draw(batch.target, data)
+            among = None if drawn is None else drawn.among
+            seen = network.observe(batch.x, state, among=among, mask=batch.mask)
+            if drawn is not None:
+                loss = drawn.loss(seen.output)
+            elif self.train.loss == "squared_hinge":
+                loss = squared_hinge(*self.task.answers(seen.output, batch))
+            else:
+                loss = self.task.loss(seen.output, batch)
+            if self.train.activity:
+                loss = loss + self.train.activity * activity(seen.layers, batch.mask)
+        return loss, seen.state
+
+    def _sampler(self) -> Sampler:
+        frequencies = getattr(self.task, "frequencies", None)
+        if frequencies is None:
+            raise UsageError(
+                f"sampled={self.train.sampled}: drawing among outputs is for texts; "
+                "leave --sampled out"
+            )
+        return Sampler(frequencies, self.train.sampled)
+
+    def _check_classes(self) -> None:
+        first = next(iter(self.task.batches("valid", 1, generator(0, "valid"))))
+        if first.target.is_floating_point():
+            raise UsageError(
+                "loss=squared_hinge: it tells one class from the others, and the targets of "
+                f"{self.task.name} are no classes; pass --loss task"
+            )
+
+
+def squared_hinge(output: Tensor, target: Tensor) -> Tensor:
+    """mean(max(0, 1 - t y)^2) over all n outputs of all O classes, t = 1 for the class, else -1.
+
+    Args:
+        output: (n, O) y.
+        target: (n,) int64.
+
+    Source: Yin et al. 2017, their code.
+    """
+    sign = torch.full_like(output, -1.0).scatter_(1, target.unsqueeze(1), 1.0)
+    return (1 - sign * output).clamp_min(0).square().mean()
+
+
+def activity(layers: tuple[LayerTrace, ...], mask: Tensor | None = None) -> Tensor:
+    """The mean of y^2 over neurons, samples and steps of each layer, summed over layers.
+
+    Of spikes that is how often a neuron fires.  mask (T, B) is True at real steps; others do not
+    count.  Source: Yin et al. 2017, their code.
+    """
+    means = []
+    for layer in layers:
+        y = layer.y if mask is None else layer.y[mask]
+        means.append(y.float().square().mean())
+    return torch.stack(means).sum()

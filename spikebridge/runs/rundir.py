@@ -1,0 +1,427 @@
+"""Run directories: the names of their files, atomic writes, and the result of a complete run.
+
+`result.json` is written last, so its presence means that the run is complete.  No torch here: a
+complete run is read back at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from spikebridge.settings.config import Config, flatten, folder_name, from_dict, override, preset, task_name, variant_of
+from spikebridge.settings.model import VARIANTS
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.storage import owned as owned
+from spikebridge.base.storage import owning as owning
+from spikebridge.base.storage import parse_json as parse_json
+from spikebridge.base.storage import read_json as read_json
+from spikebridge.base.storage import replace as replace
+from spikebridge.base.storage import write_json as write_json
+from spikebridge.base.storage import write_text as write_text
+
+FOLDER = Path("runs")
+LONGEST_NAME = 60
+"""Characters of the name of the run that one starts from, in that of the new one."""
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+MODEL = "model.safetensors"
+EXAMPLES = "examples.npz"
+SYMBOLS = "symbols.json"
+SCALING = "scaling.json"
+STEPS = "steps.json"
+CHIP = "chip.safetensors"
+MEMORY = "memory.json"
+PROGRAM = "program.npz"
+DIGITAL = "digital.json"
+RTL = "rtl.json"
+COMPLEXITY = "complexity.json"
+PREDICTIONS = ("predictions.npz", "predictions.csv")
+RESULT = "result.json"
+CONTINUAL = "continual.json"
+TENSORBOARD = "tensorboard"
+VERILOG = "verilog"
+REPORT = "report.html"
+WRITTEN_BY = {"train": RESULT, "continual": CONTINUAL}
+# What `compose` adds to a run of the task music; the last says that the others are whole.
+COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
+# What commands make of the network of a run.
+MADE = (*PREDICTIONS, STEPS, MEMORY, PROGRAM, DIGITAL, RTL, COMPLEXITY)
+# Removed in this order when a run is overwritten: first what says that it is complete.
+FILES = (
+    RESULT,
+    CHECKPOINT,
+    METRICS,
+    MODEL,
+    EXAMPLES,
+    SYMBOLS,
+    SCALING,
+    STEPS,
+    CHIP,
+    MEMORY,
+    PROGRAM,
+    DIGITAL,
+    RTL,
+    COMPLEXITY,
+    REPORT,
+    ENVIRONMENT,
+    CONFIG,
+)
+
+
+_begun: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run; `result.json` holds the same fields."""
+
+    task: str
+    data: str
+    unit: str
+    label: str
+    metric: str
+    """One of metrics.METRICS, such as accuracy (share of samples); on the test set in `test`."""
+    higher_is_better: bool
+    test: float
+    """The metric on the test set, of the weights that were best on the validation set."""
+    test_loss: float
+    valid: float
+    """The metric on the validation set in the best epoch."""
+    best_epoch: int
+    epochs: int
+    """Epochs that were run."""
+    parameters: int
+    operations_per_step: int
+    """Multiplications with addition per sample and time step, where nothing is sparse; the readout
+    counts where it answers at each step."""
+    seconds: float
+    """Wall-clock time of all epochs, validation included."""
+    spikes_per_inference: float | None
+    """Spikes of all hidden layers per sample over its real time steps; None without spikes."""
+    firing_rates: dict[str, float]
+    """Spikes per neuron and real time step of each spiking layer."""
+    mean_activity: dict[str, float]
+    """Mean of abs(y) over neurons and real time steps of each layer that does not spike."""
+    seed: int
+    published: dict[str, Any] | None
+    """A published figure to compare with: {"value": .., "source": ..}."""
+    directory: Path
+    """Where the run lies; not in result.json."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of the data, and what simple answers would score."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of result.json."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "directory"]
+        return {name: getattr(self, name) for name in names}
+
+
+def default_folder(config: Config) -> Path:
+    """Where a run goes if nobody says where: what differs from its preset is in the name.
+
+    A run with these very settings that lies where earlier versions put it stays there.
+    """
+    first, seed = f"{folder_name(config)}-{variant_of(config.model)}", str(config.train.seed)
+    named = FOLDER / "-".join([first, *marks(others(config)), seed])
+    plain = FOLDER / f"{first}-{seed}"
+    return plain if named != plain and not named.exists() and _holds(plain, config) else named
+
+
+def _holds(directory: Path, config: Config) -> bool:
+    try:
+        return read_config(directory) == config
+    except UsageError:
+        return False
+
+
+def begun_like(config: Config) -> list[Path]:
+    """The folders where runs of the same data, unit and seed lie if nobody says where.
+
+    That of the preset stands first, then those that are not complete.
+    """
+    wanted = (folder_name(config), variant_of(config.model), config.train.seed)
+    first, seed = f"{wanted[0]}-{wanted[1]}", str(config.train.seed)
+    found = []
+    for place in [FOLDER / f"{first}-{seed}", *sorted(FOLDER.glob(f"{first}-*-{seed}"))]:
+        try:
+            there = read_config(place)
+        except UsageError:
+            continue
+        if (folder_name(there), variant_of(there.model), there.train.seed) == wanted:
+            found.append(place)
+    return sorted(found, key=lambda place: (place.name != f"{first}-{seed}", is_complete(place)))
+
+
+def meant(config: Config) -> Path | None:
+    """The run that --resume alone means: that of the preset, or the only one to go on with."""
+    found = begun_like(config)
+    if not found:
+        return None
+    plain = f"{folder_name(config)}-{variant_of(config.model)}-{config.train.seed}"
+    open_ones = [place for place in found if not is_complete(place)]
+    clear = found[0].name == plain or len(found) == 1 or len(open_ones) == 1
+    return found[0] if clear else None
+
+
+def refuse_absent(config: Config) -> None:
+    """Raise UsageError where only runs with other settings could be gone on with."""
+    for place in begun_like(config)[:1]:
+        same_settings(place, config)
+
+
+def shared_folder(prefix: str, configs: Sequence[Config]) -> Path:
+    """Where runs of several units go together if nobody says where; named as by `default_folder`.
+
+    What only some of their presets have of themselves counts too, so that equal flags mean equal
+    names.
+    """
+    found: dict[str, Any] = {}
+    for config in reversed(configs):
+        found |= others(config)
+    return FOLDER / "-".join([prefix, folder_name(configs[0]), *marks(found)])
+
+
+def others(config: Config) -> dict[str, Any]:
+    """The settings that are not those of the preset, without data, unit and seed."""
+    variant = variant_of(config.model)
+    own = {name: getattr(config.task, name, "") for name in ("data_dir", "file", "level")}
+    tuned = preset(
+        task_name(config),
+        variant if variant in VARIANTS else config.model.unit,
+        getattr(config.task, "data", None),
+        **{name: value for name, value in own.items() if value},
+    )
+    usual = flatten(tuned)
+    named = {"seed", "unit", "recurrent"}
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in named and value != usual[name]
+    }
+
+
+def marks(settings: Mapping[str, Any]) -> list[str]:
+    """Words for a folder's name: rule, GRAPES, device and start in clear, a digest of the rest."""
+    rest = dict(settings)
+    words = [rest.pop(name) for name in ("rule", "device") if rest.get(name)]
+    grapes = rest.pop("grapes", "none")
+    if grapes != "none":
+        words.append("grapes" if grapes == "propagated" else f"grapes-{grapes}")
+    if "grapes_control" in rest:
+        words.append(rest.pop("grapes_control"))
+    if start := rest.get("start"):
+        name = re.sub(r"[^\w.-]+", "_", Path(start).name)[:LONGEST_NAME]
+        words.append(f"from-{name}")
+        if FOLDER / name == Path(start):  # or else another folder may have the same name
+            del rest["start"]
+    if rest:
+        text = json.dumps(rest, sort_keys=True)
+        words.append(hashlib.sha256(text.encode()).hexdigest()[:6])
+    return words
+
+
+def has_run(directory: Path) -> bool:
+    """Whether any file of a run lies there."""
+    return any((directory / name).exists() for name in FILES if name != REPORT)
+
+
+def refuse_other(directory: Path, command: Literal["train", "continual"]) -> None:
+    """Raise UsageError where the other command has written a run there: files would mix."""
+    found = {name for name, file in WRITTEN_BY.items() if (directory / file).exists()}
+    if (directory / CONFIG).exists():
+        try:
+            plain = read_json(directory / CONFIG, "")
+            found.add("continual" if "sequence" in plain else "train")
+        except RunError:  # damaged: --overwrite is the remedy
+            pass
+    for other in found - {command}:
+        raise UsageError(
+            f"{directory}: a run of `spikebridge {other}` lies there, and --overwrite replaces one "
+            f"of `spikebridge {command}` alone; pass another --out, or remove the folder"
+        )
+
+
+def begin(directory: Path, config: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Write down what a run is; from here on it can be gone on with."""
+    write_json(directory / CONFIG, config)
+    write_json(directory / ENVIRONMENT, environment)
+    _begun.add(directory)
+
+
+def has_begun() -> bool:
+    """Whether this process has begun a run; `forget_begun` says that a new request comes."""
+    return bool(_begun)
+
+
+def forget_begun() -> None:
+    _begun.clear()
+
+
+def refuse_reading(directory: Path, config: Config) -> None:
+    """Raise UsageError where a run would be written over what it reads."""
+    start = config.train.start
+    if start and directory.resolve() == Path(start).resolve():
+        raise UsageError(
+            f"start={start!r}: the new run would be written into {directory}, over the one that it "
+            "starts from; give another folder with --out"
+        )
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the run there has come to its end."""
+    return (directory / RESULT).exists()
+
+
+def read_result(directory: Path) -> Result:
+    """The result of a complete run.  Raises RunError where it is damaged."""
+    plain = read_json(directory / RESULT, "run it again with --overwrite")
+    try:
+        return Result(**plain, directory=directory)
+    except TypeError as error:
+        raise RunError(
+            f"{directory / RESULT}: not the fields of a result ({error}); "
+            "run it again with --overwrite"
+        ) from error
+
+
+def read_config(directory: Path) -> Config:
+    """The config of a run."""
+    return load_config(directory / CONFIG)
+
+
+def load_config(path: Path) -> Config:
+    """The config in a JSON file: of a run, or what was best in the search.json of a search.
+
+    Raises UsageError where it is missing or wrong.
+    """
+    try:
+        plain = read_json(path, "give the config.json of a run, or the search.json of a search")
+        if "trials" not in plain or "base" not in plain:
+            return from_dict(plain)
+        return override(from_dict(plain["base"]), **_best_of(plain))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except RunError as error:
+        raise UsageError(str(error)) from error
+
+
+def _best_of(content: dict[str, Any]) -> dict[str, Any]:
+    settings = ranked_trials(content)[0]["settings"]
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+
+
+def ranked_trials(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trials in the content of a search.json, the best first, of equal ones the earlier.
+
+    Raises RunError where none came to an end, UsageError where it is no such content.
+    """
+    trials, higher = content.get("trials"), content.get("higher_is_better")
+    if trials == []:
+        raise RunError("every trial of the search failed; start from other settings")
+    try:
+        numbered = [{"trial": number, **one} for number, one in enumerate(trials or [], start=1)]
+        return sorted(
+            numbered, key=lambda one: -float(one["valid"]) if higher else float(one["valid"])
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise UsageError("its trials are not those of a search; search again") from error
+
+
+def same_settings(directory: Path, config: Config) -> None:
+    """Raise UsageError, naming the fields, unless the run there has this config."""
+    refuse_others(directory, read_config(directory), config, "run")
+
+
+def refuse_others(directory: Path, there: Config, asked: Config, what: str) -> None:
+    """Raise UsageError, naming the fields, unless both configs are the same."""
+    if there.task.NAME != asked.task.NAME:
+        raise UsageError(
+            f"{directory}: the {what} there is of the task {there.task.NAME}, not of "
+            f"{asked.task.NAME}; give another folder"
+            + (", or --overwrite to start anew" if what == "run" else "")
+        )
+    theirs, ours = flatten(there), flatten(asked)
+    names = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
+    if names:
+        pairs = ", ".join(
+            f"{name} ({_shown(theirs.get(name))} there, {_shown(ours.get(name))} asked for)"
+            for name in names
+        )
+        raise UsageError(
+            f"{directory}: the {what} there has other settings: {pairs}; give the same settings, "
+            "another folder" + (", or --overwrite to start anew" if what == "run" else "")
+        )
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
+    """What a run that lies there means for one that is to start: its result, if it is complete.
+
+    None where there is a run to go on with.  Raises UsageError where it may not be touched: resume
+    was not given, or it has other settings.
+    """
+    refuse_other(directory, "train")
+    complete = is_complete(directory)
+    if not resume:
+        state = "a complete" if complete else "an incomplete"
+        remedy = "--resume to see its result" if complete else "--resume to go on with it"
+        raise UsageError(
+            f"{directory}: {state} run lies there; pass {remedy}, --overwrite to start anew, "
+            "or another folder"
+        )
+    if (directory / CONFIG).exists():
+        same_settings(directory, config)
+    return read_result(directory) if complete else None
+
+
+def clear(directory: Path) -> None:
+    """Remove the files of a run with its Verilog, and nothing else."""
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
+    clear_made(directory)
+    for path in sorted((directory / TENSORBOARD).glob("events.out.tfevents.*")):
+        path.unlink()
+
+
+def clear_made(directory: Path) -> None:
+    """Remove what commands have made of a run's network, which is about to become another one."""
+    for name in (*MADE, *COMPOSITION):
+        (directory / name).unlink(missing_ok=True)
+    if (directory / VERILOG / "program.json").exists():  # of a network that is no more
+        shutil.rmtree(directory / VERILOG)
+
+
+def check_network(directory: Path, kind: str = "finished run") -> None:
+    """Warn where the network there is the best so far of a run that is not complete.
+
+    Raises UsageError where there is none.
+    """
+    if is_complete(directory):
+        return
+    if not (directory / MODEL).exists():
+        raise UsageError(
+            f"{directory}: there is no complete run in it; name a {kind}, or one that was cut off "
+            "after its first epoch"
+        )
+    warnings.warn(
+        f"{directory}: the run is not complete; this is its best network so far", stacklevel=3
+    )
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """One line of metrics.jsonl."""
+    return json.dumps(record, allow_nan=False) + "\n"

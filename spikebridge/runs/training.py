@@ -1,0 +1,534 @@
+"""An experiment: a Config in, a directory with a complete, resumable run out.
+
+Everything random comes from `Config.train.seed` through one generator per purpose, and a checkpoint
+after each epoch holds them all, so that a run that was stopped at any moment and resumed ends with
+the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spikebridge.runs import checkpoint, environment, evaluation, first_look, rundir
+from spikebridge.nn import network
+from spikebridge.settings import published
+from spikebridge import data as tasks
+from spikebridge.runs.averaging import Average
+from spikebridge.settings.config import Config, data_name, title_of, to_dict
+from spikebridge.nn.kernels import ops
+from spikebridge.crossbar.network import from_crossbar
+from spikebridge.crossbar.optimizer import begin, in_memory
+from spikebridge.settings.model import BASELINES, PLAIN, ModelConfig
+from spikebridge.runs.optimizers import best_epoch, finished, learning_rate, make_optimizer
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.runs.rundir import Result
+from spikebridge.nn.scan import unsupported
+from spikebridge.base.seeding import generator, seed_of
+from spikebridge.nn.synapses import noisy_weights, plain_weights
+from spikebridge.settings.tasks import OwnConfig
+from spikebridge.data.task import Task, known_again
+from spikebridge.runs.teacher import Teacher
+from spikebridge.runs.callbacks import Progress, Silent, board, tell_board
+
+__all__ = ["Progress", "Rehearsal", "Result", "Silent", "rehearse", "run"]
+
+REHEARSED = 4
+"""Batches by which the time of an epoch is told."""
+FORWARD_SHARE = 0.4
+"""Of the time that a sample takes in training, what it takes in validation, roughly."""
+
+
+def run(
+    config: Config,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    task: Task | None = None,
+) -> Result:
+    """Train, test once with the weights that were best on validation, and write it all down.
+
+    Args:
+        config: all settings.
+        directory: where the run is written; made if need be.
+        resume: go on with an incomplete run there, or give the result of a complete one.
+        overwrite: remove a run that lies there and start anew.
+        progress: is told of every batch and epoch.
+        task: a task of your own, where config.task is an OwnConfig.
+
+    Returns:
+        The result, as in result.json.
+
+    Raises:
+        UsageError: a run is going on there, or lies there and neither resume nor overwrite was
+            given, or both were, or it has other settings, or is one of `continual`, or is the one
+            to start from; the data are missing (tasks.files.DataError); a task of your own without
+            its OwnConfig, or the reverse.
+        RunError: a loss is not finite, or no gradient of an epoch is (single updates with such
+            gradients are left out and counted), or the checkpoint is damaged.
+    """
+    directory = Path(directory)
+    if (task is not None) != isinstance(config.task, OwnConfig):
+        raise UsageError(
+            "a task of your own goes with Config(task=OwnConfig(...)), and such a config with a "
+            "task; give both or neither"
+        )
+    if resume and overwrite:
+        raise UsageError("resume and overwrite exclude each other; give one of them")
+    rundir.refuse_reading(directory, config)
+    if rundir.is_complete(directory) and not overwrite:
+        done = rundir.earlier(directory, config, resume)
+        if done is not None:
+            return done
+    with (
+        rundir.owning(directory, "train", make=True),
+        limited_threads(config.train.threads),
+        torch.random.fork_rng(devices=[]),
+    ):
+        rundir.refuse_other(directory, "train")
+        if rundir.has_run(directory) and not overwrite:
+            done = rundir.earlier(directory, config, resume)
+            if done is not None:
+                return done
+        begun = _Run(config, directory, progress or Silent(), task)
+        if overwrite:  # only now: what would stop the new run must not cost the old one
+            rundir.clear(directory)
+        return begun.complete()
+
+
+def validate(
+    config: Config, *, progress: Progress | None = None, task: Task | None = None
+) -> list[dict[str, Any]]:
+    """Train and validate, and leave nothing behind: the test set is not read.
+
+    Returns the lines of metrics.jsonl.  Raises as `run`.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="spikebridge-") as folder,
+        limited_threads(config.train.threads),
+        torch.random.fork_rng(devices=[]),
+    ):
+        begun = _Run(config, Path(folder), progress or Silent(), task)
+        begun.keeps_model = False
+        begun.train_all()
+        return begun.state.history
+
+
+class Rehearsal(NamedTuple):
+    """What a few batches say of a run that is to come."""
+
+    epoch_s: float
+    """Seconds of an epoch with its validation, roughly."""
+    loop: str | None
+    """Why units run in the Python loop although there are kernels; None where none does."""
+
+
+def rehearse(config: Config, task: Task, *, limit_s: float = 2.0) -> Rehearsal:
+    """Train on a few batches, which leaves nothing behind.
+
+    Args:
+        config: of the run.
+        task: of config.task, loaded.
+        limit_s: no batch is begun after so many seconds.
+
+    Raises as `run`.
+    """
+    with limited_threads(config.train.threads), torch.random.fork_rng(devices=[]):
+        begun = _Run(config, Path(), Silent(), task)
+        return Rehearsal(begun.seconds_of_epoch(limit_s), looped_by(config.model))
+
+
+def looped_by(model: ModelConfig) -> str | None:
+    """Why a model's units run in the Python loop although there are kernels, or None."""
+    if model.unit in (*BASELINES, *PLAIN) or ops.missing("native") is not None:
+        return None
+    return unsupported(network.unit_of(model, 1), torch.zeros(1, 1, 1))
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """So many CPU threads for a while; 0 leaves them."""
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def detached(state: Any) -> Any:
+    """A state, however nested, cut off from the graph; None, which some layers have, stays."""
+    if state is None:
+        return None
+    if hasattr(state, "detach"):
+        return state.detach()
+    return tuple(detached(part) for part in state)
+
+
+class _Run:
+    """One run while it goes on."""
+
+    def __init__(
+        self, config: Config, directory: Path, progress: Progress, task: Task | None
+    ) -> None:
+        self.config, self.directory, self.progress = config, directory, progress
+        self.keeps_model = True
+        """Whether the best network so far is written after an epoch that was better."""
+        self.train = config.train
+        # Data that are missing must not leave a begun run behind.
+        self.task = tasks.load(config.task) if task is None else task
+        torch.manual_seed(seed_of(self.train.seed, "init"))
+        self.network = self._build()
+        if self.task.prior is not None:
+            self.network.readout.start_at(self.task.prior)
+        if self.train.start:
+            start = Path(self.train.start) / rundir.MODEL
+            checkpoint.start_from(self.network, start, self.task.symbol_names())
+        self._try_backend()
+        looked = first_look.remarks(self.network, self.task, config.model, self.train.batch_size)
+        self.notes = [*self.task.notes, *looked]
+        self.chip = None
+        if config.memory.used:
+            seed = seed_of(self.train.seed, "cells")
+            self.chip = begin(self.network, config.memory, seed)
+        if self.train.weight_noise:
+            noisy_weights(self.network, self.train.weight_noise)
+        self.teacher = Teacher(config, self.network, self.task)
+        torch.manual_seed(seed_of(self.train.seed, "dropout"))
+        self.data = generator(self.train.seed, "data")
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer: Any = make_optimizer(self.train, self.parameters)
+        if self.chip is not None:
+            self.optimizer = in_memory(self.optimizer, self.chip, config.memory)
+        self.batches = self.task.count_batches(self.train.batch_size)
+        self.state = checkpoint.Position(step=0, history=[], best={})
+        self.average = Average(self.network, self.train.ema)
+        # A task of one's own may draw its data anew, and vouches for them.
+        self.signature = None if task is not None else self.task.signature()
+
+    def _build(self) -> network.Network:
+        return network.build(
+            self.config.model,
+            self.task.input_size,
+            self.task.output_size,
+            self.task.readout,
+            symbols=self.task.symbols,
+            image=self.task.image,
+            backend=self.train.backend,
+            recompute=self.train.recompute,
+        )
+
+    def _try_backend(self) -> None:
+        """Find out before the run begins that a backend which was asked for cannot serve."""
+        if self.train.backend == "auto":
+            return
+        one = (1, 1) if self.task.symbols else (1, 1, self.task.input_size)
+        kind = torch.int64 if self.task.symbols else torch.float32
+        try:
+            with evaluation.evaluating(self.network):
+                self.network(torch.zeros(one, dtype=kind))
+        except (RuntimeError, NotImplementedError) as error:
+            raise UsageError(f"backend={self.train.backend}: {error}") from error
+
+    def complete(self) -> Result:
+        """Go on from the checkpoint, if there is one, to the end."""
+        self.train_all()
+        return self._finish()
+
+    def train_all(self) -> None:
+        """Go on from the checkpoint, if there is one, to the last epoch."""
+        rundir.begin(self.directory, to_dict(self.config), environment.collect())
+        if (self.directory / rundir.CHECKPOINT).exists():
+            self.state = checkpoint.restore(
+                self.directory / rundir.CHECKPOINT,
+                self.network,
+                self.optimizer,
+                self.data,
+                to_dict(self.config),
+            )
+            self._go_on()
+        self._write_metrics()
+        events = board(self.directory, len(self.state.history))
+        self.progress.begin(self.config, len(self.state.history))
+        self.progress.remarks(self.notes)
+        try:
+            while not finished(self.train, self.state.history):
+                record = self._epoch(len(self.state.history) + 1)
+                self.progress.epoch(record)
+                tell_board(events, record)
+        finally:
+            self.progress.end()
+            if events is not None:
+                events.close()
+
+    def _go_on(self) -> None:
+        """Bring what the checkpoint's tensors do not hold to where it was written."""
+        more = self.state.more
+        there = more.get("data")
+        known = there is None or self.signature is None or known_again(there, self.signature)
+        if not known:
+            raise UsageError(
+                f"{self.directory}: the data are not those that the run began with; put those "
+                "back, or start anew with --overwrite"
+            )
+        # Checkpoints of before held no count of their own: one per step, updates left out too.
+        averaged = more.get("averaged", torch.tensor(self.state.step))
+        whole = averaged.numel() == 1 and averaged.dtype == torch.int64
+        whole &= bool(self.state.average) == bool(self.train.ema)
+        if not whole or any("valid_loss" not in record for record in self.state.history):
+            raise checkpoint.CheckpointError(
+                f"{self.directory / rundir.CHECKPOINT}: it lacks averaged weights or losses; "
+                f"{checkpoint.REMEDY}"
+            )
+        steps = int(averaged)
+        self.average.restore(self.state.average, steps)
+        if self.chip is not None:
+            self.optimizer.go_on(self.state.step)
+        self.teacher.refresh()
+        # What was made of the network that was best so far is not that of the one to come.
+        rundir.clear_made(self.directory)
+        self._write_model()
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        """Train for an epoch, validate, save; returns its line of metrics.jsonl."""
+        started = time.perf_counter()
+        trained = self._train(epoch)
+        judge = generator(self.train.eval_seed, "valid")
+        size = self.train.batch_size
+        with self.average.applied():
+            valid = evaluation.evaluate(self.network, self.task, "valid", size, judge)
+            self._check_finite("validation loss", valid.loss, epoch)
+            best = self._is_best(valid)
+            if best:
+                weights = self.network.state_dict()
+                self.state.best = {name: value.detach().clone() for name, value in weights.items()}
+        record = {
+            "epoch": epoch,
+            **trained,
+            "valid_loss": valid.loss,
+            "valid": valid.metric,
+            "seconds": time.perf_counter() - started,
+            "best": best,
+            "metric": self.task.metric,
+        }
+        self.state.history.append(record)
+        self.state.average = self.average.values
+        self.state.more = {"averaged": torch.tensor(self.average.steps)}
+        if self.signature is not None:
+            self.state.more["data"] = self.signature
+        checkpoint.save(
+            self.directory / rundir.CHECKPOINT,
+            self.network,
+            self.optimizer,
+            self.data,
+            self.state,
+            to_dict(self.config),
+        )
+        self._write_metrics()
+        if best:
+            self._write_model()
+        return record
+
+    def seconds_of_epoch(self, limit_s: float) -> float:
+        """Roughly, from the first batches; the first of them may have to warm up."""
+        self.network.train()
+        seconds, state, began = [], None, time.perf_counter()
+        for batch in self.task.batches("train", self.train.batch_size, self.data):
+            started = time.perf_counter()
+            self.optimizer.zero_grad(set_to_none=True)
+            _, after = self.teacher.gradients(batch, state, self.data)
+            state = detached(after) if self.task.carries_state else None
+            if math.isfinite(self._clip().item()):
+                self.optimizer.step()
+            seconds.append(time.perf_counter() - started)
+            if len(seconds) == REHEARSED or time.perf_counter() - began > limit_s:
+                break
+        each = statistics.fmean(seconds[1:] or seconds)
+        judged = FORWARD_SHARE * self.task.size("valid") / self.task.size("train")
+        return each * self.batches * (1 + judged)
+
+    def _write_model(self) -> None:
+        """Write the network that was best so far, so that one that is cut off can be used."""
+        if not self.keeps_model:
+            return
+        so_far: Any
+        if self.chip is not None:  # a copy, so that this read draws nothing from the run's cells
+            so_far = from_crossbar(copy.deepcopy(self.chip))
+        else:
+            with torch.random.fork_rng(devices=[]):
+                so_far = self._build()
+            if self.train.weight_noise:
+                noisy_weights(so_far, self.train.weight_noise)
+            so_far.load_state_dict(self.state.best)
+            if self.train.weight_noise:
+                plain_weights(so_far)
+        network.save_network(so_far, self.directory / rundir.MODEL)
+        if not (self.directory / rundir.SYMBOLS).exists():
+            self._write_about_data()
+
+    def _write_about_data(self) -> None:
+        """Write what is needed of the training data to use the network on others."""
+        names, scaling = self.task.symbol_names(), self.task.scaling()
+        if names is not None:
+            rundir.write_json(self.directory / rundir.SYMBOLS, {"symbols": names})
+        if scaling is not None:
+            rundir.write_json(self.directory / rundir.SCALING, scaling)
+
+    def _train(self, epoch: int) -> dict[str, float]:
+        """One pass over the training set: mean loss and norm, last rate, updates left out."""
+        self.network.train()
+        total, norms, count, rate = 0.0, 0.0, 0, self.train.lr
+        batches = self.task.batches("train", self.train.batch_size, self.data)
+        number = skipped = 0
+        state = None
+        for number, batch in enumerate(batches, start=1):
+            rate = learning_rate(self.train, self.state.step, self.train.epochs * self.batches)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
+            value, after = self.teacher.gradients(batch, state, self.data)
+            self._check_finite("loss", value, epoch)
+            state = detached(after) if self.task.carries_state else None
+            norm = self._clip().item()
+            # Through many recurrent steps a gradient may overflow where the loss does not: such an
+            # update is left out, and counted.
+            if math.isfinite(norm):
+                norms += norm
+                self.optimizer.step()
+                self.average.update()
+                if self.chip is not None:  # cells change without an optimiser's knowing
+                    self.teacher.refresh()
+            else:
+                skipped += 1
+                if self.chip is not None:
+                    self.optimizer.updates += 1
+            self.state.step += 1
+            weight = batch.counted
+            total, count = total + value * weight, count + weight
+            self.progress.batch(epoch, number / self.batches)
+        if skipped == number:
+            self._check_finite("gradient norm of every update", math.inf, epoch)
+        means = {"train_loss": total / count, "grad_norm": norms / (number - skipped)}
+        sent = {} if self.chip is None else self.optimizer.taken()
+        return means | {"lr": rate, "skipped": skipped} | sent
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients down where they are too large; their norm before that."""
+        if self.train.clip_norm:
+            return nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm)
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        return nn.utils.get_total_norm(found)
+
+    def _check_finite(self, what: str, value: float, epoch: int) -> float:
+        if math.isfinite(value):
+            return value
+        done = len(self.state.history)
+        kept = f"the checkpoint after epoch {done} is kept" if done else "no epoch was finished"
+        remedies = [f"a lower --lr (now {self.train.lr:g})"]
+        if what == "loss" or what.startswith("validation"):
+            remedies.append(f"a lower --clip-norm (now {self.train.clip_norm:g}; 0 = none)")
+        else:
+            remedies = [*self._against_overflow(), *remedies]
+        raise RunError(
+            f"{self.directory}: the {what} became {value} in epoch {epoch}; {kept}; "
+            f"start anew with --overwrite and {' or '.join(remedies)}"
+        )
+
+    def _against_overflow(self) -> list[str]:
+        """What keeps gradients through many steps finite; what is infinite no clipping mends.
+
+        A recurrent SNU over 1,301 steps whose gradients grew to 1e18 and overflowed stayed below
+        0.1 with a surrogate of half the width or height, and learned.
+        """
+        model = self.config.model
+        if model.unit in (*BASELINES, *PLAIN, "softsnu"):
+            return []
+        width = model.surrogate_width
+        found = [f"--surrogate-width {width / 2:g} (now {width:g})"]
+        return [*found, "--reset gate (now none)"] if model.reset == "none" else found
+
+    def _is_best(self, valid: evaluation.Score) -> bool:
+        """By the metric; where that is equal (accuracy on few samples), by the loss.
+
+        Memory cells cannot go back to an earlier epoch: there it is always the last.
+        """
+        if self.chip is not None:
+            return True
+        epoch = best_epoch(self.state.history)
+        if not epoch:
+            return True
+        before = self.state.history[epoch - 1]
+        sign = 1 if self.task.higher_is_better else -1
+        return (sign * valid.metric, -valid.loss) > (
+            sign * before["valid"],
+            -before["valid_loss"],
+        )
+
+    def _write_metrics(self) -> None:
+        lines = [rundir.to_line(record) for record in self.state.history]
+        rundir.write_text(self.directory / rundir.METRICS, "".join(lines))
+
+    def _finish(self) -> Result:
+        """Test with the best weights, write model, examples and, last, the result."""
+        self.teacher.detach()
+        self.network.load_state_dict(self.state.best)
+        if self.train.weight_noise:
+            plain_weights(self.network)
+        size, seed = self.train.batch_size, self.train.eval_seed
+        test, activity = evaluation.observe(
+            self.network, self.task, "test", size, generator(seed, "test")
+        )
+        if self.chip is not None:
+            self.chip.settle()
+            self.chip.save(self.directory / rundir.CHIP)
+        plain: Any = self.network if self.chip is None else from_crossbar(self.chip)
+        network.save_network(plain, self.directory / rundir.MODEL)
+        self._write_about_data()
+        evaluation.write_examples(
+            self.directory / rundir.EXAMPLES,
+            self.network,
+            self.task,
+            size,
+            generator(seed, "examples"),
+        )
+        result = self._result(test, activity)
+        rundir.write_json(self.directory / rundir.RESULT, result.to_dict())
+        return result
+
+    def _result(self, test: evaluation.Score, activity: evaluation.Activity) -> Result:
+        history = self.state.history
+        epoch = best_epoch(history)
+        return Result(
+            task=self.task.name,
+            data=data_name(self.config),
+            unit=self.config.model.unit,
+            label=title_of(self.config),
+            metric=self.task.metric,
+            higher_is_better=self.task.higher_is_better,
+            test=test.metric,
+            test_loss=test.loss,
+            valid=history[epoch - 1]["valid"],
+            best_epoch=epoch,
+            epochs=len(history),
+            parameters=sum(p.numel() for p in self.parameters),
+            operations_per_step=network.operations(self.network),
+            seconds=sum(record["seconds"] for record in history),
+            seed=self.train.seed,
+            published=published.headline(self.config),
+            directory=self.directory,
+            notes=[*self.notes, *self.task.compared()],
+            **activity._asdict(),
+        )

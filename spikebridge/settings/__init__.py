@@ -1,0 +1,1 @@
+"""What can be set, presets, and published figures; loads no torch."""

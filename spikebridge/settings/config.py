@@ -1,0 +1,354 @@
+"""What an experiment is made of: frozen records, checked when built, and the tuned presets.
+
+A `Config` holds everything that decides a run's numbers.  Field names are unique over the nested
+records, so that each is one command-line flag without a prefix and `override(config, lr=1e-3)`
+needs no path.  This module loads no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from spikebridge.base.records import (
+    ConfigError,
+    at_least,
+    check_types,
+    near,
+    refuse_unknown,
+    require,
+    type_name,
+)
+from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.learning import FEEDBACK, ONLINE, LearningConfig
+from spikebridge.settings.model import BASELINES, LABELS, VARIANTS, ModelConfig
+from spikebridge.settings.presets import PRESETS
+from spikebridge.settings.tasks import (
+    TASKS,
+    DigitsConfig,
+    EventsConfig,
+    ForecastConfig,
+    MusicConfig,
+    NpzConfig,
+    OwnConfig,
+    TaskConfig,
+    TextConfig,
+    name_of_data,
+)
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the network is trained."""
+
+    epochs: int = 20
+    """Passes over the training set, at least 1."""
+    batch_size: int = 32
+    """Samples (images, songs) per optimiser step, at least 1."""
+    loss: Literal["task", "squared_hinge"] = "task"
+    """What is minimised: the task's own loss, or, where targets are classes, the mean over classes
+    of max(0, 1 - t y)^2 with t = 1 for the right one and -1 for the others.  Validation and test
+    always report the task's own."""
+    activity: float = 0.0
+    """Price on spikes: the loss grows by this times the mean square of the outputs of each hidden
+    layer, over its neurons, samples and real steps; 0 = none."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Optimiser; sgd has --momentum."""
+    momentum: float = 0.9
+    """What sgd keeps per step of its running sum of gradients, 0 (none) to below 1; not used by
+    adam and adamw."""
+    lr: float = 1e-3
+    """Learning rate (the highest one, where the schedule varies it), above 0."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimiser on matrices and kernels, at least 0; thresholds, decays and
+    biases are left alone."""
+    beta2: float = 0.999
+    """What adam and adamw keep per step of their mean square of gradients, 0 to below 1."""
+    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
+    """Learning rate over the run: constant, cosine (falls to 0) or onecycle (rises over the first
+    tenth of the steps, then falls)."""
+    ema: float = 0.0
+    """Where above 0: validation, test and the file use a moving average of the weights that keeps
+    this share of itself per optimiser step, 0 to below 1 (Polyak averaging)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of products in training (autocast); membranes and weights stay in float32."""
+    sampled: int = 0
+    """For tasks with many symbols: train on this many drawn ones beside the right one (sampled
+    softmax, Jean et al. 2015); validation and test always count all; 0 = all in training too."""
+    weight_noise: float = 0.0
+    """Normal noise on every weight in training, drawn at each pass, in shares of the largest
+    weight of its matrix: makes a network fit for memory cells; 0 = none."""
+    start: str = ""
+    """Folder of a finished run whose weights are the first ones, for fine-tuning."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm over all parameters; 0 = no clipping."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation metric; 0 = never stop early."""
+    seed: int = 0
+    """Seed of initial weights, order of samples, input draws and dropout, at least 0."""
+    eval_seed: int = 1000
+    """Seed of the input draws of validation and test, at least 0; apart from --seed, so that all
+    runs are judged on the same inputs."""
+    backend: Literal["auto", "loop", "native", "triton"] = "auto"
+    """What runs units over time: the Python loop, the kernel for CPUs (native), the one for CUDA
+    (triton), or whichever fits (auto)."""
+    recompute: int = 0
+    """Keep every k-th state for the backward pass and compute the rest twice; 0 = keep all."""
+    threads: int = 0
+    """CPU threads, at least 0; 0 = as many as torch takes.  Equal threads give equal bits."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "20", "epochs")
+        at_least(self, 1, "32", "batch_size")
+        require(self.lr > 0, f"lr={self.lr}: the learning rate must be above 0; pass --lr 1e-3")
+        at_least(self, 0, "0", "weight_decay", "weight_noise", "clip_norm", "patience", "sampled")
+        at_least(self, 0, "0", "activity")
+        require(
+            not self.sampled or self.loss == "task",
+            f"sampled={self.sampled}, loss={self.loss}: only the task's own loss is corrected for "
+            "how outputs are drawn; leave one of them out",
+        )
+        for name in ("ema", "beta2", "momentum"):
+            value = getattr(self, name)
+            require(
+                0 <= value < 1, f"{name}={value}: the share must lie in [0, 1); pass --{name} 0.99"
+            )
+        at_least(self, 0, "0", "seed", "eval_seed", "recompute", "threads")
+        for name in ("seed", "eval_seed"):
+            value = getattr(self, name)
+            require(
+                value < 2**63, f"{name}={value}: a seed must be below 2**63; pass a smaller one"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the numbers of a run."""
+
+    task: (
+        DigitsConfig
+        | MusicConfig
+        | TextConfig
+        | EventsConfig
+        | NpzConfig
+        | ForecastConfig
+        | OwnConfig
+    ) = field(default_factory=DigitsConfig)
+    """The data and how they are presented."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """The in-memory hardware that is in the loop, if any."""
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    """The learning rule."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        self._check_rule()
+        require(
+            not (self.train.weight_noise and self.model.weight_bits),
+            f"weight_noise={self.train.weight_noise}, weight_bits={self.model.weight_bits}: noise "
+            "on rounded weights is not rounded; leave one of them out",
+        )
+        require(
+            not (self.train.weight_noise and self.train.recompute),
+            f"weight_noise={self.train.weight_noise}, recompute={self.train.recompute}: what is "
+            "computed twice would draw other noise; leave one of them out",
+        )
+        if self.memory.used:
+            self._check_memory()
+
+    def _check_rule(self) -> None:
+        """What an online rule forms gradients of is the loss of each step, and nothing else."""
+        require(
+            self.learning.rule not in FEEDBACK or not self.train.sampled,
+            f"rule={self.learning.rule}, sampled={self.train.sampled}: random feedback comes from "
+            "all outputs; leave --sampled out",
+        )
+        if self.learning.rule not in ONLINE:
+            return
+        require(
+            not isinstance(self.task, TextConfig),
+            f"rule={self.learning.rule}, task=text: online rules take numbers, and a text consists "
+            "of symbols; leave --rule out",
+        )
+        backwards = {
+            "loss": "task", "activity": 0, "sampled": 0, "precision": "float32", "recompute": 0,
+        }  # fmt: skip
+        for name, without in backwards.items():
+            given = getattr(self.train, name)
+            require(
+                given == without,
+                f"rule={self.learning.rule}, {name}={given}: that is for rules that go backwards; "
+                f"pass --{name} {without}",
+            )
+
+    def _check_memory(self) -> None:
+        require(
+            self.model.unit not in BASELINES,
+            f"unit={self.model.unit}: torch keeps its matrices to itself, so no memory cells can "
+            "hold them; train a spiking unit on the hardware",
+        )
+        require(
+            self.train.ema == 0,
+            f"ema={self.train.ema}: cells hold the weights themselves and no average of them; "
+            "pass --ema 0",
+        )
+        require(
+            not (self.train.recompute or self.train.weight_noise or self.model.weight_bits),
+            "recompute, weight_noise and weight_bits do not go with --device: each read draws "
+            "anew, and cells hold what they hold; leave them out",
+        )
+
+
+def preset(task: str, unit: str = "snu", data: str | None = None, **settings: Any) -> Config:
+    """The tuned settings of a unit on a data set.
+
+    task is one of `task_configs.TASKS`; unit a unit or a variant such as "recurrent-softsnu"; data
+    one of the task's data sets (None: its default); settings replace those of the preset, and
+    level="char" among them takes the one for characters.
+    Raises ConfigError for names that do not exist.
+    """
+    if task not in TASKS:
+        raise ConfigError(
+            f"task={task!r}: there is no such task{near(task, TASKS)}; choose one of "
+            f"{', '.join(TASKS)}"
+        )
+    kind = TASKS[task]
+    data = default_data(kind) if data is None else data
+    name, recurrent = split_variant(unit)
+    found: dict[str, Any] = {}
+    rows = [("", ""), (data, ""), ("", unit), (data, unit)]
+    if "level" in settings:
+        finer = f"{data} {settings['level']}"
+        rows += [(finer, ""), (finer, unit)]
+    for row in rows:
+        found |= PRESETS.get(row, {})
+    found |= {"unit": name, "recurrent": recurrent} | settings
+    # Built at once, not overridden: a task's settings may only make sense together.
+    mine = {f.name: found.pop(f.name) for f in dataclasses.fields(kind) if f.name in found}
+    return override(Config(task=kind(**{"data": data, **mine})), **found)
+
+
+def default_data(kind: type[TaskConfig]) -> str:
+    """The data set of a task where none is named."""
+    return next(str(f.default) for f in dataclasses.fields(kind) if f.name == "data")
+
+
+def split_variant(variant: str) -> tuple[str, bool]:
+    """Unit and recurrence of a variant: "recurrent-softsnu" -> ("softsnu", True).
+
+    Raises ConfigError for a name that does not exist.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(
+            f"unit={variant!r}: there is no such unit{near(variant, VARIANTS)}; choose one of "
+            f"{', '.join(VARIANTS)}"
+        )
+    unit = variant.removeprefix("recurrent-")
+    return unit, unit != variant
+
+
+def variant_of(model: ModelConfig) -> str:
+    """The name of a model's unit with its recurrence, such as "recurrent-softsnu"."""
+    plain = model.unit in BASELINES or not model.recurrent
+    return model.unit if plain else f"recurrent-{model.unit}"
+
+
+def label_of(variant: str) -> str:
+    """How tables and figures call a variant: "recurrent-softsnu" -> "recurrent soft SNU"."""
+    unit, recurrent = split_variant(variant)
+    return f"recurrent {LABELS[unit]}" if recurrent else LABELS[unit]
+
+
+def title_of(config: Config) -> str:
+    """The unit of a config, with its learning rule where that is not backpropagation."""
+    label = label_of(variant_of(config.model))
+    plain = config.learning == LearningConfig()
+    return label if plain else f"{label}, {config.learning.name}"
+
+
+def task_name(config: Config) -> str:
+    """The task a config is for, such as "digits"."""
+    return config.task.NAME
+
+
+def data_name(config: Config) -> str:
+    """The data set, such as "mnist", or the name of the user's folder."""
+    return name_of_data(config.task)
+
+
+def folder_name(config: Config) -> str:
+    """What tells runs of a data set from others: characters are not words of the same text."""
+    return data_name(config) + ("-char" if getattr(config.task, "level", "") == "char" else "")
+
+
+def override(config: Config, **settings: Any) -> Config:
+    """A copy with some fields of the nested records replaced, named without their record.
+
+    Other fields stay: level="char" does not bring the preset for characters, as it does in
+    `preset`.
+    """
+    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    known = {f.name: part for part, record in parts.items() for f in dataclasses.fields(record)}
+    refuse_unknown(settings, known, "setting")
+    for part, record in parts.items():
+        mine = {name: value for name, value in settings.items() if known[name] == part}
+        parts[part] = dataclasses.replace(record, **mine)
+    return Config(**parts)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All settings by name, without the records that hold them."""
+    records = [getattr(config, f.name) for f in dataclasses.fields(config)]
+    return {f.name: getattr(r, f.name) for r in records for f in dataclasses.fields(r)}
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain data that JSON can hold; `from_dict` gives the config back."""
+    plain: dict[str, Any] = {"task": {"name": task_name(config)}}
+    for part in dataclasses.fields(config):
+        for name, value in dataclasses.asdict(getattr(config, part.name)).items():
+            plain.setdefault(part.name, {})[name] = list(value) if type(value) is tuple else value
+    return plain
+
+
+def from_dict(plain: Mapping[str, Any]) -> Config:
+    """The Config that `to_dict` wrote; fields that are left out take their defaults.
+
+    Raises ConfigError for an unknown key (with the known ones), a wrong type or a value that breaks
+    a rule.
+    """
+    require(isinstance(plain, Mapping), f"config: expected a mapping, found {type_name(plain)}")
+    refuse_unknown(plain, [f.name for f in dataclasses.fields(Config)], "config")
+    task = _mapping(plain, "task")
+    name = task.pop("name", "digits")
+    require(
+        isinstance(name, str) and name in TASKS,
+        f"task.name={name!r}: there is no such task; choose one of {', '.join(TASKS)}",
+    )
+    return Config(
+        task=_record(TASKS[name], task, "task"),
+        model=_record(ModelConfig, _mapping(plain, "model"), "model"),
+        train=_record(TrainConfig, _mapping(plain, "train"), "train"),
+        memory=_record(MemoryConfig, _mapping(plain, "memory"), "memory"),
+        learning=_record(LearningConfig, _mapping(plain, "learning"), "learning"),
+    )
+
+
+def _mapping(plain: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = plain.get(key, {})
+    require(isinstance(value, Mapping), f"{key}: expected a mapping, found {type_name(value)}")
+    return dict(value)
+
+
+def _record(kind: type[Record], values: dict[str, Any], where: str) -> Record:
+    refuse_unknown(values, [f.name for f in dataclasses.fields(kind)], where)  # type: ignore[arg-type]
+    return kind(**values)

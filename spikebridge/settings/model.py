@@ -1,0 +1,312 @@
+"""The network's part of a config, and what units are called.  Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from spikebridge.base.records import at_least, check_types, require
+
+UnitName = Literal[
+    "snu",
+    "softsnu",
+    "li-snu",
+    "adaptive-snu",
+    "binary-di",
+    "binary-ci",
+    "rnn",
+    "gru",
+    "lstm",
+    "relu",
+    "tanh",
+]
+VariantName = Literal[
+    "snu",
+    "softsnu",
+    "li-snu",
+    "adaptive-snu",
+    "binary-di",
+    "binary-ci",
+    "recurrent-snu",
+    "recurrent-softsnu",
+    "recurrent-li-snu",
+    "recurrent-adaptive-snu",
+    "recurrent-binary-di",
+    "recurrent-binary-ci",
+    "rnn",
+    "gru",
+    "lstm",
+    "relu",
+    "tanh",
+]
+
+UNITS: tuple[str, ...] = get_args(UnitName)
+VARIANTS: tuple[str, ...] = get_args(VariantName)
+BASELINES = ("rnn", "gru", "lstm")
+PLAIN = ("relu", "tanh")
+BINARY = ("binary-di", "binary-ci")
+LABELS = {
+    "snu": "SNU",
+    "softsnu": "soft SNU",
+    "li-snu": "LI-SNU",
+    "adaptive-snu": "adaptive SNU",
+    "binary-di": "binary DI",
+    "binary-ci": "binary CI",
+    "rnn": "RNN",
+    "gru": "GRU",
+    "lstm": "LSTM",
+    "relu": "ReLU",
+    "tanh": "tanh",
+}
+
+
+LARGEST = 3.4e38  # in float32, rounded down
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: a stack of layers of one unit, then a linear readout.
+
+    The defaults of the neurons are those of `make_unit`, `SNU` and `SoftSNU` too.
+    """
+
+    unit: UnitName = "snu"
+    """The neuron model: snu (spiking), softsnu (the same with a sigmoid output), li-snu (lateral
+    inhibition), adaptive-snu (adaptive threshold), binary-di and binary-ci (binary activations
+    with discontinuous and with continuous integration), a baseline: rnn, gru, lstm, or a layer
+    without memory, y = f(W x): relu, tanh."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Neurons of each hidden layer, first to last; each at least 1."""
+    channels: tuple[int, ...] = ()
+    """Channels of convolutional layers ahead of the hidden ones, for tasks with images."""
+    kernel_size: int = 5
+    """Side of the convolutions' kernels, odd; images are padded by half of it."""
+    stride: int = 2
+    """Step of the convolutions: 2 halves the sides of an image in each such layer."""
+    pool: int = 1
+    """Side of the squares over which the drive of each convolutional layer is averaged."""
+    norm: bool = False
+    """Whether drives are scaled, feature by feature, to a learned root mean square: in training by
+    that of the batch, in use by a running one, which is a factor on the weights."""
+    centre: bool = False
+    """Whether --norm also takes off the mean and adds a learned shift: batch normalisation, which
+    folds into weights and a constant drive; binary-di: into weights and threshold."""
+    drive_bias: bool = False
+    """Whether each neuron (of convolutions: each channel) has a learned constant drive at every
+    step; binary-ci always does, and with --centre the shift is it."""
+    embedding: int = 0
+    """For tasks with symbols: length of the vector of each, trained; 0 = each symbol drives the
+    first layer by a row of its own."""
+    embedding_scale: float = 1.0
+    """Factor on those vectors on their way into the network, above 0."""
+    tied: bool = False
+    """Whether the readout uses the embedding's matrix (Press and Wolf 2017), behind a linear map to
+    its length."""
+    weight_bits: int = 0
+    """Bits of each weight in training and use, at least 2; 0 = full precision.  The gradient passes
+    the rounding straight through."""
+    recurrent: bool = False
+    """Whether each layer's outputs feed back to it at the next step; rnn, gru, lstm always do,
+    relu and tanh never."""
+    g: Literal["identity", "relu", "leaky_relu", "elu"] = "identity"
+    """Nonlinearity inside the membrane loop, s = g(drive + decay * kept state); not used by rnn,
+    gru, lstm, relu and tanh, like all settings of the membrane below.  Binary units have
+    identity."""
+    g_slope: float = 0.1
+    """Slope of leaky_relu for negative membrane states, 0 to 1."""
+    decay: float = 0.8
+    """Share of the membrane state that stays from one step to the next, above 0 and at most 1; not
+    used by binary-di, which has 0, and binary-ci, which has 1."""
+    decay_to: float = 0.0
+    """Above 0: the neurons of a layer start with decays spread evenly from --decay to here."""
+    train_decay: bool = False
+    """Whether the decay is learned (kept inside (0, 1]), starting at --decay, then below 1."""
+    reset: Literal["gate", "subtract", "none"] = "gate"
+    """What a spike does to the membrane: gate (the kept state is multiplied by 1 - y, as in the SNU
+    paper), subtract (the threshold is taken off, see --subtract) or none; not used by binary-di,
+    which has none, and binary-ci, which has subtract."""
+    subtract: Literal["initial", "trained"] = "initial"
+    """Which threshold --reset subtract takes off: the initial one, or the one in force, which is
+    trained; of binary-ci they are the same."""
+    surrogate: Literal[
+        "tanh_prime", "window", "triangle", "fast_sigmoid", "arctan", "sigmoid_prime"
+    ] = "tanh_prime"
+    """Formula in place of the derivative of the step in backward; tanh_prime is the SNU paper's."""
+    surrogate_width: float = 1.0
+    """Width of the surrogate, in units of membrane state, above 0."""
+    surrogate_height: float = 1.0
+    """Height of the surrogate: the pseudo-derivative at the threshold, above 0."""
+    threshold: float = 1.0
+    """Initial firing threshold (bias = -threshold), in units of membrane state; then trained, but
+    for binary-ci, whose constant drive is trained instead."""
+    dropout: float = 0.0
+    """Probability of dropping an output of a hidden layer in training, 0 to below 1."""
+    dropout_in: float = 0.0
+    """Probability of dropping an input (with an embedding: an element of its vectors) in training,
+    0 to below 1."""
+    same_mask: bool = False
+    """Whether dropout drops the same neurons at all steps of a sequence."""
+    dropout_recurrent: float = 0.0
+    """Probability of dropping a weight of the recurrent matrix (of gru, lstm: of all gates) for a
+    batch in training, 0 to below 1 (DropConnect, Wan et al. 2013; Merity et al. 2017)."""
+    read_all: bool = False
+    """Whether the readout reads the outputs of all hidden layers, side by side, not the last one's
+    alone."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        shown = list(self.hidden)
+        require(
+            len(self.hidden) >= 1 and min(self.hidden, default=0) >= 1,
+            f"hidden={shown}: there must be at least one hidden layer, each of at least 1 neuron; "
+            "pass --hidden 128 128",
+        )
+        require(
+            0 <= self.g_slope <= 1,
+            f"g_slope={self.g_slope}: the slope must lie in [0, 1]; pass --g-slope 0.1",
+        )
+        require(
+            0 < self.decay <= 1,
+            f"decay={self.decay}: the decay must lie in (0, 1]; pass --decay 0.8",
+        )
+        require(
+            abs(self.threshold) <= LARGEST,
+            f"threshold={self.threshold}: it must lie within float32, up to {LARGEST:.1e}; "
+            "pass --threshold 1",
+        )
+        require(
+            not (self.train_decay and self.decay == 1),
+            "decay=1.0: a learned decay must start below 1; pass --decay 0.95 or --no-train-decay",
+        )
+        self._check_unit()
+        self._check_binary()
+        for name in ("surrogate_width", "surrogate_height"):
+            value = getattr(self, name)
+            require(
+                1e-30 <= value <= 1e30,
+                f"{name}={value}: it must be above 0, from 1e-30 to 1e30 as float32 can hold; "
+                f"pass --{name.replace('_', '-')} 1",
+            )
+        for name in ("dropout", "dropout_in", "dropout_recurrent"):
+            value = getattr(self, name)
+            flag = name.replace("_", "-")
+            require(
+                0 <= value < 1,
+                f"{name}={value}: the probability must lie in [0, 1); pass --{flag} 0.2",
+            )
+        self._check_arrays()
+
+    def _check_arrays(self) -> None:
+        shown = list(self.channels)
+        require(
+            min(self.channels, default=1) >= 1,
+            f"channels={shown}: each convolutional layer needs a channel; pass --channels 16 32",
+        )
+        require(
+            self.kernel_size >= 1 and self.kernel_size % 2 == 1,
+            f"kernel_size={self.kernel_size}: the side must be odd; pass --kernel-size 5",
+        )
+        require(
+            self.embedding_scale > 0,
+            f"embedding_scale={self.embedding_scale}: it must be above 0; pass --embedding-scale 4",
+        )
+        at_least(self, 1, "1", "stride", "pool")
+        at_least(self, 0, "0", "embedding")
+        require(
+            self.weight_bits == 0 or 2 <= self.weight_bits <= 16,
+            f"weight_bits={self.weight_bits}: weights have 2 to 16 bits; pass --weight-bits 4",
+        )
+        require(
+            not self.tied or self.embedding > 0,
+            "tied=True: there is no embedding to be tied to; pass --embedding 512 or --no-tied",
+        )
+        require(
+            self.norm or not self.centre,
+            "centre=True: the mean is taken off of scaled drives; pass --norm too, or --no-centre",
+        )
+        for name in ("weight_bits", "channels", "drive_bias"):
+            flag = name.replace("_", "-")
+            require(
+                self.unit not in BASELINES or not getattr(self, name),
+                f"unit={self.unit}: {name} has no place in torch's own layers; leave --{flag} out",
+            )
+
+    def _check_unit(self) -> None:
+        require(
+            0 <= self.decay_to <= 1,
+            f"decay_to={self.decay_to}: the decay must lie in (0, 1]; pass --decay-to 0.95",
+        )
+        require(
+            not (self.train_decay and self.decay_to == 1),
+            "decay_to=1.0: a learned decay must start below 1; pass --decay-to 0.98",
+        )
+        for name in ("recurrent", "dropout_recurrent"):
+            require(
+                self.unit not in PLAIN or not getattr(self, name),
+                f"{name}={getattr(self, name)}: {self.unit} keeps nothing from step to step; "
+                f"leave --{name.replace('_', '-')} out, or choose another --unit",
+            )
+        require(
+            self.recurrent or self.unit in BASELINES or not self.dropout_recurrent,
+            f"dropout_recurrent={self.dropout_recurrent}: {self.unit} has no recurrent matrix "
+            "without --recurrent; pass it, or leave --dropout-recurrent out",
+        )
+        require(
+            self.unit != "li-snu" or self.reset == "gate",
+            f"reset={self.reset}: li-snu resets by lateral inhibition; leave --reset out",
+        )
+        subtracts = self.unit == "binary-ci" or (
+            self.reset == "subtract" and self.unit not in BINARY
+        )
+        require(
+            self.subtract == "initial" or (subtracts and self.unit not in BINARY),
+            f"subtract={self.subtract}: {self.unit} with reset={self.reset} takes no trained "
+            "threshold off; pass --reset subtract, or leave --subtract out",
+        )
+        require(
+            not subtracts or self.threshold >= 0,
+            f"threshold={self.threshold}: what reset subtract takes off must not be negative; "
+            "pass --threshold 1",
+        )
+
+    def _check_binary(self) -> None:
+        if self.unit not in BINARY:
+            return
+        decay = {"binary-di": 0, "binary-ci": 1}[self.unit]
+        require(
+            not self.train_decay,
+            f"train_decay=True: the decay of {self.unit} is {decay} and nothing to be learned; "
+            "leave --train-decay out",
+        )
+        require(
+            self.decay_to == 0,
+            f"decay_to={self.decay_to}: the decay of {self.unit} is {decay} for all its neurons; "
+            "leave --decay-to out",
+        )
+
+
+def check_fits(
+    model: ModelConfig, input_size: int, symbols: bool, image: Sequence[int] | None
+) -> None:
+    """Raise ConfigError where a description does not fit a task's inputs."""
+    require(
+        not model.channels or image is not None,
+        f"channels={list(model.channels)}: the inputs of this task are no images; "
+        "leave --channels out",
+    )
+    require(
+        image is None or math.prod(image) == input_size,
+        f"image={image}: it has as many numbers as its sides multiply to, got "
+        f"input_size={input_size}; give the one that the inputs have",
+    )
+    require(
+        symbols or not model.embedding,
+        f"embedding={model.embedding}: the inputs of this task are no symbols; "
+        "leave --embedding out",
+    )
+    require(
+        not symbols or model.embedding > 0 or model.unit not in BASELINES,
+        f"unit={model.unit}: with symbols it needs an embedding; pass --embedding 256",
+    )

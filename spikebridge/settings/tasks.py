@@ -1,0 +1,338 @@
+"""One frozen record per task: which data, and how they become sequences.  Loads no torch.
+
+Unannotated names in capitals belong to the class, not to the settings: what the command line calls
+the task, what one sample of it is called, what its loss is a mean over, and its metric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spikebridge.base.records import at_least, check_types, require
+
+# Images of three colours.
+COLOUR = ("cifar10", "cifar10-small")
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """Images, handwritten digits above all, each as a sequence of T time steps."""
+
+    NAME = "digits"
+    SAMPLE, COUNTED = "image", "image"
+    METRIC = "accuracy"
+    OWN_DATA = "idx"
+
+    data: Literal["digits8x8", "mnist", "cifar10", "cifar10-small", "idx"] = "digits8x8"
+    """Which images: digits8x8 (1,797 of 8 x 8 pixels, comes with scikit-learn), mnist (70,000 of
+    28 x 28, from idx files), cifar10 (60,000 things and animals of 32 x 32 in colour),
+    cifar10-small (10,000 of these to train, 1,000 to test) or idx (the idx files in --data-dir)."""
+    data_dir: str = ""
+    """Folder with images and labels in the idx format, for training and test, gzipped or not, such
+    as train-images-idx3-ubyte and t10k-images-idx3-ubyte; labels of any whole numbers, or of
+    QMNIST's eight columns."""
+    coding: Literal["rate", "threshold", "current", "rows"] = "rate"
+    """How a pixel p in [0, 1] becomes a sequence: rate (a spike with probability gain x p, drawn
+    afresh at each step), threshold (a spike at each step where gain x p is 0.5 or more, without
+    chance), current (the value gain x p at every step) or rows (step t is image row t, times the
+    gain)."""
+    steps: int = 20
+    """Time steps per image, at least 1; coding rows has one step per row instead."""
+    steps_test: int = 0
+    """Time steps per image in validation and test; 0 = as many as --steps."""
+    gain: float = 1.0
+    """Factor on pixel values, above 0; with coding rate it is the spike probability of a pixel of
+    full brightness, so at most 1."""
+    elastic: float = 0.0
+    """Elastic distortions of the training images: displacement in pixels (root mean square), 0 for
+    none; with them go small rotations and changes of scale (Simard, Steinkraus, Platt 2003)."""
+    flip: bool = False
+    """Whether training images are mirrored, left to right, every other one by chance."""
+    transpose: bool = False
+    """Whether rows and columns of the images in idx files are exchanged: EMNIST's are stored so."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "20", "steps")
+        at_least(self, 0, "0", "steps_test", "elastic")
+        require(self.gain > 0, f"gain={self.gain}: the gain must be above 0; pass --gain 1")
+        require(
+            self.coding != "rate" or self.gain <= 1,
+            f"gain={self.gain}: with coding rate the gain is a probability, so at most 1; "
+            "pass --gain 1 or --coding current",
+        )
+        if self.data in COLOUR:
+            require(
+                self.coding != "rows",
+                f"coding=rows, data={self.data}: a row of pixels has one colour only; "
+                "pass --coding current, rate or threshold",
+            )
+            require(
+                self.elastic == 0,
+                f"elastic={self.elastic}, data={self.data}: images in colour are not distorted; "
+                "leave --elastic out, or pass --flip",
+            )
+        _own_data(self.data, self.data_dir, self.OWN_DATA)
+        require(
+            self.data == self.OWN_DATA or not self.transpose,
+            f"transpose=True, data={self.data}: images of {self.data} stand upright; leave "
+            "--transpose out, or pass --data idx --data-dir D",
+        )
+
+
+@dataclass(frozen=True)
+class MusicConfig:
+    """Polyphonic music, next-frame prediction over 88 notes."""
+
+    NAME = "music"
+    SAMPLE, COUNTED = "piece", "frame"
+    METRIC = "nll"
+    OWN_DATA = "mat"
+    # Boulanger-Lewandowski, Bengio, Vincent 2012: frames of an eighth note, in JSB of a quarter.
+    FRAMES_PER_QUARTER = {"jsb": 1, "nottingham": 2, "musedata": 2, "piano": 2}  # noqa: RUF012
+    # Column k of a file is said to be the MIDI note 21 + k.  In JSB_Chorales.mat every chorale has
+    # been moved to C, and that by 6 to 17 semitones up, to between 43 and 96.  The same chorales in
+    # the keys of their scores (jsb-chorales-16th of czhuang/JSB-Chorales-dataset, all 382 matched
+    # by their chords) lie between 36 and 81.  An octave lower every one is within 6 semitones of
+    # its score.
+    LOWEST = {"jsb": 9}  # noqa: RUF012
+
+    data: Literal["jsb", "nottingham", "musedata", "piano", "mat"] = "jsb"
+    """Which pieces: jsb (Bach chorales, 229 to train, 76 to validate, 77 to test), nottingham (folk
+    tunes), musedata (orchestral and piano music), piano (Piano-midi.de) or mat (the one .mat file
+    in --data-dir, laid out like theirs)."""
+    data_dir: str = ""
+    """Folder with a .mat file that holds the cell arrays traindata, validdata and testdata."""
+    frames: int = 0
+    """Longest training excerpt in frames: longer pieces are cut into parts for training, never for
+    validation and test; 0 = whole pieces."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _own_data(self.data, self.data_dir, self.OWN_DATA)
+        require(
+            self.frames == 0 or self.frames >= 2,
+            f"frames={self.frames}: an excerpt needs 2 frames or more; pass --frames 200 or 0",
+        )
+
+    @property
+    def frames_per_quarter(self) -> int:
+        """Frames in a quarter note; a frame of one's own pieces is taken for a quarter note."""
+        return self.FRAMES_PER_QUARTER.get(self.data, 1)
+
+    @property
+    def lowest(self) -> int:
+        """MIDI note at which column 0 of a frame sounds; of one's own pieces a piano's lowest."""
+        return self.LOWEST.get(self.data, 21)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Language modelling: predict the next word or character of a running text."""
+
+    NAME = "text"
+    SAMPLE, COUNTED = "stream", "word"
+    METRIC = "perplexity"
+    OWN_DATA = "files"
+
+    data: Literal["ptb", "files"] = "ptb"
+    """Which text: ptb (Penn Treebank, 929,589 words to train) or files (the three text files in
+    --data-dir)."""
+    data_dir: str = ""
+    """Folder with three plain text files (UTF-8) whose names hold train, valid and test."""
+    level: Literal["word", "char"] = "word"
+    """What is predicted: words, parted by white space, with one for the end of a line, or
+    characters."""
+    steps: int = 35
+    """Steps of truncated backpropagation through time, at least 1; the state is carried on."""
+    vocabulary: int = 0
+    """Most frequent symbols to keep, the others become <unk>; 0 = all that training holds."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "35", "steps")
+        _own_data(self.data, self.data_dir, self.OWN_DATA)
+        require(
+            self.vocabulary == 0 or self.vocabulary >= 2,
+            f"vocabulary={self.vocabulary}: it must hold 2 symbols or more; pass 10000, or 0",
+        )
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """Recordings of an event camera (N-MNIST), binned to frames."""
+
+    NAME = "events"
+    SAMPLE, COUNTED = "recording", "recording"
+    METRIC = "accuracy"
+    OWN_DATA = ""
+
+    data: Literal["nmnist"] = "nmnist"
+    """Which recordings: nmnist (34 x 34 pixels, two polarities, three saccades of 100 ms)."""
+    data_dir: str = ""
+    """Folder with Train/<digit>/*.bin and Test/<digit>/*.bin; by default nmnist in the data
+    folder."""
+    steps: int = 20
+    """Frames per recording, at least 1; each covers an equal share of its time."""
+    coding: Literal["binary", "count"] = "binary"
+    """What a pixel of a frame holds: binary (1 where there was an event) or count (how many)."""
+    shrink: int = 1
+    """Side of the squares of pixels that are taken together, at least 1."""
+    folds: int = 10
+    """Equal parts of each class's training recordings, at least 2; one of them validates."""
+    fold: int = 0
+    """The part that validates, from 0 to below --folds; `search --folds` takes each in turn."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "20", "steps")
+        at_least(self, 1, "1", "shrink")
+        at_least(self, 2, "10", "folds")
+        require(
+            0 <= self.fold < self.folds,
+            f"fold={self.fold}: it must lie in [0, {self.folds}), the number of folds; "
+            "pass --fold 0",
+        )
+
+
+@dataclass(frozen=True)
+class NpzConfig:
+    """Your own sequences: .npz files that hold x (n, T, I) and y."""
+
+    NAME = "npz"
+    SAMPLE, COUNTED = "sample", "sample"
+    METRIC = ""  # y decides: classes or numbers
+    OWN_DATA = "npz"
+
+    data: Literal["npz"] = "npz"
+    """The files in --data-dir."""
+    data_dir: str = ""
+    """Folder with train.npz, test.npz and perhaps valid.npz, each with x (n, T, I) and y: classes
+    (n,) or (n, T), -1 for none, or numbers to predict (n, O) or (n, T, O).  Sequences of several
+    lengths are padded, and lengths (n,) says how long each is, or mask (n, T) which steps are
+    real; padding counts nowhere."""
+    answers: Literal["auto", "classes", "numbers"] = "auto"
+    """What y holds: classes, numbers to predict, or what its type says (auto: whole numbers are
+    classes), where one-hot rows are refused because either could be meant."""
+    readout: Literal["mean", "last"] = "mean"
+    """Where y is one per sample: what it is read from, the mean over time or the last step; over
+    the real steps."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class ForecastConfig:
+    """Time series: predict the values of some columns of a table some rows ahead."""
+
+    NAME = "forecast"
+    SAMPLE, COUNTED = "stream", "row"
+    METRIC = "rmse"
+    OWN_DATA = "csv"
+
+    data: Literal["csv"] = "csv"
+    """The table in --file."""
+    file: str = ""
+    """A table as text, with a header line and one row per time step; columns that are not numbers,
+    such as dates, are left out.  Encoding, what parts the fields, decimal commas and thousands
+    follow from the file."""
+    missing: tuple[str, ...] = ()
+    """Further marks of a missing value, such as -9999, beside empty fields, ?, -, NA and NaN."""
+    decimal: Literal["auto", ".", ","] = "auto"
+    """What marks fractions where the numbers do not say, as of 1,234 alone."""
+    targets: tuple[str, ...] = ()
+    """Columns to predict; by default all that are numbers."""
+    horizon: int = 1
+    """Rows ahead, at least 1."""
+    steps: int = 50
+    """Steps of truncated backpropagation through time, at least 1; the state is carried on."""
+    valid_share: float = 0.15
+    """Share of the rows for validation, after those for training."""
+    test_share: float = 0.15
+    """Share of the rows for the test: the last ones."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "1", "horizon")
+        at_least(self, 1, "50", "steps")
+        shares = (self.valid_share, self.test_share)
+        require(
+            min(shares) > 0 and sum(shares) < 0.9,
+            f"valid_share={shares[0]}, test_share={shares[1]}: each must be above 0 and the two "
+            "together below 0.9; pass --valid-share 0.15 --test-share 0.15",
+        )
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """A task of your own, given to `experiment.run` as an object."""
+
+    NAME = "own"
+    SAMPLE, COUNTED = "sample", "sample"
+    METRIC = ""  # the object says it
+    OWN_DATA = ""
+
+    data: str = "own"
+    """What tables and pages call it."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+TaskConfig = (
+    DigitsConfig | MusicConfig | TextConfig | EventsConfig | NpzConfig | ForecastConfig | OwnConfig
+)
+
+
+def step_name(task: TaskConfig) -> str:
+    """What a step of a stream is called, such as "word"; "sample" where samples have an end."""
+    if task.SAMPLE != "stream":
+        return "sample"
+    return "character" if getattr(task, "level", "") == "char" else task.COUNTED
+
+
+def metric_of(task: TaskConfig) -> str:
+    """The metric of a task, one of `metrics.METRICS`; empty where the data or an object say it."""
+    return "bpc" if getattr(task, "level", "") == "char" else task.METRIC
+
+
+TASKS: dict[str, type[TaskConfig]] = {
+    kind.NAME: kind
+    for kind in (
+        DigitsConfig,
+        MusicConfig,
+        TextConfig,
+        EventsConfig,
+        NpzConfig,
+        ForecastConfig,
+        OwnConfig,
+    )
+}
+
+# The tasks that a command can name: your own comes as an object.
+COMMANDS = tuple(name for name in TASKS if name != OwnConfig.NAME)
+
+
+def name_of_data(task: TaskConfig) -> str:
+    """What folders and tables call the data: their name, or that of the user's folder or file."""
+    if file := getattr(task, "file", ""):
+        return Path(file).stem
+    folder = getattr(task, "data_dir", "")
+    return (Path(folder).name or task.data) if folder else task.data
+
+
+def is_own(task: TaskConfig) -> bool:
+    """Whether the data are the user's, and not those that the task's `data` names."""
+    folder = getattr(task, "file", "") or getattr(task, "data_dir", "")
+    return bool(folder) or isinstance(task, OwnConfig)
+
+
+def _own_data(data: str, data_dir: str, own: str) -> None:
+    require(
+        (data == own) == (data_dir != ""),
+        f"data={data!r}, data_dir={data_dir!r}: a folder of your own goes with --data {own}, and "
+        f"--data {own} with a folder; pass --data-dir D alone, or another --data",
+    )

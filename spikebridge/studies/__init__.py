@@ -1,0 +1,1 @@
+"""Many runs: plan, tune, search, compare, contrasts, the catalog of tables."""

@@ -1,0 +1,67 @@
+"""What a table of the catalog is made of, as records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from spikebridge.settings.config import Config, preset
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    unit: str
+    """A variant, such as "recurrent-softsnu"."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the entry."""
+    name: str = ""
+    """Start of the names of its runs' folders; by default the variant."""
+    label: str = ""
+    """What tables call it; by default the unit's own label."""
+    group: str = ""
+    """What a comparison of learning rules is about: rows of a group are compared with each other,
+    seed by seed."""
+    role: Literal["", "plain", "gain", "grapes", "online"] = ""
+    """What the row is in its group: the rule that it starts from (plain), GRAPES with the mean
+    factor for all (gain) or as it is, or a rule that learns online."""
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """What is tried for this row instead of the entry's grid."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table or figure that one command makes again."""
+
+    name: str
+    title: str
+    source: str
+    """Where the published one stands."""
+    task: str
+    data: str
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What all rows share."""
+    seeds: int = 5
+    minutes: float = 0.0
+    """What all rows, seeds and trials take on two cores: measured, or reckoned from one run."""
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values that are tried for every row before its runs: the best on validation is taken."""
+    trial: Mapping[str, Any] = field(default_factory=dict)
+    """What differs in those trials, such as fewer epochs."""
+    by_steps: tuple[int, ...] = ()
+    """Numbers of time steps at which each run is tested besides; not with --quick."""
+    chip: Mapping[str, Any] | None = None
+    """Settings of the digital chip that each run is exported to; None: to none."""
+    cells: Mapping[str, Any] | None = None
+    """Settings of the memory cells that each run is programmed into, in simulated chips; None: into
+    none.  Rows that train in the loop have theirs in their settings."""
+    quick: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 2})
+    """What --quick changes: enough to see that everything works, not what is reached."""
+
+    def config(self, row: Row, *, quick: bool = False) -> Config:
+        """The settings of a row."""
+        given = {**self.settings, **row.settings, **(self.quick if quick else {})}
+        return preset(self.task, row.unit, self.data, **given)

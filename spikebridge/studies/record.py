@@ -1,0 +1,125 @@
+"""Records: a table of the catalog as files for documents, with all that it takes to make it again.
+
+A record is whole when a stranger can repeat it: the command, the settings and seeds of every row,
+and the environment of its runs with the commit of a clean source tree.  What is not whole is not
+written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spikebridge.base.records import UsageError
+from spikebridge.runs import rundir
+from spikebridge.studies.trials import TUNING
+
+VERSIONS = ("spikebridge", "python", "torch", "numpy")
+MACHINE = ("cpu", "cores", "threads", "kernels", "system", "machine")
+FILES = {"table.md": ".md", "plot.png": ".png", "contrasts.png": "-contrasts.png"}
+FILES |= {"steps.png": "-steps.png"}
+"""What a table's folder holds for documents: names there, ends of names in the record."""
+
+
+def environment_of(directories: Sequence[Path]) -> dict[str, Any]:
+    """What the environments of runs share; where they differ, a list of all values.
+
+    A run without a readable environment.json counts as one of which nothing is known.
+    """
+    found = []
+    for directory in directories:
+        try:
+            found.append(rundir.read_json(directory / rundir.ENVIRONMENT, ""))
+        except rundir.RunError:
+            found.append({})
+    shared: dict[str, Any] = {}
+    for name in (*VERSIONS, "instruction_set", *MACHINE, "commit"):
+        values = [json.dumps(one.get(name)) for one in found]
+        distinct = [json.loads(value) for value in dict.fromkeys(values)]
+        shared[name] = distinct[0] if len(distinct) == 1 else distinct
+    return shared
+
+
+def lacks(content: dict[str, Any]) -> list[str]:
+    """What of a record is missing for a stranger to repeat it, as short phrases; [] where nothing.
+
+    Args:
+        content: of a file of docs/results: a table, searches (`units`), or measurements.
+    """
+    if "units" in content and "command" in content:  # searches, one for each unit
+        more = content["wider"]["units"] if "wider" in content else {}
+        searches = [*content["units"].values(), *more.values()]
+        found = [lack for one in searches for lack in _of(one)]
+        found += ["settings" for one in searches if "base" not in one]
+        return list(dict.fromkeys(found))
+    if "comparison" in content:  # the demo
+        return _of(content) + _of_rows(content["comparison"]["rows"])
+    missing = _of(content)
+    environment = content.get("environment") or {}
+    if not any(name in content for name in ("command", "commands")) and (
+        "command" not in environment
+    ):
+        missing.append("command")
+    rows = content.get("rows")
+    if isinstance(rows, list) and any("tests" in row or "measures" in row for row in rows):
+        missing += _of_rows(rows)
+    return missing
+
+
+def _of_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [name for name in ("settings", "seeds") if any(not row.get(name) for row in rows)]
+
+
+def _of(content: dict[str, Any]) -> list[str]:
+    environment = content.get("environment") or {}
+    missing = []
+    if any(environment.get(name) is None for name in VERSIONS):
+        missing.append("versions")
+    if any(environment.get(name) is None for name in MACHINE):
+        missing.append("machine")
+    commit = environment.get("commit")
+    if not isinstance(commit, str):
+        missing.append("one commit")
+    elif commit.endswith("-dirty"):
+        missing.append("clean commit")
+    return missing
+
+
+def _tuning(kept: dict[str, Any]) -> dict[str, Any]:
+    """What was tried and chosen; what a trial shares with its row stands in the row's settings."""
+    trials = [{k: v for k, v in one.items() if k != "config"} for one in kept["trials"]]
+    return {"trials": trials, "chosen": kept["chosen"]}
+
+
+def write(name: str, content: dict[str, Any], out: Path, folder: Path) -> list[Path]:
+    """Write NAME.json, its table and its pictures to a folder; the files.
+
+    Args:
+        name: of the entry of the catalog.
+        content: of compare.json or forgetting.json, of complete runs.
+        out: the table's folder.
+        folder: where the record goes, such as docs/results.
+
+    Raises UsageError where the record would not be whole.
+    """
+    content = {"command": f"spikebridge reproduce {name}"} | content
+    if missing := lacks(content):
+        raise UsageError(
+            f"{out}: as a record it lacks {', '.join(missing)}; make all its runs again with "
+            "--overwrite, from a source tree without uncommitted changes"
+        )
+    if "tuning" not in content and (out / TUNING).exists():
+        content |= {"tuning": _tuning(rundir.read_json(out / TUNING, "remove it to tune anew"))}
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{name}.json"]
+    rundir.write_json(written[0], content)
+    for own, end in FILES.items():
+        if (out / own).exists():
+            path = folder / f"{name}{end}"
+            rundir.replace(path, partial(shutil.copyfile, out / own))
+            written.append(path)
+    return written

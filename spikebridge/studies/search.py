@@ -1,0 +1,389 @@
+"""The same search of settings for every unit, judged on the validation set only.
+
+Each unit gets the same number of trials in the same space, but for the terms that only units with a
+membrane have.  The test set is never read: a trial trains and validates.  A search that is cut off
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from spikebridge import data as tasks
+from spikebridge.base.metrics import METRICS, Metric
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.runs import environment, rundir, training
+from spikebridge.runs.optimizers import best_epoch
+from spikebridge.settings.config import (
+    Config,
+    from_dict,
+    override,
+    preset,
+    split_variant,
+    to_dict,
+    variant_of,
+)
+from spikebridge.settings.model import BASELINES, BINARY, PLAIN
+from spikebridge.settings.tasks import metric_of
+
+SEARCH, JOURNAL, BEST = "search.json", "journal.log", "best.json"
+Tell = Callable[[int, float | None, dict[str, Any]], None]
+_FAILED = "failed"
+
+# What each task's trials draw: a list is a choice, a pair of numbers a range on a logarithmic axis.
+SHARED: dict[str, dict[str, Any]] = {
+    "music": {
+        "lr": (2e-3, 6e-2),
+        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "dropout_in": [0.0, 0.1, 0.2],
+        "batch_size": [8, 16],
+        "ema": [0.0, 0.99, 0.995],
+    },
+    "digits": {
+        "lr": (1e-3, 3e-2),
+        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "dropout_in": [0.0, 0.1],
+        "ema": [0.0, 0.99, 0.999],
+    },
+    "text": {
+        "lr": (1e-3, 1e-2),
+        "dropout": [0.3, 0.4, 0.5],
+        "dropout_in": [0.2, 0.3, 0.4, 0.5],
+        "embedding_scale": [2.0, 4.0, 8.0],
+    },
+    "events": {
+        "lr": (1e-3, 3e-2),
+        "dropout": [0.1, 0.3, 0.5],
+        "ema": [0.0, 0.99],
+    },
+    # Of data that nobody knows yet: rate, schedule and size of a batch matter most.
+    "npz": {
+        "lr": (1e-3, 5e-2),
+        "schedule": ["constant", "onecycle"],
+        "batch_size": [16, 32, 64],
+        "dropout": [0.0, 0.1, 0.3, 0.5],
+    },
+    "forecast": {
+        "lr": (1e-3, 5e-2),
+        "schedule": ["constant", "onecycle"],
+        "batch_size": [4, 8, 16],
+        "dropout": [0.0, 0.1, 0.3],
+    },
+}
+CHARACTERS: dict[str, Any] = {
+    "lr": (4e-3, 6.4e-2),
+    "dropout": [0.0, 0.1, 0.2, 0.3],
+    "dropout_in": [0.0, 0.1],
+    "weight_decay": [0.0, 0.03, 0.1],
+}
+"""In place of those of texts, where characters are predicted."""
+MEMBRANE: dict[str, Any] = {
+    "decay": [0.1, 0.3, 0.5, 0.8],
+    "decay_to": [0.0, 0.9, 0.98],
+    "train_decay": [False, True],
+    "g": ["identity", "leaky_relu"],
+}
+RECURRENT: dict[str, Any] = {"dropout_recurrent": [0.0, 0.25, 0.5]}
+"""Of every unit with a recurrent matrix, whatever the task."""
+SPIKES: dict[str, Any] = {"surrogate_width": [0.5, 1.0]}
+# A text needs a longer memory than other tasks; what a soft unit keeps hangs on its threshold too.
+LONG: dict[str, Any] = {"decay_to": [0.0, 0.9, 0.98, 0.995], "threshold": [1.0, 2.5]}
+# How long a memory must be is not known of data of one's own; a reset by the gate may cut it off.
+OWN: dict[str, Any] = {
+    "decay_to": [0.0, 0.9, 0.98, 0.995],
+    "reset": ["gate", "none"],
+    "norm": [False, True],
+}
+OWN_DATA = ("npz", "forecast")
+OF_TASK = {"text": LONG} | dict.fromkeys(OWN_DATA, OWN)
+# The second trial of data of one's own: what brought most on two sets of recordings.
+SECOND: dict[str, Any] = {"lr": 1e-2, "schedule": "onecycle", "batch_size": 16, "dropout": 0.0}
+# Spiking units need a reset, or gradients grow through their recurrence; a narrow surrogate too.
+SECOND_OF_SPIKES: dict[str, Any] = {
+    "g": "leaky_relu",
+    "reset": "gate",
+    "surrogate_width": 0.5,
+}
+SECOND_OF_MEMBRANES: dict[str, Any] = {
+    "lr": 2e-2,
+    "decay": 0.8,
+    "decay_to": 0.995,
+    "train_decay": True,
+    "g": "identity",
+    "reset": "none",
+    "norm": False,
+}
+
+
+def space(task: str, variant: str, base: Config | None = None) -> dict[str, Any]:
+    """What a unit's trials on a task draw; characters of a text (in base) have their own.
+
+    Raises UsageError for a task without a space.
+    """
+    if task not in SHARED:
+        raise UsageError(f"task={task!r}: there is no search space for it; see search.SHARED")
+    unit, recurrent = split_variant(variant)
+    by_characters = base is not None and getattr(base.task, "level", "") == "char"
+    found = dict(CHARACTERS if by_characters else SHARED[task])
+    if unit not in (*BASELINES, *PLAIN, *BINARY):  # a binary unit's decay and g are its name
+        found |= MEMBRANE | OF_TASK.get(task, {})
+        if unit == "li-snu":  # lateral inhibition is its reset
+            found.pop("reset", None)
+    if recurrent or unit in BASELINES:
+        found |= RECURRENT
+    if unit not in (*BASELINES, *PLAIN, "softsnu"):
+        found |= SPIKES
+    return found
+
+
+def search(
+    task: str,
+    variant: str,
+    directory: Path,
+    *,
+    trials: int,
+    data: str | None = None,
+    settings: dict[str, Any] | None = None,
+    folds: int = 0,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """Find settings for a unit; written to directory/VARIANT/search.json and returned.
+
+    Args:
+        task, variant, data: as for `config.preset`, which the trials start from.
+        directory: where the search is kept; one that lies there goes on.
+        trials: number in all; the first is the preset itself.
+        settings: what holds for all trials instead of the preset, such as epochs or data_dir.
+        folds: K > 1 judges each trial by cross-validation, for tasks with `folds`: the mean over K
+            trainings, each of which validates on another K-th of the training data.
+        tell: is told of each trial: number, validation metric (None: it failed), settings.
+
+    Raises UsageError, also where a search of other settings or another space lies there, or one is
+    going on.
+    """
+    settings = settings or {}
+    base = preset(task, variant, data, **settings)
+    return search_from(base, directory, trials=trials, fixed=settings, folds=folds, tell=tell)
+
+
+def search_from(
+    base: Config,
+    directory: Path,
+    *,
+    trials: int,
+    fixed: Collection[str] = (),
+    folds: int = 0,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """As `search`, from a config, which is the first trial; what is fixed is not drawn."""
+    if trials < 1:
+        raise UsageError(f"trials={trials}: it must be at least 1; pass --trials 12")
+    base = override(base, **_first_fold(base.task.NAME, folds))
+    variant = variant_of(base.model)
+    whole = space(base.task.NAME, variant, base)
+    drawn = {name: options for name, options in whole.items() if name not in fixed}
+    metric = _metric(base)  # of data that are missing: before anything is written
+    folder = directory / variant
+    with rundir.owning(folder, "search", make=True):
+        return _go_on(folder, base, drawn, metric, trials, folds, tell)
+
+
+def _go_on(
+    folder: Path,
+    base: Config,
+    drawn: dict[str, Any],
+    metric: Metric,
+    trials: int,
+    folds: int,
+    tell: Tell | None,
+) -> dict[str, Any]:
+    """The trials that are not done yet; the content of search.json."""
+    # That of a search that was killed: this one would wait for it.
+    (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
+    study = _study(folder, base, drawn, metric)
+    found = [_told(trial) for trial in study.trials if trial.value is not None]
+    done = len(found) + sum(_FAILED in trial.user_attrs for trial in study.trials)
+    for number in range(done, trials):
+        study.sampler = _sampler(number)
+        if number == 1 and base.task.NAME in OWN_DATA:
+            study.enqueue_trial(_second(drawn))
+        trial = study.ask()
+        chosen = {} if number == 0 else {name: _draw(trial, name, drawn[name]) for name in drawn}
+        try:
+            history = _validated(override(base, **chosen), folds)
+        except RunError as error:  # a learning rate that is too high: a bad trial, not the end
+            trial.set_user_attr(_FAILED, str(error))
+            study.tell(trial, state=_fail())
+            warnings.warn(f"trial {number + 1} of {folder.name} failed: {error}", stacklevel=2)
+            if tell is not None:
+                tell(number + 1, None, chosen)
+            continue
+        except UsageError:
+            if number == 0:  # such as data that are missing: the next search may be another one
+                (folder / JOURNAL).unlink()
+            raise
+        record = history[best_epoch(history) - 1]
+        trial.set_user_attr("settings", chosen)
+        trial.set_user_attr("best_epoch", record["epoch"])
+        trial.set_user_attr("seconds", round(sum(epoch["seconds"] for epoch in history), 1))
+        study.tell(trial, record["valid"])
+        found.append(_told(study.trials[-1]))
+        rundir.write_json(folder / SEARCH, _content(base, drawn, metric, found))
+        if tell is not None:
+            tell(number + 1, record["valid"], chosen)
+    return _content(base, drawn, metric, found)
+
+
+def _metric(base: Config) -> Metric:
+    """The metric of a config's task; of data of one's own, the data say it."""
+    return METRICS[metric_of(base.task) or tasks.load(base.task).metric]
+
+
+def _second(drawn: dict[str, Any]) -> dict[str, Any]:
+    """What the second trial of data of one's own takes, as far as it is drawn."""
+    chosen = SECOND | (SECOND_OF_MEMBRANES if "decay" in drawn else {})
+    chosen |= SECOND_OF_SPIKES if "surrogate_width" in drawn else {}
+    return {name: value for name, value in chosen.items() if name in drawn}
+
+
+def _first_fold(task: str, folds: int) -> dict[str, int]:
+    if folds == 0:
+        return {}
+    if task != "events":
+        raise UsageError(f"folds={folds}: only events are cut into folds; leave --folds out")
+    return {"folds": folds, "fold": 0}
+
+
+def _validated(config: Config, folds: int) -> list[dict[str, Any]]:
+    """The epochs of a training; with folds of several, epoch by epoch their mean."""
+    if folds == 0:
+        return training.validate(config)
+    histories = [training.validate(override(config, fold=fold)) for fold in range(folds)]
+    curve = [
+        {
+            "epoch": epochs[0]["epoch"],
+            "valid": statistics.fmean(epoch["valid"] for epoch in epochs),
+            "seconds": sum(epoch["seconds"] for epoch in epochs),
+        }
+        for epochs in zip(*histories, strict=False)  # a patient training may end sooner
+    ]
+    pick = max if higher_is_better(config) else min
+    chosen = pick(curve, key=lambda epoch: epoch["valid"])
+    return [epoch | {"best": epoch is chosen} for epoch in curve]
+
+
+def best(content: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were best on validation.  Raises RunError where no trial came to an end."""
+    return dict(rundir.ranked_trials(content)[0]["settings"])
+
+
+def command(content: dict[str, Any], folder: Path) -> str:
+    """What trains with the best settings of a search in a folder."""
+    task = content["base"]["task"]["name"]
+    return shlex.join(["spikebridge", "train", task, "--config", str(folder / SEARCH)])
+
+
+def summary(found: dict[str, dict[str, Any]], directory: Path) -> dict[str, Any]:
+    """The content of best.json: per unit the trials, the best first, and what trains with it."""
+    return {
+        unit: {
+            "metric": content["metric"],
+            "higher_is_better": content["higher_is_better"],
+            "command": command(content, directory / unit),
+            "trials": rundir.ranked_trials(content),
+        }
+        for unit, content in found.items()
+    }
+
+
+def _study(folder: Path, base: Config, drawn: dict[str, Any], metric: Metric) -> Any:
+    """The search of a folder, without what was cut off; UsageError where it is another one."""
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "optuna is not installed, and a search needs it; pip install 'spikebridge[app]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    study = optuna.create_study(
+        storage=storage,
+        study_name="search",
+        load_if_exists=True,
+        direction="maximize" if metric.higher_is_better else "minimize",
+    )
+    if not study.trials:
+        study.set_user_attr("base", to_dict(base))
+        study.set_user_attr("space", _plain(drawn))
+    kept = study.user_attrs
+    if kept.get("space") != _plain(drawn):
+        raise UsageError(
+            f"{folder}: the search there draws from another space; give another folder"
+        )
+    rundir.refuse_others(folder, from_dict(kept["base"]), base, "search")
+    for trial in study.trials:
+        if not trial.state.is_finished():  # cut off in its middle: it is done anew
+            study.tell(trial.number, state=_fail())
+    return study
+
+
+def _sampler(number: int) -> Any:
+    """One for each trial, so that a search that was cut off draws what it would have drawn."""
+    import optuna
+
+    return optuna.samplers.TPESampler(seed=number, n_startup_trials=5)
+
+
+def _plain(drawn: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: list(options) for name, options in drawn.items()}
+
+
+def _fail() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState.FAIL
+
+
+def _draw(trial: Any, name: str, options: Any) -> Any:
+    if isinstance(options, tuple):
+        return float(f"{trial.suggest_float(name, *options, log=True):.3g}")
+    return trial.suggest_categorical(name, options)
+
+
+def higher_is_better(base: Config) -> bool:
+    """Whether the metric of a config's task is one of those that should be high."""
+    return _metric(base).higher_is_better
+
+
+def _told(trial: Any) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    return {
+        "settings": attributes["settings"],
+        "valid": trial.value,
+        "best_epoch": attributes["best_epoch"],
+        "seconds": attributes["seconds"],
+    }
+
+
+def _content(
+    base: Config, drawn: dict[str, Any], metric: Metric, found: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "base": to_dict(base),
+        "space": _plain(drawn),
+        "metric": next(name for name, one in METRICS.items() if one is metric),
+        "higher_is_better": metric.higher_is_better,
+        "sampler": "optuna TPE, seeded with the trial's number, 5 random trials first; "
+        "the first trial is the base"
+        + (", the second what suited other recordings" if base.task.NAME in OWN_DATA else ""),
+        "environment": environment.collect(),
+        "trials": found,
+    }

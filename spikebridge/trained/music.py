@@ -1,0 +1,265 @@
+"""Music from a trained network: a seed phrase, continued frame by frame from what it expects."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spikebridge.base.records import RunError, UsageError, at_least, check_types, require
+from spikebridge.nn.network import Network, load_network
+from spikebridge.runs import rundir
+from spikebridge.runs.evaluation import evaluating
+from spikebridge.runs.load import load_run
+from spikebridge.settings.tasks import MusicConfig
+from spikebridge.trained import midi as sound
+
+PROMPT_FRAMES = 16
+LONGEST_S = 3600
+USUAL_SHARE = 0.99
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is continued and how; see `spikebridge compose --help`.  Raises ConfigError."""
+
+    piece: int = 0
+    midi: str = ""
+    prompt_frames: int = 0
+    frames: int = 64
+    temperature: float = 0.9
+    voices: int = 0
+    tempo: float = 100.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 0, "0", "piece", "prompt_frames", "voices", "seed")
+        at_least(self, 1, "64", "frames")
+        require(
+            self.temperature == 0 or 0.01 <= self.temperature <= 100,
+            f"temperature={self.temperature}: it must be 0 (the likeliest notes) or lie in "
+            "[0.01, 100]; pass --temperature 0.9",
+        )
+        require(
+            10 <= self.tempo <= 600,
+            f"tempo={self.tempo}: quarter notes per minute must lie in [10, 600]; pass --tempo 100",
+        )
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a composition lies, and the content of its composition.json without the notes."""
+
+    midi: Path
+    wav: Path
+    facts: dict[str, Any]
+
+
+def compose(directory: Path, settings: Settings, out: Path | None = None) -> Written:
+    """Continue a seed phrase with the network of a finished run of the task music.
+
+    Writes composition.mid, composition.wav and composition.json (last: what they are made of) into
+    the run's folder, or into `out`, each whole or not at all.  Equal settings give equal bytes.
+
+    Raises UsageError where the folder holds no finished run of the task music, or the seed phrase
+    is not to be had or has no notes; RunError where the run is damaged.
+    """
+    task = _music_of(directory)
+    folder = directory if out is None else out
+    _refuse_reading(settings.midi, folder)
+    phrase = seed_phrase(task, settings)
+    per_frame_s = 60 / settings.tempo / task.frames_per_quarter
+    frames_in_all = len(phrase) + settings.frames
+    _check_duration(frames_in_all * per_frame_s)
+    voices = settings.voices or _usual_voices(directory)
+    frames = go_on(
+        _network_of(directory),
+        phrase,
+        settings.frames,
+        temperature=settings.temperature,
+        voices=voices,
+        random=np.random.default_rng(settings.seed),
+    )
+    facts = asdict(settings) | {
+        "data": task.data,
+        "prompt_frames": len(phrase),
+        "voices": voices,
+        "frames_per_quarter": task.frames_per_quarter,
+        "lowest": task.lowest,
+        "seconds": round(len(frames) * per_frame_s, 3),
+    }
+    with rundir.owning(folder, "compose", make=True):
+        return _write(folder, frames, facts, per_frame_s)
+
+
+def seed_phrase(task: MusicConfig, settings: Settings) -> np.ndarray:
+    """The first frames (K, 88) of a test piece or of a MIDI file.  Raises UsageError."""
+    if settings.midi:
+        path = Path(settings.midi).expanduser()
+        whole = sound.read_midi(path, task.frames_per_quarter, task.lowest)
+        name, count = settings.midi, settings.prompt_frames or len(whole)
+    else:
+        from spikebridge.data.music import locate, read_songs
+
+        pieces = read_songs(locate(task))["test"]
+        if settings.piece >= len(pieces):
+            raise UsageError(
+                f"piece={settings.piece}: the test set has {len(pieces)} pieces, the first is 0; "
+                f"pass --piece {len(pieces) - 1} or less"
+            )
+        name, whole = f"piece {settings.piece}", pieces[settings.piece]
+        count = settings.prompt_frames or PROMPT_FRAMES
+    if count > len(whole):
+        raise UsageError(
+            f"prompt_frames={count}: {name} has only {len(whole)} frames; "
+            f"pass --prompt-frames {len(whole)} or less"
+        )
+    phrase = whole[:count]
+    if not phrase.any():
+        raise UsageError(
+            f"the first {count} frames of {name} are silent: a seed phrase needs a note; pass a "
+            "larger --prompt-frames, or another piece"
+        )
+    return phrase
+
+
+def go_on(
+    network: Network,
+    phrase: np.ndarray,
+    count: int,
+    *,
+    temperature: float,
+    voices: int,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """The phrase (K, 88) with `count` more frames, each drawn from what the network expects.
+
+    The state is carried from frame to frame; every drawn frame is what the network hears next.
+
+    Returns:
+        (K + count, 88) uint8 of 0 and 1.
+    """
+    frames = [phrase.astype(np.uint8)]
+    with evaluating(network):
+        output, state = network(torch.from_numpy(phrase).float()[:, None])
+        for step in range(count):
+            drawn = draw(output[-1, 0].double().numpy(), temperature, voices, random)
+            frames.append(drawn[None])
+            if step + 1 < count:
+                output, state = network(torch.from_numpy(drawn).float()[None, None], state)
+    return np.concatenate(frames)
+
+
+def draw(
+    logits: np.ndarray, temperature: float, voices: int, random: np.random.Generator
+) -> np.ndarray:
+    """A frame (88,) of 0 and 1 from logits (88,), with at most `voices` notes.
+
+    The network expects each note independently of the others, so a frame drawn note by note often
+    has too many or none.  Here the number of notes is the expected one, rounded up as often as its
+    fraction says; which notes, given that number, is drawn exactly as independent notes would fall
+    (conditional Bernoulli sampling: Chen, Liu 1997).  The temperature acts on which notes alone:
+    below 1 the likely ones win more often, 0 takes the likeliest.
+    """
+    expected = float(np.exp(-np.logaddexp(0, -logits)).sum())
+    chance = 0.5 if temperature == 0 else random.random()
+    left = min(math.floor(expected + chance), voices, len(logits))
+    frame = np.zeros(len(logits), np.uint8)
+    if temperature == 0:
+        frame[np.argsort(-logits, kind="stable")[:left]] = 1
+        return frame
+    scaled = logits / temperature
+    sums = log_sums(scaled, left)
+    for note in range(len(logits) - 1, -1, -1):
+        if not left:
+            break
+        # Among sets of `left` of the notes up to this one: the share of those that hold it.
+        share = math.exp(min(0.0, scaled[note] + sums[note, left - 1] - sums[note + 1, left]))
+        if random.random() < share:
+            frame[note] = 1
+            left -= 1
+    return frame
+
+
+def log_sums(logits: np.ndarray, most: int) -> np.ndarray:
+    """(n + 1, most + 1): at [i, k] the log of the sum, over sets of k of the first i notes, of
+    exp(sum of their logits); -inf where there are no such sets."""
+    table = np.full((len(logits) + 1, most + 1), -np.inf)
+    table[:, 0] = 0
+    for i, logit in enumerate(logits):
+        table[i + 1, 1:] = np.logaddexp(table[i, 1:], table[i, :-1] + logit)
+    return table
+
+
+def _music_of(directory: Path) -> MusicConfig:
+    if not rundir.has_run(directory):
+        raise UsageError(
+            f"{directory}: there is no run in it; name the folder of a finished "
+            "`spikebridge train music`"
+        )
+    task = rundir.read_config(directory).task
+    if not isinstance(task, MusicConfig):
+        raise UsageError(
+            f"{directory}: it is a run of the task {task.NAME}, which makes no music; name one of "
+            "`spikebridge train music`"
+        )
+    rundir.check_network(directory, "finished run of `spikebridge train music`")
+    return task
+
+
+def _refuse_reading(midi: str, folder: Path) -> None:
+    ours = folder / rundir.COMPOSITION[0]
+    if midi and Path(midi).expanduser().resolve() == ours.resolve():
+        raise UsageError(
+            f"midi={midi!r}: the composition would be written over it; give another folder with "
+            "--out, or copy the file elsewhere"
+        )
+
+
+def _network_of(directory: Path) -> Network:
+    path = directory / rundir.MODEL
+    try:
+        return load_network(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(f"{error}; train again with --overwrite") from error
+
+
+def _usual_voices(directory: Path) -> int:
+    """Notes at once that all but one in a hundred frames of the run's examples stay within."""
+    examples = load_run(directory).examples
+    if examples is None or examples.target.ndim != 3:
+        return sound.KEYS
+    real = np.arange(len(examples.target))[:, None] < examples.length
+    counts = examples.target.sum(-1)[real]
+    return (
+        max(1, int(np.quantile(counts, USUAL_SHARE, method="higher")))
+        if len(counts)
+        else sound.KEYS
+    )
+
+
+def _check_duration(seconds: float) -> None:
+    if seconds > LONGEST_S:
+        raise UsageError(
+            f"the composition would last {seconds:,.0f} s; it may last {LONGEST_S:,} s at most: "
+            "pass fewer --frames, or a higher --tempo"
+        )
+
+
+def _write(
+    folder: Path, frames: np.ndarray, facts: dict[str, Any], seconds_per_frame: float
+) -> Written:
+    midi, wav, about = (folder / name for name in rundir.COMPOSITION)
+    about.unlink(missing_ok=True)  # while it is not there, nobody takes old and new files together
+    marks = {0: "seed phrase", facts["prompt_frames"]: "continuation"}
+    lowest = facts["lowest"]
+    sound.write_midi(midi, frames, facts["tempo"], facts["frames_per_quarter"], marks, lowest)
+    sound.write_wav(wav, frames, seconds_per_frame, lowest)
+    notes = [(np.flatnonzero(frame) + lowest).tolist() for frame in frames]
+    rundir.write_json(about, facts | {"notes": notes})
+    return Written(midi, wav, facts)

@@ -1,0 +1,323 @@
+"""A trained network programmed into memory cells: how good it is, for how long, at what energy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from spikebridge import data as tasks
+from spikebridge.base.records import UsageError
+from spikebridge.base.seeding import generator, seed_of
+from spikebridge.crossbar import pcm
+from spikebridge.crossbar.cells import SimulatedArray
+from spikebridge.crossbar.network import Chip, cell_of, to_crossbar
+from spikebridge.crossbar.traffic import counts, listening
+from spikebridge.data.task import Task
+from spikebridge.energy import costs as energy
+from spikebridge.nn.network import Network
+from spikebridge.runs import evaluation, rundir
+from spikebridge.settings.config import Config
+from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.tasks import step_name
+
+HOUR_S, DAY_S = 3600.0, 86400.0
+MONTH_S, YEAR_S = 30 * DAY_S, 365 * DAY_S
+TIMES_S = (20.0, HOUR_S, DAY_S, MONTH_S, YEAR_S)
+DEMO_TIMES_S = (20.0, DAY_S, YEAR_S)
+BINS, POINTS, LEVELS = 40, 600, (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried.
+
+    Args:
+        memory: the device and how weights lie on it.
+        chips: number of simulated chips, each with draws of its own.
+        times_s: times after programming, rising.
+        samples: of the test set, for each chip and time; 0 = all.
+        seed: of the chips.
+        split: what is tested on: "test", or "valid" for choosing settings such as w_max.
+    """
+
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(device="iterative"))
+    chips: int = 10
+    times_s: tuple[float, ...] = TIMES_S
+    samples: int = 0
+    seed: int = 0
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.chips < 1:
+            raise UsageError(f"chips={self.chips}: at least 1; pass --chips 10")
+        rising = all(a < b for a, b in pairwise(self.times_s))
+        if not self.times_s or min(self.times_s) < 0 or not rising:
+            raise UsageError(
+                f"times={list(self.times_s)}: seconds after programming, 0 or more and rising; "
+                "pass --times 20 3600 86400"
+            )
+        if self.samples < 0:
+            raise UsageError(f"samples={self.samples}: 0 or more; pass --samples 2000")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed}: a seed lies in [0, 2**63); pass --seed 0")
+        if self.split not in ("test", "valid"):
+            raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
+        if not self.memory.used:
+            raise UsageError("there is no device; pass --device iterative")
+
+
+Tell = Callable[[int, float, float], None]
+
+
+@rundir.owned("program")
+def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, Any]:
+    """Program the network of a finished run into simulated chips and test them over time.
+
+    Every chip is read with noise of its own at each time, without and with global drift
+    compensation.  What comes out is written to the run's memory.json and returned: the metric of
+    every chip and time, read-back errors, conductances, drift, and energy and time per inference
+    beside digital hardware.
+
+    Args:
+        directory: of the run.
+        plan: what is tried.
+        tell: is told of each test: number of the chip, seconds after programming, the metric.
+
+    Raises UsageError where the run is not complete or its unit cannot lie on a crossbar.
+    """
+    config, network = evaluation.trained(directory)
+    bench = _Bench(network, tasks.load(config.task), config, plan)
+    software = bench.test(network)
+    chips, first = [], None
+    costs = None
+    for number in range(plan.chips):
+        chip = bench.program(number)
+        first = first or _Look(chip, plan)
+        costs = costs or bench.energy(chip)  # with conductances as they were written
+        chips.append(bench.over_time(chip, number, tell, first if number == 0 else None))
+    assert first is not None
+    content = {
+        "metric": bench.task.metric,
+        "higher_is_better": bench.task.higher_is_better,
+        "device": {"name": first.cell.name, "source": first.cell.source},
+        "memory": dataclasses.asdict(plan.memory),
+        "cells": first.chip.cells,
+        "samples": plan.samples,
+        "seed": plan.seed,
+        "split": plan.split,
+        "software": software,
+        "times_s": list(plan.times_s),
+        "plain": [[row[0] for row in chip["tests"]] for chip in chips],
+        "compensated": [[row[1] for row in chip["tests"]] for chip in chips],
+        "layers": _layers(first.chip, [chip["errors"] for chip in chips]),
+        **first.content(),
+        "energy": costs,
+        "training": bench.training(config.memory, directory),
+    }
+    rundir.write_json(directory / rundir.MEMORY, content)
+    return content
+
+
+class _Bench:
+    """What all chips have in common."""
+
+    def __init__(self, network: Network, task: Task, config: Config, plan: Plan) -> None:
+        self.network, self.task, self.plan = network, task, plan
+        self.size, self.judge = config.train.batch_size, config.train.eval_seed
+        self.per = step_name(config.task)
+        self.batches = math.ceil(plan.samples / self.size) if plan.samples else None
+
+    def test(self, network: Any) -> float:
+        """The metric on the split, always on the same inputs."""
+        judge, split = generator(self.judge, self.plan.split), self.plan.split
+        score = evaluation.evaluate(
+            network, self.task, split, self.size, judge, batches=self.batches
+        )
+        return score.metric
+
+    def program(self, number: int) -> Chip:
+        """A chip of its own draws."""
+        seed = (seed_of(self.plan.seed, "cells") + number) % 2**63
+        return to_crossbar(self.network, cell_of(self.plan.memory), self.plan.memory, seed=seed)
+
+    def over_time(
+        self, chip: Chip, number: int, tell: Tell | None, look: _Look | None
+    ) -> dict[str, Any]:
+        """Tests without and with compensation at each time."""
+        tests, now = [], 0.0
+        errors: dict[str, float] = {}
+        for time_s in self.plan.times_s:
+            chip.wait(time_s - now)
+            now = time_s
+            errors = errors or chip.errors()
+            if look is not None:
+                look.at(time_s)
+            chip.uncompensate()
+            plain = self.test(chip.network)
+            chip.compensate()
+            tests.append((plain, self.test(chip.network)))
+            if tell is not None:
+                tell(number, time_s, tests[-1][1])
+        return {"tests": tests, "errors": errors}
+
+    def events(self, chip: Chip, split: str) -> tuple[energy.Counts, energy.Counts]:
+        """Events per inference, of spike inputs and of others; from some samples of a split."""
+        judge = generator(self.judge, split if split == "test" else "valid")
+        size, limit = self.size, self.batches or 8
+        first = next(iter(self.task.batches(split, size, judge)))
+        if first.mask is not None:  # sequences of a batch are padded, which is no event
+            size, limit = 1, min(limit * size, 64)
+        with (
+            listening(self.network) as (traffic, updates),
+            evaluation.evaluating(self.network),
+        ):
+            inferences = 0.0
+            state = None
+            for batch in islice(self.task.batches(split, size, judge), limit):
+                before = state if self.task.carries_state else None
+                state = self.network(batch.x, before, mask=batch.mask)[1]
+                steps, width = batch.x.shape[:2]
+                inferences += steps * width if self.task.carries_state else width
+        return counts(traffic, updates, chip, inferences)
+
+    def energy(self, chip: Chip) -> dict[str, Any]:
+        """Energy and time per inference, on the crossbar and on digital hardware."""
+        sparse, dense = self.events(chip, "test")
+        digital = {
+            f"digital, {name}, {what}": energy.on_digital(sparse, cost, sparse=what == "events")
+            + energy.on_digital(dense, cost, sparse=False)
+            for name, cost in (("int8", energy.INT8_45NM), ("fp32", energy.FP32_45NM))
+            for what in ("events", "dense")
+        }
+        both = {
+            "PCM crossbar": energy.on_crossbar(sparse + dense, _costs(self.plan.memory)),
+            **digital,
+        }
+        return {
+            "per": self.per,
+            "counts": dataclasses.asdict(sparse + dense),
+            "hardware": {name: _plain(found) for name, found in both.items()},
+        }
+
+    def training(self, memory: MemoryConfig, directory: Path) -> dict[str, Any] | None:
+        """Energy and time of the whole training, for a run that was trained on cells.
+
+        Forward passes and pulses on the run's own hardware; backward passes in fp32, each with as
+        many products again for the inputs and for the weights.
+        """
+        path = directory / rundir.CHIP
+        if not path.exists() or not memory.used or not rundir.is_complete(directory):
+            return None
+        chip = to_crossbar(self.network, cell_of(memory, pulsed=True), memory)
+        tensors = load_file(path)
+        sent = {
+            kind: float(sum(v.sum() for k, v in tensors.items() if k.endswith(f"device.{kind}")))
+            for kind in ("pulses", "writes")
+        }
+        passes = self.task.size("train") * rundir.read_result(directory).epochs
+        forward = sum(self.events(chip, "train"), energy.Counts()) * passes
+        pulses = energy.Counts(set_pulses=sent["pulses"], reset_pulses=sent["writes"])
+        products = energy.Counts(macs=forward.macs, weights_fetched=forward.weights_fetched)
+        backward = energy.on_digital(products * 2, energy.FP32_45NM, sparse=False)
+        found = {
+            "PCM in the loop": energy.on_crossbar(forward + pulses, _costs(memory)) + backward,
+            "digital, fp32": energy.on_digital(forward, energy.FP32_45NM, sparse=False) + backward,
+        }
+        return {"hardware": {name: _plain(one) for name, one in found.items()}}
+
+
+def _costs(memory: MemoryConfig) -> energy.CrossbarCosts:
+    """Of the crossbar; converters that the simulation leaves exact count with 8 bits."""
+    return energy.pcm(adc_bits=memory.adc_bits or 8, dac_bits=memory.dac_bits or 8)
+
+
+def _plain(found: energy.Energy) -> dict[str, Any]:
+    return {
+        "total_pJ": found.total_pJ,
+        "seconds_s": found.seconds_s,
+        "rows": [dataclasses.asdict(row) for row in found],
+    }
+
+
+class _Look:
+    """What is shown of one chip: targets, conductances, drift."""
+
+    def __init__(self, chip: Chip, plan: Plan) -> None:
+        self.chip, self.plan, self.cell = chip, plan, cell_of(plan.memory)
+        self.pairs: list[dict[str, list[float]]] = []
+        self.histograms: list[dict[str, Any]] = []
+        self.targets = torch.cat(
+            [c.targets_uS(chip.aimed[name]).flatten() for name, c in chip.crossbars.items()]
+        )
+        some = torch.Generator().manual_seed(0)
+        count = min(POINTS, len(self.targets))
+        self.chosen = torch.randperm(len(self.targets), generator=some)[:count]
+
+    def at(self, time_s: float) -> None:
+        """Note what the cells hold now."""
+        g = torch.cat([c.device.read().flatten() for c in self.chip.crossbars.values()])
+        top = self.cell.g_max_uS
+        found = torch.histc(g, BINS, 0.0, top)
+        self.histograms.append({"time_s": time_s, "cells": found.int().tolist()})
+        self.pairs.append(
+            {"target_uS": self.targets[self.chosen].tolist(), "read_uS": g[self.chosen].tolist()}
+        )
+        share = self.cell.g_max_uS * 0.98
+        self.limits = {
+            "at_top": float((g >= share).float().mean()),
+            "at_bottom": float((g <= 0.02 * top).float().mean()),
+        }
+
+    def content(self) -> dict[str, Any]:
+        """As memory.json has it."""
+        return {
+            "histograms": {"top_uS": self.cell.g_max_uS, "at": self.histograms},
+            "programmed": [self.pairs[0], self.pairs[-1]],
+            "limits": self.limits,
+            "drift": _drift(self.cell, self.plan),
+        }
+
+
+def _drift(cell: pcm.Cell, plan: Plan) -> dict[str, Any]:
+    """Mean conductance of cells programmed to a few levels, over time, and its spread."""
+    last = max(plan.times_s[-1], 10.0)
+    times = torch.logspace(0, math.log10(last), 25).tolist()
+    curves = []
+    for level in LEVELS:
+        array = SimulatedArray((400,), cell, seed=plan.seed)
+        array.program(torch.full((400,), level * cell.g_max_uS))
+        now, means, spreads = 0.0, [], []
+        for time_s in times:
+            array.wait(time_s - now)
+            now = time_s
+            g = array.read()
+            means.append(float(g.mean()))
+            spreads.append(float(g.std()))
+        target = level * cell.g_max_uS
+        curves.append({"target_uS": target, "mean_uS": means, "sd_uS": spreads})
+    return {"times_s": times, "curves": curves}
+
+
+def _layers(chip: Chip, errors: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    found = []
+    for name, crossbar in chip.crossbars.items():
+        values = [row[name] for row in errors]
+        found.append(
+            {
+                "name": name,
+                "shape": list(crossbar.weight_shape),
+                "tiles": list(crossbar.tiles),
+                "cells": crossbar.cells,
+                "error": sum(values) / len(values),
+                "largest_weight": float(chip.aimed[name].abs().max()),
+            }
+        )
+    return found

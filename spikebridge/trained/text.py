@@ -1,0 +1,134 @@
+"""Text from a trained language model, one symbol after the other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.nn.network import Network, load_network
+from spikebridge.runs import rundir
+from spikebridge.runs.evaluation import evaluating
+
+END, UNKNOWN = "<eos>", "<unk>"
+
+
+class Writer:
+    """A finished run of the task text, ready to go on with a prompt.
+
+    Raises UsageError where the folder holds no such run, RunError where it is damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        rundir.check_network(directory, "finished run of `spikebridge train text`")
+        config = rundir.read_config(directory)
+        if config.task.NAME != "text":
+            raise UsageError(
+                f"{directory}: it is a run of the task {config.task.NAME}, which writes no text; "
+                "name one of `spikebridge train text`"
+            )
+        self.by_words = getattr(config.task, "level", "word") == "word"
+        found = rundir.read_json(directory / rundir.SYMBOLS, "train again with --overwrite")
+        self.symbols: list[str] = found.get("symbols", [])
+        listed = isinstance(self.symbols, list)
+        if not (listed and all(isinstance(symbol, str) for symbol in self.symbols)):
+            raise RunError(
+                f"{directory / rundir.SYMBOLS}: symbols is no list of words; train again with "
+                "--overwrite"
+            )
+        self.numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
+        self.network = _load(directory / rundir.MODEL, len(self.symbols))
+
+    def encode(self, prompt: str) -> list[int]:
+        """Numbers of a prompt's symbols.  Raises UsageError where training did not hold one."""
+        pieces = self._pieces(prompt)
+        missing = sorted({piece for piece in pieces if piece not in self.numbers})
+        if missing:
+            shown = ", ".join(map(repr, missing[:5]))
+            kind = "words" if self.by_words else "characters"
+            others = f" (for words that are not in it, {UNKNOWN})" if self.by_words else ""
+            raise UsageError(
+                f"prompt: the network does not know {shown}; use {kind} of its training text"
+                + others
+            )
+        return [self.numbers[piece] for piece in pieces]
+
+    def go_on(
+        self, prompt: str, length: int, *, temperature: float = 1.0, top: int = 0, seed: int = 0
+    ) -> str:
+        """The prompt with `length` more symbols, each drawn from what the network expects.
+
+        Args:
+            prompt: where to start; empty starts at the beginning of a line.
+            length: symbols to write, at least 1.
+            temperature: below 1 keeps to the likely, above 1 wanders, from 0.01 to 100; 0 takes the
+                likeliest.
+            top: draw among this many likeliest only; 0 = among all.
+            seed: of the draws.
+        """
+        _check(length, temperature, top, seed)
+        numbers = self.encode(prompt)
+        start = END if self.by_words else "\n"
+        heard = [self.numbers[start], *numbers] if start in self.numbers else numbers
+        if not heard:
+            raise UsageError("prompt: it is empty, and the text has no lines; pass --prompt")
+        draws = torch.Generator().manual_seed(seed)
+        written: list[int] = []
+        with evaluating(self.network):
+            output, state = self.network(torch.tensor(heard)[:, None])
+            for _ in range(length):
+                number = self._draw(output[-1, 0], temperature, top, draws)
+                written.append(number)
+                output, state = self.network(torch.tensor([[number]]), state)
+        return self._text([*numbers, *written])
+
+    def _draw(self, logits: Tensor, temperature: float, top: int, draws: torch.Generator) -> int:
+        logits = logits.double()
+        if UNKNOWN in self.numbers:  # it says nothing to a reader
+            logits[self.numbers[UNKNOWN]] = -math.inf
+        if temperature == 0:
+            return int(logits.argmax())
+        if top:
+            lowest = logits.topk(min(top, len(logits))).values[-1]
+            logits[logits < lowest] = -math.inf
+        return int(torch.multinomial((logits / temperature).softmax(0), 1, generator=draws))
+
+    def _pieces(self, text: str) -> list[str]:
+        return text.replace("\n", f" {END} ").split() if self.by_words else list(text)
+
+    def _text(self, numbers: list[int]) -> str:
+        pieces = [self.symbols[number] for number in numbers]
+        if not self.by_words:
+            return "".join(pieces)
+        return " ".join(pieces).replace(f" {END}", "\n").replace(f"{END}", "").replace("\n ", "\n")
+
+
+def _load(path: Path, symbols: int) -> Network:
+    try:
+        network = load_network(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(str(error)) from error
+    sizes: Any = network.readout.bias if network.tied else network.readout.linear.bias
+    if len(sizes) != symbols:
+        raise RunError(
+            f"{path}: the network has {len(sizes)} outputs, {rundir.SYMBOLS} names {symbols} "
+            "symbols; train again with --overwrite"
+        )
+    return network
+
+
+def _check(length: int, temperature: float, top: int, seed: int) -> None:
+    if length < 1:
+        raise UsageError(f"length={length}: it must be at least 1; pass --length 100")
+    if temperature != 0 and not 0.01 <= temperature <= 100:
+        raise UsageError(
+            f"temperature={temperature}: it must be 0, or 0.01 to 100; pass --temperature 0.8"
+        )
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed={seed}: it must lie in 0 to 2**63 - 1; pass --seed 0")
+    if top < 0:
+        raise UsageError(f"top={top}: it must be 0 (all) or above; pass --top 40")

@@ -1,0 +1,157 @@
+"""What a reader would stumble over on a page: axes, hidden points, units, captions, commands."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiny_runs import tiny
+
+from spikebridge import report
+from spikebridge.base.metrics import METRICS
+from spikebridge.cli import main as cli
+from spikebridge.report import cell_charts, compare_charts, run_charts
+from spikebridge.report.theme import Chart
+from spikebridge.runs import continual, evaluation, rundir
+from spikebridge.runs import training as experiment
+from spikebridge.runs.load import load_run
+from spikebridge.settings.continual import ContinualConfig, SequenceConfig, StepsConfig
+from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.tasks import DigitsConfig
+
+ACCURACY = METRICS["accuracy"]
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, in one line."""
+    shown = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", shown)).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run") / "run"
+    experiment.run(tiny(epochs=1), directory)
+    return directory
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 8, 9, 17, 40, 99, 1000, 12345])
+def test_each_epoch_on_the_axis_is_whole_and_named_once(epochs: int) -> None:
+    chart = Chart(300)
+    run_charts.epoch_axis(chart, epochs)
+    axis = chart.layout["xaxis"]
+    ticks = [axis["tick0"] + k * axis["dtick"] for k in range(epochs // axis["dtick"] + 1)]
+    shown = [format(tick, axis["tickformat"]) for tick in ticks]
+    assert len(set(shown)) == len(shown)
+    assert 2 <= len(shown) <= 9
+
+
+def test_every_axis_of_epochs_is_such_a_one(run: Path) -> None:
+    found = load_run(run)
+    row: Any = SimpleNamespace(runs=[found], look="snu", label="SNU", facts={})
+    charts = [
+        run_charts.loss_curves(found),
+        run_charts.metric_curve(found),
+        compare_charts.learning([row], "train_loss", ACCURACY, "loss"),
+        cell_charts.epoch_bars([(1, 3.0)], "pulses", "snu"),
+    ]
+    for chart in charts:
+        assert chart is not None
+        assert chart.layout["xaxis"]["dtick"] == 1
+
+
+def test_equal_points_do_not_hide_one_another(run: Path) -> None:
+    rows: list[Any] = [
+        SimpleNamespace(
+            runs=[load_run(run)], look=unit, label=unit, facts={"parameters": 5, "test_mean": 0.5}
+        )
+        for unit in ("snu", "softsnu", "lstm")
+    ]
+    for chart in (
+        compare_charts.learning(rows, "valid", ACCURACY, "accuracy"),
+        compare_charts.cost(rows, ACCURACY, "parameters", "parameters"),
+    ):
+        assert chart is not None
+        marks = [trace["marker"] for trace in chart.traces]
+        sizes = [mark["size"] for mark in marks]  # drawn in this order: later ones lie on top
+        assert sizes == sorted(sizes, reverse=True)
+        assert len(set(sizes)) == 3
+        assert len({mark["symbol"] for mark in marks}) == 3
+    seeds: Any = SimpleNamespace(
+        runs=[], look="snu", label="SNU", facts={"tests": [0.5] * 5, "test_mean": 0.5}
+    )
+    chart = compare_charts.dots([seeds], ACCURACY)
+    assert chart is not None
+    assert len(set(chart.traces[0]["y"])) == 5
+    loss = run_charts.loss_curves(load_run(run))
+    assert loss is not None
+    training, validation = (trace["marker"] for trace in loss.traces[:2])
+    assert training["symbol"] == "circle-open"
+    assert training["size"] > validation["size"]
+
+
+def test_energies_on_a_logarithmic_axis_are_dots() -> None:
+    hardware: Any = [SimpleNamespace(name=n, total_pJ=v) for n, v in (("a", 11e3), ("b", 400e3))]
+    chart = cell_charts.energy_bars(hardware, "snu", "image")
+    assert chart is not None
+    assert chart.layout["xaxis"]["type"] == "log"
+    (trace,) = chart.traces
+    assert (trace["type"], trace["mode"]) == ("scatter", "markers+text")
+    assert "logarithmic" in chart.layout["xaxis"]["title"]["text"]
+
+
+def test_the_threshold_is_the_networks_own(run: Path) -> None:
+    network = evaluation.trained(run)[1]
+    stored = network.layers[0].unit.threshold.detach().numpy()
+    assert np.array_equal(load_run(run).examples.threshold[1], stored)  # type: ignore[union-attr]
+    told = " Dotted: the threshold."
+    page = text_of(report.write(run).read_text(encoding="utf-8"))
+    assert told.strip() in page
+    assert "as far as the spikes" not in page
+
+
+def test_files_without_thresholds_tell_them_by_their_spikes(run: Path, tmp_path: Path) -> None:
+    for path in run.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with np.load(run / rundir.EXAMPLES) as arrays:
+        kept = {name: arrays[name] for name in arrays.files if "threshold" not in name}
+    np.savez(tmp_path / rundir.EXAMPLES, **kept)
+    page = text_of(report.write(tmp_path).read_text(encoding="utf-8"))
+    assert "the threshold, as far as the spikes of all examples in the file tell it" in page
+    kept["layer1_threshold"] = np.zeros(3)  # of other neurons
+    np.savez(tmp_path / rundir.EXAMPLES, **kept)
+    assert load_run(tmp_path).examples.threshold == {}  # type: ignore[union-attr]
+
+
+def test_the_page_of_tasks_in_turn_repeats_itself_nowhere_and_says_how_to(tmp_path: Path) -> None:
+    config = ContinualConfig(
+        task=DigitsConfig(coding="current", steps=1),
+        model=ModelConfig(unit="relu", hidden=(5,)),
+        sequence=SequenceConfig(protocol="permuted", tasks=2, method="ewc", strength=30.0),
+        train=StepsConfig(epochs=1, threads=1),
+    )
+    continual.run(config, tmp_path / "run")
+    page = text_of(report.write(tmp_path / "run").read_text(encoding="utf-8"))
+    assert page.count("Column: tested on which") == 1
+    assert "points lost by earlier tasks" in page
+    assert re.search(r"forgetting -?\d+\.\d\d points", page)
+    (line,) = re.findall(r"Repeat this run spikebridge (continual .*?) All details", page)
+    parsed = cli.parse(shlex.split(line))
+    again = (parsed.task, parsed.model, parsed.sequence, parsed.train, parsed.learning)
+    assert ContinualConfig(*again) == config
+
+
+def test_wide_tables_keep_their_first_column_and_say_that_they_go_on() -> None:
+    css = (Path(report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    (rule,) = re.findall(r"\.scroll \{(.*?)\}", css, re.DOTALL)
+    assert "overflow-x: auto" in rule
+    assert rule.count("local") == 2  # what covers the shadow at either end
+    assert rule.count("scroll") == 2
+    assert re.search(r"\.scroll tr > :first-child \{[^}]*position: sticky; left: 0", css)

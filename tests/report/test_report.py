@@ -1,0 +1,514 @@
+"""Report pages: the numbers are on them, nothing is loaded, and faults are named."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spikebridge import report
+from spikebridge.cli import main as cli
+from spikebridge.report import wording
+from spikebridge.report.example_charts import digit_image, frame_nll, piano_roll, pitch_name, png
+from spikebridge.report.theme import COLOURS, colour_of
+from spikebridge.runs.load import load_run
+from spikebridge.settings import config
+
+HOSTILE = "</script><script>alert('x')</script><b>&"
+LABELS = {"snu": "SNU", "softsnu": "soft SNU", "lstm": "LSTM", "relu": "ReLU"}
+GLYPHS = {
+    0: (
+        ".####...",
+        "##..##..",
+        "#....#..",
+        "#....#..",
+        "#....#..",
+        "#....#..",
+        "##..##..",
+        ".####...",
+    ),
+    1: (
+        "...##...",
+        "..###...",
+        ".####...",
+        "...##...",
+        "...##...",
+        "...##...",
+        "...##...",
+        ".######.",
+    ),
+    7: (
+        ".######.",
+        ".######.",
+        ".....##.",
+        "....##..",
+        "..#####.",
+        "...##...",
+        "..##....",
+        "..##....",
+    ),
+}
+
+PLAIN = ("lstm", "relu")  # without a membrane
+
+
+def simulate(
+    x: np.ndarray, sizes: tuple[int, ...], unit: str, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Layers of SNU, soft SNU or tanh units with random weights: layer{k}_y and layer{k}_s."""
+    rng = np.random.default_rng(seed)
+    traces = {}
+    for k, neurons in enumerate(sizes, start=1):
+        scale = 0.45 / math.sqrt(max(x.shape[2] * float((x**2).sum()) / max(1, x.size), 1.0))
+        drives = x @ rng.normal(-0.1 * scale, scale, (x.shape[2], neurons))
+        s = y = np.zeros(drives.shape[1:])
+        states, outputs = np.zeros_like(drives), np.zeros_like(drives)
+        for t, drive in enumerate(drives):
+            s = drive + 0.8 * s * (1 - y)
+            s = np.where(s < 0, 0.1 * s, s)
+            soft = np.tanh(2 * drive) if unit in PLAIN else 1 / (1 + np.exp(4 - 4 * s))
+            y = (s > 1).astype(float) if unit == "snu" else soft
+            states[t], outputs[t] = s, y
+        traces[f"layer{k}_y"] = x = outputs.astype(np.float32)
+        if unit not in PLAIN:
+            traces[f"layer{k}_s"] = states.astype(np.float32)
+    return traces
+
+
+def digit_examples(unit: str, steps: int = 20, count: int = 4, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    target = np.array([(0, 1, 7)[e % 3] for e in range(count)], np.int64)
+    ink = [[[0.85 * (c == "#") for c in row] for row in GLYPHS[int(k)]] for k in target]
+    images = np.array(ink, np.float32).reshape(count, 64)
+    x = (rng.random((steps, count, 64)) < images).astype(np.float32)
+    logits = rng.normal(0, 1, (count, 10)) + 5 * np.eye(10)[np.where(target == 7, 1, target)]
+    output = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    length = np.full(count, steps)
+    arrays = {"x": x, "output": output.astype(np.float32), "target": target, "length": length}
+    return arrays | simulate(x, (128, 128), unit, seed)
+
+
+def music_examples(unit: str, steps: int = 64, count: int = 3, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    frames = np.zeros((steps + 1, count, 88), np.float32)
+    for e in range(count):
+        voices = np.array([27, 34, 41, 48])
+        for t in range(steps + 1):
+            voices = voices + (rng.random(4) < 0.35) * rng.integers(-2, 3, 4)
+            frames[t, e, voices] = 1
+    heard = frames[:-1]
+    blur = 0.7 * heard + 0.1 * np.roll(heard, 1, 2) + 0.2 * np.roll(heard, -2, 2)
+    output = np.clip(blur * rng.uniform(0.6, 1.1, blur.shape), 0.003, 0.97).astype(np.float32)
+    length = np.array([steps - 9 * e if steps > 20 else steps for e in range(count)], np.int64)
+    arrays = {"x": frames[:-1], "output": output, "target": frames[1:], "length": length}
+    return arrays | simulate(frames[:-1], (150,), unit, seed)
+
+
+def curve(
+    epochs: int, metric: str, level: float, seed: int, pace: float = 0.12
+) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl as a run that learns well would write them."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    best = math.inf
+    for epoch in range(1, epochs + 1):
+        fall = math.exp(-epoch / (pace * epochs)) + 0.01 * float(rng.normal())
+        loss = level * (1 + 2.2 * fall) if metric == "nll" else 0.1 + 2 * abs(fall)
+        valid = loss if metric == "nll" else level - 0.7 * max(fall, -0.01)
+        score = loss if metric == "nll" else -valid
+        lines.append(
+            {
+                "epoch": epoch,
+                "train_loss": loss * (0.97 - 0.05 * epoch / epochs),
+                "valid_loss": loss,
+                "valid": valid,
+                "lr": 0.01,
+                "grad_norm": 1.3,
+                "seconds": 0.52,
+                "best": score < best,
+            }
+        )
+        best = min(best, score)
+    return lines
+
+
+def config_of(task: str, unit: str, seed: int, epochs: int) -> dict[str, Any]:
+    data: dict[str, Any] = {"name": "music", "data": "jsb"}
+    if task == "digits":
+        data = {"name": "digits", "data": "digits8x8", "coding": "rate", "steps": 20, "gain": 1.0}
+    hidden = [150] if task == "music" else [128, 128]
+    model = {"unit": unit, "hidden": hidden, "recurrent": False, "decay": 0.8, "dropout": 0.2}
+    return {"task": data, "model": model, "train": {"epochs": epochs, "lr": 0.01, "seed": seed}}
+
+
+def write_run(
+    directory: Path, task: str = "digits", unit: str = "snu", seed: int = 0, **changes: Any
+) -> Path:
+    """A complete run directory; changes replace values of result.json, or examples, or epochs."""
+    directory.mkdir(parents=True, exist_ok=True)
+    music = task == "music"
+    metric, level = ("nll", 8.41) if music else ("accuracy", 0.972)
+    epochs = changes.pop("epochs_run", 60 if music else 30)
+    make = music_examples if music else digit_examples
+    examples = changes.pop("examples", None) or make(unit, seed=seed)
+    lines = curve(
+        epochs, metric, level - 0.01 * seed + 0.01 * len(unit) * (1 if music else -1), seed
+    )
+    names = [name for name in examples if name.endswith("_y")]
+    rates = {name[:-2]: float(examples[name].sum() / max(1, examples[name].size)) for name in names}
+    spiking = unit == "snu"
+    spikes = sum(float(examples[name].sum()) for name in names) / max(1, examples["x"].shape[1])
+    result = {
+        "task": task,
+        "data": "jsb" if music else "digits8x8",
+        "unit": unit,
+        "label": LABELS.get(unit, unit),
+        "metric": metric,
+        "higher_is_better": not music,
+        "test": lines[-1]["valid"] + 0.004,
+        "test_loss": lines[-1]["valid_loss"],
+        "valid": lines[-1]["valid"],
+        "best_epoch": max(line["epoch"] for line in lines if line["best"]),
+        "epochs": epochs,
+        "parameters": {"snu": 26250, "softsnu": 26638, "lstm": 232714}.get(unit, 1000),
+        "seconds": 31.2 * len(unit),
+        "spikes_per_inference": spikes if spiking else None,
+        "firing_rates": rates if spiking else {},
+        "mean_activity": {} if spiking else {k: abs(v) for k, v in rates.items()},
+        "seed": seed,
+        "published": {"value": 8.39, "source": "Woźniak et al. 2020, result chart"}
+        if music
+        else None,
+    }
+    (directory / "config.json").write_text(json.dumps(config_of(task, unit, seed, epochs)))
+    (directory / "environment.json").write_text(
+        json.dumps({"python": "3.12.1", "cpu": {"cores": 2}, "command": ["spikebridge", "demo"]})
+    )
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    np.savez_compressed(directory / "examples.npz", **examples)
+    (directory / "result.json").write_text(json.dumps(result | changes))
+    return directory
+
+
+def write_comparison(
+    directory: Path, task: str = "digits", units: tuple[str, ...] = tuple(LABELS), seeds: int = 2
+) -> Path:
+    rows = []
+    for unit in units:
+        names = [f"{unit}-{seed}" for seed in range(seeds)]
+        for seed, name in enumerate(names):
+            write_run(directory / name, task, unit, seed)
+        results = [json.loads((directory / name / "result.json").read_text()) for name in names]
+        tests = [result["test"] for result in results]
+        spikes = results[0]["spikes_per_inference"]
+        row = {name: results[0][name] for name in ("unit", "label", "parameters", "published")}
+        rows.append(
+            row
+            | {
+                "n": seeds,
+                "tests": tests,
+                "test_mean": float(np.mean(tests)),
+                "test_std": float(np.std(tests, ddof=1)) if seeds > 1 else None,
+                "valid_mean": float(np.mean([result["valid"] for result in results])),
+                "seconds_median": float(np.median([result["seconds"] for result in results])),
+                "spikes_mean": spikes,
+                "runs": names,
+            }
+        )
+    head = {name: results[0][name] for name in ("task", "data", "metric", "higher_is_better")}
+    (directory / "compare.json").write_text(json.dumps(head | {"rows": rows}))
+    return directory
+
+
+class Loads(HTMLParser):
+    """Collects what a page would load, and the text of its script elements' openings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        wanted = {"href"} if tag == "link" else {"src", "srcset", "data", "poster", "action"}
+        self.loads += [value or "" for name, value in attrs if name in wanted]
+
+
+def page_of(directory: Path, output: Path | None = None) -> str:
+    """The page without plotly.js, whose own text is not of interest."""
+    from plotly.offline import get_plotlyjs
+
+    wording = report.write(directory, output).read_text(encoding="utf-8")
+    assert wording.count(get_plotlyjs()) == 1
+    return wording.replace(get_plotlyjs(), "")
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_comparison(tmp_path_factory.mktemp("comparison"))
+
+
+@pytest.mark.parametrize(
+    ("task", "unit", "shown"),
+    [
+        ("digits", "snu", ["Spike raster", "Membrane states", "Predicted class", "unknown"]),
+        ("digits", "lstm", ["Outputs of a few neurons", "no membrane state", "none"]),
+        ("digits", "relu", ["Outputs of a few neurons", "no membrane state", "none"]),
+        ("music", "softsnu", ["Piano roll", "NLL", "nats per frame", "8.390", "Woźniak"]),
+    ],
+)
+def test_a_run_page_shows_the_result(
+    tmp_path: Path, task: str, unit: str, shown: list[str]
+) -> None:
+    page = page_of(write_run(tmp_path, task, unit, test=0.98765, parameters=26250, seconds=31.2))
+    number = "0.988" if task == "music" else "98.77\u00a0%"
+    for part in [number, "26,250", "31.2 s", LABELS[unit], "model.hidden", *shown]:
+        assert part in page, part
+    assert f"spikebridge train {task}" in page
+    assert f"<span>--unit {unit}</span>" in page
+
+
+def test_a_comparison_page_shows_every_unit(comparison: Path) -> None:
+    facts = json.loads((comparison / "compare.json").read_text())
+    page = page_of(comparison)
+    for row in facts["rows"]:
+        assert f"{100 * row['test_mean']:.2f} ± {100 * row['test_std']:.2f}" in page
+        assert row["label"] in page
+        assert colour_of(row["unit"]) in page
+    for part in ("Test accuracy of every seed", "Firing rate by layer", "26,250", "snu-1", "demo"):
+        assert part in page
+    assert 'href="snu-0/report.html"' not in page
+    report.write(comparison / "snu-0")
+    assert 'href="snu-0/report.html"' in page_of(comparison)
+    other = comparison / "pages" / "page.html"
+    assert 'href="../snu-0/report.html"' in page_of(comparison, other)
+
+
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_a_page_loads_nothing(kind: str, tmp_path: Path, comparison: Path) -> None:
+    page = page_of(write_run(tmp_path) if kind == "run" else comparison, tmp_path / "page.html")
+    parser = Loads()
+    parser.feed(page)
+    assert all(load.startswith("data:") for load in parser.loads), parser.loads
+    assert not {"iframe", "object", "embed", "base"} & set(parser.tags)
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "default-src 'none'" in page
+
+
+def test_a_page_is_written_whole_and_the_same_twice(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = report.write(run)
+    assert path == run / "report.html"
+    first = path.read_bytes()
+    assert report.write(run).read_bytes() == first
+    assert len(first) < 5_300_000
+    assert not [p for p in run.iterdir() if p.name.startswith(".")]
+    assert report.write(run, tmp_path / "new" / "x.html").read_bytes() == first
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    write_run(tmp_path, label=HOSTILE, unit=HOSTILE, data=HOSTILE, firing_rates={HOSTILE: 0.1})
+    page = page_of(tmp_path)
+    assert "<script>alert" not in page
+    assert "<b>&" not in page
+    assert "&lt;script&gt;alert" in page
+    rows = [{"unit": HOSTILE, "label": HOSTILE, "tests": [HOSTILE], "test_mean": 0.9, "runs": []}]
+    facts = {"task": HOSTILE, "data": HOSTILE, "metric": HOSTILE, "rows": rows * 2}
+    (tmp_path / "compare.json").write_text(json.dumps(facts))
+    page = page_of(tmp_path)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_values_that_are_no_numbers_become_gaps(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path, test=None, seconds=math.nan, published={"value": None}, spikes_mean=""
+    )
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | {"valid": None, "train_loss": math.nan})
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = page_of(run)
+    assert "not known" in page
+    assert "NaN" not in page
+    assert ">nan" not in page
+
+
+def test_an_incomplete_run_shows_what_there_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (run / "result.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 31, "train')
+    page = page_of(run)
+    assert "This run is not complete" in page
+    assert "30 epochs" in page
+    for name in ("metrics.jsonl", "examples.npz", "environment.json"):
+        (run / name).unlink()
+    assert "0 epochs" in page_of(run)
+
+
+@pytest.mark.parametrize(
+    ("unit", "steps", "count"),
+    [("snu", 1, 2), ("softsnu", 1, 1), ("lstm", 20, 1), ("snu", 5, 0), ("softsnu", 0, 2)],
+)
+def test_small_examples(tmp_path: Path, unit: str, steps: int, count: int) -> None:
+    digits = write_run(tmp_path / "d", unit=unit, examples=digit_examples(unit, steps, count))
+    page = page_of(digits)
+    assert ("This is a 0" in page) == (count > 0)
+    lines = "Outputs of a few neurons" if unit == "lstm" else "Membrane states of a few neurons"
+    assert (lines in page) == (count > 0 and steps > 1)
+    music = write_run(tmp_path / "m", "music", unit, examples=music_examples(unit, steps, count))
+    assert ("Piano roll" in page_of(music)) == (count > 0 and steps > 0)
+
+
+def test_a_silent_network_says_so(tmp_path: Path) -> None:
+    examples = digit_examples("snu")
+    for layer in ("layer1", "layer2"):
+        examples[f"{layer}_y"] *= 0
+    page = page_of(write_run(tmp_path, examples=examples, epochs_run=1))
+    assert "the network is silent" in page
+    assert "no spikes" in page
+
+
+def test_large_layers_are_thinned_and_it_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    examples = digit_examples("snu", steps=400, count=2)
+    examples["layer1_y"] = (rng.random((400, 2, 2000)) < 0.5).astype(np.float32)
+    examples["layer1_s"] = examples["layer1_y"] - rng.random((400, 2, 2000)).astype(np.float32)
+    page = page_of(write_run(tmp_path, examples=examples))
+    assert "of 2,000 in layer 1" in page
+    assert len(page) < 1_500_000
+
+
+def damage(name: str, content: bytes | None) -> Callable[[Path], None]:
+    def spoil(run: Path) -> None:
+        (run / name).unlink() if content is None else (run / name).write_bytes(content)
+
+    return spoil
+
+
+def cut(run: Path) -> None:
+    content = bytearray((run / "examples.npz").read_bytes())
+    content[2000:2100] = bytes(100)
+    (run / "examples.npz").write_bytes(content)
+
+
+def change_array(name: str, array: np.ndarray | None) -> Callable[[Path], None]:
+    def spoil(run: Path) -> None:
+        arrays = digit_examples("snu") | {name: array}
+        kept = {key: value for key, value in arrays.items() if value is not None}
+        np.savez(run / "examples.npz", **kept)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "file", "fault"),
+    [
+        (damage("config.json", None), "config.json", "missing"),
+        (damage("config.json", b"[1]"), "config.json", "list"),
+        (damage("result.json", b'{"test": 0.9'), "result.json", "cannot be read"),
+        (damage("environment.json", b"\xff\xfe"), "environment.json", "cannot be read"),
+        (damage("metrics.jsonl", b'{"epoch": 1}\n{"ep\n'), "metrics.jsonl, line 2", "damaged"),
+        (damage("metrics.jsonl", b'{"loss": 1}\n'), "metrics.jsonl, line 1", "epoch"),
+        (damage("examples.npz", None), "examples.npz", "missing"),
+        (damage("examples.npz", b"PK\x03\x04rubbish"), "examples.npz", "damaged"),
+        (damage("examples.npz", b""), "examples.npz", "damaged"),
+        (damage("config.json", b"[" * 100_000), "config.json", "cannot be read"),
+        (damage("metrics.jsonl", b"[" * 100_000 + b"\n"), "metrics.jsonl, line 1", "damaged"),
+        (cut, "examples.npz", "damaged"),
+        (change_array("x", None), "examples.npz", "'x' is missing"),
+        (change_array("x", np.zeros(3)), "examples.npz", "'x' of shape"),
+        (change_array("layer1_y", np.zeros((3, 4, 8))), "examples.npz", "'layer1_y' of shape"),
+        (change_array("layer1_s", np.zeros((20, 4, 8))), "examples.npz", "differ in shape"),
+        (change_array("target", np.full(4, np.nan)), "examples.npz", "'target' of shape"),
+        (change_array("target", np.array([None] * 4, object)), "examples.npz", "damaged"),
+    ],
+)
+def test_a_fault_names_file_and_remedy(
+    tmp_path: Path, spoil: Callable[[Path], None], file: str, fault: str
+) -> None:
+    run = write_run(tmp_path)
+    spoil(run)
+    with pytest.raises(report.ReportError) as caught:
+        report.write(run)
+    assert file in str(caught.value)
+    assert fault in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["../other", "..", "", 3, "absent"])
+def test_a_comparison_names_only_folders_in_it(tmp_path: Path, name: object) -> None:
+    row = {"unit": "snu", "label": "SNU", "runs": [name]}
+    (tmp_path / "compare.json").write_text(json.dumps({"rows": [row]}))
+    with pytest.raises(report.ReportError, match="run the comparison again"):
+        report.write(tmp_path)
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(report.ReportError, match="neither a run"):
+        report.write(tmp_path)
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(report.ReportError, match='"rows" is not a list'):
+        report.write(tmp_path)
+
+
+def test_rows_of_images_are_shown_as_the_image(tmp_path: Path) -> None:
+    examples = digit_examples("snu", steps=8)
+    pixels = np.arange(64.0).reshape(8, 8)
+    rows = np.stack([pixels] * 4, axis=1)
+    write_run(tmp_path, examples=examples | {"x": rows} | simulate(rows, (16,), "snu"))
+    loaded = load_run(tmp_path).examples
+    assert loaded is not None
+    image = digit_image(loaded, 0)
+    assert image is not None
+    np.testing.assert_allclose(image, np.asarray(pixels / 63, np.float32), rtol=1e-6)
+    assert png(np.zeros((8, 8))).startswith("data:image/png;base64,iVBORw0KGgo")
+
+
+def test_the_piano_roll_is_trimmed_to_the_notes_in_use() -> None:
+    target = np.zeros((4, 88))
+    target[1:3, 39] = 1
+    chart = piano_roll(np.full((4, 88), 0.01), target, "snu", "frame")
+    assert chart is not None
+    heat, outline = chart.traces
+    assert pitch_name(60) == "C4"
+    assert 60 in heat["y"]
+    assert len(heat["y"]) < 15
+    np.testing.assert_allclose(outline["x"][:2], [2.56, 4.44])
+    assert frame_nll(np.full((4, 88), 0.5), target) == pytest.approx(88 * math.log(2))
+
+
+def test_units_keep_apart_in_colour_and_text() -> None:
+    shades = {colour_of(f"{prefix}{unit}") for unit in COLOURS for prefix in ("", "recurrent-")}
+    assert len(shades) == 2 * len(COLOURS)
+    assert wording.seconds_text(3725) == "1 h 02 min"
+    assert wording.seconds_text(125) == "2.1 min"
+    assert wording.count_text(812.43) == "812.4"
+    assert wording.metric_text(wording.metric_of("accuracy"), 98.5) == "98.50\u00a0%"
+
+
+@pytest.mark.parametrize(("task", "unit"), [("digits", "lstm"), ("music", "recurrent-softsnu")])
+def test_the_command_line_repeats_the_run(task: str, unit: str) -> None:
+    meant = config.override(config.preset(task, unit), lr=1e-5, same_mask=True, seed=7)
+    words = shlex.split(" ".join(wording.command(["train", task], config.to_dict(meant))))
+    parsed = cli.parse(words[1:])
+    assert config.Config(parsed.task, parsed.model, parsed.train) == meant
+
+
+def test_importing_the_report_is_light() -> None:
+    code = "import sys, spikebridge.report; print({'torch', 'plotly', 'jinja2'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

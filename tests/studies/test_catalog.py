@@ -1,0 +1,539 @@
+"""The catalog, `reproduce`, `search`, `evaluate`: tables that one command makes again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shlex
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikebridge.base.metrics import METRICS
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.cli import main as cli
+from spikebridge.nn.network import build
+from spikebridge.report.still import TABLE, log_ticks, write
+from spikebridge.report.wording import metric_text
+from spikebridge.runs import rundir, training
+from spikebridge.settings.config import flatten, from_dict, override, preset, to_dict, variant_of
+from spikebridge.settings.model import BASELINES, BINARY, PLAIN
+from spikebridge.studies import catalog, compare, search
+from spikebridge.studies.catalog import CATALOG, Entry, Row
+from spikebridge.studies.catalog.continual import FORGETTING
+
+# Symbols or notes of each table whose recurrent units are as large as each other, not as wide.
+BY_PARAMETERS = {
+    "ptb-words": 10_000,
+    "ptb-characters": 51,
+    "nottingham": 88,
+    "musedata": 88,
+    "piano": 88,
+}
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+SEARCHES = [
+    RESULTS / f"search-{name}.json"
+    for name in ("digits8x8", "jsb", "mnist", "nottingham", "musedata", "piano")
+]
+TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
+SMALL = Entry(
+    name="small",
+    title="Two units on small digits",
+    source="ours",
+    task="digits",
+    data="digits8x8",
+    rows=(Row("snu"), Row("snu", {"weight_bits": 3}, name="rounded", label="SNU, 3 bits")),
+    settings=TINY | {"epochs": 2},
+    seeds=2,
+    minutes=0.1,
+    by_steps=(2, 1),
+    quick={"epochs": 1},
+)
+
+
+def spikebridge(line: str) -> int:
+    return cli.main(shlex.split(line))
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalog, "CATALOG", (SMALL, *CATALOG))
+
+
+@pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
+def test_every_entry_is_whole(entry: Entry) -> None:
+    contenders = compare.of_entry(entry)
+    assert len({one.name for one in contenders}) == len({one.label for one in contenders})
+    assert len(contenders) == len(entry.rows)
+    assert entry.source
+    assert entry.minutes > 0, "nobody has measured what it takes"
+    for row, one in zip(entry.rows, contenders, strict=True):
+        assert variant_of(one.config.model) == row.unit
+        quick = entry.config(row, quick=True)
+        assert quick.train.epochs <= one.config.train.epochs
+
+
+def test_units_of_an_entry_have_equal_widths() -> None:
+    for entry in CATALOG:
+        for group in {row.group for row in entry.rows}:
+            rows = [row for row in entry.rows if row.group == group]
+            models = [entry.config(row).model for row in rows]
+            for convolutional in (False, True):
+                widths = {m.hidden for m in models if bool(m.channels) == convolutional}
+                free = (
+                    entry.name in BY_PARAMETERS or entry.chip is not None
+                )  # rows name their widths
+                assert len(widths) <= 1 or free, entry.name
+
+
+@pytest.mark.parametrize("name", BY_PARAMETERS)
+def test_largest_recurrent_units_have_equally_many_parameters(name: str) -> None:
+    entry, numbers = catalog.find(name), dict[str, int]()
+    for row in entry.rows:
+        config, size, text = entry.config(row), BY_PARAMETERS[name], entry.task == "text"
+        if "recurrent" in row.unit or row.unit in BASELINES:
+            model = build(config.model, size, size, "each", symbols=text)
+            number = sum(p.numel() for p in model.parameters())
+            numbers[row.unit] = max(number, numbers.get(row.unit, 0))
+    assert len(numbers) > 1
+    assert max(numbers.values()) < 1.02 * min(numbers.values())
+
+
+@pytest.mark.parametrize(
+    "limits", [(0.88, 50), (1.05, 1.4), (0.9, 3), (1, 100), (0.02, 0.021), (99, 101), (1e-3, 1)]
+)
+def test_ticks_of_a_logarithmic_axis_leave_room_for_each_other(limits: tuple) -> None:
+    low, high = limits
+    ticks = log_ticks(low, high)
+    assert 4 <= len(ticks) <= 13
+    assert all(low <= tick <= high for tick in ticks)
+    places = [math.log(tick / low) / math.log(high / low) for tick in ticks]
+    assert min(b - a for a, b in itertools.pairwise(places)) > 0.04
+
+
+def test_a_value_that_diverged_is_shown_by_its_power_of_ten() -> None:
+    assert METRICS["perplexity"].figure(999_999.0) == "999999.00"
+    assert METRICS["perplexity"].figure(1.2345e300) == "1.23e+300"
+    assert metric_text(METRICS["nll"], 1e9) == "1e+09\u00a0nats per frame"
+
+
+def recorded() -> list[tuple[Entry, list[dict[str, Any]]]]:
+    """The entries whose tables are kept, with the rows of these."""
+    tables = [(entry, RESULTS / f"{entry.name}.json") for entry in CATALOG]
+    read = [(entry, json.loads(path.read_text())) for entry, path in tables if path.exists()]
+    return [(entry, table["rows"]) for entry, table in read if "rows" in table]
+
+
+@pytest.mark.parametrize(("entry", "rows"), [pytest.param(*r, id=r[0].name) for r in recorded()])
+def test_the_list_promises_no_less_time_than_the_recorded_runs_took(
+    entry: Entry, rows: list[dict[str, Any]]
+) -> None:
+    seconds = sum(row["seconds_median"] * row["n"] for row in rows)
+    assert entry.minutes > 0.9 * seconds / 2 / 60, "on two cores"
+
+
+def test_names_are_unique() -> None:
+    names = [entry.name for entry in CATALOG]
+    assert len(names) == len(set(names))
+    with pytest.raises(
+        UsageError, match=r"'mnist': there is no such entry; `spikebridge reproduce --list`"
+    ):
+        catalog.find("mnist")
+
+
+def test_reproduce_writes_table_plot_and_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("reproduce small --jobs 1") == 0
+    said = capsys.readouterr()
+    out = Path("runs/reproduce-small")
+    content = json.loads((out / compare.COMPARE).read_text())
+    assert [row["label"] for row in content["rows"]] == ["SNU", "SNU, 3 bits"]
+    assert all(row["n"] == 2 for row in content["rows"])
+    table = (out / "table.md").read_text(encoding="utf-8")
+    assert "| SNU, 3 bits | " in table
+    assert "unknown |" in table  # no figure has been published
+    page = (out / rundir.REPORT).read_text(encoding="utf-8")
+    for picture in ("plot.png", "steps.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"plot: {out / picture}" in said.out
+    assert "Two units on small digits" in page
+    assert "Test accuracy against time steps" in page
+    for row in content["rows"]:
+        found = [json.loads((out / name / rundir.STEPS).read_text()) for name in row["runs"]]
+        assert row["by_steps"]["steps"] == [1, 2]
+        for at, mean in enumerate(row["by_steps"]["means"]):
+            assert mean == pytest.approx(sum(one["test"][at] for one in found) / 2)
+    tested = [path.stat().st_mtime_ns for path in sorted(out.glob(f"*/{rundir.STEPS}"))]
+    assert "about 0 min on 2 cores" in said.err
+    assert spikebridge("reproduce small --jobs 1 --json") == 0
+    said = capsys.readouterr()
+    assert "4 are complete" in said.err
+    assert json.loads(said.out) == content
+    again = [path.stat().st_mtime_ns for path in sorted(out.glob(f"*/{rundir.STEPS}"))]
+    assert again == tested
+    assert len(tested) == 4
+
+
+def test_quick_is_quick_and_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("reproduce small --quick --jobs 1") == 0
+    runs = sorted(path.name for path in Path("runs/reproduce-small-quick").iterdir())
+    assert {"rounded-0", "snu-0"} <= set(runs)
+    config = rundir.read_config(Path("runs/reproduce-small-quick/snu-0"))
+    assert config.train.epochs == 1
+    assert not list(Path("runs").rglob(rundir.STEPS))
+    assert spikebridge("reproduce small --seeds 1 --jobs 1") == 0
+    assert not Path("runs/reproduce-small/snu-1").exists()
+
+
+def test_the_list_says_what_each_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("reproduce --list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(CATALOG) + len(FORGETTING)
+    assert spikebridge("reproduce --list --json") == 0
+    rows = json.loads(capsys.readouterr().out)["entries"]
+    assert [row["name"] for row in rows] == [entry.name for entry in (SMALL, *CATALOG, *FORGETTING)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("reproduce", "no entry is named; `spikebridge reproduce --list`"),
+        ("reproduce nothing", "'nothing': there is no such entry"),
+        ("reproduce small --seeds -1", "seeds=-1: a number of seeds"),
+        ("search digits --trials 0", "trials=0: it must be at least 1"),
+        ("evaluate nowhere", "nowhere: there is no complete run in it"),
+    ],
+)
+def test_wrong_usage(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge(line) == 2
+    assert message in capsys.readouterr().err
+
+
+def content(metric: str) -> dict[str, Any]:
+    value = 0.9 if metric == "accuracy" else 90.0
+    rows: list[dict[str, Any]] = [
+        {
+            "unit": "snu",
+            "label": "SNU",
+            "n": 2,
+            "test_mean": value,
+            "test_std": value / 100,
+            "tests": [value * 0.99, value * 1.01],
+            "valid_mean": value,
+            "parameters": 1000,
+            "operations": 2000,
+            "seconds_median": 70.0,
+            "spikes_mean": None,
+            "published": {"value": value, "source": "a paper"},
+            "by_steps": {
+                "trained_with": 4,
+                "steps": [1, 4],
+                "means": [value * 0.9, value],
+                "stds": [None, value / 100],
+            },
+            "runs": [],
+        }
+    ]
+    return {"task": "t", "data": "d", "metric": metric, "rows": rows, "title": "T"}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_still_pictures_of_every_metric(metric: str, tmp_path: Path) -> None:
+    pictures = write(content(metric), tmp_path, "here")
+    assert [path.name for path in pictures] == ["plot.png", "steps.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    table = (tmp_path / TABLE).read_text(encoding="utf-8")
+    assert "- a paper" in table
+    assert METRICS[metric].figure(content(metric)["rows"][0]["test_mean"]) in table
+
+
+def test_a_table_on_hardware_exports_and_programs_every_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hard = replace(
+        SMALL, name="hard", rows=SMALL.rows[:1], chip={"max_steps": 4}, cells={"device": "ideal"}
+    )
+    monkeypatch.setattr(catalog, "CATALOG", (hard,))
+    assert spikebridge(f"reproduce hard --quick --jobs 1 --out {tmp_path}") == 0
+    run = tmp_path / "snu-0"
+    assert (run / rundir.DIGITAL).exists()
+    assert (run / rundir.MEMORY).exists()
+    table = (tmp_path / TABLE).read_text(encoding="utf-8")
+    integer = json.loads((run / rundir.DIGITAL).read_text())["integer"]
+    assert f"| {METRICS['accuracy'].figure(integer)} |" in table
+    assert "### On the digital chip, 64 lanes" in table
+    assert (
+        "### In ideal phase-change cells, drift compensated, each network on 2 simulated" in table
+    )
+    stamps = [path.stat().st_mtime_ns for path in (run / rundir.DIGITAL, run / rundir.MEMORY)]
+    assert spikebridge(f"reproduce hard --quick --jobs 1 --out {tmp_path}") == 0
+    assert [p.stat().st_mtime_ns for p in (run / rundir.DIGITAL, run / rundir.MEMORY)] == stamps
+    capsys.readouterr()
+
+
+# --- search ---
+
+
+def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
+    for task in search.SHARED:
+        shared = search.space(task, "tanh")
+        looped = shared | search.RECURRENT
+        assert all(search.space(task, unit) == looped for unit in BASELINES)
+        for unit in ("snu", "softsnu", "recurrent-snu", "recurrent-softsnu"):
+            mine, own = search.space(task, unit), looped if "recurrent" in unit else shared
+            assert {name: mine[name] for name in own} == own
+            assert (set(search.RECURRENT) <= set(mine)) == ("recurrent" in unit)
+            assert not set(search.MEMBRANE) - set(mine)
+        for unit in BINARY:
+            assert search.space(task, f"recurrent-{unit}") == looped | search.SPIKES
+        assert all(search.space(task, unit) == shared for unit in PLAIN)
+        assert all(set(search.MEMBRANE).isdisjoint(search.space(task, u)) for u in BASELINES)
+    with pytest.raises(UsageError, match="task='own': there is no search space"):
+        search.space("own", "snu")
+
+
+@pytest.mark.parametrize("level", ["word", "char"])
+def test_the_space_of_a_text_holds_its_preset(level: str) -> None:
+    for variant in ("snu", "recurrent-softsnu", "lstm"):
+        config = preset("text", variant, level=level)
+        flat, drawn = flatten(config), search.space("text", variant, config)
+        assert ("weight_decay" in drawn) == (level == "char")
+        assert drawn["lr"][0] <= flat["lr"] <= drawn["lr"][1]
+        if variant != "lstm":
+            assert flat["threshold"] in drawn["threshold"]
+
+
+def test_a_search_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    line = f"search text --units snu --trials 1 --data-dir {tmp_path / 'none'} --out"
+    assert spikebridge(f"{line} {tmp_path / 'out'}") == 2
+    assert not (tmp_path / "out").exists()
+    mine = tmp_path / "out" / "snu" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("kept")
+    assert spikebridge(f"{line} {tmp_path / 'out'}") == 2
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
+
+
+def test_a_search_by_characters_starts_from_their_preset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = []
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        tried.append(config)
+        return [{"epoch": 1, "best": True, "valid": 2.0, "seconds": 1.0}]
+
+    monkeypatch.setattr(training, "validate", validate)
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"my.{split}.txt").write_text("some words and some more\n" * 20)
+    line = f"search text --units lstm --trials 2 --level char --data-dir {tmp_path}"
+    assert spikebridge(f"{line} --out {tmp_path / 'found'}") == 0
+    assert tried[0] == preset("text", "lstm", "files", data_dir=str(tmp_path), level="char")
+    assert tried[1].train.lr >= 4e-3
+
+
+def test_a_search_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tried = []
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        tried.append(config)
+        valid = 0.5 + 0.1 * len(tried)
+        return [{"epoch": 1, "best": True, "valid": valid, "seconds": 1.0}]
+
+    monkeypatch.setattr(training, "validate", validate)
+    search.search("digits", "snu", tmp_path, trials=3, settings=TINY)
+    found = search.search("digits", "snu", tmp_path, trials=5, settings=TINY)
+    assert len(tried) == len(found["trials"]) == 5
+    assert tried[0] == override(preset("digits", "snu"), **TINY)
+    assert found["trials"][0]["settings"] == {}
+    assert search.best(found) == found["trials"][-1]["settings"]
+    stored = json.loads((tmp_path / "snu" / search.SEARCH).read_text())
+    assert stored["trials"] == found["trials"]
+    assert stored["higher_is_better"]
+    for trial in found["trials"][1:]:
+        assert set(trial["settings"]) == set(search.space("digits", "snu"))
+
+
+def test_a_search_holds_what_the_command_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = []
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        tried.append(config)
+        return [{"epoch": 1, "best": True, "valid": 0.5, "seconds": 1.0}]
+
+    monkeypatch.setattr(training, "validate", validate)
+    line = f"search digits --units snu --trials 2 --hidden 7 5 --epochs 3 --out {tmp_path / 's'}"
+    assert spikebridge(line) == 0
+    assert [one.model.hidden for one in tried] == [(7, 5)] * 2
+    assert [one.train.epochs for one in tried] == [3, 3]
+    assert [one.train.threads for one in tried] == [preset("digits", "snu").train.threads] * 2
+    with pytest.raises(UsageError, match="hidden"):
+        search.search("digits", "snu", tmp_path / "s", trials=2, settings={"hidden": (8,)})
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_settings_are_what_the_recorded_searches_found(path: Path) -> None:
+    content, searched = json.loads(path.read_text()), []
+    for unit, found in content["units"].items():
+        task = from_dict(found["base"]).task
+        searched.append((found, preset(task.NAME, unit, task.data)))
+    if "wider" in content:  # the row of the LSTM's size has a search of its own
+        entry = catalog.find(path.stem.removeprefix("search-"))
+        (wider,) = (row for row in entry.rows if "hidden" in row.settings)
+        searched.append((content["wider"]["units"][wider.unit], entry.config(wider)))
+    for found, config in searched:
+        best = to_dict(override(from_dict(found["base"]), **search.best(found)))
+        now = to_dict(config)
+        for part in ("task", "model", "train"):
+            for name in {"hidden", *found["space"]} & set(best[part]):
+                wanted = [best[part][name]]
+                if name == "lr":
+                    wanted.append(float(f"{wanted[0]:.2g}"))
+                assert now[part][name] in wanted, (config.model.unit, name)
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_search_that_was_killed_ends_like_one_that_was_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = 0
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        nonlocal calls
+        calls += 1
+        if calls in killed:
+            raise _Killed
+        if config.train.lr > 0.02:
+            raise RunError("the loss became inf")
+        return [{"epoch": 1, "best": True, "valid": config.train.lr, "seconds": 1.0}]
+
+    monkeypatch.setattr(training, "validate", validate)
+    found = []
+    for name, killed in (("whole", ()), ("killed", (1, 4, 9))):
+        calls = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in killed:
+                with pytest.raises(_Killed):
+                    search.search("digits", "snu", tmp_path / name, trials=12, settings=TINY)
+            found.append(search.search("digits", "snu", tmp_path / name, trials=12, settings=TINY))
+    assert found[0]["trials"] == found[1]["trials"]
+    assert found[0]["trials"][0]["settings"] == {}
+    assert len(found[0]["trials"]) < 12  # some failed, and they count
+
+
+def test_a_search_over_folds_judges_by_the_mean_of_all_at_one_epoch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    curves = {0: [0.5, 0.9, 0.1], 1: [0.6, 0.2, 0.7]}
+    asked = []
+
+    def validate(config: Any) -> list[dict[str, Any]]:
+        asked.append((config.task.folds, config.task.fold))
+        curve = curves[config.task.fold]
+        return [
+            {"epoch": epoch, "best": epoch == 1 or valid > max(curve[: epoch - 1]), "valid": valid}
+            | {"seconds": 1.0}
+            for epoch, valid in enumerate(curve, start=1)
+        ]
+
+    monkeypatch.setattr(training, "validate", validate)
+    found = search.search("events", "snu", tmp_path, trials=2, settings={"epochs": 3}, folds=2)
+    assert asked == [(2, 0), (2, 1)] * 2
+    for trial in found["trials"]:
+        assert (trial["valid"], trial["best_epoch"]) == (pytest.approx(0.55), 1)
+        assert trial["seconds"] == 6.0
+    with pytest.raises(UsageError, match="other settings: folds"):
+        search.search("events", "snu", tmp_path, trials=2, settings={"epochs": 3}, folds=3)
+    with pytest.raises(UsageError, match="folds=2: only events are cut into folds"):
+        search.search("digits", "snu", tmp_path / "other", trials=1, folds=2)
+
+
+def test_a_search_of_something_else_is_not_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def validate(config: Any) -> list[dict[str, Any]]:
+        return [{"epoch": 1, "best": True, "valid": 0.5, "seconds": 1.0}]
+
+    monkeypatch.setattr(training, "validate", validate)
+    search.search("digits", "snu", tmp_path, trials=1, settings=TINY)
+    with pytest.raises(UsageError, match=r"search there has other settings: epochs \(1 there"):
+        search.search("digits", "snu", tmp_path, trials=2, settings=TINY | {"epochs": 9})
+    with pytest.raises(UsageError, match="draws from another space; give another folder"):
+        search.search("music", "snu", tmp_path, trials=2)
+
+
+def test_a_search_without_a_good_trial_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def validate(config: Any) -> list[dict[str, Any]]:
+        raise RunError("the loss became inf")
+
+    monkeypatch.setattr(training, "validate", validate)
+    with pytest.warns(UserWarning, match="trial 1 of snu failed"):
+        assert spikebridge(f"search digits --units snu --trials 1 --out {tmp_path}") == 1
+    assert "every trial of the search failed" in capsys.readouterr().err
+    assert spikebridge("search digits --units") == 2
+    assert "a search needs at least one unit" in capsys.readouterr().err
+
+
+def test_the_search_never_reads_the_test_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from spikebridge.data.images import Digits
+
+    real = Digits.batches
+
+    def batches(self: Digits, split: str, *more: Any) -> Any:
+        assert split != "test"
+        return real(self, split, *more)
+
+    monkeypatch.setattr(Digits, "batches", batches)
+    line = "search digits --units lstm --trials 2 --epochs 1 --threads 1 --json"
+    assert spikebridge(line) == 0
+    assert "lstm" in json.loads(capsys.readouterr().out)
+    assert not list(Path().rglob(rundir.RESULT))
+
+
+# --- accuracy against time steps ---
+
+
+def test_evaluate_at_other_numbers_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    config = override(preset("digits"), **(TINY | {"epochs": 4, "steps": 6, "hidden": (32,)}))
+    result = training.run(config, "run")
+    assert spikebridge("evaluate run --steps 6 1 30") == 0
+    assert "30 " in capsys.readouterr().out
+    found = json.loads((Path("run") / rundir.STEPS).read_text())
+    assert found["steps"] == [1, 6, 30]
+    assert found["test"][1] == result.test  # the same steps, the same draws
+    assert found["test"][2] > found["test"][0]
+    assert found["spikes_per_inference"][2] > found["spikes_per_inference"][0]
+    page = (Path("run") / rundir.REPORT).read_text(encoding="utf-8")
+    assert "time steps at test" in page
+
+
+def test_steps_at_test_are_a_setting(tmp_path: Path) -> None:
+    config = override(preset("digits"), **(TINY | {"steps": 3, "steps_test": 9}))
+    longer = training.run(config, tmp_path / "longer")
+    shorter = training.run(override(config, steps_test=0), tmp_path / "shorter")
+    assert longer.spikes_per_inference is not None
+    assert shorter.spikes_per_inference is not None
+    assert longer.spikes_per_inference > 1.5 * shorter.spikes_per_inference
+
+
+def test_steps_are_no_choice_for_music(tmp_path: Path) -> None:
+    from spikebridge.trained.by_steps import by_steps
+
+    config = override(preset("digits"), **(TINY | {"coding": "rows"}))
+    training.run(config, tmp_path / "rows")
+    with pytest.raises(UsageError, match="have as many steps as the data give"):
+        by_steps(tmp_path / "rows", [1, 2])
