@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import chip_programs as make
 import numpy as np
 import pytest
 import torch
+from helpers import chip_programs as make
 from helpers.chip_programs import answers, programs, spikes
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st

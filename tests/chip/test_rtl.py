@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import chip_programs as make
 import numpy as np
 import pytest
+from helpers import chip_programs as make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.toy_texts import WORDS, tiny, write_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,51 +25,14 @@ from spikebridge.nn.network import build, load_network
 from spikebridge.report.page import write
 from spikebridge.runs import evaluation, rundir, training
 from spikebridge.runs.sampling import Sampler
-from spikebridge.settings.config import Config, override, preset
+from spikebridge.settings.config import override, preset
 from spikebridge.settings.tasks import TextConfig
 from spikebridge.trained.text import Writer
-
-WORDS = ["the", "cat", "dog", "sees", "hears", "a", "bird", "<unk>", "tree", "loudly"]
-
-
-def write_texts(folder: Path, lines: tuple[int, int, int] = (300, 40, 40)) -> Path:
-    """Three texts of a grammar that can be learned: words follow one another in a cycle."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draw = random.Random(7)
-    for split, count in zip(("train", "valid", "test"), lines, strict=True):
-        sentences = []
-        for _ in range(count):
-            start, length = draw.randrange(10), draw.randrange(3, 9)
-            sentences.append(" ".join(WORDS[(start + i) % 10] for i in range(length)))
-        (folder / f"my.{split}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("texts"))
-
-
-def tiny(folder: Path, **more: Any) -> Config:
-    small = {
-        "hidden": (16,),
-        "embedding": 12,
-        "embedding_scale": 4.0,
-        "tied": True,
-        "epochs": 3,
-        "steps": 10,
-        "batch_size": 8,
-        "lr": 2e-2,
-        "schedule": "constant",
-        "dropout": 0.0,
-        "dropout_in": 0.0,
-        "sampled": 0,
-        "ema": 0.0,
-        "precision": "float32",
-        "threads": 1,
-    }
-    unit = more.pop("unit", "recurrent-softsnu")
-    return preset("text", unit, "files", data_dir=str(folder), **(small | more))
 
 
 @pytest.fixture(scope="module")

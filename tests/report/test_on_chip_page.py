@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_memory_page import HOSTILE, cells_of, changed, page_of, part, write_run
+from test_on_cells_page import HOSTILE, cells_of, changed, page_of, part, write_run
 
 from spikebridge.chip.program import ChipCounts
 from spikebridge.energy import PUBLISHED

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny_runs import tiny
+from helpers.toy_texts import tiny as tiny_text
+from helpers.toy_texts import write_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_text import tiny as tiny_text
-from test_text import write_texts
 from torch import Tensor, nn
 
 from spikebridge.base.records import RunError, UsageError
