@@ -1,8 +1,14 @@
-"""Files of before: thresholds named as their negative, states with the membrane first."""
+"""Files of before: thresholds named as their negative, states with the membrane first; runs whole.
+
+`before/run` is a run of the digits on cells that was then programmed, exported, proved, measured
+and tested at other numbers of steps; `before/sequence` is one of tasks one after the other.
+"""
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,14 +16,18 @@ import torch
 from torch import Tensor
 
 from spikebridge import SNU, load_network
-from spikebridge.runs import checkpoint
-from spikebridge.settings.config import TrainConfig
+from spikebridge.base.records import UsageError
 from spikebridge.learning.consolidation import SI
-from spikebridge.settings.model import ModelConfig
 from spikebridge.nn.network import Network, build
-from spikebridge.runs.optimizers import make_optimizer
 from spikebridge.nn.scan import loop
 from spikebridge.nn.units import State, make_unit
+from spikebridge.report import page
+from spikebridge.runs import checkpoint, compiled, continual, deployed, rundir, training
+from spikebridge.runs.load import load_run
+from spikebridge.runs.optimizers import make_optimizer
+from spikebridge.settings.config import TrainConfig, override
+from spikebridge.settings.model import ModelConfig
+from spikebridge.trained import by_steps, on_cells, on_chip
 
 BEFORE = Path(__file__).parents[1] / "data" / "before"
 MODEL = ModelConfig(
@@ -94,3 +104,90 @@ def test_what_holds_weights_back_is_read_by_todays_names() -> None:
     si.load_state_dict(old)
     assert si.anchor["layers.0.unit.threshold"].unique().item() == pytest.approx(0.9)
     assert si.path["layers.0.unit.threshold"].unique().item() == pytest.approx(0.3)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A copy of the whole run."""
+    return Path(shutil.copytree(BEFORE / "run", tmp_path / "run"))
+
+
+def content(run: Path, name: str) -> dict:
+    return json.loads((run / name).read_text())
+
+
+def test_a_run_is_read_with_all_that_was_made_of_it(run: Path) -> None:
+    loaded = load_run(run)
+    assert (loaded.task, loaded.data, loaded.unit, loaded.metric) == (
+        "digits", "digits8x8", "snu", "accuracy",
+    )  # fmt: skip
+    assert [epoch["epoch"] for epoch in loaded.epochs] == [1, 2]
+    assert rundir.read_result(run).test == content(run, "result.json")["test"]
+    assert rundir.read_config(run).memory.refresh_every == 20
+    assert loaded.examples is not None
+    assert loaded.steps == content(run, "steps.json")
+    cells = deployed.load(run)
+    assert cells is not None
+    assert cells.plain.tolist() == content(run, "memory.json")["plain"]
+    assert len(cells.training) == 2
+    digital, proof = compiled.load(run), compiled.load_proof(run)
+    assert digital is not None
+    assert digital.integer == content(run, "digital.json")["integer"]
+    assert proof == compiled.Proof(20, ("icarus",), True, "")
+
+
+def test_a_run_has_its_page(run: Path) -> None:
+    text = page.write(run).read_text()
+    for heading in (
+        "On the digital chip",
+        "RTL equal to the integer model",
+        "In memory",
+        "Hardware in the loop",
+    ):
+        assert heading in text
+
+
+def test_a_complete_run_is_gone_on_with_where_settings_agree(run: Path) -> None:
+    config, result = rundir.read_config(run), rundir.read_result(run)
+    assert training.run(config, run, resume=True) == result
+    with pytest.raises(UsageError, match="a complete run lies there"):
+        training.run(config, run)
+    with pytest.raises(UsageError, match=r"lr \(0\.02 there, 0\.5 asked for\)"):
+        training.run(override(config, lr=0.5), run, resume=True)
+
+
+def test_an_incomplete_run_comes_to_the_same_end(run: Path) -> None:
+    config, old = rundir.read_config(run), content(run, "result.json")
+    model = (run / rundir.MODEL).read_bytes()
+    (run / rundir.RESULT).unlink()
+    new = json.loads(json.dumps(training.run(config, run, resume=True).to_dict()))
+    assert new.keys() == old.keys()
+    for name, value in old.items():
+        assert new[name] == (pytest.approx(value) if isinstance(value, float | dict) else value)
+    assert len((run / rundir.MODEL).read_bytes()) == len(model)
+
+
+def test_a_run_is_asked_the_same_again(run: Path) -> None:
+    """In software, in integers and on cells."""
+    steps, digital = content(run, "steps.json"), content(run, "digital.json")
+    assert by_steps.by_steps(run, steps["steps"])["test"] == pytest.approx(steps["test"])
+    on_chip.export(run, on_chip.Plan(samples=64))
+    again = content(run, "digital.json")
+    for name in ("integer", "software", "counts", "area_mm2", "program", "chip"):
+        assert again[name] == pytest.approx(digital[name])
+    plan = on_cells.Plan(
+        memory=on_cells.MemoryConfig(device="iterative"), chips=1, times_s=(20.0,), samples=64
+    )
+    on_cells.deploy(run, plan)
+    assert (
+        content(run, "memory.json")["software"]
+        == content(BEFORE / "run", "memory.json")["software"]
+    )
+
+
+def test_a_run_of_tasks_one_after_the_other_is_read(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(BEFORE / "sequence", tmp_path / "sequence"))
+    outcome = continual.read_outcome(run)
+    assert outcome.matrix == content(run, "continual.json")["matrix"]
+    assert continual.run(outcome.config, run, resume=True) == outcome
+    assert "after" in page.write(run).read_text()
