@@ -512,7 +512,9 @@ print(torch.equal(out, y), torch.equal(h, state.y), torch.equal(c, state.s), typ
     assert run_python(code).split() == ["True", "True", "True", "State"]
 
 
-@pytest.mark.parametrize("module", ["kernels.native", "kernels.ops", "gradients", "draws", "units"])
+@pytest.mark.parametrize(
+    "module", ["nn.kernels.native", "nn.kernels.ops", "nn.gradients", "base.chance", "nn.units"]
+)
 def test_a_module_of_ours_may_be_what_imports_torch(module: str) -> None:
     code = f"""
 import sys, spikebridge.{module}
