@@ -263,7 +263,7 @@ def _gru(hidden: int, data: Data) -> dict[str, Any]:
     return {**found, "software": software, **costs}
 
 
-def _priced(work: silicon.Dense) -> dict[str, float]:
+def _priced(work: silicon.DenseWork) -> dict[str, float]:
     ends = zip(("low", "nominal", "high"), silicon.dense_span(work), strict=True)
     return {f"{name}_nJ": energy.total_pJ / 1e3 for name, energy in ends}
 

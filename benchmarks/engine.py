@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from spikebridge.chip.bounds import bits_for, bounds
 from spikebridge.chip.engine import Engine
 from spikebridge.chip.golden import Golden
-from spikebridge.chip.program import Chip, Layer, Program
+from spikebridge.chip.program import ChipConfig, Program, ProgramLayer
 
 SIZES = (784, 1024, 1024, 10)
 ACTIVITY = 0.02
@@ -48,7 +48,7 @@ def network(rng: np.random.Generator) -> Program:
         weight = np.clip(rng.normal(0, 32, (inputs, neurons)).round(), -128, 127)
         zero = np.zeros(neurons, np.int64)
         layers.append(
-            Layer(
+            ProgramLayer(
                 f"layer {number}",
                 weight.astype(np.int32),
                 bias=zero,
@@ -61,7 +61,7 @@ def network(rng: np.random.Generator) -> Program:
                 reduce="each" if neurons == SIZES[-1] else None,
             )
         )
-    return Program(tuple(layers), 8, 8, 4, 32, 0, Chip()).check()
+    return Program(tuple(layers), 8, 8, 4, 32, 0, ChipConfig()).check()
 
 
 def inputs_of(rng: np.random.Generator, steps: int, share: float = ACTIVITY) -> np.ndarray:

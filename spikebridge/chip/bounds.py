@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikebridge.chip.program import Layer
+from spikebridge.chip.program import ProgramLayer
 
 CONVERGED_WITHIN = 4000
 GROWS_FOR = 300
@@ -12,7 +12,7 @@ GROWS_FOR = 300
 
 
 def bounds(
-    layer: Layer, decay_bits: int, fraction_bits: int, max_steps: int
+    layer: ProgramLayer, decay_bits: int, fraction_bits: int, max_steps: int
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Lowest and highest value, (N,) int64 each, that a membrane or a partial sum can take.
 
@@ -51,7 +51,7 @@ def bits_for(low: int, high: int) -> int:
     return max(int(high).bit_length(), int(-low - 1).bit_length() if low < 0 else 0) + 1
 
 
-def _reach(layer: Layer, fraction_bits: int) -> tuple[np.ndarray, np.ndarray]:
+def _reach(layer: ProgramLayer, fraction_bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Least and most that one step can add."""
     weight = layer.weight.reshape(-1, layer.width).astype(np.int64)
     # Every place of a square that is pooled hears each tap once.
@@ -62,7 +62,7 @@ def _reach(layer: Layer, fraction_bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _kept(
-    layer: Layer, low: np.ndarray, high: np.ndarray, decay_bits: int
+    layer: ProgramLayer, low: np.ndarray, high: np.ndarray, decay_bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Range of what waits for the next step, after membranes in [low, high]."""
     if layer.reduce is not None:
@@ -87,11 +87,11 @@ def _kept(
     return bottom + layer.bias, top + layer.bias
 
 
-def _sloped(layer: Layer, v: np.ndarray, decay_bits: int) -> np.ndarray:
+def _sloped(layer: ProgramLayer, v: np.ndarray, decay_bits: int) -> np.ndarray:
     return np.where(v >= 0, v, (v * layer.slope) >> decay_bits)
 
 
 def _leaked(
-    layer: Layer, low: np.ndarray, high: np.ndarray, decay_bits: int
+    layer: ProgramLayer, low: np.ndarray, high: np.ndarray, decay_bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
     return (low * layer.decay) >> decay_bits, (high * layer.decay) >> decay_bits

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from spikebridge.base.records import UsageError
 from spikebridge.chip.bounds import bits_for, bounds
-from spikebridge.chip.program import MEMBRANE_BITS, Chip, Geometry, Layer, Program, Reduce, Reset
+from spikebridge.chip.program import (
+    MEMBRANE_BITS,
+    ChipConfig,
+    Geometry,
+    Program,
+    ProgramLayer,
+    Reduce,
+    Reset,
+)
 from spikebridge.nn.layers import Baseline, Plain, Readout
 from spikebridge.nn.network import Network
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised
@@ -38,7 +46,7 @@ class Loss(NamedTuple):
     drive: float  # largest error of a constant drive, in shares of the layer's largest weight
 
 
-def compile(network: Network, chip: Chip | None = None) -> Program:
+def compile(network: Network, chip: ChipConfig | None = None) -> Program:
     """The program of a trained network.
 
     Args:
@@ -51,7 +59,7 @@ def compile(network: Network, chip: Chip | None = None) -> Program:
 
     Raises UsageError for what the chip cannot do, with the reason and the nearest that it can.
     """
-    chip = chip or Chip()
+    chip = chip or ChipConfig()
     wanted = _all(network)
     fraction = chip.fraction_bits
     if fraction < 0:
@@ -223,14 +231,14 @@ def _each(values: np.ndarray, size: int) -> np.ndarray:
     return np.repeat(values, size // values.size)
 
 
-def _rounded(wanted: _Wanted, chip: Chip, fraction: int) -> Layer:
+def _rounded(wanted: _Wanted, chip: ChipConfig, fraction: int) -> ProgramLayer:
     weight, scale = _weights(wanted, chip.weight_bits, fraction)
     scale = _each(scale, len(wanted.threshold))
     per_unit, one = (1 << fraction) / scale, 1 << chip.decay_bits
     top = 1 << MEMBRANE_BITS - 1
     # A sum of whole weights is above a threshold where it is above the whole number below it.
     threshold = np.floor(wanted.threshold * per_unit).clip(-top, top - 1)
-    return Layer(
+    return ProgramLayer(
         name=wanted.name,
         weight=weight,
         bias=_whole(wanted.drive * per_unit),

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from spikebridge.chip.golden import Golden, conv_counts, dense_counts
-from spikebridge.chip.program import ChipCounts, Layer, Program, silent
+from spikebridge.chip.program import ChipCounts, Program, ProgramLayer, silent
 
 try:
     from spikebridge import _native as _built
@@ -32,7 +32,7 @@ except ImportError as error:  # built without a compiler
     _native = None
     missing = f"the native kernels are not built in this installation ({error})"
 
-__all__ = ["Backend", "Engine", "Result", "missing"]
+__all__ = ["Backend", "Engine", "EngineResult", "missing"]
 
 Backend = Literal["auto", "numpy", "native"]
 INT64 = np.dtype(np.int64)
@@ -40,7 +40,7 @@ REDUCES = (None, "each", "last", "sum")
 _said: set[str] = set()
 
 
-class Result(NamedTuple):
+class EngineResult(NamedTuple):
     """What a batch gave."""
 
     outputs: np.ndarray  # (B, O) int64; where the readout answers each step, (T, B, O)
@@ -113,7 +113,7 @@ class Engine:
         """What all calls of `step` took so far."""
         return self._runner.counts()
 
-    def run(self, x: Any, *, counts: bool = False, threads: int = 0) -> Result:
+    def run(self, x: Any, *, counts: bool = False, threads: int = 0) -> EngineResult:
         """Samples of equal length, each from silence; the sample under way is not disturbed.
 
         Args:
@@ -133,7 +133,7 @@ class Engine:
         outputs = np.zeros((answers, x.shape[1], self.program.outputs), np.int64)
         took = self._runner.run(x, outputs, threads, counts)
         each = self.program.readout.reduce == "each"
-        return Result(outputs if each else outputs[0], took if counts else None)
+        return EngineResult(outputs if each else outputs[0], took if counts else None)
 
 
 def _choose(backend: Backend) -> Literal["numpy", "native"]:
@@ -225,7 +225,7 @@ class _NativeRunner:
             raise ValueError(_not_a_spike(x, wrong))
         return _counts(self.program, tally) if counts else ChipCounts()
 
-    def _add(self, layer: Layer) -> None:
+    def _add(self, layer: ProgramLayer) -> None:
         if self.program.weight_bits > 16:
             raise ValueError(
                 f"not a program of the chip: weights of {self.program.weight_bits} bits, at most "

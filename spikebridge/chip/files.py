@@ -13,7 +13,7 @@ import numpy as np
 from spikebridge.base.archives import MOST_BYTES, read_arrays
 from spikebridge.base.storage import replace
 from spikebridge.chip.bounds import bounds
-from spikebridge.chip.program import Chip, Geometry, Layer, Program
+from spikebridge.chip.program import ChipConfig, Geometry, Program, ProgramLayer
 
 FORMAT = "spikebridge-program-1"
 ARRAYS = ("weight", "bias", "threshold", "decay", "amount", "scale")
@@ -77,7 +77,7 @@ def _program(head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Program:
         for number, plain in enumerate(head["layers"])
     )
     numbers = {name: head[name] for name in NUMBERS}
-    return Program(layers=layers, chip=Chip(**head["chip"]), **numbers).check()
+    return Program(layers=layers, chip=ChipConfig(**head["chip"]), **numbers).check()
 
 
 def digest(program: Program) -> str:
@@ -102,17 +102,17 @@ def _bounded(program: Program) -> Program:
     return program
 
 
-def _plain(layer: Layer) -> dict[str, Any]:
+def _plain(layer: ProgramLayer) -> dict[str, Any]:
     names = ("name", "inputs", "reset", "slope", "recurrent", "reduce")
     found = {name: getattr(layer, name) for name in names}
     found["geometry"] = None if layer.geometry is None else dataclasses.asdict(layer.geometry)
     return found
 
 
-def _layer(plain: dict[str, Any], arrays: dict[str, Any]) -> Layer:
+def _layer(plain: dict[str, Any], arrays: dict[str, Any]) -> ProgramLayer:
     geometry = plain.pop("geometry")
     if geometry is not None:
         for name in ("in_shape", "out_shape"):
             geometry[name] = tuple(geometry[name])
         geometry = Geometry(**geometry)
-    return Layer(geometry=geometry, **plain, **arrays)
+    return ProgramLayer(geometry=geometry, **plain, **arrays)

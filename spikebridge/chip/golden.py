@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spikebridge.chip.program import ChipCounts, Geometry, Layer, Program, silent
+from spikebridge.chip.program import ChipCounts, Geometry, Program, ProgramLayer, silent
 
 
 class LayerStep(NamedTuple):
@@ -71,7 +71,7 @@ class Golden:
             self.reset()
         return Step(outputs, tuple(done), sum((d.counts for d in done), loading))
 
-    def _layer(self, number: int, layer: Layer, events: np.ndarray, last: bool) -> LayerStep:
+    def _layer(self, number: int, layer: ProgramLayer, events: np.ndarray, last: bool) -> LayerStep:
         program, v = self.program, self.v[number]
         if layer.recurrent:
             events = np.concatenate([events, layer.inputs + self.fired[number]])
@@ -93,7 +93,9 @@ class Golden:
         counts = replace(counts, spikes=fired, event_writes=fired, cycles=counts.cycles + fired)
         return LayerStep(s, spikes, counts)
 
-    def _fire(self, number: int, layer: Layer, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _fire(
+        self, number: int, layer: ProgramLayer, v: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Membranes and spikes; leaves the membranes for the next step in place."""
         bits = self.program.decay_bits
         s = np.where(v >= 0, v, (v * layer.slope) >> bits)
@@ -106,7 +108,7 @@ class Golden:
         self.v[number] = kept + layer.bias
         return s, y
 
-    def _after_readout(self, number: int, layer: Layer) -> None:
+    def _after_readout(self, number: int, layer: ProgramLayer) -> None:
         bias = silent(layer)
         self.v[number] = self.v[number] + bias if layer.reduce == "sum" else bias
 
@@ -115,7 +117,7 @@ class Golden:
 
 
 def convolve(
-    layer: Layer, geometry: Geometry, v: np.ndarray, events: np.ndarray, shift: int
+    layer: ProgramLayer, geometry: Geometry, v: np.ndarray, events: np.ndarray, shift: int
 ) -> tuple[int, int]:
     """Add what each event's pixel sends to the outputs around it, in place.
 
@@ -138,7 +140,7 @@ def convolve(
     return inside, outside
 
 
-def dense_counts(program: Program, layer: Layer, events: int) -> ChipCounts:
+def dense_counts(program: Program, layer: ProgramLayer, events: int) -> ChipCounts:
     """What a dense layer takes, but for its spikes and outputs.
 
     The chip goes through the neurons chunk by chunk, `lanes` at once: it fetches the membranes of
@@ -159,7 +161,7 @@ def dense_counts(program: Program, layer: Layer, events: int) -> ChipCounts:
 
 
 def conv_counts(
-    program: Program, layer: Layer, events: int, inside: int, outside: int
+    program: Program, layer: ProgramLayer, events: int, inside: int, outside: int
 ) -> ChipCounts:
     """What a convolution takes, but for its spikes.
 

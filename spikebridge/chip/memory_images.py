@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from spikebridge.base.records import UsageError
-from spikebridge.chip.program import Layer, Program
+from spikebridge.chip.program import Program, ProgramLayer
 
 SHIFTS = (1, 2, 4)
 
@@ -200,7 +200,7 @@ def codes(program: Program, number: int, size: Sizes) -> np.ndarray:
     return (y * before.out_shape[2] + x) * before.out_shape[0] + c
 
 
-def rows(program: Program, layer: Layer, values: np.ndarray) -> np.ndarray:
+def rows(program: Program, layer: ProgramLayer, values: np.ndarray) -> np.ndarray:
     """Values of neurons, (N,), as rows of lanes, (rows, lanes); lanes without a neuron hold 0."""
     if layer.geometry is not None:
         values = values.reshape(layer.width, -1).T

@@ -35,7 +35,7 @@ MOST_INPUTS = 1 << 24
 
 
 @dataclass(frozen=True)
-class Chip:
+class ChipConfig:
     """The chip that a program is compiled for."""
 
     weight_bits: int = 8
@@ -67,7 +67,7 @@ class Chip:
             require(
                 isinstance(value, int) and low <= value <= high,
                 f"{name}={value}: it must be a whole number from {low} to {high}; "
-                f"pass --{name.replace('_', '-')} {Chip.__dataclass_fields__[name].default}",
+                f"pass --{name.replace('_', '-')} {ChipConfig.__dataclass_fields__[name].default}",
             )
         for name in ("lanes", "queue"):
             value = getattr(self, name)
@@ -116,7 +116,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class ProgramLayer:
     """One layer of N neurons, each with parameters of its own, also in a convolution.
 
     Input events are numbers below `inputs`; of a convolution they count (C, H, W) row by row, as
@@ -157,13 +157,13 @@ class Layer:
 class Program:
     """Layers, first to readout, and what they agree on."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[ProgramLayer, ...]
     weight_bits: int
     decay_bits: int
     fraction_bits: int
     membrane_bits: int
     max_steps: int  # of a sample; 0 = any number
-    chip: Chip
+    chip: ChipConfig
 
     @property
     def inputs(self) -> int:
@@ -176,7 +176,7 @@ class Program:
         return self.layers[-1].neurons
 
     @property
-    def readout(self) -> Layer:
+    def readout(self) -> ProgramLayer:
         """The last layer."""
         return self.layers[-1]
 
@@ -189,11 +189,11 @@ class Program:
             for layer in self.layers
         )
 
-    def chunks(self, layer: Layer) -> int:
+    def chunks(self, layer: ProgramLayer) -> int:
         """Rows of `lanes` neurons that one row of weights fills."""
         return -(-layer.width // self.chip.lanes)
 
-    def rows(self, layer: Layer) -> int:
+    def rows(self, layer: ProgramLayer) -> int:
         """Rows of membranes."""
         return layer.neurons // layer.width * self.chunks(layer)
 
@@ -265,7 +265,7 @@ class ChipCounts:
         return ChipCounts(**{n: getattr(self, n) + getattr(other, n) for n in names})
 
 
-def silent(layer: Layer) -> np.ndarray:
+def silent(layer: ProgramLayer) -> np.ndarray:
     """Membranes before the first step, (N,) int64."""
     return layer.bias.astype(np.int64)
 
@@ -311,7 +311,7 @@ def _check(program: Program) -> None:
         )
 
 
-def _check_layer(program: Program, layer: Layer) -> None:
+def _check_layer(program: Program, layer: ProgramLayer) -> None:
     _check_kinds(layer)
     name, neurons = layer.name, layer.neurons
     for part in ("bias", "threshold", "decay", "amount", "scale"):
@@ -350,7 +350,7 @@ def _check_layer(program: Program, layer: Layer) -> None:
         )
 
 
-def _check_kinds(layer: Layer) -> None:
+def _check_kinds(layer: ProgramLayer) -> None:
     """Numbers are whole, arrays are of numbers, and sides of a convolution exist."""
     name, g = layer.name, layer.geometry
     _rule(isinstance(name, str), f"the name of a layer is {name!r}")

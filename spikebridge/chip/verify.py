@@ -23,7 +23,7 @@ from typing import Any
 
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.base.storage import read_json
-from spikebridge.chip.verilog import BENCH_FILES, FORMAT, IMAGES, SOURCES, Bench, described, sources
+from spikebridge.chip.verilog import BENCH_FILES, FORMAT, IMAGES, SOURCES, Testbench, described, sources
 
 BENCH = "rtl/sb_bench.v"
 PROGRAMS = {

@@ -24,7 +24,7 @@ from spikebridge.chip import memory_images
 from spikebridge.chip.files import digest
 from spikebridge.chip.golden import Golden, Step
 from spikebridge.chip.memory_images import Sizes, bits, hexadecimal
-from spikebridge.chip.program import Layer, Program
+from spikebridge.chip.program import Program, ProgramLayer
 
 FORMAT = "spikebridge-verilog-1"
 SOURCES = Path(__file__).parent / "rtl"
@@ -46,7 +46,7 @@ END_OF_STEP, END_OF_SAMPLE = 1, 3
 Samples = Sequence[Sequence[np.ndarray]]
 
 
-class Bench(NamedTuple):
+class Testbench(NamedTuple):
     """What the bench expects."""
 
     samples: int
@@ -190,7 +190,7 @@ def _write_all(
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
-def write_bench(program: Program, directory: Path, samples: Samples) -> Bench:
+def write_bench(program: Program, directory: Path, samples: Samples) -> Testbench:
     """Write the stimulus and what the integer model makes of it into a folder of `write`."""
     size, golden = memory_images.sizes(program), Golden(program)
     digits = (size.code + 2 + 3) // 4
@@ -213,7 +213,7 @@ def write_bench(program: Program, directory: Path, samples: Samples) -> Bench:
                 steps += 1
             sample_file.write(f"{cycles} 0 0\n")
             all_cycles += cycles
-    bench = Bench(len(samples), steps, rows, outputs, all_cycles)
+    bench = Testbench(len(samples), steps, rows, outputs, all_cycles)
     write_counts(directory, bench.samples, rows, outputs)
     return bench
 
@@ -240,7 +240,7 @@ def _write_rows(program: Program, size: Sizes, step: Step, file: TextIO) -> int:
     return written
 
 
-def _lines(program: Program, layer: Layer, values: np.ndarray, width: int) -> list[str]:
+def _lines(program: Program, layer: ProgramLayer, values: np.ndarray, width: int) -> list[str]:
     return hexadecimal(bits(memory_images.rows(program, layer, values), width))
 
 
@@ -254,7 +254,7 @@ def _write_outputs(program: Program, size: Sizes, step: Step, last: bool, file: 
 
 
 def _write_json(
-    program: Program, size: Sizes, directory: Path, words: dict[str, int], bench: Bench
+    program: Program, size: Sizes, directory: Path, words: dict[str, int], bench: Testbench
 ) -> None:
     memory_images: dict[str, dict[str, Any]] = {
         name: described(directory / name) for name in IMAGES
@@ -287,7 +287,7 @@ def described(path: Path) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def _readme(program: Program, size: Sizes, bench: Bench, about: str) -> str:
+def _readme(program: Program, size: Sizes, bench: Testbench, about: str) -> str:
     memories = "\n".join(f"| {name} | {count:,} |" for name, count in size.memory_bits().items())
     g = program.layers[0].geometry
     if g is None:

@@ -150,7 +150,7 @@ class Crossbar(nn.Module):
         programming.  The factor is 1 where there is nothing to compare: a matrix that was meant
         to be all 0, or of which nothing is left to read.
 
-        Raises RuntimeError after pulses, until `Chip.settle`.
+        Raises RuntimeError after pulses, until `CrossbarNetwork.settle`.
         """
         if self.reference == UNKNOWN:
             raise RuntimeError(

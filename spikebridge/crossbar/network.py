@@ -1,7 +1,7 @@
-"""Any network of torch modules on crossbars: `Chip`.
+"""Any network of torch modules on crossbars: `CrossbarNetwork`.
 
 `to_crossbar` puts every weight matrix of a
-network on cells and gives a `Chip`, `from_crossbar` takes them off again.
+network on cells and gives a `CrossbarNetwork`, `from_crossbar` takes them off again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from spikebridge.nn.layers import Layer
 from spikebridge.nn.synapses import Embedding
 from spikebridge.settings.crossbar import MemoryConfig
 
-__all__ = ["Chip", "Crossbar", "cell_of", "from_crossbar", "to_crossbar"]
+__all__ = ["Crossbar", "CrossbarNetwork", "cell_of", "from_crossbar", "to_crossbar"]
 
 MakeDevice = Callable[[tuple[int, ...]], Device]
 
@@ -52,7 +52,7 @@ def cell_of(config: MemoryConfig, *, pulsed: bool = False) -> Cell:
 
 
 @dataclass
-class Chip:
+class CrossbarNetwork:
     """A network whose weight matrices lie on crossbars, with the handles of the hardware."""
 
     network: nn.Module
@@ -140,7 +140,7 @@ def to_crossbar(
     *,
     seed: int = 0,
     in_place: bool = False,
-) -> Chip:
+) -> CrossbarNetwork:
     """Put every weight matrix of a network on crossbars, programmed with its present values.
 
     Mapped are Dense, Conv2d, Embedding and recurrent matrices of ours, torch.nn.Linear and Conv2d;
@@ -172,7 +172,7 @@ def to_crossbar(
         )
     _warn_of_digital(network, found)
     seeds = torch.Generator().manual_seed(seed)
-    chip = Chip(network, {}, {})
+    chip = CrossbarNetwork(network, {}, {})
     for place in found:
         own = int(torch.randint(2**62, (), generator=seeds))
         weight = place.value()
@@ -190,7 +190,7 @@ def to_crossbar(
     return chip
 
 
-def from_crossbar(chip: Chip) -> nn.Module:
+def from_crossbar(chip: CrossbarNetwork) -> nn.Module:
     """A plain copy of the network with the weights as one read sees them.
 
     What `torch.nn.utils.prune` took away before `to_crossbar` is 0 in it, and still pruned.

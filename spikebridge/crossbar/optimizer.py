@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikebridge.crossbar.converters import Converted
-from spikebridge.crossbar.network import Chip, Crossbar, cell_of, to_crossbar
+from spikebridge.crossbar.network import Crossbar, CrossbarNetwork, cell_of, to_crossbar
 from spikebridge.settings.crossbar import MemoryConfig
 
 __all__ = ["InMemory", "begin", "in_memory"]
@@ -50,7 +50,7 @@ class InMemory(torch.optim.Optimizer):
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        chip: Chip,
+        chip: CrossbarNetwork,
         *,
         epsilon: float | None = None,
         refresh_every: int = 100,
@@ -203,7 +203,7 @@ def _check(
         raise ValueError(f"refresh_every={refresh_every}, step_s={step_s}: neither may be below 0")
 
 
-def begin(network: nn.Module, config: MemoryConfig, seed: int) -> Chip:
+def begin(network: nn.Module, config: MemoryConfig, seed: int) -> CrossbarNetwork:
     """Put a network itself on the hardware of a config, before it is trained there.
 
     Without w_max the range of a matrix stands for `HEADROOM` root mean squares of its first
@@ -217,7 +217,9 @@ def begin(network: nn.Module, config: MemoryConfig, seed: int) -> Chip:
     return chip
 
 
-def in_memory(optimizer: torch.optim.Optimizer, chip: Chip, config: MemoryConfig) -> InMemory:
+def in_memory(
+    optimizer: torch.optim.Optimizer, chip: CrossbarNetwork, config: MemoryConfig
+) -> InMemory:
     """The optimiser of a config whose updates go to the cells of a chip."""
     return InMemory(
         optimizer,
@@ -228,7 +230,7 @@ def in_memory(optimizer: torch.optim.Optimizer, chip: Chip, config: MemoryConfig
     )
 
 
-def _originals(chip: Chip) -> list[tuple[str, nn.Parameter]]:
+def _originals(chip: CrossbarNetwork) -> list[tuple[str, nn.Parameter]]:
     """The digital parameter behind each mapped weight."""
     found = []
     for name in chip.crossbars:

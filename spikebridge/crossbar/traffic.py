@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikebridge.crossbar.converters import Converted, padded
-from spikebridge.crossbar.network import Chip
+from spikebridge.crossbar.network import CrossbarNetwork
 from spikebridge.crossbar.places import MAPPED
 from spikebridge.energy.costs import Counts
 from spikebridge.nn.layers import Layer, Readout
@@ -54,8 +54,8 @@ class Traffic:
 def listening(network: nn.Module) -> Iterator[tuple[dict[str, Traffic], dict[str, float]]]:
     """Count what goes through a network's weight matrices and neurons while this lasts.
 
-    Gives the traffic by the name of the weight, as in `Chip.crossbars`, and the updates of neurons
-    by the name of their layer.  For networks on a chip and off it.
+    Gives the traffic by the name of the weight, as in `CrossbarNetwork.crossbars`,
+    and the updates of neurons by the name of their layer.  For networks on cells and off them.
     """
     traffic: dict[str, Traffic] = {}
     updates: dict[str, float] = {}
@@ -79,7 +79,7 @@ def listening(network: nn.Module) -> Iterator[tuple[dict[str, Traffic], dict[str
 
 
 def counts(
-    traffic: dict[str, Traffic], updates: dict[str, float], chip: Chip, inferences: float
+    traffic: dict[str, Traffic], updates: dict[str, float], chip: CrossbarNetwork, inferences: float
 ) -> tuple[Counts, Counts]:
     """Events per inference: of spike inputs and of inputs with several bits.
 

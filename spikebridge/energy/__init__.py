@@ -20,7 +20,7 @@ about the deck.
 """
 
 from spikebridge.energy.accelerator import (
-    Dense,
+    DenseWork,
     Product,
     dense_span,
     gru_counts,
@@ -29,23 +29,23 @@ from spikebridge.energy.accelerator import (
 )
 from spikebridge.energy.chip import area_mm2, on_chip, span
 from spikebridge.energy.figures import DECKS, PUBLISHED, constants
-from spikebridge.energy.memories import BANKS_KB, NOMINAL, Memory, memory
+from spikebridge.energy.memories import BANKS_KB, NOMINAL, Sram, sram
 
 __all__ = [
     "BANKS_KB",
     "DECKS",
     "NOMINAL",
     "PUBLISHED",
-    "Dense",
-    "Memory",
+    "DenseWork",
     "Product",
+    "Sram",
     "area_mm2",
     "constants",
     "dense_span",
     "gru_counts",
-    "memory",
     "mlp_counts",
     "on_chip",
     "on_dense",
     "span",
+    "sram",
 ]

@@ -12,11 +12,11 @@ from spikebridge.energy.memories import (
     WORD,
     Datapath,
     Done,
-    Memory,
-    Part,
-    memory,
+    Sram,
+    SramUse,
     priced,
     spanned,
+    sram,
 )
 
 BYTE = 8
@@ -53,7 +53,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseWork:
     """What a network without spikes does per inference, whatever the lanes."""
 
     products: tuple[Product, ...]
@@ -71,7 +71,7 @@ class Dense:
         return sum(p.times * (p.rows - 1) * p.outputs for p in self.products)
 
 
-def mlp_counts(sizes: Sequence[int], active: Sequence[float] | None = None) -> Dense:
+def mlp_counts(sizes: Sequence[int], active: Sequence[float] | None = None) -> DenseWork:
     """An int8 perceptron with ReLU, say of (784, 256, 256, 10).
 
     sizes[i] x sizes[i + 1] products in each layer, with biases; one comparison for each hidden
@@ -92,10 +92,10 @@ def mlp_counts(sizes: Sequence[int], active: Sequence[float] | None = None) -> D
     products = tuple(
         Product(n, m, active=a) for n, m, a in zip(sizes[:-1], sizes[1:], some, strict=True)
     )
-    return Dense(products, sum(sizes), writes=sum(sizes), comparisons=sum(sizes[1:-1]))
+    return DenseWork(products, sum(sizes), writes=sum(sizes), comparisons=sum(sizes[1:-1]))
 
 
-def gru_counts(inputs: int, hidden: int, steps: int, outputs: int) -> Dense:
+def gru_counts(inputs: int, hidden: int, steps: int, outputs: int) -> DenseWork:
     """An int8 gated recurrent unit that reads `steps` vectors, then a linear readout.
 
     Of each step: r, z = sigmoid(W x + U h), n = tanh(W x + r (U h)), h = n + z (h - n), that is
@@ -105,7 +105,7 @@ def gru_counts(inputs: int, hidden: int, steps: int, outputs: int) -> Dense:
     image does so 28 times.
     """
     gates = 3 * hidden
-    return Dense(
+    return DenseWork(
         products=(
             Product(inputs, gates, steps),
             Product(hidden, gates, steps),
@@ -121,7 +121,7 @@ def gru_counts(inputs: int, hidden: int, steps: int, outputs: int) -> Dense:
 
 
 def on_dense(
-    work: Dense,
+    work: DenseWork,
     lanes: int = 64,
     deck: str = NOMINAL,
     clock_MHz: float = 200.0,
@@ -150,16 +150,16 @@ def on_dense(
     cycles = fetched + sum(p.times * (2 + 4 * c) for p, c in each) + written + elements
     bits = 2 * BYTE + max(p.inputs for p in work.products).bit_length()
 
-    def ram(rows: int, row_bits: int) -> Memory:
-        return memory(rows, row_bits, deck, bank_KB)
+    def ram(rows: int, row_bits: int) -> Sram:
+        return sram(rows, row_bits, deck, bank_KB)
 
     stored = sum(c * (p.inputs + 1) for p, c in each)
     parts = [
-        Part("weight memory", ram(stored, lanes * BYTE), fetched, None),
-        Part("activation memory", ram(-(-work.values // words), WORD), read, written),
+        SramUse("weight memory", ram(stored, lanes * BYTE), fetched, None),
+        SramUse("activation memory", ram(-(-work.values // words), WORD), read, written),
     ]
     if work.lookups:
-        parts.append(Part("look-up tables", ram(256, BYTE), work.lookups, None))
+        parts.append(SramUse("look-up tables", ram(256, BYTE), work.lookups, None))
     flip_flops = lanes * (bits + BYTE) + WORD + int(CONTROL_BITS.value)
     counted = f"{lanes} lanes x ({bits} + {BYTE}), {WORD} of activations"
     path = Datapath(lanes, bits, 1, 1, (BYTE, BYTE), flip_flops, counted)
@@ -173,7 +173,7 @@ def on_dense(
 
 
 def dense_span(
-    work: Dense, lanes: int = 64, clock_MHz: float = 200.0
+    work: DenseWork, lanes: int = 64, clock_MHz: float = 200.0
 ) -> tuple[Energy, Energy, Energy]:
     """(least, nominal, most) energy of `on_dense`, as `span` has it for the chip."""
     return spanned(

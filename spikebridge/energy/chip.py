@@ -11,11 +11,11 @@ from spikebridge.energy.memories import (
     NOMINAL,
     Datapath,
     Done,
-    Part,
+    SramUse,
     known,
-    memory,
     priced,
     spanned,
+    sram,
 )
 
 
@@ -80,10 +80,10 @@ def area_mm2(program: Program, *, logic: str = "nominal", bank_KB: int = 32) -> 
     path, parts_of = _datapath(program), LOGIC[logic]
     area = {
         part.name: Cost(
-            part.memory.macros * part.memory.macro.area_mm2,
+            part.sram.macros * part.sram.macro.area_mm2,
             "mm2",
             NODE_NM,
-            f"{part.memory.macros} macros of {part.memory.macro}; {CACTI}",
+            f"{part.sram.macros} macros of {part.sram.macro}; {CACTI}",
             "derived",
         )
         for part in _parts(ChipCounts(), program, NOMINAL, bank_KB)
@@ -102,7 +102,7 @@ def area_mm2(program: Program, *, logic: str = "nominal", bank_KB: int = 32) -> 
     return area
 
 
-def _parts(counts: ChipCounts, program: Program, deck: str, bank_KB: int) -> list[Part]:
+def _parts(counts: ChipCounts, program: Program, deck: str, bank_KB: int) -> list[SramUse]:
     """The memories, each with the reads and writes of its rows."""
     lanes, layers = program.chip.lanes, program.layers
     rows = sum(program.rows(layer) for layer in layers)
@@ -116,7 +116,7 @@ def _parts(counts: ChipCounts, program: Program, deck: str, bank_KB: int) -> lis
         ("event memory", events, program.event_bits, counts.event_reads, counts.event_writes),
     )
     return [
-        Part(name, memory(deep, wide, deck, bank_KB), reads, writes)
+        SramUse(name, sram(deep, wide, deck, bank_KB), reads, writes)
         for name, deep, wide, reads, writes in shapes
     ]
 

@@ -126,7 +126,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Row:
+class CostRow:
     """A line of the table: energy_pJ = count x unit_pJ."""
 
     part: str
@@ -146,7 +146,7 @@ class Energy:
     as of one after the other.
     """
 
-    rows: tuple[Row, ...] = ()
+    rows: tuple[CostRow, ...] = ()
     seconds_s: float = 0.0
 
     @property
@@ -167,13 +167,13 @@ class Energy:
         """Energy of all parts, in joules."""
         return self.total_pJ * 1e-12
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[CostRow]:
         return iter(self.rows)
 
     def __add__(self, other: Energy) -> Energy:
         if not isinstance(other, Energy):
             return NotImplemented
-        merged: dict[tuple[str, int, str, str], Row] = {}
+        merged: dict[tuple[str, int, str, str], CostRow] = {}
         for row in (*self.rows, *other.rows):
             key = (row.part, row.node_nm, row.source, row.mark)
             merged[key] = _merged(merged[key], row) if key in merged else row
@@ -386,12 +386,12 @@ def constants() -> tuple[tuple[str, float, str, int, str, str], ...]:
     )
 
 
-def _row(part: str, count: float, cost: Cost) -> Row:
+def _row(part: str, count: float, cost: Cost) -> CostRow:
     energy = count * cost.value
-    return Row(part, count, cost.value, cost.node_nm, cost.source, cost.mark, energy)
+    return CostRow(part, count, cost.value, cost.node_nm, cost.source, cost.mark, energy)
 
 
-def _merged(row: Row, other: Row) -> Row:
+def _merged(row: CostRow, other: CostRow) -> CostRow:
     count, energy = row.count + other.count, row.energy_pJ + other.energy_pJ
     # Means differ from run to run; equal unit costs stay as they are, free of rounding.
     unit = row.unit_pJ if row.unit_pJ == other.unit_pJ or not count else energy / count

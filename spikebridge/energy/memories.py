@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from spikebridge.base.records import listed
-from spikebridge.energy.costs import Cost, Energy, Row
+from spikebridge.energy.costs import Cost, CostRow, Energy
 from spikebridge.energy.figures import CACTI, DECKS, LOGIC, MACROS, NODE_NM, Logic, Macro
 
 NOMINAL = "itrs-lop"
@@ -34,7 +34,7 @@ WORD = 64
 
 
 @dataclass(frozen=True)
-class Memory:
+class Sram:
     """A memory of `columns` x `deep` macros."""
 
     macro: Macro
@@ -59,7 +59,7 @@ class Memory:
         )
 
 
-def memory(rows: int, row_bits: int, deck: str = NOMINAL, bank_KB: int = 32) -> Memory:
+def sram(rows: int, row_bits: int, deck: str = NOMINAL, bank_KB: int = 32) -> Sram:
     """The memory of so many rows, by the rule at the head of this file.
 
     Raises ValueError for a deck or a size of macros that there is not, and for a memory without
@@ -75,15 +75,15 @@ def memory(rows: int, row_bits: int, deck: str = NOMINAL, bank_KB: int = 32) -> 
         words = -(-rows // max(1, macro.word_bits // row_bits))
         if words <= macro.words:
             break
-    return Memory(macro, -(-row_bits // macro.word_bits), -(-words // macro.words))
+    return Sram(macro, -(-row_bits // macro.word_bits), -(-words // macro.words))
 
 
 @dataclass(frozen=True)
-class Part:
+class SramUse:
     """A memory and what was done to it; reads and writes of rows."""
 
     name: str
-    memory: Memory
+    sram: Sram
     reads: float
     writes: float | None  # None: read only
 
@@ -112,7 +112,7 @@ class Done:
 
 
 def priced(
-    parts: Sequence[Part], path: Datapath, done: Done, logic: str, clock_MHz: float
+    parts: Sequence[SramUse], path: Datapath, done: Done, logic: str, clock_MHz: float
 ) -> Energy:
     """The table, and cycles / clock; ValueError for unknown logic and a clock out of range."""
     known("logic", logic, LOGIC)
@@ -125,9 +125,9 @@ def priced(
     seconds = done.cycles / (clock_MHz * 1e6)
     rows = []
     for part in parts:
-        rows.append(_row(f"{part.name} reads", part.reads, part.memory.access("read")))
+        rows.append(_row(f"{part.name} reads", part.reads, part.sram.access("read")))
         if part.writes is not None:
-            rows.append(_row(f"{part.name} writes", part.writes, part.memory.access("write")))
+            rows.append(_row(f"{part.name} writes", part.writes, part.sram.access("write")))
     rows.append(_row("additions", done.additions, costs.addition.wide(path.bits)))
     rows.append(_row("comparisons", done.comparisons, costs.comparison.wide(path.bits)))
     if path.multipliers:
@@ -159,19 +159,19 @@ def _total(energy: Energy) -> float:
     return energy.total_pJ
 
 
-def _row(part: str, count: float, cost: Cost) -> Row:
+def _row(part: str, count: float, cost: Cost) -> CostRow:
     energy = count * cost.value
-    return Row(part, float(count), cost.value, cost.node_nm, cost.source, cost.mark, energy)
+    return CostRow(part, float(count), cost.value, cost.node_nm, cost.source, cost.mark, energy)
 
 
 def _noted(cost: Cost, note: str) -> Cost:
     return Cost(cost.value, cost.unit, cost.node_nm, f"{note}; {cost.source}", cost.mark)
 
 
-def _leak_of_memories(parts: Sequence[Part]) -> Cost:
+def _leak_of_memories(parts: Sequence[SramUse]) -> Cost:
     # A milliwatt is a picojoule per nanosecond.
-    value = math.fsum(part.memory.leak_mW for part in parts)
-    what = ", ".join(f"{p.memory.macros} x {p.memory.macro} ({p.name})" for p in parts)
+    value = math.fsum(part.sram.leak_mW for part in parts)
+    what = ", ".join(f"{p.sram.macros} x {p.sram.macro} ({p.name})" for p in parts)
     return Cost(value, "pJ", NODE_NM, f"per ns: {what}; {CACTI}", "derived")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from spikebridge.base.metrics import Metric
 from spikebridge.base.quantities import in_words
-from spikebridge.energy.costs import Row
+from spikebridge.energy.costs import CostRow
 from spikebridge.report import cell_charts
 from spikebridge.report.sections import Block, Card, Section, Table, figures
 from spikebridge.report.theme import Drawer
@@ -305,7 +305,7 @@ def nodes_text(found: Hardware) -> str:
     return f"{', '.join(map(str, nodes))}\u00a0nm" if nodes else NOTHING
 
 
-def used(found: Hardware) -> list[Row]:
+def used(found: Hardware) -> list[CostRow]:
     return [part for part in found.parts if part.count]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spikebridge.runs import rundir
-from spikebridge.energy.costs import Row
+from spikebridge.energy.costs import CostRow
 from spikebridge.base.records import RunError
 from spikebridge.runs.fields import Fields
 from spikebridge.runs.load import REPEAT, ReportError
@@ -64,7 +64,7 @@ class Hardware:
     name: str
     total_pJ: float
     seconds_s: float
-    parts: tuple[Row, ...]
+    parts: tuple[CostRow, ...]
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _hardware(found: Fields) -> tuple[Hardware, ...]:
 def costs(name: str, found: Fields) -> Hardware:
     """Energy, time and parts of one kind of hardware, or of one end of a range."""
     parts = tuple(
-        Row(
+        CostRow(
             row.text("part"),
             row.number("count", 0),
             row.number("unit_pJ", 0),

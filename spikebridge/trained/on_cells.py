@@ -18,7 +18,7 @@ from spikebridge.base.records import UsageError
 from spikebridge.base.seeding import generator, seed_of
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.cells import SimulatedArray
-from spikebridge.crossbar.network import Chip, cell_of, to_crossbar
+from spikebridge.crossbar.network import CrossbarNetwork, cell_of, to_crossbar
 from spikebridge.crossbar.traffic import counts, listening
 from spikebridge.data.task import Task
 from spikebridge.energy import costs as energy
@@ -143,13 +143,13 @@ class _Bench:
         )
         return score.metric
 
-    def program(self, number: int) -> Chip:
+    def program(self, number: int) -> CrossbarNetwork:
         """A chip of its own draws."""
         seed = (seed_of(self.plan.seed, "cells") + number) % 2**63
         return to_crossbar(self.network, cell_of(self.plan.memory), self.plan.memory, seed=seed)
 
     def over_time(
-        self, chip: Chip, number: int, tell: Tell | None, look: _Look | None
+        self, chip: CrossbarNetwork, number: int, tell: Tell | None, look: _Look | None
     ) -> dict[str, Any]:
         """Tests without and with compensation at each time."""
         tests, now = [], 0.0
@@ -168,7 +168,7 @@ class _Bench:
                 tell(number, time_s, tests[-1][1])
         return {"tests": tests, "errors": errors}
 
-    def events(self, chip: Chip, split: str) -> tuple[energy.Counts, energy.Counts]:
+    def events(self, chip: CrossbarNetwork, split: str) -> tuple[energy.Counts, energy.Counts]:
         """Events per inference, of spike inputs and of others; from some samples of a split."""
         judge = generator(self.judge, split if split == "test" else "valid")
         size, limit = self.size, self.batches or 8
@@ -188,7 +188,7 @@ class _Bench:
                 inferences += steps * width if self.task.carries_state else width
         return counts(traffic, updates, chip, inferences)
 
-    def energy(self, chip: Chip) -> dict[str, Any]:
+    def energy(self, chip: CrossbarNetwork) -> dict[str, Any]:
         """Energy and time per inference, on the crossbar and on digital hardware."""
         sparse, dense = self.events(chip, "test")
         digital = {
@@ -250,7 +250,7 @@ def _plain(found: energy.Energy) -> dict[str, Any]:
 class _Look:
     """What is shown of one chip: targets, conductances, drift."""
 
-    def __init__(self, chip: Chip, plan: Plan) -> None:
+    def __init__(self, chip: CrossbarNetwork, plan: Plan) -> None:
         self.chip, self.plan, self.cell = chip, plan, cell_of(plan.memory)
         self.pairs: list[dict[str, list[float]]] = []
         self.histograms: list[dict[str, Any]] = []
@@ -306,7 +306,7 @@ def _drift(cell: pcm.Cell, plan: Plan) -> dict[str, Any]:
     return {"times_s": times, "curves": curves}
 
 
-def _layers(chip: Chip, errors: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+def _layers(chip: CrossbarNetwork, errors: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     found = []
     for name, crossbar in chip.crossbars.items():
         values = [row[name] for row in errors]

@@ -25,7 +25,7 @@ from spikebridge.base.seeding import generator
 from spikebridge.chip.compile import compile, losses
 from spikebridge.chip.engine import Engine
 from spikebridge.chip.files import save_program
-from spikebridge.chip.program import Chip, ChipCounts, Program
+from spikebridge.chip.program import ChipConfig, ChipCounts, Program
 from spikebridge.data.task import Batch, Task
 from spikebridge.nn.network import Network
 from spikebridge.runs import evaluation, rundir
@@ -119,7 +119,7 @@ def load(directory: Path, steps: int = 0) -> tuple[Config, Network]:
     return config, network.eval()
 
 
-def chip_for(config: Config, task: Task, given: dict[str, Any]) -> Chip:
+def chip_for(config: Config, task: Task, given: dict[str, Any]) -> ChipConfig:
     """The chip for a run: what is given, and otherwise what its training and its task say."""
     found: dict[str, Any] = {}
     if config.model.weight_bits:
@@ -130,7 +130,7 @@ def chip_for(config: Config, task: Task, given: dict[str, Any]) -> Chip:
         size = config.train.batch_size
         longest = max(len(batch.x) for batch in task.batches("test", size, judge))
         found["max_steps"] = longest
-    chip = Chip(**{**found, **given})
+    chip = ChipConfig(**{**found, **given})
     if chip.max_steps < longest:
         raise UsageError(
             f"max_steps={chip.max_steps}: a sample has {longest} time steps; pass --max-steps "

@@ -24,7 +24,7 @@ from spikebridge.chip.bounds import bits_for, bounds
 from spikebridge.chip.compile import compile, losses
 from spikebridge.chip.files import load_program, save_program
 from spikebridge.chip.golden import Golden
-from spikebridge.chip.program import Chip, Program, with_chip
+from spikebridge.chip.program import ChipConfig, Program, with_chip
 from spikebridge.nn.layers import Layer, Readout
 from spikebridge.nn.network import Network, build
 from spikebridge.nn.synapses import Conv2d, Dense
@@ -140,7 +140,9 @@ def exact(unit: str, reset: str = "gate", **more: object) -> Network:
 )
 def test_what_fits_is_compiled_without_loss(unit: str, reset: str) -> None:
     network = exact(unit, reset)
-    program = compile(network, Chip(weight_bits=5, decay_bits=1, fraction_bits=8, max_steps=6))
+    program = compile(
+        network, ChipConfig(weight_bits=5, decay_bits=1, fraction_bits=8, max_steps=6)
+    )
     assert all(lost.weight < 1e-12 and lost.decay == 0 for lost in losses(network, program))
     x = (torch.rand(6, 8, 20) < 0.4).float()
     with torch.no_grad():
@@ -172,7 +174,7 @@ def test_sixteen_bits_do_what_the_network_does(unit: str, form: str) -> None:
         for layer in network.layers:
             if getattr(layer.array, "bias", None) is not None:
                 layer.array.bias.uniform_(-0.2, 0.2)
-    chip = Chip(weight_bits=12, decay_bits=14, fraction_bits=8, max_steps=10)
+    chip = ChipConfig(weight_bits=12, decay_bits=14, fraction_bits=8, max_steps=10)
     program = compile(network, chip)
     x = (torch.rand(10, 6, 64) < 0.3).float()
     with torch.no_grad():
@@ -194,7 +196,7 @@ def test_sixteen_bits_do_what_the_network_does(unit: str, form: str) -> None:
 def test_rounded_weights_stay_what_they_were() -> None:
     model = ModelConfig(unit="binary-di", hidden=(30,), weight_bits=3)
     network = build(model, 20, 4, "mean").eval()
-    program = compile(network, Chip(weight_bits=3))
+    program = compile(network, ChipConfig(weight_bits=3))
     assert all(lost.weight < 1e-6 for lost in losses(network, program))
     assert program.fraction_bits == 0
     assert not program.multiplies
@@ -231,15 +233,15 @@ def test_a_weak_neuron_does_not_widen_all_membranes(unit: str, weak: float) -> N
     network = build(ModelConfig(unit=unit, hidden=(30,), drive_bias=True), 20, 3, "mean")
     with torch.no_grad():
         network.layers[0].array.bias.fill_(0.1)
-        plain = compile(network, Chip(max_steps=8)).membrane_bits
+        plain = compile(network, ChipConfig(max_steps=8)).membrane_bits
         network.layers[0].array.weight[4] *= weak
-    assert compile(network, Chip(max_steps=8)).membrane_bits <= max(plain, 26)
+    assert compile(network, ChipConfig(max_steps=8)).membrane_bits <= max(plain, 26)
 
 
 def test_membranes_that_would_be_too_wide_are_refused() -> None:
     network = build(ModelConfig(unit="snu", hidden=(9,)), 600, 3, "mean")
     with pytest.raises(UsageError, match=r"would need .* bits.*--weight-bits"):
-        compile(network, Chip(weight_bits=16, fraction_bits=8, max_steps=1024))
+        compile(network, ChipConfig(weight_bits=16, fraction_bits=8, max_steps=1024))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_membranes_that_would_be_too_wide_are_refused() -> None:
 )
 def test_a_chip_that_makes_no_sense_is_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Chip(**wrong)
+        ChipConfig(**wrong)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -373,7 +375,7 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_program_that_could_overflow_is_refused(tmp_path: Path) -> None:
-    program = compile(exact("binary-ci"), Chip(max_steps=20))
+    program = compile(exact("binary-ci"), ChipConfig(max_steps=20))
     for wrong in ({"membrane_bits": program.membrane_bits - 1}, {"max_steps": 4000}):
         save_program(replace(program, **wrong), tmp_path / "program.npz")
         with pytest.raises(ValueError, match="may overflow"):

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 from spikebridge.base.records import UsageError
 from spikebridge.crossbar.cells import SimulatedArray
-from spikebridge.crossbar.network import Chip, Crossbar, from_crossbar, to_crossbar
+from spikebridge.crossbar.network import Crossbar, CrossbarNetwork, from_crossbar, to_crossbar
 from spikebridge.crossbar.optimizer import InMemory
 from spikebridge.crossbar.pcm import ACCUMULATION, ITERATIVE, Cell, ideal
 from spikebridge.crossbar.traffic import Traffic, listening
@@ -108,7 +108,7 @@ def drawn(rows: int, columns: int, seed: int = 0) -> Any:
     return linear(torch.randn(rows, columns, generator=draw).tolist())
 
 
-def on_chip(network: nn.Module, cell: Cell, **more: Any) -> tuple[Chip, Crossbar]:
+def on_chip(network: nn.Module, cell: Cell, **more: Any) -> tuple[CrossbarNetwork, Crossbar]:
     """With the crossbar of its first matrix."""
     chip = to_crossbar(network, cell, MemoryConfig(**more))
     return chip, next(iter(chip.crossbars.values()))

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from spikebridge.base.records import ConfigError, UsageError
 from spikebridge.cli import main as cli
 from spikebridge.crossbar.cells import Device, SimulatedArray
-from spikebridge.crossbar.network import Chip, from_crossbar, to_crossbar
+from spikebridge.crossbar.network import CrossbarNetwork, from_crossbar, to_crossbar
 from spikebridge.crossbar.optimizer import InMemory
 from spikebridge.crossbar.pcm import ACCUMULATION, ITERATIVE, ideal
 from spikebridge.crossbar.traffic import counts, listening
@@ -57,7 +57,7 @@ def perceptron() -> Any:
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
 
 
-def in_memory(chip: Chip, **more: Any) -> InMemory:
+def in_memory(chip: CrossbarNetwork, **more: Any) -> InMemory:
     return InMemory(torch.optim.SGD(chip.network.parameters(), 1.0), chip, **more)
 
 
@@ -210,7 +210,7 @@ SCHEDULERS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def cells_of(chip: Chip) -> list[Tensor]:
+def cells_of(chip: CrossbarNetwork) -> list[Tensor]:
     devices: list[Any] = [crossbar.device for crossbar in chip.crossbars.values()]
     return [device.conductance() for device in devices]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebridge import energy as silicon
-from spikebridge.chip.program import Chip, ChipCounts, Layer, Program
+from spikebridge.chip.program import ChipConfig, ChipCounts, Program, ProgramLayer
 from spikebridge.energy.costs import MARKS, Energy
 from spikebridge.energy.figures import ADDITIONS, LOGIC, MACROS, MULTIPLICATIONS
 
@@ -28,7 +28,7 @@ def program(sizes=(4, 3, 2), decay=0, slope=0, reset="gate", **chip) -> Program:
         zeros = np.zeros(neurons, np.int64)
         readout = number == len(sizes) - 2
         layers.append(
-            Layer(
+            ProgramLayer(
                 name=f"layer {number}",
                 weight=np.zeros((inputs, neurons), np.int32),
                 bias=zeros,
@@ -42,7 +42,7 @@ def program(sizes=(4, 3, 2), decay=0, slope=0, reset="gate", **chip) -> Program:
                 reduce="last" if readout else None,
             )
         )
-    hardware = Chip(**({"lanes": 4} | chip))
+    hardware = ChipConfig(**({"lanes": 4} | chip))
     return Program(tuple(layers), hardware.weight_bits, 8, 0, 20, 1, hardware).check()
 
 
@@ -131,7 +131,7 @@ def test_the_clock_is_the_programs_unless_another_is_given() -> None:
     ],
 )
 def test_memories_are_whole_macros(rows, bits, bank_KB, macro, columns, deep) -> None:
-    built = silicon.memory(rows, bits, LOP, bank_KB)
+    built = silicon.sram(rows, bits, LOP, bank_KB)
     assert built.macro == MACROS[LOP][macro]
     assert (built.columns, built.deep) == (columns, deep)
     assert built.leak_mW == pytest.approx(columns * deep * built.macro.leak_mW)
@@ -143,7 +143,7 @@ def test_memories_are_whole_macros(rows, bits, bank_KB, macro, columns, deep) ->
     bank_KB=st.sampled_from(silicon.BANKS_KB),
 )
 def test_memories_hold_what_they_have_to(rows: int, bits: int, bank_KB: int) -> None:
-    built = silicon.memory(rows, bits, LOP, bank_KB)
+    built = silicon.sram(rows, bits, LOP, bank_KB)
     macro = built.macro
     assert (built.columns - 1) * macro.word_bits < bits <= built.columns * macro.word_bits
     shared = max(1, macro.word_bits // bits)
@@ -357,7 +357,7 @@ def test_mistakes_are_named() -> None:
         with pytest.raises(ValueError, match=r"clock_MHz=.* at most 500, .*pass clock_MHz=200"):
             silicon.on_chip(SOME, SMALL, clock_MHz=wrong)
     with pytest.raises(ValueError, match="0 rows of 8 bits"):
-        silicon.memory(0, 8)
+        silicon.sram(0, 8)
     with pytest.raises(ValueError, match="inputs and outputs at least"):
         silicon.mlp_counts((784,))
     with pytest.raises(ValueError, match=r"active: 1 .* 2 layers; pass one of each"):

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from spikebridge.chip.bounds import bits_for, bounds
 from spikebridge.chip.golden import Golden, Step
-from spikebridge.chip.program import Chip, Geometry, Layer, Program
+from spikebridge.chip.program import ChipConfig, Geometry, Program, ProgramLayer
 
 Samples = list[list[np.ndarray]]  # per sample, per step: rising numbers of inputs
 
 
 def dense(
     rng: np.random.Generator, inputs: int, neurons: int, *, weight_bits: int = 4, **settings: Any
-) -> Layer:
+) -> ProgramLayer:
     """A dense layer with random weights; parameters follow from `finish`."""
     own = neurons if settings.get("recurrent") else 0
     weight = weights(rng, (inputs + own, neurons), weight_bits)
@@ -26,14 +26,15 @@ def dense(
 
 def conv(
     rng: np.random.Generator, in_shape: tuple[int, int, int], channels: int, **settings: Any
-) -> Layer:
+) -> ProgramLayer:
     """A convolution with random weights.
 
     Args:
         rng: draws.
         in_shape: (C, H, W).
         channels: C'.
-        settings: kernel, stride, padding, pool (1 where left out), weight_bits and those of Layer.
+        settings: kernel, stride, padding, pool (1 where left out), weight_bits and the
+            fields of ProgramLayer.
     """
     kernel, stride = settings.pop("kernel", 3), settings.pop("stride", 1)
     padding, pool = settings.pop("padding", 0), settings.pop("pool", 1)
@@ -52,14 +53,14 @@ def weights(rng: np.random.Generator, shape: tuple[int, ...], bits: int) -> np.n
     return rng.integers(-(1 << bits - 1), 1 << bits - 1, shape, np.int32)
 
 
-def layer(name: str, weight: np.ndarray, inputs: int, settings: dict[str, Any]) -> Layer:
+def layer(name: str, weight: np.ndarray, inputs: int, settings: dict[str, Any]) -> ProgramLayer:
     """A layer whose parameters are still zero."""
     names = ("bias", "threshold", "decay", "amount", "scale")
     nothing = {each: np.zeros(0, np.int64) for each in names}
-    return Layer(name, weight, inputs=inputs, **nothing, **settings)
+    return ProgramLayer(name, weight, inputs=inputs, **nothing, **settings)
 
 
-def fan_in(part: Layer) -> np.ndarray:
+def fan_in(part: ProgramLayer) -> np.ndarray:
     """Most that the weights of one step move a neuron, (N,) int64."""
     reach = part.geometry.pool**2 if part.geometry else 1
     each = np.abs(part.weight.astype(np.int64)).reshape(-1, part.width).sum(0) * reach
@@ -68,7 +69,7 @@ def fan_in(part: Layer) -> np.ndarray:
 
 def finish(
     rng: np.random.Generator,
-    layers: list[Layer],
+    layers: list[ProgramLayer],
     *,
     fraction_bits: int = 0,
     decay_bits: int = 4,
@@ -94,13 +95,13 @@ def finish(
         fraction_bits,
         max(bits_for(*each) for each in ends),
         0 if all(settled for _, _, settled in reached) else max_steps,
-        Chip(weight_bits, decay_bits, fraction_bits, lanes, max_steps, queue),
+        ChipConfig(weight_bits, decay_bits, fraction_bits, lanes, max_steps, queue),
     ).check()
 
 
 def _drawn(
-    rng: np.random.Generator, part: Layer, fraction_bits: int, decay_bits: int, whole: bool
-) -> Layer:
+    rng: np.random.Generator, part: ProgramLayer, fraction_bits: int, decay_bits: int, whole: bool
+) -> ProgramLayer:
     one, size = 1 << decay_bits, part.neurons
     scale = np.maximum(1, 2 * np.sqrt(fan_in(part) << 2 * fraction_bits).astype(np.int64))
     return replace(
@@ -149,9 +150,9 @@ def _kind(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def _images(draw: st.DrawFn, rng: np.random.Generator, bits: int) -> list[Layer]:
+def _images(draw: st.DrawFn, rng: np.random.Generator, bits: int) -> list[ProgramLayer]:
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 7)), draw(st.integers(1, 7)))
-    layers: list[Layer] = []
+    layers: list[ProgramLayer] = []
     for _ in range(draw(st.integers(1, 2))):
         settings = {
             "kernel": draw(st.integers(1, 3)),
