@@ -23,7 +23,15 @@ from typing import Any
 
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.base.storage import read_json
-from spikebridge.chip.verilog import BENCH_FILES, FORMAT, IMAGES, SOURCES, Testbench, described, sources
+from spikebridge.chip.verilog import (
+    BENCH_FILES,
+    FORMAT,
+    IMAGES,
+    SOURCES,
+    Testbench,
+    described,
+    sources,
+)
 
 BENCH = "rtl/sb_bench.v"
 PROGRAMS = {
@@ -215,7 +223,7 @@ def _check_file(directory: Path, name: str, wanted: dict[str, Any]) -> None:
 
 def _check_bench(path: Path, record: dict[str, Any]) -> None:
     bench = record.get("bench")
-    for name in Bench._fields:
+    for name in Testbench._fields:
         if not isinstance(bench, dict) or type(bench.get(name)) is not int:
             raise RunError(f"{path}: 'bench' has no whole number {name!r}; {_AGAIN}")
 

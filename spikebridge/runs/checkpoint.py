@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from spikebridge.base.digest import digest
-from spikebridge.nn.network import Network, load_network
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json, read_json
 from spikebridge.base.tensors import save_tensors
+from spikebridge.nn.network import Network, load_network
 from spikebridge.nn.units import Unit, renamed
+from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json, read_json
 
 FORMAT = "spikebridge-checkpoint"
 VERSION = 1

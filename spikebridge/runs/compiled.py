@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spikebridge.runs import rundir
 from spikebridge.base.records import RunError
+from spikebridge.runs import rundir
 from spikebridge.runs.deployed import Hardware, costs
 from spikebridge.runs.fields import Fields
 from spikebridge.runs.load import ReportError

@@ -20,22 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikebridge.runs import checkpoint, environment, evaluation, rundir
-from spikebridge.nn import network
-from spikebridge.settings.config import override as override_plain
-from spikebridge.settings.continual import ContinualConfig, flatten, from_dict, to_dict
-from spikebridge.runs.training import limited_threads
-from spikebridge.learning.consolidation import EWC, SI
-from spikebridge.settings.model import PLAIN
-from spikebridge.nn.network import Network
-from spikebridge.runs.optimizers import make_optimizer
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.base.seeding import generator, seed_of
-from spikebridge.settings.tasks import name_of_data
 from spikebridge.data.continual import Part, permuted, split
-from spikebridge.runs.teacher import Teacher
-from spikebridge.runs.transfer import Transfer, transfer
+from spikebridge.learning.consolidation import EWC, SI
+from spikebridge.nn import network
+from spikebridge.nn.network import Network
+from spikebridge.runs import checkpoint, environment, evaluation, rundir
 from spikebridge.runs.callbacks import Progress, Silent
+from spikebridge.runs.optimizers import make_optimizer
+from spikebridge.runs.teacher import Teacher
+from spikebridge.runs.training import limited_threads
+from spikebridge.runs.transfer import Transfer, transfer
+from spikebridge.settings.config import override as override_plain
+from spikebridge.settings.continual import ContinualConfig, flatten, from_dict, to_dict
+from spikebridge.settings.model import PLAIN
+from spikebridge.settings.tasks import name_of_data
 
 __all__ = ["CONTINUAL", "ContinualConfig", "Outcome", "run", "sequence", "validate"]
 

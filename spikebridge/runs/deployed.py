@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from spikebridge.runs import rundir
-from spikebridge.energy.costs import CostRow
+from spikebridge.base.quantities import number
 from spikebridge.base.records import RunError
+from spikebridge.energy.costs import CostRow
+from spikebridge.runs import rundir
 from spikebridge.runs.fields import Fields
 from spikebridge.runs.load import REPEAT, ReportError
-from spikebridge.base.quantities import number
 
 
 @dataclass(frozen=True)

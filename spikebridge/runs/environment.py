@@ -176,7 +176,9 @@ def command(argv: list[str]) -> list[str]:
     if not argv:
         return []
     program = Path(argv[0])
-    ours = program.resolve().parent == Path(__file__).resolve().parents[1]  # `python -m spikebridge`
+    ours = (
+        program.resolve().parent == Path(__file__).resolve().parents[1]
+    )  # `python -m spikebridge`
     name = "spikebridge" if ours else program.name
     return [name, *map(_without_folders, argv[1:])]
 

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikebridge.runs import rundir
 from spikebridge.base.metrics import from_mean
-from spikebridge.nn.network import load_network
 from spikebridge.base.records import RunError
-from spikebridge.runs.rundir import replace
+from spikebridge.nn.network import load_network
 from spikebridge.nn.units import SNUnit
+from spikebridge.runs import rundir
+from spikebridge.runs.rundir import replace
 
 if TYPE_CHECKING:
-    from spikebridge.settings.config import Config
-    from spikebridge.nn.network import LayerTrace, Network, Observation
     from spikebridge.data.task import Batch, Task
+    from spikebridge.nn.network import LayerTrace, Network, Observation
+    from spikebridge.settings.config import Config
 
 EXAMPLES = 6
 LIKELIEST = 5

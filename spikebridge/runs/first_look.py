@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spikebridge.base.seeding import generator
+from spikebridge.data.task import Batch, Task
+from spikebridge.nn.network import Network
+from spikebridge.nn.synapses import Normalised
 from spikebridge.runs.evaluation import evaluating
 from spikebridge.settings.model import ModelConfig
-from spikebridge.nn.network import Network
-from spikebridge.base.seeding import generator
-from spikebridge.nn.synapses import Normalised
-from spikebridge.data.task import Batch, Task
 
 __all__ = ["remarks"]
 

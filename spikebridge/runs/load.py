@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from spikebridge.runs import rundir
 from spikebridge.base.archives import MOST_BYTES, ArchiveError, read_arrays
-from spikebridge.base.records import RunError, UsageError
 from spikebridge.base.quantities import number
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.runs import rundir
 from spikebridge.settings.tasks import TASKS
 
 REPEAT = "run it again with --overwrite"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spikebridge.settings.config import TrainConfig
 from spikebridge.base.records import UsageError
-from spikebridge.runs.sampling import Sampler
 from spikebridge.base.seeding import generator
 from spikebridge.data.task import Batch, Task
+from spikebridge.runs.sampling import Sampler
+from spikebridge.settings.config import TrainConfig
 
 if TYPE_CHECKING:
     from spikebridge.nn.network import LayerTrace, Network

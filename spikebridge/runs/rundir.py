@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from spikebridge.settings.config import Config, flatten, folder_name, from_dict, override, preset, task_name, variant_of
-from spikebridge.settings.model import VARIANTS
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.base.storage import owned as owned
 from spikebridge.base.storage import owning as owning
@@ -27,6 +25,17 @@ from spikebridge.base.storage import read_json as read_json
 from spikebridge.base.storage import replace as replace
 from spikebridge.base.storage import write_json as write_json
 from spikebridge.base.storage import write_text as write_text
+from spikebridge.settings.config import (
+    Config,
+    flatten,
+    folder_name,
+    from_dict,
+    override,
+    preset,
+    task_name,
+    variant_of,
+)
+from spikebridge.settings.model import VARIANTS
 
 FOLDER = Path("runs")
 LONGEST_NAME = 60

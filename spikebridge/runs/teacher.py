@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch.nn import functional as F
 
-from spikebridge.settings.config import Config
-from spikebridge.nn.layers import Baseline
-from spikebridge.settings.learning import FEEDBACK, ONLINE
-from spikebridge.runs.objective import Objective
 from spikebridge.base.records import UsageError
 from spikebridge.base.seeding import generator, seed_of
 from spikebridge.data.task import Batch, Task
+from spikebridge.nn.layers import Baseline
+from spikebridge.runs.objective import Objective
+from spikebridge.settings.config import Config
+from spikebridge.settings.learning import FEEDBACK, ONLINE
 
 if TYPE_CHECKING:
     import torch

@@ -20,26 +20,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikebridge.runs import checkpoint, environment, evaluation, first_look, rundir
-from spikebridge.nn import network
-from spikebridge.settings import published
 from spikebridge import data as tasks
-from spikebridge.runs.averaging import Average
-from spikebridge.settings.config import Config, data_name, title_of, to_dict
-from spikebridge.nn.kernels import ops
+from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.seeding import generator, seed_of
 from spikebridge.crossbar.network import from_crossbar
 from spikebridge.crossbar.optimizer import begin, in_memory
-from spikebridge.settings.model import BASELINES, PLAIN, ModelConfig
-from spikebridge.runs.optimizers import best_epoch, finished, learning_rate, make_optimizer
-from spikebridge.base.records import RunError, UsageError
-from spikebridge.runs.rundir import Result
-from spikebridge.nn.scan import unsupported
-from spikebridge.base.seeding import generator, seed_of
-from spikebridge.nn.synapses import noisy_weights, plain_weights
-from spikebridge.settings.tasks import OwnConfig
 from spikebridge.data.task import Task, known_again
-from spikebridge.runs.teacher import Teacher
+from spikebridge.nn import network
+from spikebridge.nn.kernels import ops
+from spikebridge.nn.scan import unsupported
+from spikebridge.nn.synapses import noisy_weights, plain_weights
+from spikebridge.runs import checkpoint, environment, evaluation, first_look, rundir
+from spikebridge.runs.averaging import Average
 from spikebridge.runs.callbacks import Progress, Silent, board, tell_board
+from spikebridge.runs.optimizers import best_epoch, finished, learning_rate, make_optimizer
+from spikebridge.runs.rundir import Result
+from spikebridge.runs.teacher import Teacher
+from spikebridge.settings import published
+from spikebridge.settings.config import Config, data_name, title_of, to_dict
+from spikebridge.settings.model import BASELINES, PLAIN, ModelConfig
+from spikebridge.settings.tasks import OwnConfig
 
 __all__ = ["Progress", "Rehearsal", "Result", "Silent", "rehearse", "run"]
 

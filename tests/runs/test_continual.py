@@ -12,19 +12,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spikebridge.cli import main as cli
-from spikebridge.runs import continual, training, rundir
-from spikebridge.runs.checkpoint import CheckpointError
-from spikebridge.settings.config import Config
-from spikebridge.settings.config import override as override_plain
-from spikebridge.settings.continual import ContinualConfig, flatten, for_unit, from_dict, override, to_dict
 from spikebridge.base.records import ConfigError, RunError, UsageError
 from spikebridge.base.seeding import generator
-from spikebridge.data.task import Batch
+from spikebridge.cli import main as cli
 from spikebridge.data.continual import Part
+from spikebridge.data.task import Batch
+from spikebridge.runs import continual, rundir, training
+from spikebridge.runs.callbacks import Silent
+from spikebridge.runs.checkpoint import CheckpointError
 from spikebridge.runs.teacher import Teacher
 from spikebridge.runs.transfer import transfer
-from spikebridge.runs.callbacks import Silent
+from spikebridge.settings.config import Config
+from spikebridge.settings.config import override as override_plain
+from spikebridge.settings.continual import (
+    ContinualConfig,
+    flatten,
+    for_unit,
+    from_dict,
+    override,
+    to_dict,
+)
 
 
 def tiny(**settings: Any) -> ContinualConfig:
@@ -206,8 +213,8 @@ def test_what_is_written_is_what_is_returned(whole: Path) -> None:
 
 
 def test_the_network_of_the_file_has_the_last_accuracies(whole: Path) -> None:
-    from spikebridge.runs.evaluation import evaluate
     from spikebridge.nn.network import load_network
+    from spikebridge.runs.evaluation import evaluate
 
     config = tiny(method="si", dropout=0.1)
     network = load_network(whole / rundir.MODEL)

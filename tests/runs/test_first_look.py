@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from spikebridge.cli import main as cli
+from spikebridge.data.images import Digits
+from spikebridge.nn.network import build
+from spikebridge.nn.synapses import Normalised
 from spikebridge.runs import rundir
 from spikebridge.runs.first_look import remarks
 from spikebridge.settings.model import ModelConfig
-from spikebridge.nn.network import build
-from spikebridge.nn.synapses import Normalised
 from spikebridge.settings.tasks import DigitsConfig
-from spikebridge.data.images import Digits
 
 
 def notes(tmp_path: Path, scale: float, *flags: str, ragged: bool = False) -> list[str]:

@@ -9,15 +9,15 @@ import torch
 from helpers.tiny_runs import left, tiny
 from helpers.toy_music import toy_songs, write_mat
 
-from spikebridge.runs import training, rundir
 from spikebridge import data as tasks
+from spikebridge.base.records import UsageError
+from spikebridge.data.task import Batch
+from spikebridge.nn.network import LayerTrace, build
+from spikebridge.runs import rundir, training
+from spikebridge.runs.objective import Objective, activity, squared_hinge
 from spikebridge.settings.config import Config, TrainConfig, override, preset
 from spikebridge.settings.model import ModelConfig
-from spikebridge.nn.network import LayerTrace, build
-from spikebridge.runs.objective import Objective, activity, squared_hinge
-from spikebridge.base.records import UsageError
 from spikebridge.settings.tasks import DigitsConfig, MusicConfig
-from spikebridge.data.task import Batch
 
 
 def test_a_squared_hinge_is_torchs_of_the_same_name() -> None:

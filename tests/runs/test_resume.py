@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_runs import left, tiny
 from safetensors import safe_open
 from safetensors.torch import save_file
-from helpers.tiny_runs import left, tiny
 
-from spikebridge.runs import checkpoint, evaluation, training, rundir
-from spikebridge.studies import compare
-from spikebridge.base import storage, tensors as tensor_files
 from spikebridge import data as tasks
-from spikebridge.settings.config import to_dict
+from spikebridge.base import storage
+from spikebridge.base import tensors as tensor_files
 from spikebridge.base.digest import digest
 from spikebridge.base.records import RunError, UsageError
+from spikebridge.runs import checkpoint, evaluation, rundir, training
+from spikebridge.settings.config import to_dict
+from spikebridge.studies import compare
 
 
 class Interrupting(training.Silent):
@@ -96,9 +97,7 @@ def test_resume_equals_uninterrupted_for_all_that_has_state(
     training.run(config, tmp_path / "whole")
     for epoch, share in ((1, None), (3, 0.5)):
         with pytest.raises(KeyboardInterrupt):
-            training.run(
-                config, tmp_path / "run", resume=True, progress=Interrupting(epoch, share)
-            )
+            training.run(config, tmp_path / "run", resume=True, progress=Interrupting(epoch, share))
     training.run(config, tmp_path / "run", resume=True)
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 

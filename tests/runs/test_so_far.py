@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import Interrupting
 from helpers.tiny_runs import left, tiny
 from helpers.toy_music import toy_songs, write_mat
+from test_resume import Interrupting
 
-from spikebridge.runs import checkpoint, evaluation, training, rundir
-from spikebridge.cli import main as cli
 from spikebridge import data as tasks
-from spikebridge.settings.config import Config, preset
-from spikebridge.nn.network import load_network
-from spikebridge.runs.optimizers import best_epoch
 from spikebridge.base.records import UsageError
 from spikebridge.base.seeding import generator
+from spikebridge.cli import main as cli
+from spikebridge.nn.network import load_network
+from spikebridge.runs import checkpoint, evaluation, rundir, training
+from spikebridge.runs.optimizers import best_epoch
+from spikebridge.settings.config import Config, preset
 
 WARNS = "the run is not complete; this is its best network so far"
 KINDS: list[dict[str, Any]] = [

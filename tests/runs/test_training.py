@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from helpers.tiny_runs import left, tiny
+from safetensors.torch import load_file
 from torch import Tensor
 
-from spikebridge.runs import environment, evaluation, training as experiment, optimizers, rundir
-from spikebridge.settings import published
 from spikebridge import data as tasks
-from spikebridge.settings.config import data_name, preset
-from spikebridge.nn.kernels import native
-from spikebridge.settings.model import ModelConfig
-from spikebridge.nn.network import LayerTrace, Observation, build, load_network
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.settings.tasks import TASKS
-from spikebridge.data.task import Batch
 from spikebridge.data.images import Digits
+from spikebridge.data.task import Batch
+from spikebridge.nn.kernels import native
+from spikebridge.nn.network import LayerTrace, Observation, build, load_network
+from spikebridge.runs import environment, evaluation, optimizers, rundir
+from spikebridge.runs import training as experiment
+from spikebridge.settings import published
+from spikebridge.settings.config import data_name, preset
+from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.tasks import TASKS
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""One run: trained, resumed, evaluated; its folder and the record of each of its files."""
