@@ -1,4 +1,7 @@
-"""Checks of frozen records: types from annotations, bounds, known names; standard library only.
+"""Frozen records: checks of types, bounds and names; as plain data, and by the names of settings.
+
+Standard library only.  Settings lie in records of records, whose field names are unique, so that a
+setting needs no path.
 
 Errors that a user can mend, and what the command line answers:
 
@@ -10,12 +13,16 @@ Errors that a user can mend, and what the command line answers:
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
 
 
 class SpikebridgeError(Exception):
@@ -116,6 +123,100 @@ def _wanted(annotation: Any) -> str:
         NoneType: "none",
     }
     return names.get(annotation, annotation.__name__)
+
+
+def to_plain(value: Any) -> Any:
+    """Plain data that JSON can hold; `from_plain` gives a record back.
+
+    A record that is one of several kinds begins with its NAME.
+    """
+    if is_dataclass(value):
+        kind: Any = type(value)
+        kinds = _kinds(kind)
+        plain = {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        for name in plain.keys() & {name for name, options in kinds.items() if len(options) > 1}:
+            plain[name] = {"name": getattr(value, name).NAME} | plain[name]
+        return plain
+    if isinstance(value, Mapping):
+        return {name: to_plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def from_plain(
+    kind: type[Record], plain: Any, where: str = "config", *, start: Record | None = None
+) -> Record:
+    """The record that `to_plain` wrote; what is left out is as in `start`, or the default.
+
+    Raises ConfigError for an unknown key (with the known ones), a wrong type or a value that breaks
+    a rule.
+    """
+    require(isinstance(plain, Mapping), f"{where}: expected a mapping, found {type_name(plain)}")
+    made: Any = kind
+    values, kinds, own = dict(plain), _kinds(made), fields(made)
+    refuse_unknown(values, [f.name for f in own], where)
+    for name in [f.name for f in own if f.name in values.keys() & kinds.keys()]:
+        if values[name] is not None or NoneType not in get_args(_hints(made)[name]):
+            before = _default(kind, name) if start is None else getattr(start, name)
+            values[name] = _part(kinds[name], values[name], name, before)
+    return kind(**values) if start is None else dataclasses.replace(start, **values)  # type: ignore[type-var]
+
+
+def _default(kind: Any, name: str) -> Any:
+    (own,) = (f for f in fields(kind) if f.name == name)
+    return own.default if own.default_factory is MISSING else own.default_factory()
+
+
+def _part(options: tuple[Any, ...], plain: Any, where: str, start: Any) -> Any:
+    """A record inside of another one; which of several kinds it is stands in its "name"."""
+    if len(options) == 1:
+        before = start if isinstance(start, options[0]) else None
+        return from_plain(options[0], plain, where, start=before)
+    require(isinstance(plain, Mapping), f"{where}: expected a mapping, found {type_name(plain)}")
+    rest, kinds = dict(plain), {option.NAME: option for option in options}
+    name = rest.pop("name", start.NAME)
+    require(
+        isinstance(name, str) and name in kinds,
+        f"{where}.name={name!r}: there is no such {where}; choose one of {', '.join(kinds)}",
+    )
+    return from_plain(kinds[name], rest, where, start=start if name == start.NAME else None)
+
+
+@cache
+def _kinds(kind: Any) -> dict[str, tuple[Any, ...]]:
+    """The fields of a record that hold records, each with the kinds of record that it may hold."""
+    found = {}
+    for name, annotation in _hints(kind).items():
+        options = get_args(annotation) or (annotation,)
+        if records := tuple(option for option in options if is_dataclass(option)):
+            found[name] = records
+    return found
+
+
+def override(config: Record, **settings: Any) -> Record:
+    """A copy with some fields of the nested records replaced, named without their record.
+
+    Other fields stay: level="char" does not bring the preset for characters, as it does in
+    `preset`.  Raises ConfigError.
+    """
+    parts = _parts(config)
+    known = {f.name: part for part, record in parts.items() for f in fields(record)}
+    refuse_unknown(settings, known, "setting")
+    for part, record in parts.items():
+        mine = {name: value for name, value in settings.items() if known[name] == part}
+        parts[part] = dataclasses.replace(record, **mine)
+    return dataclasses.replace(config, **parts)  # type: ignore[type-var]
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """All settings by name, without the records that hold them."""
+    return {f.name: getattr(r, f.name) for r in _parts(config).values() for f in fields(r)}
+
+
+def _parts(config: Any) -> dict[str, Any]:
+    parts = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {name: record for name, record in parts.items() if record is not None}
 
 
 def near(word: Any, known: Iterable[str]) -> str:

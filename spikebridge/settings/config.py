@@ -10,17 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from spikebridge.base.records import (
     ConfigError,
     at_least,
     check_types,
+    from_plain,
     near,
-    refuse_unknown,
     require,
-    type_name,
+    to_plain,
 )
+from spikebridge.base.records import flatten as flatten
+from spikebridge.base.records import override as override
 from spikebridge.settings.crossbar import MemoryConfig
 from spikebridge.settings.learning import FEEDBACK, ONLINE, LearningConfig
 from spikebridge.settings.model import BASELINES, LABELS, VARIANTS, ModelConfig
@@ -37,8 +39,6 @@ from spikebridge.settings.tasks import (
     TextConfig,
     name_of_data,
 )
-
-Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -290,34 +290,9 @@ def folder_name(config: Config) -> str:
     return data_name(config) + ("-char" if getattr(config.task, "level", "") == "char" else "")
 
 
-def override(config: Config, **settings: Any) -> Config:
-    """A copy with some fields of the nested records replaced, named without their record.
-
-    Other fields stay: level="char" does not bring the preset for characters, as it does in
-    `preset`.
-    """
-    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    known = {f.name: part for part, record in parts.items() for f in dataclasses.fields(record)}
-    refuse_unknown(settings, known, "setting")
-    for part, record in parts.items():
-        mine = {name: value for name, value in settings.items() if known[name] == part}
-        parts[part] = dataclasses.replace(record, **mine)
-    return Config(**parts)
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """All settings by name, without the records that hold them."""
-    records = [getattr(config, f.name) for f in dataclasses.fields(config)]
-    return {f.name: getattr(r, f.name) for r in records for f in dataclasses.fields(r)}
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain data that JSON can hold; `from_dict` gives the config back."""
-    plain: dict[str, Any] = {"task": {"name": task_name(config)}}
-    for part in dataclasses.fields(config):
-        for name, value in dataclasses.asdict(getattr(config, part.name)).items():
-            plain.setdefault(part.name, {})[name] = list(value) if type(value) is tuple else value
-    return plain
+    return to_plain(config)
 
 
 def from_dict(plain: Mapping[str, Any]) -> Config:
@@ -326,29 +301,4 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
     Raises ConfigError for an unknown key (with the known ones), a wrong type or a value that breaks
     a rule.
     """
-    require(isinstance(plain, Mapping), f"config: expected a mapping, found {type_name(plain)}")
-    refuse_unknown(plain, [f.name for f in dataclasses.fields(Config)], "config")
-    task = _mapping(plain, "task")
-    name = task.pop("name", "digits")
-    require(
-        isinstance(name, str) and name in TASKS,
-        f"task.name={name!r}: there is no such task; choose one of {', '.join(TASKS)}",
-    )
-    return Config(
-        task=_record(TASKS[name], task, "task"),
-        model=_record(ModelConfig, _mapping(plain, "model"), "model"),
-        train=_record(TrainConfig, _mapping(plain, "train"), "train"),
-        memory=_record(MemoryConfig, _mapping(plain, "memory"), "memory"),
-        learning=_record(LearningConfig, _mapping(plain, "learning"), "learning"),
-    )
-
-
-def _mapping(plain: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = plain.get(key, {})
-    require(isinstance(value, Mapping), f"{key}: expected a mapping, found {type_name(value)}")
-    return dict(value)
-
-
-def _record(kind: type[Record], values: dict[str, Any], where: str) -> Record:
-    refuse_unknown(values, [f.name for f in dataclasses.fields(kind)], where)  # type: ignore[arg-type]
-    return kind(**values)
+    return from_plain(Config, plain)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from spikebridge.base.records import at_least, check_types, refuse_unknown, require, type_name
+from spikebridge.base.records import at_least, check_types, from_plain, require
+from spikebridge.base.records import flatten as flatten
+from spikebridge.base.records import override as override_records
+from spikebridge.base.records import to_plain as to_dict  # noqa: F401
 from spikebridge.settings.config import Config, TrainConfig
 from spikebridge.settings.learning import LearningConfig
 from spikebridge.settings.model import LABELS, PLAIN, ModelConfig
@@ -164,33 +167,7 @@ def override(config: ContinualConfig, **settings: Any) -> ContinualConfig:
     """
     if settings.get("method", config.sequence.method) != config.sequence.method:
         settings = {"strength": None} | settings
-    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    known = {f.name: part for part, record in parts.items() for f in dataclasses.fields(record)}
-    refuse_unknown(settings, known, "setting")
-    for part, record in parts.items():
-        mine = {name: value for name, value in settings.items() if known[name] == part}
-        parts[part] = dataclasses.replace(record, **mine)
-    return ContinualConfig(**parts)
-
-
-def flatten(config: ContinualConfig) -> dict[str, Any]:
-    """All settings by name, without the records that hold them."""
-    return {
-        name: value
-        for part in dataclasses.fields(config)
-        for name, value in dataclasses.asdict(getattr(config, part.name)).items()
-    }
-
-
-def to_dict(config: ContinualConfig) -> dict[str, Any]:
-    """Plain data that JSON can hold; `from_dict` gives the config back."""
-    return {
-        part.name: {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(getattr(config, part.name)).items()
-        }
-        for part in dataclasses.fields(config)
-    }
+    return override_records(config, **settings)
 
 
 def from_dict(plain: Mapping[str, Any]) -> ContinualConfig:
@@ -198,13 +175,4 @@ def from_dict(plain: Mapping[str, Any]) -> ContinualConfig:
 
     Raises ConfigError for an unknown key, a wrong type or a value that breaks a rule.
     """
-    config = ContinualConfig()
-    require(isinstance(plain, Mapping), f"config: expected a mapping, found {type_name(plain)}")
-    refuse_unknown(plain, [f.name for f in dataclasses.fields(config)], "config")
-    parts = {}
-    for name, values in plain.items():
-        before = getattr(config, name)
-        require(isinstance(values, Mapping), f"{name}: a mapping, found {type_name(values)}")
-        refuse_unknown(values, [f.name for f in dataclasses.fields(before)], name)
-        parts[name] = dataclasses.replace(before, **values)
-    return dataclasses.replace(config, **parts)
+    return from_plain(ContinualConfig, plain)
