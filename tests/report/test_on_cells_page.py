@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import pages
 from safetensors.numpy import save_file
 
 from spikebridge import report
@@ -182,10 +183,7 @@ def write_chip(directory: Path, **changes: np.ndarray) -> None:
 
 def page_of(directory: Path) -> str:
     """The page without plotly.js, its no-break spaces made plain."""
-    from plotly.offline import get_plotlyjs
-
-    text = report.write(directory).read_text(encoding="utf-8")
-    return text.replace(get_plotlyjs(), "").replace("\u00a0", " ")
+    return pages.page_of(directory).replace("\u00a0", " ")
 
 
 def deployed(tmp_path: Path, **changes: Any) -> Deployed:
