@@ -90,9 +90,9 @@ def compare(
     tell_of_kernels(jobs)
     say(f"{plural(len(planned), 'run')} in {out}" + (f", {kept} of them complete" if kept else ""))
     with progress.display(whole=ahead(planned, jobs, overwrite)) as display:
-        content = comparison.compare(
-            planned, out, jobs=jobs, overwrite=overwrite, page=page, progress=display
-        )
+        content = comparison.compare(planned, out, jobs=jobs, overwrite=overwrite, progress=display)
+    if page:
+        refresh_page(out)
     show(content, out, page, as_json)
 
 
@@ -109,10 +109,7 @@ def reproduce(
 ) -> None:
     """Make a table of the catalog again: runs, table, picture, page and, in `to`, its record."""
     if any(name == entry.name for entry in FORGETTING):
-        forgetting.reproduce(
-            name, out, seeds=seeds, quick=quick, jobs=jobs, overwrite=overwrite, to=to,
-            as_json=as_json,
-        )  # fmt: skip
+        _forgetting(name, out, seeds, quick, jobs, overwrite, to, as_json)
         return
     entry = catalog.find(name)
     out = out or FOLDER / f"reproduce-{name}{'-quick' if quick else ''}"
@@ -126,6 +123,38 @@ def reproduce(
     if not as_json:
         for what, path in pictures:
             print(f"{what}: {path}")
+
+
+def _forgetting(
+    name: str,
+    out: Path | None,
+    seeds: int,
+    quick: bool,
+    jobs: int,
+    overwrite: bool,
+    to: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a table of forgetting again."""
+    from spikebridge.report import continual_text
+
+    entry = next(entry for entry in FORGETTING if entry.name == name)
+    out = out or FOLDER / f"reproduce-{name}{'-quick' if quick else ''}"
+    say(f"{entry.title}\n{entry.source}")
+    with rundir.owning(out, "reproduce", make=True):
+        content = forgetting.compare(
+            entry, out, seeds=range(seeds or (1 if quick else entry.seeds)), quick=quick,
+            jobs=jobs, overwrite=overwrite, tell=say,
+        )  # fmt: skip
+        continual_text.write(content, out)
+        page = page_of(out)
+        if to is not None:
+            say("record: " + ", ".join(map(str, record.write(name, content, out, to))))
+    if as_json:
+        print(json.dumps(content))
+        return
+    print("\n".join(continual_text.lines(content)))
+    print(f"table: {out / 'table.md'}\nplot: {out / 'plot.png'}\npage: {page}")
 
 
 def _made_again(
@@ -158,6 +187,7 @@ def _made_again(
         )
     from spikebridge.report import still
 
+    refresh_page(out)
     pictures = still.write(content, out, entry.source)
     return content, [("table", out / still.TABLE), *(("plot", path) for path in pictures)]
 
@@ -466,6 +496,13 @@ def info(*, as_json: bool) -> None:
         shown = value if isinstance(value, dict) else {"": value}
         for key, detail in shown.items():
             print(f"{f'{name} {key}'.strip():18} {'unknown' if detail is None else detail}")
+
+
+def refresh_page(directory: Path) -> None:
+    """Write the page of a comparison where it is missing or older than compare.json."""
+    from spikebridge.report.page import refresh
+
+    refresh(directory)
 
 
 def page_of(directory: Path) -> str:

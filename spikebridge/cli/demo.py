@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikebridge.base.records import RunError, SpikebridgeError
 from spikebridge.cli import progress
-from spikebridge.cli.commands import ahead, page_of, say, show, tell_of_kernels
+from spikebridge.cli.commands import ahead, page_of, refresh_page, say, show, tell_of_kernels
 from spikebridge.report.on_chip import proof_text
 from spikebridge.runs import compiled, rundir
 from spikebridge.settings.model import BASELINES
@@ -61,6 +61,7 @@ def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
         content = compare.compare(
             planned, out, jobs=jobs, overwrite=overwrite, progress=display, finish=finish
         )
+    refresh_page(out)
     show(content, out, True, as_json)
     end(content, out, as_json)
     say("\n".join(what_next(out)))

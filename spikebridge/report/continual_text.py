@@ -148,6 +148,12 @@ def markdown(content: dict[str, Any]) -> str:
     return "\n".join([*parts, f"Published: {content['source']}."]) + "\n"
 
 
+def write(content: dict[str, Any], directory: Path) -> None:
+    """Write table.md and plot.png.  Raises ReportError where matplotlib is not installed."""
+    rundir.write_text(directory / "table.md", markdown(content))
+    draw(content, directory / "plot.png")
+
+
 def draw(content: dict[str, Any], path: Path) -> None:
     """Write a picture: each task's accuracy from its own turn on, and forgetting as bars.
 

@@ -32,6 +32,13 @@ def write(directory: Path, output: Path | None = None) -> Path:
         return _write(directory, path)
 
 
+def refresh(directory: Path) -> None:
+    """Write the page of a comparison, unless there is one no older than its compare.json."""
+    page, source = directory / rundir.REPORT, directory / COMPARE
+    if not page.exists() or page.stat().st_mtime_ns < source.stat().st_mtime_ns:
+        write(directory)
+
+
 def _write(directory: Path, path: Path) -> Path:
     if (directory / "forgetting.json").exists():
         from spikebridge.report.continual import table_context

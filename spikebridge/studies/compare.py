@@ -1,4 +1,4 @@
-"""Units x seeds: one run each, then one table, `compare.json` and the page.
+"""Units x seeds: one run each, then one table: `compare.json`.
 
 Every run lies in its own sub-folder, `UNIT-SEED`, and complete ones are kept, so that a comparison
 that was stopped goes on where it was and one that is complete is shown at once.
@@ -58,23 +58,21 @@ def compare(
     *,
     jobs: int = 1,
     overwrite: bool = False,
-    page: bool = True,
     progress: Callable[[str], Progress] | None = None,
     about: str = "",
     finish: Callable[[Planned], None] | None = None,
     by_steps: Sequence[int] = (),
     more: Callable[[], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Do what is not done yet, then write compare.json and, if asked for, the page.
+    """Do what is not done yet, then write compare.json.
 
     Args:
         planned: from `plan`.
         directory: the comparison's folder.
         jobs: processes that train at the same time.
         overwrite: do all runs anew.
-        page: write report.html.
         progress: gives, for a run's name, what is told of it.
-        about: a title for the page.
+        about: a title for tables and pages.
         finish: is called for each complete run before the summary is written.
         by_steps: numbers of time steps at which each complete run is tested before that.
         more: gives, once all runs are complete, what else the summary holds.
@@ -96,7 +94,8 @@ def compare(
                 stepwise.tested(run.directory, by_steps)
         content = summary(planned) | ({"title": about} if about else {})
         content |= more() if more is not None else {}
-        _write(content, directory, page)
+        if _read(directory / COMPARE) != content:
+            rundir.write_json(directory / COMPARE, content)
     return content
 
 
@@ -144,18 +143,6 @@ def _do(
     if failed:
         told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
         raise RunError(f"{len(failed)} of {len(planned)} runs failed, the others are kept:{told}")
-
-
-def _write(content: dict[str, Any], directory: Path, page: bool) -> None:
-    """Write compare.json and the page, where they are not there yet or no longer true."""
-    path = directory / COMPARE
-    changed = _read(path) != content
-    if changed:
-        rundir.write_json(path, content)
-    if page and (changed or not (directory / rundir.REPORT).exists()):
-        from spikebridge.report.page import write
-
-        write(directory)
 
 
 def _read(path: Path) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,11 +52,14 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Contrast:
     mean, count = statistics.fmean(differences), len(differences)
     if count < 2:
         return Contrast(mean, None, None, count)
-    from scipy.special import stdtrit
+    if statistics.stdev(differences) == 0:  # scipy warns and gives nan
+        return Contrast(mean, mean, mean, count)
+    from scipy.stats import ttest_rel
 
-    reach = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * statistics.stdev(differences)
-    reach /= math.sqrt(count)
-    return Contrast(mean, mean - reach, mean + reach, count)
+    with warnings.catch_warnings():  # differences that are equal but for rounding
+        warnings.simplefilter("ignore", RuntimeWarning)
+        ends = ttest_rel(a, b).confidence_interval(LEVEL)
+    return Contrast(mean, float(ends.low), float(ends.high), count)
 
 
 def corrected(contrasts: Sequence[Mapping[str, Any]]) -> list[float | None]:
@@ -65,24 +69,24 @@ def corrected(contrasts: Sequence[Mapping[str, Any]]) -> list[float | None]:
     tables have any p-value below 0.05 by chance here, however the contrasts hang together.
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
-    values = [_p_value(one) for one in contrasts]
+    values = [_p_value(contrast) for contrast in contrasts]
     order = sorted((p, i) for i, p in enumerate(values) if p is not None)
-    found: list[float | None] = [None] * len(values)
+    adjusted: list[float | None] = [None] * len(values)
     so_far = 0.0
     for rank, (p, i) in enumerate(order):
         so_far = max(so_far, min(1.0, (len(order) - rank) * p))
-        found[i] = so_far
-    return found
+        adjusted[i] = so_far
+    return adjusted
 
 
-def _p_value(one: Mapping[str, Any]) -> float | None:
+def _p_value(contrast: Mapping[str, Any]) -> float | None:
     """Of Student's two-sided test for paired differences, read off the interval."""
-    if one["low"] is None or one["high"] is None:
+    if contrast["low"] is None or contrast["high"] is None:
         return None
-    from scipy.special import stdtr, stdtrit
+    from scipy.stats import t
 
-    degrees, reach = one["n"] - 1, (one["high"] - one["low"]) / 2
+    reach = (contrast["high"] - contrast["low"]) / 2
     if reach == 0:
-        return 0.0 if one["mean"] else 1.0
-    t = abs(one["mean"]) / reach * float(stdtrit(degrees, (1 + LEVEL) / 2))
-    return 2 * float(stdtr(degrees, -t))
+        return 0.0 if contrast["mean"] else 1.0
+    student = t(contrast["n"] - 1)
+    return 2 * float(student.sf(abs(contrast["mean"]) / reach * student.ppf((1 + LEVEL) / 2)))

@@ -6,8 +6,6 @@ stopped goes on where it was.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,47 +14,11 @@ from spikebridge.base import processes
 from spikebridge.base.records import RunError, SpikebridgeError, UsageError
 from spikebridge.runs import rundir
 from spikebridge.settings.continual import ContinualConfig, from_dict, override, to_dict
-from spikebridge.studies import record
-from spikebridge.studies.catalog.continual import ForgettingEntry, find
+from spikebridge.studies.catalog.continual import ForgettingEntry
 from spikebridge.studies.forgetting_table import summary
 from spikebridge.studies.forgetting_tuning import Clock, Tell, tune
 
 FORGETTING = "forgetting.json"
-
-
-def reproduce(
-    name: str,
-    out: Path | None,
-    *,
-    seeds: int = 0,
-    quick: bool = False,
-    jobs: int = 2,
-    overwrite: bool = False,
-    to: Path | None = None,
-    as_json: bool = False,
-) -> None:
-    """Make a table of `forgetting_entries.FORGETTING` again, and print it.
-
-    seeds is their number, 0 for as many as the entry says; `to` is the folder of its record, None
-    for none.  Raises as `compare` and `record.write`.
-    """
-    entry = find(name)
-    out = out or Path("runs") / f"reproduce-{name}{'-quick' if quick else ''}"
-    _say(f"{entry.title}\n{entry.source}")
-    count = seeds or (1 if quick else entry.seeds)
-    content = compare(
-        entry, out, seeds=range(count), quick=quick, jobs=jobs, overwrite=overwrite, tell=_say
-    )
-    if to is not None:
-        _say("record: " + ", ".join(map(str, record.write(name, content, out, to))))
-    if as_json:
-        print(json.dumps(content))
-        return
-    from spikebridge.report.continual_text import lines
-
-    print("\n".join(lines(content)))
-    for what, file in (("table", "table.md"), ("plot", "plot.png"), ("page", rundir.REPORT)):
-        print(f"{what}: {out / file}")
 
 
 def compare(
@@ -67,10 +29,9 @@ def compare(
     quick: bool = False,
     jobs: int = 1,
     overwrite: bool = False,
-    page: bool = True,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
-    """Choose each row's settings, run all seeds, write forgetting.json and what shows it.
+    """Choose each row's settings, run all seeds, write forgetting.json.
 
     Args:
         entry: rows, grid, shared settings.
@@ -79,7 +40,6 @@ def compare(
         quick: the entry's quick settings, and the first value of each grid without a trial.
         jobs: processes that train at the same time, one thread each.
         overwrite: do everything anew.
-        page: write table.md, plot.png and report.html too.
         tell: is told of each trial and run.
 
     Returns the content of forgetting.json.  Raises UsageError where seeds are those of trials or a
@@ -107,13 +67,6 @@ def compare(
         _run_all(planned, out, jobs, overwrite, tell)
         content = summary(entry, planned, out, tuned)
         rundir.write_json(out / FORGETTING, content)
-        if page:
-            from spikebridge.report import continual_text
-            from spikebridge.report import page as pages
-
-            rundir.write_text(out / "table.md", continual_text.markdown(content))
-            continual_text.draw(content, out / "plot.png")
-            pages.write(out)
     return content
 
 
@@ -153,7 +106,3 @@ def _run(argument: tuple[dict[str, Any], str, bool]) -> str:
     except SpikebridgeError as error:
         return str(error)
     return ""
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

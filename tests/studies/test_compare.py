@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from spikebridge.base.records import RunError, UsageError
+from spikebridge.report import page as pages
 from spikebridge.runs import environment, rundir, training
 from spikebridge.settings.config import Config, override, preset
 from spikebridge.studies import compare
@@ -34,7 +35,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     """A comparison of two units over two seeds."""
     directory = tmp_path_factory.mktemp("compare")
     planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
-    return directory, compare.compare(planned, directory, page=False)
+    return directory, compare.compare(planned, directory)
 
 
 def test_compare_json(done: tuple[Path, dict[str, Any]]) -> None:
@@ -70,13 +71,13 @@ def test_complete_runs_are_kept_and_new_ones_added(
     monkeypatch.setattr(training, "run", lambda c, d, **k: ran.append(d.name) or real(c, d, **k))
     planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
     assert compare.is_complete(planned)
-    assert compare.compare(planned, directory, page=False) == content
+    assert compare.compare(planned, directory) == content
     assert ran == []
     planned = compare.plan(tiny("snu", "lstm"), [0], directory)
-    more = compare.compare(planned, directory, page=False)
+    more = compare.compare(planned, directory)
     assert ran == ["lstm-0"]
     assert [row["test_std"] for row in more["rows"]] == [None, None]
-    compare.compare(planned, directory, page=False, overwrite=True)
+    compare.compare(planned, directory, overwrite=True)
     assert ran == ["lstm-0", "snu-0", "lstm-0"]
 
 
@@ -84,7 +85,7 @@ def test_other_settings_are_refused(done: tuple[Path, dict[str, Any]]) -> None:
     directory, _ = done
     planned = compare.plan(tiny("snu", lr=0.5), [0], directory)
     with pytest.raises(UsageError, match=r"snu-0: .*lr \(.* there, 0\.5 asked for\)"):
-        compare.compare(planned, directory, page=False)
+        compare.compare(planned, directory)
 
 
 class Heard(training.Silent):
@@ -106,9 +107,7 @@ def test_several_processes_give_the_same_bits_and_are_followed(
 ) -> None:
     told: list[tuple] = []
     planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], tmp_path)
-    content = compare.compare(
-        planned, tmp_path, jobs=2, page=False, progress=lambda name: Heard(name, told)
-    )
+    content = compare.compare(planned, tmp_path, jobs=2, progress=lambda name: Heard(name, told))
     for row, other in zip(content["rows"], done[1]["rows"], strict=True):
         assert row["tests"] == other["tests"]
         assert row["spikes_mean"] == other["spikes_mean"]
@@ -129,7 +128,7 @@ def test_a_process_that_is_killed_costs_no_more_than_its_run(tmp_path: Path) -> 
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(RunError, match=r"2 of 2 runs failed.*\n  snu-0: its process was killed"):
-        compare.compare(planned, tmp_path, jobs=2, page=False)
+        compare.compare(planned, tmp_path, jobs=2)
     killer.join()
     assert not multiprocessing.active_children()
 
@@ -179,7 +178,7 @@ def test_a_run_that_fails_leaves_the_others(
     monkeypatch.setattr(training, "run", run)
     planned = compare.plan(tiny("snu", epochs=1), [0, 1, 2], tmp_path)
     with pytest.raises(RunError, match=r"1 of 3 runs failed.*\n  snu-1: the loss became nan"):
-        compare.compare(planned, tmp_path, page=False)
+        compare.compare(planned, tmp_path)
     assert [run.complete for run in planned] == [True, False, True]
     assert not (tmp_path / compare.COMPARE).exists()
 
@@ -190,14 +189,19 @@ def test_the_page_is_written_again_only_after_a_change(
     directory, _ = done
     planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
     compare.compare(planned, directory)
+    pages.refresh(directory)
     page = directory / rundir.REPORT
     assert "recurrent soft SNU" in page.read_text(encoding="utf-8")
     before = page.stat().st_mtime_ns
     time.sleep(0.01)
     compare.compare(planned, directory)
+    pages.refresh(directory)
     assert page.stat().st_mtime_ns == before
+    compare.compare(planned[:2], directory)
+    pages.refresh(directory)
+    assert page.stat().st_mtime_ns > before
     page.unlink()
-    compare.compare(planned, directory)
+    pages.refresh(directory)
     assert page.exists()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spikebridge.base.records import RunError, UsageError
+from spikebridge.cli import commands
 from spikebridge.cli import main as cli
 from spikebridge.report import continual_text, page
 from spikebridge.report.wording import CORRECTED
@@ -33,7 +34,10 @@ def tiny(**more: Any) -> ForgettingEntry:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A small table, with its page and picture."""
     out = tmp_path_factory.mktemp("table")
-    return out, forgetting.compare(tiny(), out, seeds=range(3))
+    content = forgetting.compare(tiny(), out, seeds=range(3))
+    continual_text.write(content, out)
+    page.write(out)
+    return out, content
 
 
 def test_the_rows_are_the_means_of_their_runs(made: tuple[Path, dict[str, Any]]) -> None:
@@ -111,12 +115,12 @@ def test_what_is_done_is_not_done_again(
 
     monkeypatch.setattr(forgetting_tuning, "_validate", never)
     monkeypatch.setattr(forgetting, "_run", never)
-    assert forgetting.compare(tiny(), out, seeds=range(3), page=False) == content
-    fewer = forgetting.compare(tiny(), out, seeds=[1], page=False)
+    assert forgetting.compare(tiny(), out, seeds=range(3)) == content
+    fewer = forgetting.compare(tiny(), out, seeds=[1])
     assert fewer["rows"][0]["n"] == 1
     assert fewer["contrasts"][0]["low"] is None
     assert "one seed" in continual_text.markdown(fewer)
-    forgetting.compare(tiny(), out, seeds=range(3), page=False)
+    forgetting.compare(tiny(), out, seeds=range(3))
 
 
 def test_a_table_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +135,13 @@ def test_a_table_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(forgetting_tuning, "_validate", stopped)
     with pytest.raises(KeyboardInterrupt):
-        forgetting.compare(entry, tmp_path, seeds=[0], page=False)
+        forgetting.compare(entry, tmp_path, seeds=[0])
     assert len(rundir.read_json(tmp_path / forgetting_tuning.TUNING, "")["trials"]) == 2
-    forgetting.compare(entry, tmp_path, seeds=[0], page=False)
+    forgetting.compare(entry, tmp_path, seeds=[0])
     assert calls == [0.02, 0.02, 0.05, 0.05, 0.05]
     # Other settings: their trials count no more, and their runs are done anew.
     other = dataclasses.replace(entry, settings={**TINY, "hidden": (16,)})
-    content = forgetting.compare(other, tmp_path, seeds=[0], page=False)
+    content = forgetting.compare(other, tmp_path, seeds=[0])
     assert len(content["trials"]) == 4
     assert content["config"]["model"]["hidden"] == [16]
 
@@ -146,7 +150,7 @@ def test_trials_that_diverge_are_not_chosen(tmp_path: Path) -> None:
     rows = (ForgettingRow("plain", "plain", "plain"),)
     entry = tiny(rows=rows, grid={"lr": (1e-3, 1e30)})
     told: list[str] = []
-    content = forgetting.compare(entry, tmp_path, seeds=[0], page=False, tell=told.append)
+    content = forgetting.compare(entry, tmp_path, seeds=[0], tell=told.append)
     assert content["rows"][0]["chosen"] == {"lr": 1e-3}
     assert [t["valid"] is None for t in content["trials"]] == [False, False, True, True]
     assert any("lower --lr" in text for text in told)
@@ -159,7 +163,7 @@ def test_trials_that_diverge_are_not_chosen(tmp_path: Path) -> None:
 def test_a_table_of_another_grid_reports_the_trials_of_that_grid_alone(tmp_path: Path) -> None:
     rows = (ForgettingRow("ewc", "EWC", "ewc", {"method": "ewc"}, {"strength": (3.0, 30.0)}),)
     entry = tiny(rows=rows, grid={"lr": (0.02,)})
-    forgetting.compare(entry, tmp_path, seeds=[0], page=False)
+    forgetting.compare(entry, tmp_path, seeds=[0])
     path = tmp_path / forgetting_tuning.TUNING
     kept = rundir.read_json(path, "")
     for record in kept["trials"]:  # the best of all was 3, by far
@@ -168,7 +172,7 @@ def test_a_table_of_another_grid_reports_the_trials_of_that_grid_alone(tmp_path:
     other = (dataclasses.replace(rows[0], grid={"strength": (30.0, 60.0, 300.0)}),)
     told: list[str] = []
     content = forgetting.compare(
-        dataclasses.replace(entry, rows=other), tmp_path, seeds=[0], page=False, tell=told.append
+        dataclasses.replace(entry, rows=other), tmp_path, seeds=[0], tell=told.append
     )
     assert [t["settings"]["strength"] for t in content["trials"]] == [30, 30, 60, 60, 300, 300]
     assert [t["valid"] for t in content["trials"]][:2] == [0.5, 0.5]  # not done again
@@ -279,8 +283,7 @@ def test_a_difference_is_judged_by_what_is_better() -> None:
 def test_processes_give_the_same_as_one(tmp_path: Path) -> None:
     entry = tiny(rows=tiny().rows[:1], grid={"lr": (0.02,)})
     one, two = (
-        forgetting.compare(entry, tmp_path / str(jobs), seeds=[0, 1], jobs=jobs, page=False)
-        for jobs in (1, 2)
+        forgetting.compare(entry, tmp_path / str(jobs), seeds=[0, 1], jobs=jobs) for jobs in (1, 2)
     )
     assert one["trials"] == []
     assert one["rows"][0]["chosen"] == {"lr": 0.02}
@@ -313,8 +316,10 @@ def test_reproduce_writes_and_prints_a_quick_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = tiny(name="grapes-forgetting-split", quick={"hidden": (8,), "tasks": 2})
-    monkeypatch.setattr(forgetting, "find", lambda name: entry)
-    forgetting.reproduce(entry.name, tmp_path, quick=True, jobs=1)
+    monkeypatch.setattr(commands, "FORGETTING", (entry,))
+    assert (
+        cli.main(["reproduce", entry.name, "--quick", "--jobs", "1", "--out", str(tmp_path)]) == 0
+    )
     said = capsys.readouterr()
     assert "GRAPES against equal gain" in said.out
     assert "run 3/3" in said.err
