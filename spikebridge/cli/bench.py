@@ -1,4 +1,4 @@
-"""The command `spikebridge bench`: a chip, an instrument or a simulation for other machines."""
+"""`spikebridge bench`: a chip, an instrument or a simulation for other machines."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from spikebridge.base.records import UsageError
+from spikebridge.cli.flags import say
 from spikebridge.settings.crossbar import MemoryConfig
 
 if TYPE_CHECKING:
@@ -69,13 +70,13 @@ class Bench:
             max_message_MiB=self.max_message_MiB,
         ) as server:
             guards = f"{'a token' if token else 'no token'}, {'TLS' if self.key else 'no TLS'}"
-            _tell(f"{device.name}, {tuple(device.shape)} cells, {guards}; Ctrl-C stops")
+            say(f"{device.name}, {tuple(device.shape)} cells, {guards}; Ctrl-C stops")
             print(server.address, flush=True)
             try:
                 server.wait()
             except KeyboardInterrupt:
                 with _ended_by_another():
-                    _tell("stopping once the command under way is done; Ctrl-C again stops at once")
+                    say("stopping once the command under way is done; Ctrl-C again stops at once")
                     server.stop()
 
     def _device(self) -> Device:
@@ -108,7 +109,7 @@ def _ended_by_another() -> Iterator[None]:
     """Within, Ctrl-C ends the process at once; at a usual exit Python waits for all threads."""
 
     def end(*_: object) -> None:
-        _tell("stopped; the command under way may be half done")
+        say("stopped; the command under way may be half done")
         os._exit(130)
 
     before = signal.signal(signal.SIGINT, end)
@@ -151,7 +152,3 @@ def load_device(place: str, shape: tuple[int, ...]) -> Device:
     if not callable(make):
         raise UsageError(f"device={place!r}: {name} has no function {function}")
     return make(shape) if shape else make()
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The command `spikebridge complexity`: the measures of NeuroBench for a finished run."""
+"""`spikebridge complexity`: the measures of NeuroBench for a finished run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from spikebridge.base.records import UsageError
+from spikebridge.cli.flags import Flag
 from spikebridge.runs import rundir
 from spikebridge.settings.tasks import step_name
 
@@ -31,7 +32,7 @@ class Complexity:
     """What it is measured on."""
     samples: int = 0
     """How many of its first samples; 0 = all."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: Flag = False
     """Print one JSON object."""
 
     def run(self) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from spikebridge.base.records import SpikebridgeError
+from spikebridge.cli.flags import Flag
 from spikebridge.runs import rundir
 from spikebridge.settings.continual import (
     ContinualConfig,
@@ -26,7 +25,6 @@ from spikebridge.settings.tasks import DigitsConfig, name_of_data
 if TYPE_CHECKING:
     from spikebridge.runs.continual import Outcome
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 DEFAULTS = ContinualConfig()
 # What a folder's name says in clear.
 NAMED = {

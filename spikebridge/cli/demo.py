@@ -9,22 +9,22 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikebridge.base.records import RunError, SpikebridgeError
 from spikebridge.cli import progress
-from spikebridge.cli.commands import ahead, page_of, refresh_page, say, show, tell_of_kernels
-from spikebridge.report.on_chip import proof_text
-from spikebridge.runs import compiled, rundir
+from spikebridge.cli.compare import ahead, show, tell_of_kernels
+from spikebridge.cli.flags import Flag, page_of, refresh_page, say
+from spikebridge.runs import rundir
 from spikebridge.settings.model import BASELINES
 from spikebridge.settings.tasks import DigitsConfig
-from spikebridge.studies import compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from spikebridge.studies.compare import Planned
+    from spikebridge.studies.plan import Planned
 
 ON_CHIP = ("snu", "binary-di", "binary-ci")
 """Units that the chip can run."""
@@ -35,36 +35,51 @@ VERILOG = rundir.VERILOG
 NO_SIMULATOR = "no simulator is installed; make tools"
 
 
-def demo(out: Path, *, jobs: int, overwrite: bool, as_json: bool) -> None:
-    """Compare SNU, soft SNU and LSTM on the digits that come with scikit-learn.
+@dataclass(frozen=True)
+class Demo:
+    """Train SNU, soft SNU and LSTM, three seeds each, on 8 x 8 digits; needs no network."""
 
-    Raises RunError, after all is written and shown, where the Verilog does not do the same as the
-    integer model.
-    """
-    contenders = compare.demo_contenders()
-    planned = compare.plan(contenders, compare.DEMO_SEEDS, out, jobs=jobs)
-    if compare.is_complete(planned) and not overwrite:
-        say(f"The demo in {out} is complete already; --overwrite starts it anew.")
-    else:
-        tell_of_kernels(jobs)
-        say(f"{len(planned)} runs on 1,797 handwritten digits, in {out}.")
-    first = first_on_chip(planned)
+    out: Path = Path("runs/demo")
+    """Folder of the comparison."""
+    jobs: int = 2
+    """Runs that train at the same time, each with its share of the cores."""
+    overwrite: Flag = False
+    """Start anew, even if the demo is complete."""
+    json: Flag = False
+    """Print compare.json on stdout."""
 
-    def finish(run: Planned) -> None:
-        in_memory(run)
-        on_chip(run, rtl=run is first)
+    def run(self) -> None:
+        from spikebridge.studies import compare
 
-    with (
-        rundir.owning(out, "demo", make=True),
-        progress.display(whole=ahead(planned, jobs, overwrite)) as display,
-    ):
-        content = compare.compare(
-            planned, out, jobs=jobs, overwrite=overwrite, progress=display, finish=finish
-        )
-    refresh_page(out)
-    show(content, out, True, as_json)
-    end(content, out, as_json)
-    say("\n".join(what_next(out)))
+        out, jobs = self.out, self.jobs
+        planned = compare.plan(compare.demo_contenders(), compare.DEMO_SEEDS, out, jobs=jobs)
+        if compare.is_complete(planned) and not self.overwrite:
+            say(f"The demo in {out} is complete already; --overwrite starts it anew.")
+        else:
+            tell_of_kernels(jobs)
+            say(f"{len(planned)} runs on 1,797 handwritten digits, in {out}.")
+        first = first_on_chip(planned)
+
+        def finish(run: Planned) -> None:
+            in_memory(run)
+            on_chip(run, rtl=run is first)
+
+        with (
+            rundir.owning(out, "demo", make=True),
+            progress.display(whole=ahead(planned, jobs, self.overwrite)) as display,
+        ):
+            content = compare.compare(
+                planned,
+                out,
+                jobs=jobs,
+                overwrite=self.overwrite,
+                progress=display,
+                finish=finish,
+            )
+        refresh_page(out)
+        show(content, out, True, self.json)
+        end(content, out, self.json)
+        say("\n".join(what_next(out)))
 
 
 def what_next(out: Path) -> list[str]:
@@ -98,6 +113,9 @@ def end(content: dict[str, Any], out: Path, as_json: bool) -> None:
     rtl = content["rtl"]
     if rtl is None:
         return
+    from spikebridge.report.on_chip import proof_text
+    from spikebridge.runs import compiled
+
     verilog = out / rtl["run"] / VERILOG
     told = proof_text(compiled.proof_of(rtl), DigitsConfig.SAMPLE)
     if rtl["equal"] is False:
@@ -140,6 +158,7 @@ def prove(run: Planned) -> bool:
     now.  Returns whether rtl.json was written.
     """
     from spikebridge.chip.verify import missing
+    from spikebridge.runs import compiled
 
     found = [name for name in SIMULATORS if not missing(name)]
     known = compiled.load_proof(run.directory)

@@ -1,16 +1,18 @@
-"""The commands `spikebridge export` and `spikebridge verify`: a network on the digital chip."""
+"""`spikebridge export`: a network on the digital chip."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.metrics import METRICS
+from spikebridge.base.quantities import in_si
+from spikebridge.base.records import UsageError
+from spikebridge.cli.flags import Flag, page_of
 from spikebridge.runs import rundir
 
 VERILOG = rundir.VERILOG
@@ -20,8 +22,6 @@ COARSE, FINER = 0.01, 4
 """Error of a bias, in shares of the largest weight, above which finer fraction bits are named."""
 SHOWN = 5e-5
 """Smallest error that two digits behind the point of a per cent show."""
-
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ class Export:
                 "with the run; pass --to verilog too, or leave --out out"
             )
         from spikebridge.chip.files import load_program
-        from spikebridge.runs.rundir import PROGRAM
         from spikebridge.trained import on_chip
 
         plan = on_chip.Plan(self._chip(), self.samples, self.split, self.steps)
@@ -88,12 +87,12 @@ class Export:
             written = None
             if self.to == "verilog":
                 written = verilog.write(
-                    load_program(self.run_dir / PROGRAM),
+                    load_program(self.run_dir / rundir.PROGRAM),
                     folder,
                     on_chip.samples_for_rtl(self.run_dir, self.images, self.steps),
                     about=f"{self.run_dir.name}, {content['metric']} {content['integer']:.4g}",
                 )
-            self._tell(content, written)
+            self._show(content, written)
 
     def _chip(self) -> dict[str, Any]:
         names = ("decay_bits", "fraction_bits", "lanes", "queue", "clock_MHz")
@@ -103,28 +102,21 @@ class Export:
                 found[name] = getattr(self, name)
         return found
 
-    def _tell(self, content: dict[str, Any], written: Path | None) -> None:
-        page = None
-        if not self.no_report:
-            from spikebridge.report.page import write
-
-            page = str(write(self.run_dir))
+    def _show(self, content: dict[str, Any], written: Path | None) -> None:
+        page = None if self.no_report else page_of(self.run_dir)
         if self.json:
             folder = None if written is None else str(written)
             print(json.dumps({**content, "verilog": folder, "report": page}))
             return
-        print("\n".join(told(content)))
+        print("\n".join(text_of(content)))
         if written is not None:
             print(f"verilog: {written}; prove it with: spikebridge verify {written}")
         if page:
             print(f"page: {page}")
 
 
-def told(content: dict[str, Any]) -> list[str]:
+def text_of(content: dict[str, Any]) -> list[str]:
     """digital.json in a few lines."""
-    from spikebridge.base.metrics import METRICS
-    from spikebridge.base.quantities import in_si
-
     metric, program, counts = METRICS[content["metric"]], content["program"], content["counts"]
     energy, per = content["energy"], content["per"]
     lines = [
@@ -162,82 +154,3 @@ def told(content: dict[str, Any]) -> list[str]:
 def _biases(layer: dict[str, Any]) -> str:
     error = layer["drive_error"]
     return f", biases by up to {error:.2%} of the largest weight" if error >= SHOWN else ""
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Run exported Verilog in simulators and compare it with the integer model, bit for bit."""
-
-    directory: tyro.conf.Positional[Path]
-    """Folder that `spikebridge export RUN --to verilog` has written."""
-    simulators: tuple[Literal["icarus", "verilator"], ...] = ("icarus", "verilator")
-    """Simulators to run."""
-    synthesise: Flag = False
-    """Synthesise with Yosys too: cells and memory bits.  It takes minutes."""
-    json: Flag = False
-    """Print one JSON object."""
-
-    def run(self) -> None:
-        from spikebridge.chip import verify
-
-        if not self.simulators:
-            raise UsageError(
-                "simulators: none is named, and nothing would be compared; pass --simulators "
-                "icarus, or leave it out for both"
-            )
-        _check_current(self.directory)
-        content: dict[str, Any] = verify.verify(self.directory, self.simulators, tell=_say)
-        if self.synthesise:
-            content["synthesis"] = verify.synthesise(self.directory, tell=_say)
-        if self.json:
-            print(json.dumps(content))
-        else:
-            print("\n".join(verified(content)))
-        if not content["passed"]:
-            sys.exit(1)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _check_current(directory: Path) -> None:
-    """UsageError where the run beside the Verilog has been exported anew since.
-
-    RunError where its program is damaged.
-    """
-    from spikebridge.chip.files import digest, load_program
-    from spikebridge.chip.verify import check_images
-    from spikebridge.runs.rundir import PROGRAM
-
-    beside = directory.absolute().parent / PROGRAM
-    if not beside.exists():
-        return
-    written_from = check_images(directory).get("program")
-    try:
-        program = load_program(beside)
-    except (FileNotFoundError, ValueError) as error:
-        raise RunError(str(error)) from error
-    if written_from != digest(program):
-        raise UsageError(
-            f"{directory}: it was written from another program than {beside}; write it anew with "
-            "spikebridge export RUN --to verilog"
-        )
-
-
-def verified(content: dict[str, Any]) -> list[str]:
-    """What `chip.verify` found, in a few lines."""
-    lines = [f"{name}: {found['verdict']}" for name, found in content["simulators"].items()]
-    lint = content["lint"]
-    if lint:
-        lines.append(f"lint: {'clean' if lint['clean'] else '; '.join(lint['messages'])}")
-    lines += [f"{tool}: {why}" for tool, why in content["missing"].items()]
-    made = content.get("synthesis")
-    if made:
-        lines.append(
-            f"synthesis: {made['missing']}"
-            if "missing" in made
-            else f"synthesis: {made['gates']:,} gates, {made['flip_flops']:,} flip-flops, "
-            f"{made['memory_bits']:,} bits of memory"
-        )
-    return lines

@@ -9,19 +9,20 @@ once there is something to compute, so that help comes at once.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import shlex
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, get_type_hints
 
 try:
     import tyro
@@ -33,58 +34,43 @@ except ModuleNotFoundError as error:
 from spikebridge.base import processes
 from spikebridge.base.records import SpikebridgeError, Terminated, UsageError
 from spikebridge.base.storage import in_one_line
-from spikebridge.cli import words
-from spikebridge.cli.requests import SIMPLE, CompareOptions, RunOptions, SearchOptions
+from spikebridge.cli import COMMANDS, flags
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, TrainConfig, override, preset, task_name
-from spikebridge.settings.crossbar import MemoryConfig
-from spikebridge.settings.learning import LearningConfig
-from spikebridge.settings.model import VARIANTS, ModelConfig
-from spikebridge.settings.tasks import COMMANDS, TASKS
+from spikebridge.settings.model import VARIANTS
+from spikebridge.settings.tasks import COMMANDS as WITH_COMMANDS
+from spikebridge.settings.tasks import TASKS
 
 DESCRIPTION = (
     "Spiking neural units, trained beside RNN, GRU and LSTM.  --version tells the version."
 )
 
 
-def _per_task(prefix: str, text: str, last: tuple[str, type]) -> dict[str, type]:
-    """A command's record for each task: its settings, the network's, the training's, options."""
-    kinds = {}
-    for name in COMMANDS:
-        # Not up to the first full stop: that of ".npz" comes before it.
-        words = (TASKS[name].__doc__ or "").partition("\n")[0].removesuffix(".")
-        about = text.format(words[0].lower() + words[1:])
-        kinds[name] = dataclasses.make_dataclass(
-            prefix + name.capitalize(),
-            [
-                ("task", TASKS[name]),
-                ("model", ModelConfig),
-                ("train", TrainConfig),
-                ("memory", MemoryConfig),
-                ("learning", LearningConfig),
-                (last[0], last[1], field(default_factory=last[1])),
-            ],
-            frozen=True,
-            namespace={"__doc__": about},
-        )
-    return kinds
-
-
-TRAIN = _per_task("Train", "Train one unit: {}.", ("run", RunOptions))
-COMPARE = _per_task("Compare", "Compare units over seeds: {}.", ("compare", CompareOptions))
-
-
-SEARCH = _per_task("Search", "Search settings of units: {}.", ("search", SearchOptions))
 NOUNS = {"compare": "comparison", "search": "search"}
-PER_TASK = {
-    "train": ("Train one unit.", TRAIN),
-    "compare": ("Compare units over seeds.", COMPARE),
-    "search": (
-        "Search the settings of units: the same trials and space for each, judged on validation.",
-        SEARCH,
-    ),
-}
-OTHERS: dict[str, type] = {kind.__name__.lower(): kind for kind in SIMPLE}
+PARTS = tuple(part.name for part in dataclasses.fields(Config))
+
+
+def record_of(command: str) -> Any:
+    """The record of a command; that of several tasks holds what is not of the task."""
+    module = importlib.import_module(f"spikebridge.cli.{command}")
+    return getattr(module, command.capitalize())
+
+
+def _for_task(command: str, task: str) -> type:
+    """A command's record for a task: the settings of its config, and the command's own."""
+    options = record_of(command)
+    # Not up to the first full stop: that of ".npz" comes before it.
+    line = (TASKS[task].__doc__ or "").partition("\n")[0].removesuffix(".")
+    hints = get_type_hints(Config) | {"task": TASKS[task]}
+    return dataclasses.make_dataclass(
+        f"{options.__name__}{task.capitalize()}",
+        [
+            *((part, hints[part]) for part in PARTS),
+            ("options", options, field(default_factory=options)),
+        ],
+        frozen=True,
+        namespace={"__doc__": options.PER_TASK.format(line[0].lower() + line[1:])},
+    )
 
 
 @dataclass(frozen=True)
@@ -109,34 +95,40 @@ def parse(argv: Sequence[str]) -> Any:
 
     Raises SystemExit for wrong flags and for --help, UsageError for wrong settings.
     """
-    argv = words.unit_with_recurrence(argv)
+    argv = flags.unit_with_recurrence(argv)
     name, chosen = [*argv, "", ""][:2]
-    if name in OTHERS:
+    if name in COMMANDS and not _has_tasks(name):
         prog = f"spikebridge {name}"
-        words.check_choices(OTHERS[name], argv[1:], prog)
-        return _cli(OTHERS[name], argv[1:], prog)
-    if name not in PER_TASK or chosen not in COMMANDS:
+        flags.check_choices(record_of(name), argv[1:], prog)
+        return _cli(record_of(name), argv[1:], prog)
+    if name not in COMMANDS or chosen not in WITH_COMMANDS:
         return _cli(_everything(argv), argv, "spikebridge", DESCRIPTION)
     prog, rest = f"spikebridge {name} {chosen}", argv[2:]
-    kind = PER_TASK[name][1][chosen]
-    words.check_choices(kind, rest, prog)
+    kind = _for_task(name, chosen)
+    flags.check_choices(kind, rest, prog)
     first = _first(rest)
     # What it shows in its help are the settings of the first unit.
     unit = first.unit or "snu" if name == "train" else [*first.units, "snu"][0]
     parsed = _cli(kind, rest, prog, default=_default(kind, _base(chosen, unit, first)))
     if name != "train":
-        options = getattr(parsed, name)
-        configs = _each_unit(kind, rest, options.units, first, prog)
-        return options, configs, words.given(kind, rest)
+        configs = _each_unit(kind, rest, parsed.options.units, first, prog)
+        return parsed.options, configs, flags.given(kind, rest)
     return parsed
+
+
+def _has_tasks(command: str) -> bool:
+    return hasattr(record_of(command), "PER_TASK")
 
 
 def _everything(argv: Sequence[str]) -> Any:
     """All commands, for the help of several and for what names none; refuses misspelled ones."""
-    words.check_command(argv, {name: list(COMMANDS) for name in PER_TASK} | dict.fromkeys(OTHERS))
-    commands = [_nested(name, *PER_TASK[name]) for name in PER_TASK]
-    commands += [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in OTHERS.items()]
-    return reduce(or_, commands)
+    tasks = {name: list(WITH_COMMANDS) if _has_tasks(name) else None for name in COMMANDS}
+    flags.check_command(argv, tasks)
+    return reduce(or_, (_nested(name) if tasks[name] else _named(name) for name in COMMANDS))
+
+
+def _named(command: str) -> Any:
+    return Annotated[record_of(command), tyro.conf.subcommand(command)]
 
 
 def _first(argv: Sequence[str]) -> _First:
@@ -159,20 +151,27 @@ def _cli(kind: Any, argv: Sequence[str], prog: str, text: str | None = None, **m
     )
 
 
-def _nested(name: str, text: str, kinds: dict[str, type]) -> Any:
-    """The command `name` with one sub-command per task."""
-    options = [
-        Annotated[kind, tyro.conf.subcommand(task, default=_default(kind, preset(task)))]
-        for task, kind in kinds.items()
-    ]
+def _nested(command: str) -> Any:
+    """A command with one sub-command per task."""
+    tasks = []
+    for task in WITH_COMMANDS:
+        kind = _for_task(command, task)
+        default = _default(kind, preset(task))
+        tasks.append(Annotated[kind, tyro.conf.subcommand(task, default=default)])
     group = dataclasses.make_dataclass(
-        name.capitalize(), [("chosen", reduce(or_, options))], namespace={"__doc__": text}
+        command.capitalize(),
+        [("chosen", reduce(or_, tasks))],
+        namespace={"__doc__": record_of(command).ABOUT},
     )
-    return Annotated[group, tyro.conf.subcommand(name)]
+    return Annotated[group, tyro.conf.subcommand(command)]
 
 
 def _default(kind: type, config: Config) -> Any:
-    return kind(config.task, config.model, config.train, config.memory, config.learning)
+    return kind(**{part: getattr(config, part) for part in PARTS})
+
+
+def _config_of(parsed: Any) -> Config:
+    return Config(**{part: getattr(parsed, part) for part in PARTS})
 
 
 def _base(task: str, unit: str, first: _First) -> Config:
@@ -233,7 +232,7 @@ def _each_unit(
             raise UsageError("--seed is not for compare; pass --seeds 0 1 2")
         if base.model.recurrent and not mine.model.recurrent:
             raise UsageError(f"--no-recurrent contradicts {unit}; leave out one of them")
-        configs.append(Config(mine.task, mine.model, mine.train, mine.memory, mine.learning))
+        configs.append(_config_of(mine))
     return configs
 
 
@@ -367,53 +366,16 @@ def _main(argv: Sequence[str]) -> int:
     command = parse(argv)
     processes.let_threads_sleep()
     processes.keep_freed_memory()
-    from spikebridge.cli import commands
-
-    if isinstance(command, SIMPLE):
-        command.run()
-    elif isinstance(command, tuple):
-        _several(*command)
+    if isinstance(command, tuple):
+        options, configs, given = command
+        options.run(configs, given)
+    elif hasattr(command, "options"):
+        config = _config_of(command)
+        _check_task(command.options.config, config)
+        command.options.run(config)
     else:
-        run = command.run
-        parts = (command.task, command.model, command.train, command.memory, command.learning)
-        config = Config(*parts)
-        _check_task(run.config, config)
-        commands.train(
-            config,
-            run.out,
-            resume=run.resume,
-            overwrite=run.overwrite,
-            page=not run.no_report,
-            as_json=run.json,
-        )
+        command.run()
     return 0
-
-
-def _several(
-    options: CompareOptions | SearchOptions, configs: Sequence[Config], given: Collection[str]
-) -> None:
-    """A comparison of units or a search for each; given are the settings that flags have set."""
-    from spikebridge.cli import commands
-
-    if isinstance(options, SearchOptions):
-        commands.search(
-            configs,
-            options.out,
-            trials=options.trials,
-            fixed=given,
-            folds=getattr(configs[0].task, "folds", 0) if "folds" in given else 0,
-            as_json=options.json,
-        )
-        return
-    commands.compare(
-        configs,
-        options.seeds,
-        options.out,
-        jobs=options.jobs,
-        overwrite=options.overwrite,
-        page=not options.no_report,
-        as_json=options.json,
-    )
 
 
 def _check_task(file: Path | None, config: Config) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from spikebridge.base.records import RunError
-from spikebridge.cli import commands, demo, progress
+from spikebridge.cli import demo, progress, train
 from spikebridge.cli import main as cli
 from spikebridge.crossbar.measured import COLUMNS
 from spikebridge.runs import continual, rundir, training
@@ -416,9 +416,8 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(continual, "run", interrupted)
     monkeypatch.chdir(tmp_path)
-    for name in ("compare", "train", "info", "reproduce", "search"):
-        monkeypatch.setattr(commands, name, interrupted)
-    monkeypatch.setattr(demo, "demo", interrupted)
+    for name in ("compare", "train", "info", "reproduce", "search", "demo"):
+        monkeypatch.setattr(cli.record_of(name), "run", interrupted)
     assert spikebridge(line) == 130
     assert message in capsys.readouterr().err
 
@@ -465,7 +464,7 @@ def test_what_is_told_of_a_result() -> None:
         published={"value": 8.72, "source": "a paper"},
         directory=Path("runs/x"),
     )
-    assert commands._told(result) == [
+    assert train.text_of(result) == [
         "SNU on jsb: 26,638 parameters, 20 epochs in 31.2 s",
         "test nll: 8.771 nats per frame (weights of epoch 12, validation 8.800)",
         "spikes per inference: 812.4",

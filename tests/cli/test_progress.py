@@ -15,8 +15,9 @@ from helpers.tiny_runs import tiny
 
 from spikebridge import data as tasks
 from spikebridge.base.records import UsageError
-from spikebridge.cli import commands, progress
 from spikebridge.cli import main as cli
+from spikebridge.cli import progress
+from spikebridge.cli.compare import ahead
 from spikebridge.nn.kernels import native
 from spikebridge.runs import training
 from spikebridge.settings.config import override
@@ -167,7 +168,7 @@ def test_missing_data_end_a_comparison_before_it_begins(tmp_path: Path) -> None:
         for run in planned
     ]
     with pytest.raises(UsageError, match="none"):
-        commands.ahead(bad, 1, overwrite=False)
+        ahead(bad, 1, overwrite=False)
     assert not (tmp_path / "cmp").exists()
 
 

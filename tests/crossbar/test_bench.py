@@ -492,7 +492,7 @@ def test_callers_without_a_message_keep_nobody_from_the_cells(
                 with pytest.raises(grpc.RpcError, match="one message, this one none"):
                     each.result()
         # A worker is not kept for ever.
-        monkeypatch.setattr(bench, "PATIENCE_S", 0.2)
+        monkeypatch.setattr(serving, "PATIENCE_S", 0.2)
         done.clear()
         with grpc.insecure_channel(server.address) as channel:
             call = channel.stream_unary(protocol.PATH)

@@ -1,15 +1,21 @@
-"""What a command line may hold, looked at before it is parsed: misspelled words are told."""
+"""What commands share: flags, output, and a look at words before they are parsed."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
 
 from spikebridge.base.records import UsageError, near
 from spikebridge.settings.model import VARIANTS
 
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 # Of every command, and of the command line itself.
 _ALWAYS = ("help", "tyro-print-completion", "tyro-write-completion")
 
@@ -158,3 +164,32 @@ def _choices(annotation: Any) -> tuple[tuple[str, ...], bool]:
         )
         return (sum(literal, ()), False) if plain else ((), False)
     return (), False
+
+
+def page_of(directory: Path) -> str:
+    """Write the page of a folder; its path."""
+    from spikebridge.report.page import write
+
+    return str(write(directory))
+
+
+def refresh_page(directory: Path) -> None:
+    """Write the page of a comparison where it is missing or older than compare.json."""
+    from spikebridge.report.page import refresh
+
+    refresh(directory)
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Settings as NAME=VALUE, wrapped and indented."""
+    words = " ".join(f"{name}={_value_text(value)}" for name, value in settings.items())
+    return textwrap.fill(words, 96, initial_indent="  ", subsequent_indent="  ")
+
+
+def _value_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def say(text: str) -> None:
+    """Say what is being done."""
+    print(text, file=sys.stderr, flush=True)

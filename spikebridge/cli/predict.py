@@ -1,0 +1,62 @@
+"""`spikebridge predict`: a trained network on other data."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from spikebridge.base.metrics import METRICS
+from spikebridge.base.quantities import plural
+from spikebridge.base.records import UsageError
+from spikebridge.cli.flags import Flag
+from spikebridge.runs import rundir
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Test a trained network on other data and write its predictions to a file."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a run of npz, forecast, digits or events."""
+    data_dir: Path | None = None
+    """npz: an .npz file (y may be missing) or a folder with test.npz or a single one; digits and
+    events: a folder as for `spikebridge train`.  Without it the run's own data."""
+    file: Path | None = None
+    """forecast: a table with the columns of the training."""
+    split: Literal["test", "valid"] = "test"
+    """Of the run's own data: which part."""
+    out: Path | None = None
+    """Where predictions go, as .npz or .csv; by default predictions.npz in the run's folder, of a
+    table predictions.csv."""
+    json: Flag = False
+    """Print the metric and the file as one JSON object."""
+
+    def run(self) -> None:
+        if self.data_dir is not None and self.file is not None:
+            raise UsageError("--data-dir and --file name the same thing; give one of them")
+        from spikebridge.trained import prediction
+
+        data = self.data_dir or self.file
+        if self.out is not None:
+            prediction.check_format(self.out)
+            prediction.refuse_reading(self.run_dir, data, self.out)
+        result = prediction.predict(self.run_dir, data, split=self.split)
+        file = self.out or self.run_dir / rundir.PREDICTIONS[bool(result.names)]
+        with nullcontext() if self.out else rundir.owning(self.run_dir, "predict"):
+            result.write(file)
+        if self.json:
+            print(json.dumps({"metric": result.metric, "value": result.value, "file": str(file)}))
+            return
+        metric = METRICS[result.metric]
+        count = plural(len(result.prediction), "row" if result.names else "sample")
+        if result.value is None:
+            print(f"{count}, without answers to judge by")
+        else:
+            figure = metric.figure(result.value)
+            print(f"{count}, {result.metric}: {figure} {metric.unit}".rstrip())
+        print(f"predictions: {file}")

@@ -1,0 +1,93 @@
+"""`spikebridge program`: trained networks on memory cells."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from spikebridge.base.metrics import METRICS
+from spikebridge.base.quantities import in_si, in_words
+from spikebridge.base.records import UsageError
+from spikebridge.cli.flags import Flag, page_of, say
+from spikebridge.runs import rundir
+from spikebridge.settings.crossbar import MemoryConfig
+
+
+@dataclass(frozen=True)
+class Program:
+    """Program trained networks into memory cells: accuracy over time, energy, pictures."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs of spiking units or their soft form."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    chips: int = 10
+    """Simulated chips, each with draws of its own."""
+    times: tuple[float, ...] = (20.0, 3600.0, 86400.0, 2592000.0, 31536000.0)
+    """Seconds after programming at which the network is tested."""
+    samples: int = 0
+    """Test samples for each chip and time; 0 = all."""
+    seed: int = 0
+    """Seed of the chips."""
+    split: Literal["test", "valid"] = "test"
+    """What is tested on; valid is for choosing settings such as --w-max."""
+    json: Flag = False
+    """Print one JSON object."""
+    no_report: Flag = False
+    """Do not write the runs' report.html anew, with the pictures."""
+
+    def run(self) -> None:
+        from spikebridge.trained import on_cells
+
+        # Not as the flag's default: beside it, --device-table would be a second device.
+        memory = self.memory if self.memory.used else replace(self.memory, device="iterative")
+        plan = on_cells.Plan(memory, self.chips, self.times, self.samples, self.seed, self.split)
+        if not self.runs:
+            raise UsageError("no run is named; give the folder of a finished run")
+        contents = {}
+        for run in self.runs:
+
+            def tell(number: int, time_s: float, value: float, run: Path = run) -> None:
+                time = in_words(time_s)
+                say(f"{run}  chip {number + 1}/{plan.chips}  {time:>9}  {value:.4f}")
+
+            with rundir.owning(run, "program"):
+                contents[str(run)] = content = on_cells.deploy(run, plan, tell)
+                page = None if self.no_report else page_of(run)
+            if not self.json:
+                print("\n".join(text_of(content)))
+                if page:
+                    print(f"page: {page}")
+        if self.json:
+            print(json.dumps(contents))
+
+
+def text_of(content: dict[str, Any]) -> list[str]:
+    """The table of memory.json."""
+    metric = METRICS[content["metric"]]
+    lines = [
+        f"{content['cells']:,} cells, {content['device']['name']}; in software "
+        f"{metric.figure(content['software'])}",
+        f"{'after':>9}  {metric.axis}, mean and spread of {len(content['plain'])} chips",
+    ]
+    for i, time_s in enumerate(content["times_s"]):
+        cells = []
+        for kind in ("plain", "compensated"):
+            values = [chip[i] for chip in content[kind]]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            mean = statistics.fmean(values)
+            cells.append(f"{kind} {metric.figure(mean)} ± {metric.figure(spread)}")
+        lines.append(f"{in_words(time_s):>9}  " + "   ".join(cells))
+    costs = {f"energy per {content['energy']['per']}": content["energy"]}
+    if content["training"]:
+        costs["energy of the whole training"] = content["training"]
+    for what, parts in costs.items():
+        lines.append(f"{what}:")
+        for name, found in parts["hardware"].items():
+            joules, seconds = found["total_pJ"] * 1e-12, found["seconds_s"]
+            lines.append(f"  {name:<24} {in_si(joules, 'J'):>10} {in_si(seconds, 's'):>10}")
+    return lines

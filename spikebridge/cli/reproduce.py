@@ -1,0 +1,188 @@
+"""`spikebridge reproduce`: a table or a figure of the catalog."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from spikebridge.base.quantities import plural
+from spikebridge.base.records import UsageError
+from spikebridge.cli import progress
+from spikebridge.cli.compare import ahead, show, tell_of_kernels
+from spikebridge.cli.flags import Flag, page_of, refresh_page, say, settings_text
+from spikebridge.runs import rundir
+from spikebridge.settings.crossbar import MemoryConfig
+
+if TYPE_CHECKING:
+    from spikebridge.studies import catalog
+    from spikebridge.studies.catalog.continual import ForgettingEntry
+    from spikebridge.studies.plan import Planned
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Make a published table or figure again: runs over seeds, a table, a picture and a page."""
+
+    name: tyro.conf.Positional[str] = ""
+    """Which one; --list shows them all."""
+    list: Flag = False
+    """Show all entries with what they take on two cores."""
+    seeds: int = 0
+    """Number of seeds, 0, 1, 2, ..; 0 = as many as the entry says."""
+    quick: Flag = False
+    """A few epochs of one seed: to see that it works, not what it reaches."""
+    jobs: int = 2
+    """Runs that train at the same time, each with its share of the cores."""
+    out: Path | None = None
+    """Folder; by default runs/reproduce-NAME.  Complete runs in it are kept."""
+    overwrite: Flag = False
+    """Do all runs anew, even if the folder holds them."""
+    record: Path | None = None
+    """Folder for NAME.json with settings, seeds, versions, machine and commit, and for table and
+    pictures; refused where a run was made from a changed source tree."""
+    json: Flag = False
+    """Print compare.json, or the list, on stdout."""
+
+    @property
+    def folder(self) -> Path:
+        """Where all of it goes."""
+        quick = "-quick" if self.quick else ""
+        return self.out or rundir.FOLDER / f"reproduce-{self.name}{quick}"
+
+    def run(self) -> None:
+        if self.list:
+            show_catalog(as_json=self.json)
+            return
+        if not self.name:
+            raise UsageError("no entry is named; `spikebridge reproduce --list` shows them all")
+        if self.seeds < 0:
+            raise UsageError(f"seeds={self.seeds}: a number of seeds, 0 or above; pass --seeds 5")
+        from spikebridge.studies import catalog, record
+        from spikebridge.studies.catalog.continual import FORGETTING
+
+        if any(self.name == entry.name for entry in FORGETTING):
+            _forgetting(self)
+            return
+        entry = catalog.find(self.name)
+        out = self.folder
+        say(f"{entry.title}\n{entry.source}")
+        tell_of_kernels(self.jobs)
+        with rundir.owning(out, "reproduce", make=True):
+            content, files = _make(self, entry, out)
+            if self.record is not None:
+                written = record.write(self.name, content, out, self.record)
+                say("record: " + ", ".join(map(str, written)))
+        show(content, out, True, self.json)
+        if not self.json:
+            for what, path in files:
+                print(f"{what}: {path}")
+
+
+def _forgetting(options: Reproduce) -> None:
+    """Make a table of forgetting again."""
+    from spikebridge.report import continual_text
+    from spikebridge.studies import forgetting, record
+    from spikebridge.studies.catalog.continual import find
+
+    entry, out = find(options.name), options.folder
+    say(f"{entry.title}\n{entry.source}")
+    with rundir.owning(out, "reproduce", make=True):
+        content = forgetting.compare(
+            entry,
+            out,
+            seeds=range(options.seeds or (1 if options.quick else entry.seeds)),
+            quick=options.quick,
+            jobs=options.jobs,
+            overwrite=options.overwrite,
+            tell=say,
+        )
+        continual_text.write(content, out)
+        page = page_of(out)
+        if options.record is not None:
+            written = record.write(options.name, content, out, options.record)
+            say("record: " + ", ".join(map(str, written)))
+    if options.json:
+        print(json.dumps(content))
+        return
+    print("\n".join(continual_text.lines(content)))
+    print(f"table: {out / 'table.md'}\nplot: {out / 'plot.png'}\npage: {page}")
+
+
+def _make(
+    options: Reproduce, entry: catalog.Entry, out: Path
+) -> tuple[dict[str, Any], list[tuple[str, Path]]]:
+    """The content of an entry's compare.json, and the files that show it."""
+    from spikebridge.studies import compare, tune
+    from spikebridge.studies.verdict import verdict
+
+    quick, jobs, overwrite = options.quick, options.jobs, options.overwrite
+    contenders = compare.of_entry(entry, quick=quick)
+    contenders = tune.tune(
+        entry, contenders, out, quick=quick, jobs=jobs, anew=overwrite, tell=_tell_of_trial
+    )
+    count = options.seeds or (1 if quick else entry.seeds)
+    planned = compare.plan(contenders, range(count), out, jobs=jobs)
+    kept = 0 if overwrite else sum(run.complete for run in planned)
+    takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
+    complete = f"; {kept} are complete" if kept else ""
+    say(f"{plural(len(planned), 'run')} in {out}{takes}{complete}")
+    with progress.display(whole=ahead(planned, jobs, overwrite)) as display:
+        content = compare.compare(
+            planned,
+            out,
+            jobs=jobs,
+            overwrite=overwrite,
+            progress=display,
+            about=entry.title,
+            finish=lambda run: _on_hardware(entry, run, quick),
+            by_steps=() if quick else entry.by_steps,
+            more=lambda: verdict(entry, planned, out),
+        )
+    from spikebridge.report import still
+
+    refresh_page(out)
+    pictures = still.write(content, out, entry.source)
+    return content, [("table", out / still.TABLE), *(("plot", path) for path in pictures)]
+
+
+def _on_hardware(entry: catalog.Entry, run: Planned, quick: bool) -> None:
+    """Export a complete run to the chip or program it into cells, where its table says so."""
+    if entry.chip is not None and not (run.directory / rundir.DIGITAL).exists():
+        from spikebridge.trained import on_chip
+
+        say(f"{run.name}: exported to the digital chip")
+        on_chip.export(run.directory, on_chip.Plan(dict(entry.chip)))
+    if entry.cells is not None and not (run.directory / rundir.MEMORY).exists():
+        from spikebridge.trained import on_cells
+
+        say(f"{run.name}: programmed into memory cells")
+        plan = on_cells.Plan(MemoryConfig(**entry.cells), chips=2 if quick else 10)
+        on_cells.deploy(run.directory, plan)
+
+
+def _tell_of_trial(row: str, settings: dict[str, Any], seed: int, valid: float | None) -> None:
+    told = "failed" if valid is None else f"valid {valid:.5g}"
+    say(f"{row}  {settings_text(settings).strip()}  seed {seed}  {told}")
+
+
+def show_catalog(*, as_json: bool) -> None:
+    """List what `reproduce` can make, and what it takes on two cores."""
+    from spikebridge.studies import catalog
+    from spikebridge.studies.catalog.continual import FORGETTING
+
+    entries: list[catalog.Entry | ForgettingEntry] = [*catalog.CATALOG, *FORGETTING]
+    if as_json:
+        rows = [
+            {"name": e.name, "title": e.title, "seeds": e.seeds, "minutes": e.minutes}
+            for e in entries
+        ]
+        print(json.dumps({"entries": rows}))
+        return
+    for entry in entries:
+        takes = f"{entry.minutes:,.0f} min" if entry.minutes else "unknown"
+        runs = f"{len(entry.rows)} x {entry.seeds} runs"
+        print(f"{entry.name:26} {takes:>9}  {runs:12}  {entry.title}")

@@ -1,0 +1,96 @@
+"""`spikebridge search`: the settings of units, the same trials for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from spikebridge.base.metrics import METRICS
+from spikebridge.base.quantities import plural
+from spikebridge.cli import progress
+from spikebridge.cli.flags import Flag, say, settings_text
+from spikebridge.runs import rundir
+from spikebridge.settings.config import Config, variant_of
+from spikebridge.settings.model import VariantName
+
+THE_PRESET = "the preset"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched for, how long, and where it is written.
+
+    All other flags hold for every trial, and what they set is not drawn; the rest of each unit's
+    settings starts from its own preset.
+    """
+
+    ABOUT: ClassVar[str] = (
+        "Search the settings of units: the same trials and space for each, judged on validation."
+    )
+    PER_TASK: ClassVar[str] = "Search settings of units: {}."
+
+    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
+    """Units to search for; use this, not --unit."""
+    trials: int = 12
+    """Trials of each unit, the first with its preset."""
+    out: Path | None = None
+    """Folder; by default runs/search-DATA, with what differs from the presets.  A search that lies
+    there goes on."""
+    json: Flag = False
+    """Print the best settings as one JSON object."""
+
+    def run(self, configs: Sequence[Config], fixed: Collection[str]) -> None:
+        """Search from each config; what is fixed holds for all trials."""
+        out = self.out or rundir.shared_folder("search", configs)
+        found = self._search(configs, fixed, out)
+        from spikebridge.studies import search
+
+        best = {unit: search.best(content) for unit, content in found.items()}
+        if self.json:
+            print(json.dumps(best))
+            return
+        for unit, content in found.items():
+            metric, trial = METRICS[content["metric"]], rundir.ranked_trials(content)[0]
+            print(
+                f"{unit}: validation {metric.axis} {metric.figure(trial['valid'])}, trial "
+                f"{trial['trial']} of {len(content['trials'])}: "
+                f"{settings_text(best[unit]).strip() or THE_PRESET}"
+            )
+        print(f"all trials, the best first: {out / search.BEST}\ntrain with what was best:")
+        for unit, content in found.items():
+            print(f"  {search.command(content, out / unit)}")
+
+    def _search(
+        self, configs: Sequence[Config], fixed: Collection[str], out: Path
+    ) -> dict[str, dict[str, Any]]:
+        """The content of each unit's search.json."""
+        from spikebridge.studies import search
+
+        folds = getattr(configs[0].task, "folds", 0) if "folds" in fixed else 0
+        contents = {}
+        clock = progress.Trials(self.trials * len(configs))
+        say(f"{plural(len(configs), 'unit')} x {plural(self.trials, 'trial')} in {out}")
+        with rundir.owning(out, "search", make=True):
+            for place, config in enumerate(configs):
+                unit = variant_of(config.model)
+
+                def tell(
+                    number: int,
+                    value: float | None,
+                    chosen: dict[str, Any],
+                    unit: str = unit,
+                    before: int = place * self.trials,
+                ) -> None:
+                    score = "failed" if value is None else f"valid {value:.5g}"
+                    shown = settings_text(chosen).strip() or THE_PRESET
+                    left = clock.left(before + number)
+                    say(f"{unit}  trial {number}/{self.trials}  {score}  {shown}  {left}")
+
+                contents[unit] = search.search_from(
+                    config, out, trials=self.trials, fixed=fixed, folds=folds, tell=tell
+                )
+            rundir.write_json(out / search.BEST, search.summary(contents, out))
+        return contents

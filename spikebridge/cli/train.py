@@ -1,0 +1,93 @@
+"""`spikebridge train`: one unit on one task."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from spikebridge.base.metrics import METRICS
+from spikebridge.base.quantities import plural
+from spikebridge.cli import progress
+from spikebridge.cli.flags import Flag, page_of, say, settings_text
+from spikebridge.runs import rundir
+from spikebridge.runs.rundir import Result
+from spikebridge.settings.config import Config, flatten, variant_of
+
+
+@dataclass(frozen=True)
+class Train:
+    """Where the run is written, and what is printed."""
+
+    ABOUT: ClassVar[str] = "Train one unit."
+    PER_TASK: ClassVar[str] = "Train one unit: {}."
+
+    out: Path | None = None
+    """Folder of the run; by default runs/DATA-UNIT-SEED, with what differs from the preset before
+    the seed: rule, GRAPES, device, start, and a digest of the rest."""
+    config: Path | None = None
+    """A config.json whose settings stand in for the presets; flags win over it."""
+    resume: Flag = False
+    """Go on with the incomplete run in the folder; its settings hold where no flag is given."""
+    overwrite: Flag = False
+    """Start anew, even if the folder holds a run."""
+    json: Flag = False
+    """Print the result as one JSON object on stdout."""
+    no_report: Flag = False
+    """Do not write the folder's report.html at the end."""
+
+    def run(self, config: Config) -> None:
+        """Train one unit and say what came out."""
+        out = self.out or rundir.default_folder(config)
+        if self.resume and self.out is None and not rundir.has_run(out):
+            rundir.refuse_absent(config)
+        say(f"{out}:\n{settings_text(flatten(config))}")
+        rundir.refuse_reading(out, config)
+        result = None
+        if rundir.is_complete(out) and not self.overwrite:  # answered before torch is loaded
+            result = rundir.earlier(out, config, self.resume)
+        with rundir.owning(out, "train", make=True) if result is None else nullcontext():
+            if result is None:
+                result = self._train(config, out)
+            page = None if self.no_report else page_of(out)
+        if self.json:
+            print(json.dumps({**result.to_dict(), "directory": str(out), "report": page}))
+            return
+        print("\n".join(text_of(result)))
+        if page:
+            print(f"page: {page}")
+
+    def _train(self, config: Config, out: Path) -> Result:
+        if rundir.has_run(out) and not self.overwrite:
+            rundir.earlier(out, config, self.resume)  # what is wrong is said before torch is loaded
+        from spikebridge.runs import training
+
+        if reason := training.looped_by(config.model):
+            say(f"{config.model.unit} runs in the Python loop, which is slower: {reason}")
+        name = f"{variant_of(config.model)}-{config.train.seed}"
+        with progress.display() as display:
+            return training.run(
+                config,
+                out,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                progress=display(name),
+            )
+
+
+def text_of(result: Result) -> list[str]:
+    metric = METRICS[result.metric]
+    lines = [
+        f"{result.label} on {result.data}: {plural(result.parameters, 'parameter')}, "
+        f"{plural(result.epochs, 'epoch')} in {result.seconds:.1f} s",
+        f"test {result.metric}: {metric.figure(result.test)} {metric.unit} "
+        f"(weights of epoch {result.best_epoch}, validation {metric.figure(result.valid)})",
+    ]
+    if result.spikes_per_inference is not None:
+        lines.append(f"spikes per inference: {result.spikes_per_inference:,.1f}")
+    if result.published is not None:
+        value = metric.figure(result.published["value"])
+        lines.append(f"published: {value} {metric.unit} ({result.published['source']})")
+    return [*lines, *result.notes, f"run: {result.directory}"]
