@@ -32,8 +32,8 @@ from spikebridge.nn.network import build
 from spikebridge.runs import environment, rundir
 from spikebridge.runs import training as experiment
 from spikebridge.runs.evaluation import evaluating
-from spikebridge.settings.config import preset
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.config import override, preset
+from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, PulseConfig
 
 CELLS = 10_000_000
 DAY_S = 86400.0
@@ -81,13 +81,16 @@ class _Epochs(experiment.Silent):
 def training(rounds: int) -> dict[str, Any]:
     """Seconds of an epoch in software and on the cells, one epoch each in turn."""
     plain = preset("music", "snu", ema=0.0)
-    cells = MemoryConfig(device="accumulation", w_max=0.8, epsilon=0.133, refresh_every=5)
+    cells = dataclasses.replace(
+        plain,
+        cells=CellConfig("accumulation"),
+        crossbar=CrossbarConfig(w_max=0.8),
+        pulses=PulseConfig(epsilon=0.133, refresh_every=5),
+    )
     configs = {
         "software": plain,
-        "52,800 cells": dataclasses.replace(plain, memory=cells),
-        "211,200 cells": dataclasses.replace(
-            plain, memory=dataclasses.replace(cells, pairs=4, epsilon=0.033)
-        ),
+        "52,800 cells": cells,
+        "211,200 cells": override(cells, pairs=4, epsilon=0.033),
     }
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +141,7 @@ def inference(rounds: int) -> dict[str, Any]:
 
 
 def _ours(network: nn.Module, batches: list[Any]) -> None:
-    config = MemoryConfig(device="iterative", tile=512, dac_bits=8, adc_bits=8)
+    config = CrossbarConfig(tile=512, dac_bits=8, adc_bits=8)
     chip = to_crossbar(network, pcm.ITERATIVE, config)
     chip.wait(DAY_S)
     chip.compensate()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spikebridge.nn.units import AdaptiveUnit, Rule, SNUnit, State, make_unit
     from spikebridge.runs.training import run
     from spikebridge.settings.config import Config, preset
-    from spikebridge.settings.crossbar import MemoryConfig
+    from spikebridge.settings.crossbar import CrossbarConfig
     from spikebridge.trained.complexity import Complexity
     from spikebridge.trained.prediction import predict
 
@@ -37,7 +37,7 @@ _HOME = {
     "Embedding": "nn.synapses",
     "InMemory": "crossbar.optimizer",
     "Layer": "nn.layers",
-    "MemoryConfig": "settings.crossbar",
+    "CrossbarConfig": "settings.crossbar",
     "Network": "nn.network",
     "Rule": "nn.units",
     "SNU": "nn.rnn",
@@ -65,11 +65,11 @@ __all__ = [
     "Complexity",
     "Config",
     "Conv2d",
+    "CrossbarConfig",
     "Dense",
     "Embedding",
     "InMemory",
     "Layer",
-    "MemoryConfig",
     "Network",
     "Rule",
     "SNUnit",

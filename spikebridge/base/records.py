@@ -25,6 +25,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 Record = TypeVar("Record")
 
 
+# Settings under the names that they had before, with those of today.
+RENAMED = {
+    "device": "cells",
+    "device_table": "cell_table",
+    "memory": "cells, crossbar and pulses, each with its own settings,",
+}
+
+
 class SpikebridgeError(Exception):
     """An error whose message is all that a user needs."""
 
@@ -221,6 +229,8 @@ def _parts(config: Any) -> dict[str, Any]:
 
 def near(word: Any, known: Iterable[str]) -> str:
     """In brackets the names that a misspelled word may stand for; empty where none is near."""
+    if word in RENAMED:
+        return f" (it is called {RENAMED[word]} now)"
     found = get_close_matches(str(word), list(known), n=2)
     likeness = [SequenceMatcher(None, str(word), one).ratio() for one in found]
     found = [one for one, value in zip(found, likeness, strict=True) if value > likeness[0] - 0.1]

@@ -16,7 +16,7 @@ import tyro
 
 from spikebridge.base.records import UsageError
 from spikebridge.cli.flags import say
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CellConfig
 
 if TYPE_CHECKING:
     from spikebridge.crossbar.cells import Device
@@ -94,7 +94,7 @@ class Bench:
         from spikebridge.crossbar.network import cell_of
 
         protocol.check_limit(self.max_message_MiB, self.shape)  # before their memory is taken
-        cell = cell_of(MemoryConfig(device=self.cell))
+        cell = cell_of(CellConfig(self.cell))
         try:
             return SimulatedArray(self.shape, cell, seed=self.seed)
         except (MemoryError, RuntimeError) as error:

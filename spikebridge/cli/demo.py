@@ -88,7 +88,7 @@ def what_next(out: Path) -> list[str]:
     found = shutil.which("spikebridge")
     commands = [
         "spikebridge train digits --unit softsnu    # one network of your own; --help has the rest",
-        f"spikebridge program {shlex.quote(str(out / 'snu-0'))} --device pcm    # on memory cells",
+        f"spikebridge program {shlex.quote(str(out / 'snu-0'))} --cells pcm    # on memory cells",
         "spikebridge train npz --data-dir D         # your sequences: D/train.npz, D/test.npz",
     ]
     if (found is None or Path(found).parent != scripts) and (scripts / "activate").exists():

@@ -15,7 +15,7 @@ from spikebridge.base.quantities import in_si, in_words
 from spikebridge.base.records import UsageError
 from spikebridge.cli.flags import Flag, page_of, say
 from spikebridge.runs import rundir
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Program:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs of spiking units or their soft form."""
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    cells: CellConfig = field(default_factory=CellConfig)
+    crossbar: CrossbarConfig = field(default_factory=CrossbarConfig)
     chips: int = 10
     """Simulated chips, each with draws of its own."""
     times: tuple[float, ...] = (20.0, 3600.0, 86400.0, 2592000.0, 31536000.0)
@@ -43,9 +44,10 @@ class Program:
     def run(self) -> None:
         from spikebridge.trained import on_cells
 
-        # Not as the flag's default: beside it, --device-table would be a second device.
-        memory = self.memory if self.memory.used else replace(self.memory, device="iterative")
-        plan = on_cells.Plan(memory, self.chips, self.times, self.samples, self.seed, self.split)
+        # Not as the flag's default: beside it, --cell-table would be a second model.
+        cells = self.cells if self.cells.used else replace(self.cells, cells="iterative")
+        tested = (self.chips, self.times, self.samples, self.seed, self.split)
+        plan = on_cells.Plan(cells, self.crossbar, *tested)
         if not self.runs:
             raise UsageError("no run is named; give the folder of a finished run")
         contents = {}

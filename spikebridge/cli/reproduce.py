@@ -15,7 +15,7 @@ from spikebridge.cli import progress
 from spikebridge.cli.compare import ahead, show, tell_of_kernels
 from spikebridge.cli.flags import Flag, page_of, refresh_page, say, settings_text
 from spikebridge.runs import rundir
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, parts_of
 
 if TYPE_CHECKING:
     from spikebridge.studies import catalog
@@ -160,7 +160,9 @@ def _on_hardware(entry: catalog.Entry, run: Planned, quick: bool) -> None:
         from spikebridge.trained import on_cells
 
         say(f"{run.name}: programmed into memory cells")
-        plan = on_cells.Plan(MemoryConfig(**entry.cells), chips=2 if quick else 10)
+        parts = parts_of(entry.cells)
+        cells, crossbar = CellConfig(**parts["cells"]), CrossbarConfig(**parts["crossbar"])
+        plan = on_cells.Plan(cells, crossbar, chips=2 if quick else 10)
         on_cells.deploy(run.directory, plan)
 
 

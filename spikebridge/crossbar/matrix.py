@@ -17,7 +17,7 @@ from spikebridge.base.records import UsageError
 from spikebridge.crossbar.cells import Device
 from spikebridge.crossbar.wires import behind_wires
 from spikebridge.nn.gradients import forward_as
-from spikebridge.settings.crossbar import REFRESH_HIGH, REFRESH_LOW, MemoryConfig
+from spikebridge.settings.crossbar import REFRESH_HIGH, REFRESH_LOW, CrossbarConfig
 
 UNKNOWN = -1.0
 """In `Crossbar.reference`: pulses have come since it was known what the cells are meant to hold."""
@@ -37,7 +37,7 @@ class Crossbar(nn.Module):
         config: pairs, tile, w_max, wire_ohm.
     """
 
-    def __init__(self, shape: tuple[int, ...], device: Device, config: MemoryConfig) -> None:
+    def __init__(self, shape: tuple[int, ...], device: Device, config: CrossbarConfig) -> None:
         super().__init__()
         self.weight_shape = tuple(shape)
         rows, columns = shape[0], math.prod(shape[1:])
@@ -180,7 +180,7 @@ class Crossbar(nn.Module):
         if len(curve) < 2:
             raise UsageError(
                 f"the device {self.device.name!r} knows no single pulses, and training on the "
-                "hardware needs them; pass --device accumulation"
+                "hardware needs them; pass --cells accumulation"
             )
         half = curve[0] + (max(curve) - curve[0]) / 2
         count = max(sum(g <= half for g in curve) - 1, 1)

@@ -28,27 +28,27 @@ from spikebridge.crossbar.pcm import Cell
 from spikebridge.crossbar.places import Place, copied, places
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.synapses import Embedding
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 
 __all__ = ["Crossbar", "CrossbarNetwork", "cell_of", "from_crossbar", "to_crossbar"]
 
 MakeDevice = Callable[[tuple[int, ...]], Device]
 
 
-def cell_of(config: MemoryConfig, *, pulsed: bool = False) -> Cell:
-    """The device model of a config; "pcm" is the one for pulses, or for programmed targets.
+def cell_of(config: CellConfig, *, pulsed: bool = False) -> Cell:
+    """The cell model of a config; "pcm" is the one for pulses, or for programmed targets.
 
     Raises UsageError.
     """
-    if config.device_table:
-        return read_table(config.device_table)
+    if config.cell_table:
+        return read_table(config.cell_table)
     models = {cell.name: cell for cell in (pcm.ACCUMULATION, pcm.ACCUMULATION_2020, pcm.ITERATIVE)}
     models["pcm"] = pcm.ACCUMULATION if pulsed else pcm.ITERATIVE
-    if config.device == "ideal":
+    if config.cells == "ideal":
         return pcm.ideal(config.levels)
-    if config.device not in models:
-        raise UsageError("there is no device; pass --device accumulation")
-    return models[config.device]
+    if config.cells not in models:
+        raise UsageError("there are no cells; pass --cells accumulation")
+    return models[config.cells]
 
 
 @dataclass
@@ -135,8 +135,8 @@ class CrossbarNetwork:
 
 def to_crossbar(
     network: nn.Module,
-    device: Cell | MakeDevice,
-    config: MemoryConfig | None = None,
+    cells: Cell | MakeDevice,
+    config: CrossbarConfig | None = None,
     *,
     seed: int = 0,
     in_place: bool = False,
@@ -154,16 +154,21 @@ def to_crossbar(
 
     Args:
         network: any torch module.
-        device: a cell model to simulate, or what makes a `Device` of a shape.
-        config: pairs, tile, converters and the like; `device` in it is not looked at.
+        cells: a cell model to simulate, or what makes a `Device` of a shape.
+        config: pairs, tile, converters and the like.
         seed: of simulated devices; each matrix draws from a stream of its own.
         in_place: change `network` itself rather than a copy; an optimiser is made after that.
 
     Raises UsageError for torch's RNN, GRU and LSTM, for weights that are shared, lie on a crossbar
-    already or are made in a way that is not known, and where there is nothing to map.  The network
-    is then as it was.
+    already or are made in a way that is not known, for faults in cells that are not simulated, and
+    where there is nothing to map.  The network is then as it was.
     """
-    config = config or MemoryConfig()
+    config = config or CrossbarConfig()
+    if not isinstance(cells, Cell) and config.dead + config.stuck:
+        raise UsageError(
+            f"dead={config.dead}, stuck={config.stuck}: faults are drawn for simulated cells, and "
+            "cells of your own have theirs; leave both out"
+        )
     network = network if in_place else copied(network)
     if not (found := places(network)):
         raise UsageError(
@@ -176,7 +181,7 @@ def to_crossbar(
     for place in found:
         own = int(torch.randint(2**62, (), generator=seeds))
         weight = place.value()
-        crossbar = Crossbar(tuple(weight.shape), _device(device, weight, config, own), config)
+        crossbar = Crossbar(tuple(weight.shape), _device(cells, weight, config, own), config)
         crossbar.program(weight)
         chip.crossbars[place.name], chip.aimed[place.name] = crossbar, weight
     # The network is changed once nothing can fail any more.
@@ -219,11 +224,11 @@ def _warn_of_digital(network: nn.Module, mapped: list[Place]) -> None:
         )
 
 
-def _device(device: Cell | MakeDevice, weight: Tensor, config: MemoryConfig, seed: int) -> Device:
+def _device(cells: Cell | MakeDevice, weight: Tensor, config: CrossbarConfig, seed: int) -> Device:
     shape = (2, config.pairs, weight.shape[0], math.prod(weight.shape[1:]))
-    if isinstance(device, Cell):
-        return SimulatedArray(shape, device, seed=seed, dead=config.dead, stuck=config.stuck)
-    return device(shape)
+    if isinstance(cells, Cell):
+        return SimulatedArray(shape, cells, seed=seed, dead=config.dead, stuck=config.stuck)
+    return cells(shape)
 
 
 def _swapped(network: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

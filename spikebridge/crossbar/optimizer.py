@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spikebridge.crossbar.converters import Converted
 from spikebridge.crossbar.network import Crossbar, CrossbarNetwork, cell_of, to_crossbar
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, PulseConfig
 
 __all__ = ["InMemory", "begin", "in_memory"]
 
@@ -203,13 +203,15 @@ def _check(
         raise ValueError(f"refresh_every={refresh_every}, step_s={step_s}: neither may be below 0")
 
 
-def begin(network: nn.Module, config: MemoryConfig, seed: int) -> CrossbarNetwork:
-    """Put a network itself on the hardware of a config, before it is trained there.
+def begin(
+    network: nn.Module, cells: CellConfig, config: CrossbarConfig, seed: int
+) -> CrossbarNetwork:
+    """Put a network itself on crossbars of cells, before it is trained there.
 
     Without w_max the range of a matrix stands for `HEADROOM` root mean squares of its first
     weights: weights grow in training.
     """
-    chip = to_crossbar(network, cell_of(config, pulsed=True), config, seed=seed, in_place=True)
+    chip = to_crossbar(network, cell_of(cells, pulsed=True), config, seed=seed, in_place=True)
     if not config.w_max:
         for name, crossbar in chip.crossbars.items():
             rms = float(chip.aimed[name].float().square().mean().sqrt())
@@ -218,7 +220,7 @@ def begin(network: nn.Module, config: MemoryConfig, seed: int) -> CrossbarNetwor
 
 
 def in_memory(
-    optimizer: torch.optim.Optimizer, chip: CrossbarNetwork, config: MemoryConfig
+    optimizer: torch.optim.Optimizer, chip: CrossbarNetwork, config: PulseConfig
 ) -> InMemory:
     """The optimiser of a config whose updates go to the cells of a chip."""
     return InMemory(

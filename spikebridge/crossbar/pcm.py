@@ -62,7 +62,7 @@ class Cell:
     """A kind of device: what a part leaves out does not happen.
 
     Args:
-        name: as in `--device`.
+        name: as in `--cells`.
         g_max_uS: conductance that no write exceeds.
         g_min_uS: conductance that no write falls below.
         reset_uS, reset_spread: mean after RESET, and its spread from write to write over the mean.

@@ -58,10 +58,10 @@ def in_the_loop(run: Run, drawer: Drawer) -> Section | None:
 
 def about(run: Run) -> str:
     """On what and by which rule the run was trained."""
-    memory = run.part("memory")
-    device = str(memory.get("device") or memory.get("device_table") or "")
-    model = f" of the model {device}" if device else ""
-    every = int(number(memory.get("refresh_every")) or 0)
+    cells = run.part("cells")
+    name = str(cells.get("cells") or cells.get("cell_table") or "")
+    model = f" of the model {name}" if name else ""
+    every = int(number(run.part("pulses").get("refresh_every")) or 0)
     anew = f" Every {plural(every, 'update')}, pairs that are used up are written anew."
     return (
         f"The weights lay on simulated cells{model} while they were trained. What an update adds "

@@ -25,6 +25,7 @@ from spikebridge.base.tensors import save_tensors
 from spikebridge.nn.network import Network, load_network
 from spikebridge.nn.units import Unit, renamed
 from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json, read_json
+from spikebridge.settings.crossbar import renewed
 
 FORMAT = "spikebridge-checkpoint"
 VERSION = 1
@@ -147,7 +148,8 @@ def _progress(path: Path, text: str) -> dict[str, Any]:
 def _same_run(path: Path, plain: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """CheckpointError where a checkpoint belongs to another run."""
     if "settings" in plain:
-        theirs, ours = _leaves(plain["settings"]), _leaves(json.loads(json.dumps(settings)))
+        theirs = _leaves(renewed(plain["settings"]))
+        ours = _leaves(json.loads(json.dumps(settings)))
         # What only this version knows had its default then; what only theirs knows, it cannot do.
         other = sorted(name for name in theirs if theirs[name] != ours.get(name, _ABSENT))
         if other:

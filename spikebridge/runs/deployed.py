@@ -17,6 +17,7 @@ from spikebridge.energy.costs import CostRow
 from spikebridge.runs import rundir
 from spikebridge.runs.fields import Fields
 from spikebridge.runs.load import REPEAT, ReportError
+from spikebridge.settings.crossbar import programmed
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _deployed(file: Fields) -> Deployed:
         metric=file.text("metric"),
         device=device.text("name"),
         source=device.text("source"),
-        settings=file.fields("memory").value,
+        settings=programmed(file.fields("memory").value),
         cells=file.count("cells"),
         samples=file.count("samples"),
         software=file.number("software"),

@@ -15,8 +15,9 @@ import numpy as np
 
 from spikebridge.base.archives import MOST_BYTES, ArchiveError, read_arrays
 from spikebridge.base.quantities import number
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import ConfigError, RunError, UsageError
 from spikebridge.runs import rundir
+from spikebridge.settings.crossbar import renewed
 from spikebridge.settings.tasks import TASKS
 
 REPEAT = "run it again with --overwrite"
@@ -217,7 +218,10 @@ def _config(path: Path, remedy: str) -> dict[str, Any]:
         raise ReportError(
             f"{path}: hidden={hidden!r}: the widths of the layers are whole numbers; {remedy}"
         )
-    return found
+    try:
+        return renewed(found)
+    except ConfigError as error:
+        raise ReportError(f"{path}: {error}; {remedy}") from error
 
 
 def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:

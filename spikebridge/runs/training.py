@@ -201,9 +201,9 @@ class _Run:
         looked = first_look.remarks(self.network, self.task, config.model, self.train.batch_size)
         self.notes = [*self.task.notes, *looked]
         self.chip = None
-        if config.memory.used:
+        if config.cells.used:
             seed = seed_of(self.train.seed, "cells")
-            self.chip = begin(self.network, config.memory, seed)
+            self.chip = begin(self.network, config.cells, config.crossbar, seed)
         if self.train.weight_noise:
             noisy_weights(self.network, self.train.weight_noise)
         self.teacher = Teacher(config, self.network, self.task)
@@ -212,7 +212,7 @@ class _Run:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer: Any = make_optimizer(self.train, self.parameters)
         if self.chip is not None:
-            self.optimizer = in_memory(self.optimizer, self.chip, config.memory)
+            self.optimizer = in_memory(self.optimizer, self.chip, config.pulses)
         self.batches = self.task.count_batches(self.train.batch_size)
         self.state = checkpoint.Position(step=0, history=[], best={})
         self.average = Average(self.network, self.train.ema)

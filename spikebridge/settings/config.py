@@ -23,7 +23,13 @@ from spikebridge.base.records import (
 )
 from spikebridge.base.records import flatten as flatten
 from spikebridge.base.records import override as override
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import (
+    CellConfig,
+    CrossbarConfig,
+    PulseConfig,
+    changed,
+    renewed,
+)
 from spikebridge.settings.learning import FEEDBACK, ONLINE, LearningConfig
 from spikebridge.settings.model import BASELINES, LABELS, VARIANTS, ModelConfig
 from spikebridge.settings.presets import PRESETS
@@ -144,8 +150,12 @@ class Config:
     """The network."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training."""
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    """The in-memory hardware that is in the loop, if any."""
+    cells: CellConfig = field(default_factory=CellConfig)
+    """The memory cells that are in the loop, if any."""
+    crossbar: CrossbarConfig = field(default_factory=CrossbarConfig)
+    """How the crossbars of these cells are built."""
+    pulses: PulseConfig = field(default_factory=PulseConfig)
+    """How weights are trained on them."""
     learning: LearningConfig = field(default_factory=LearningConfig)
     """The learning rule."""
 
@@ -162,8 +172,7 @@ class Config:
             f"weight_noise={self.train.weight_noise}, recompute={self.train.recompute}: what is "
             "computed twice would draw other noise; leave one of them out",
         )
-        if self.memory.used:
-            self._check_memory()
+        self._check_cells()
 
     def _check_rule(self) -> None:
         """What an online rule forms gradients of is the loss of each step, and nothing else."""
@@ -190,7 +199,21 @@ class Config:
                 f"pass --{name} {without}",
             )
 
-    def _check_memory(self) -> None:
+    def _check_cells(self) -> None:
+        """What memory cells do not go with, and what without them nothing would use."""
+        if not self.cells.used:
+            for name, value in changed(self.crossbar, self.pulses).items():
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"{name}={value}: the network is not trained on memory cells, which alone have "
+                    f"it; pass --cells pcm too, or leave --{flag} out"
+                )
+            return
+        require(
+            not self.crossbar.clip_rms,
+            f"clip_rms={self.crossbar.clip_rms}: where a network is trained on its cells, their "
+            "range is --w-max, or four root mean squares; leave --clip-rms out",
+        )
         require(
             self.model.unit not in BASELINES,
             f"unit={self.model.unit}: torch keeps its matrices to itself, so no memory cells can "
@@ -203,7 +226,7 @@ class Config:
         )
         require(
             not (self.train.recompute or self.train.weight_noise or self.model.weight_bits),
-            "recompute, weight_noise and weight_bits do not go with --device: each read draws "
+            "recompute, weight_noise and weight_bits do not go with --cells: each read draws "
             "anew, and cells hold what they hold; leave them out",
         )
 
@@ -301,4 +324,4 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
     Raises ConfigError for an unknown key (with the known ones), a wrong type or a value that breaks
     a rule.
     """
-    return from_plain(Config, plain)
+    return from_plain(Config, renewed(plain) if isinstance(plain, Mapping) else plain)

@@ -1,31 +1,63 @@
-"""Settings of in-memory hardware, as a frozen record (no torch)."""
+"""Settings of in-memory hardware: which cells, how crossbars are built, how they are trained.
+
+Frozen records, no torch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from spikebridge.base.records import at_least, check_types, require
+from spikebridge.base.records import RENAMED, at_least, check_types, refuse_unknown, require
 
 # Largest steps of refreshing, as shares of what pulses can reach: aihwkit's OneSidedUnitCell.
 REFRESH_HIGH, REFRESH_LOW = 0.75, 0.25
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
-    """The in-memory hardware that holds the weights while they are trained; none by default."""
+class CellConfig:
+    """The memory cells that hold the weights; none by default."""
 
-    device: Literal["", "pcm", "accumulation", "accumulation-2020", "iterative", "ideal"] = ""
+    cells: Literal["", "pcm", "accumulation", "accumulation-2020", "iterative", "ideal"] = ""
     """Model of the memory cells: single SET pulses (accumulation), programming with verification
     (iterative), whichever of these two fits the purpose (pcm), or without errors (ideal); empty =
-    the one in --device-table, or else train without hardware, and program with iterative."""
-    device_table: str = ""
-    """A CSV file with measured curves of your own device, instead of --device: columns g_uS
+    the one in --cell-table, or else train without hardware, and program with iterative."""
+    cell_table: str = ""
+    """A CSV file with measured curves of your own cells, instead of --cells: columns g_uS
     (conductance, rising from row to row) and, where it happens, pulse_mean_uS, pulse_sd_uS (change
     by one SET pulse), write_sd_uS (error of programming with verification), read_sd_uS (spread of
     reads), drift_nu, drift_nu_sd (drift exponent)."""
     levels: int = 0
-    """Values that a cell of the ideal device can hold; 0 = any."""
+    """Values that an ideal cell can hold; 0 = any."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(
+            self.levels == 0 or self.levels >= 2,
+            f"levels={self.levels}: a cell holds 2 or more; pass --levels 16, or 0 for any",
+        )
+        require(
+            self.levels == 0 or self.cells == "ideal",
+            f"levels={self.levels}: only ideal cells have levels; pass --cells ideal, or leave "
+            "--levels out",
+        )
+        require(
+            not (self.cells and self.cell_table),
+            f"cells={self.cells!r}, cell_table={self.cell_table!r}: give one of them",
+        )
+
+    @property
+    def used(self) -> bool:
+        """Whether there are any cells."""
+        return bool(self.cells or self.cell_table)
+
+
+@dataclass(frozen=True)
+class CrossbarConfig:
+    """How the crossbar of a weight matrix is built."""
+
     pairs: int = 1
     """Differential pairs of cells per weight, at least 1."""
     tile: int = 256
@@ -49,6 +81,38 @@ class MemoryConfig:
     """Share of cells that stay at the lowest conductance, 0 to 1."""
     stuck: float = 0.0
     """Share of cells that stay at any conductance, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "1", "pairs", "tile")
+        at_least(self, 0, "0", "w_max", "clip_rms", "wire_ohm", "dead", "stuck")
+        for name in ("dac_bits", "adc_bits"):
+            bits, flag = getattr(self, name), name.replace("_", "-")
+            require(
+                bits == 0 or 2 <= bits <= 14,
+                f"{name}={bits}: a converter has 2 to 14 bits; pass --{flag} 8, or 0 for none",
+            )
+        require(self.adc_range > 0, f"adc_range={self.adc_range}: it must be above 0; pass 10")
+        require(
+            self.adc_bits > 0 or self.adc_range == CrossbarConfig.adc_range,
+            f"adc_range={self.adc_range}: without --adc-bits there are no converters that have a "
+            "range; pass --adc-bits 8 too, or leave --adc-range out",
+        )
+        require(
+            not (self.w_max and self.clip_rms),
+            f"w_max={self.w_max}, clip_rms={self.clip_rms}: the first sets the range of a tile, "
+            "the second takes it from the tile's weights; leave one of them out",
+        )
+        require(
+            self.dead + self.stuck <= 1,
+            f"dead={self.dead}, stuck={self.stuck}: together at most 1; pass smaller shares",
+        )
+
+
+@dataclass(frozen=True)
+class PulseConfig:
+    """How weights are trained on their cells: updates that become programming pulses."""
+
     epsilon: float = 0.0
     """Change of a weight that is worth a pulse when training on the hardware; 0 = what a pulse
     does on average over the lower half of its range."""
@@ -59,46 +123,57 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "1", "pairs", "tile")
-        at_least(
-            self,
-            0,
-            "0",
-            "w_max",
-            "clip_rms",
-            "wire_ohm",
-            "dead",
-            "stuck",
-            "epsilon",
-            "refresh_every",
-            "step_s",
-        )
-        for name in ("dac_bits", "adc_bits"):
-            bits, flag = getattr(self, name), name.replace("_", "-")
-            require(
-                bits == 0 or 2 <= bits <= 14,
-                f"{name}={bits}: a converter has 2 to 14 bits; pass --{flag} 8, or 0 for none",
-            )
-        require(self.adc_range > 0, f"adc_range={self.adc_range}: it must be above 0; pass 10")
-        require(
-            self.dead + self.stuck <= 1,
-            f"dead={self.dead}, stuck={self.stuck}: together at most 1; pass smaller shares",
-        )
-        require(
-            self.levels == 0 or self.levels >= 2,
-            f"levels={self.levels}: a cell holds 2 or more; pass --levels 16, or 0 for any",
-        )
-        require(
-            self.levels == 0 or self.device == "ideal",
-            f"levels={self.levels}: only the ideal device has levels; pass --device ideal, or "
-            "leave --levels out",
-        )
-        require(
-            not (self.device and self.device_table),
-            f"device={self.device!r}, device_table={self.device_table!r}: give one of them",
-        )
+        at_least(self, 0, "0", "epsilon", "refresh_every", "step_s")
 
-    @property
-    def used(self) -> bool:
-        """Whether there is any hardware."""
-        return bool(self.device or self.device_table)
+
+def changed(*records: Any) -> dict[str, Any]:
+    """The settings of records that are not at their defaults, by name."""
+    return {
+        f.name: value
+        for record in records
+        for f in dataclasses.fields(record)
+        if (value := getattr(record, f.name)) != f.default
+    }
+
+
+def parts_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of cells, crossbar and pulses by the part of a config that holds them.
+
+    Raises ConfigError for a setting of none of them.
+    """
+    parts: dict[str, dict[str, Any]] = {"cells": {}, "crossbar": {}, "pulses": {}}
+    where = {
+        f.name: part
+        for part, kind in zip(parts, (CellConfig, CrossbarConfig, PulseConfig), strict=True)
+        for f in dataclasses.fields(kind)
+    }
+    refuse_unknown(settings, where, "memory")
+    for name, value in settings.items():
+        parts[where[name]][name] = value
+    return parts
+
+
+def programmed(memory: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a programmed network under their names of today, without those of training."""
+    today = {RENAMED.get(name, name): value for name, value in memory.items()}
+    pulses = [f.name for f in dataclasses.fields(PulseConfig)]
+    return {name: value for name, value in today.items() if name not in pulses}
+
+
+def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of a config with its hardware in three parts, where it was in one, "memory".
+
+    What had no use there is left out: all of it without cells, and `clip_rms` and `adc_range` where
+    they did nothing.
+    """
+    plain = dict(config)
+    if not isinstance(memory := plain.get("memory"), Mapping):
+        return plain
+    del plain["memory"]
+    settings = {RENAMED.get(name, name): value for name, value in memory.items()}
+    if not settings.get("cells") and not settings.get("cell_table"):
+        return plain
+    settings.pop("clip_rms", None)
+    if not settings.get("adc_bits"):
+        settings.pop("adc_range", None)
+    return plain | parts_of(settings)

@@ -103,7 +103,7 @@ def figures(config: Config) -> tuple[Figure, ...]:
     """
     # The papers' own figures on hardware, and with weights of few bits, are not known to us; and a
     # folder of the user's may be called mnist.
-    if config.memory.used or config.model.weight_bits or is_own(config.task):
+    if config.cells.used or config.model.weight_bits or is_own(config.task):
         return ()
     data, model = data_name(config), config.model
     recurrent = variant_of(model).startswith("recurrent-")

@@ -13,6 +13,7 @@ from spikebridge.base.quantities import in_words, plural
 from spikebridge.runs import compiled, rundir
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import Config, data_name, task_name, to_dict, variant_of
+from spikebridge.settings.crossbar import programmed
 from spikebridge.studies.plan import Planned
 from spikebridge.studies.record import environment_of
 
@@ -120,6 +121,8 @@ def _in_memory(directories: Sequence[Path]) -> dict[str, Any] | None:
     if not all(path.exists() for path in paths):
         return None
     found = [rundir.read_json(path, "run `spikebridge program` again") for path in paths]
+    for one in found:
+        one["memory"] = programmed(one["memory"])
     alike = ("times_s", "memory", "samples", "split")
     if any(one[name] != found[0][name] for one in found for name in alike):
         return None

@@ -25,7 +25,7 @@ from spikebridge.energy import costs as energy
 from spikebridge.nn.network import Network
 from spikebridge.runs import evaluation, rundir
 from spikebridge.settings.config import Config
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 from spikebridge.settings.tasks import step_name
 
 HOUR_S, DAY_S = 3600.0, 86400.0
@@ -40,7 +40,8 @@ class Plan:
     """What is tried.
 
     Args:
-        memory: the device and how weights lie on it.
+        cells: which ones.
+        crossbar: how weights lie on them.
         chips: number of simulated chips, each with draws of its own.
         times_s: times after programming, rising.
         samples: of the test set, for each chip and time; 0 = all.
@@ -48,7 +49,8 @@ class Plan:
         split: what is tested on: "test", or "valid" for choosing settings such as w_max.
     """
 
-    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(device="iterative"))
+    cells: CellConfig = field(default_factory=lambda: CellConfig("iterative"))
+    crossbar: CrossbarConfig = field(default_factory=CrossbarConfig)
     chips: int = 10
     times_s: tuple[float, ...] = TIMES_S
     samples: int = 0
@@ -70,8 +72,8 @@ class Plan:
             raise UsageError(f"seed={self.seed}: a seed lies in [0, 2**63); pass --seed 0")
         if self.split not in ("test", "valid"):
             raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
-        if not self.memory.used:
-            raise UsageError("there is no device; pass --device iterative")
+        if not self.cells.used:
+            raise UsageError("there are no cells; pass --cells iterative")
 
 
 Tell = Callable[[int, float, float], None]
@@ -108,7 +110,7 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
         "metric": bench.task.metric,
         "higher_is_better": bench.task.higher_is_better,
         "device": {"name": first.cell.name, "source": first.cell.source},
-        "memory": dataclasses.asdict(plan.memory),
+        "memory": dataclasses.asdict(plan.cells) | dataclasses.asdict(plan.crossbar),
         "cells": first.chip.cells,
         "samples": plan.samples,
         "seed": plan.seed,
@@ -120,7 +122,7 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
         "layers": _layers(first.chip, [chip["errors"] for chip in chips]),
         **first.content(),
         "energy": costs,
-        "training": bench.training(config.memory, directory),
+        "training": bench.training(config, directory),
     }
     rundir.write_json(directory / rundir.MEMORY, content)
     return content
@@ -146,7 +148,7 @@ class _Bench:
     def program(self, number: int) -> CrossbarNetwork:
         """A chip of its own draws."""
         seed = (seed_of(self.plan.seed, "cells") + number) % 2**63
-        return to_crossbar(self.network, cell_of(self.plan.memory), self.plan.memory, seed=seed)
+        return to_crossbar(self.network, cell_of(self.plan.cells), self.plan.crossbar, seed=seed)
 
     def over_time(
         self, chip: CrossbarNetwork, number: int, tell: Tell | None, look: _Look | None
@@ -198,7 +200,7 @@ class _Bench:
             for what in ("events", "dense")
         }
         both = {
-            "PCM crossbar": energy.on_crossbar(sparse + dense, _costs(self.plan.memory)),
+            "PCM crossbar": energy.on_crossbar(sparse + dense, _costs(self.plan.crossbar)),
             **digital,
         }
         return {
@@ -207,16 +209,16 @@ class _Bench:
             "hardware": {name: _plain(found) for name, found in both.items()},
         }
 
-    def training(self, memory: MemoryConfig, directory: Path) -> dict[str, Any] | None:
+    def training(self, config: Config, directory: Path) -> dict[str, Any] | None:
         """Energy and time of the whole training, for a run that was trained on cells.
 
         Forward passes and pulses on the run's own hardware; backward passes in fp32, each with as
         many products again for the inputs and for the weights.
         """
         path = directory / rundir.CHIP
-        if not path.exists() or not memory.used or not rundir.is_complete(directory):
+        if not path.exists() or not config.cells.used or not rundir.is_complete(directory):
             return None
-        chip = to_crossbar(self.network, cell_of(memory, pulsed=True), memory)
+        chip = to_crossbar(self.network, cell_of(config.cells, pulsed=True), config.crossbar)
         tensors = load_file(path)
         sent = {
             kind: float(sum(v.sum() for k, v in tensors.items() if k.endswith(f"device.{kind}")))
@@ -228,15 +230,16 @@ class _Bench:
         products = energy.Counts(macs=forward.macs, weights_fetched=forward.weights_fetched)
         backward = energy.on_digital(products * 2, energy.FP32_45NM, sparse=False)
         found = {
-            "PCM in the loop": energy.on_crossbar(forward + pulses, _costs(memory)) + backward,
+            "PCM in the loop": energy.on_crossbar(forward + pulses, _costs(config.crossbar))
+            + backward,
             "digital, fp32": energy.on_digital(forward, energy.FP32_45NM, sparse=False) + backward,
         }
         return {"hardware": {name: _plain(one) for name, one in found.items()}}
 
 
-def _costs(memory: MemoryConfig) -> energy.CrossbarCosts:
+def _costs(crossbar: CrossbarConfig) -> energy.CrossbarCosts:
     """Of the crossbar; converters that the simulation leaves exact count with 8 bits."""
-    return energy.pcm(adc_bits=memory.adc_bits or 8, dac_bits=memory.dac_bits or 8)
+    return energy.pcm(adc_bits=crossbar.adc_bits or 8, dac_bits=crossbar.dac_bits or 8)
 
 
 def _plain(found: energy.Energy) -> dict[str, Any]:
@@ -251,7 +254,7 @@ class _Look:
     """What is shown of one chip: targets, conductances, drift."""
 
     def __init__(self, chip: CrossbarNetwork, plan: Plan) -> None:
-        self.chip, self.plan, self.cell = chip, plan, cell_of(plan.memory)
+        self.chip, self.plan, self.cell = chip, plan, cell_of(plan.cells)
         self.pairs: list[dict[str, list[float]]] = []
         self.histograms: list[dict[str, Any]] = []
         self.targets = torch.cat(

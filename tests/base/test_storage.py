@@ -27,7 +27,7 @@ from spikebridge.cli import main as cli
 from spikebridge.crossbar.network import cell_of, to_crossbar
 from spikebridge.nn.network import build, load_network, save_network
 from spikebridge.runs import rundir, training
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CellConfig
 from spikebridge.settings.model import ModelConfig
 
 ROOT = Path(cli.__file__).parents[2]
@@ -378,7 +378,7 @@ def test_files_have_the_mode_that_the_umask_gives(mask: int, mode: int, tmp_path
         run, network = tmp_path / "run", build(ModelConfig(hidden=(4,)), 3, 2, "mean")
         training.run(tiny(epochs=1), run)
         save_network(network, tmp_path / "network.safetensors")
-        cells = to_crossbar(network, cell_of(MemoryConfig(device="ideal")))
+        cells = to_crossbar(network, cell_of(CellConfig("ideal")))
         cells.save(tmp_path / "chip.safetensors")
     finally:
         os.umask(before)

@@ -112,14 +112,14 @@ def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("demo --jobs 0", "jobs=0"),
         ("program run --seed -1", "seed=-1: a seed lies in [0, 2**63); pass --seed 0"),
         (
-            "program run --device ideal --levels 1",
+            "program run --cells ideal --levels 1",
             "levels=1: a cell holds 2 or more; pass --levels",
         ),
-        ("program run --levels 4", "levels=4: only the ideal device has levels; pass --device id"),
-        ("program run --device pcm --device-table t.csv", "device_table='t.csv': give one of them"),
+        ("program run --levels 4", "levels=4: only ideal cells have levels; pass --cells ideal"),
+        ("program run --cells pcm --cell-table t.csv", "cell_table='t.csv': give one of them"),
         (
-            "program run --device iterative --device-table t.csv",
-            "device='iterative', device_table=",
+            "program run --cells iterative --cell-table t.csv",
+            "cells='iterative', cell_table=",
         ),
     ],
 )
@@ -260,8 +260,8 @@ def test_what_leaves_the_page_out_says_so(line: str, capsys: pytest.CaptureFixtu
 def test_the_columns_of_a_table_of_a_device_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge("program --help") == 0
     said = capsys.readouterr().out
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (told,) = (line for line in readme.splitlines() if "--device-table" in line)
+    page = (ROOT / "docs" / "crossbar.md").read_text(encoding="utf-8")
+    (told,) = (part for part in page.split("\n\n") if "--cell-table" in part)
     for name in COLUMNS:
         assert name in said
         assert f"`{name}`" in told
@@ -516,7 +516,7 @@ def test_without_tyro_the_module_is_an_import_error_and_the_command_says_what_it
         ),
         ("train digits --data=mnits", "--data: invalid choice 'mnits' (did you mean mnist?); cho"),
         ("compare digits --units snu gruu", "'gruu' (did you mean gru?); choose from snu, soft"),
-        ("program run --device pmc", "--device: invalid choice 'pmc' (did you mean pcm?); choose"),
+        ("program run --cells pmc", "--cells: invalid choice 'pmc' (did you mean pcm?); choose"),
         ("continual --unit=lsmt", "run spikebridge continual --help"),
         (
             "train digits --epocs 3",

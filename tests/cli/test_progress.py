@@ -102,7 +102,7 @@ def test_bars_have_one_for_all() -> None:
     [
         {},
         {"unit": "lstm"},
-        {"unit": "snu", "device": "accumulation", "epsilon": 0.05},
+        {"unit": "snu", "cells": "accumulation", "epsilon": 0.05},
         {"unit": "snu", "rule": "ostl"},
         {"unit": "snu", "grapes": "propagated"},
     ],

@@ -28,7 +28,7 @@ from spikebridge.nn.layers import Layer
 from spikebridge.nn.network import build, operations
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised
 from spikebridge.nn.units import make_unit
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CrossbarConfig
 from spikebridge.settings.model import ModelConfig
 
 YEAR_S = 365 * 86_400.0
@@ -110,7 +110,7 @@ def drawn(rows: int, columns: int, seed: int = 0) -> Any:
 
 def on_chip(network: nn.Module, cell: Cell, **more: Any) -> tuple[CrossbarNetwork, Crossbar]:
     """With the crossbar of its first matrix."""
-    chip = to_crossbar(network, cell, MemoryConfig(**more))
+    chip = to_crossbar(network, cell, CrossbarConfig(**more))
     return chip, next(iter(chip.crossbars.values()))
 
 
@@ -236,10 +236,10 @@ def test_a_weight_that_is_made_from_others_is_mapped_as_it_is(
     wanted = network(x).detach()
     network.train(training)  # a spectral norm that is asked in training is another one after it
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    chip = to_crossbar(network, IDEAL, MemoryConfig(**more), in_place=in_place)
+    chip = to_crossbar(network, IDEAL, CrossbarConfig(**more), in_place=in_place)
     step = x.abs().max() * chip.crossbars["0.weight"].w_max.max() / (2**13 - 1)
     # Half a step of the converter of a column, and of each of at most 18 rows.
-    bound = float(step * (MemoryConfig().adc_range + 18) / 2) if more else 1e-5
+    bound = float(step * (CrossbarConfig().adc_range + 18) / 2) if more else 1e-5
     torch.testing.assert_close(chip.network(x), wanted, rtol=1e-5, atol=bound)
     plain: Any = from_crossbar(chip)
     torch.testing.assert_close(plain(x), wanted, rtol=1e-5, atol=1e-5)
@@ -261,7 +261,7 @@ def test_pruned_weights_stay_away_on_the_cells_and_in_training() -> None:
     pruned(layer.array)
     pruned(layer, "recurrent")
     masks: Any = {"array.weight": layer.array.weight_mask, "recurrent": layer.recurrent_mask}
-    chip = to_crossbar(layer, ACCUMULATION, MemoryConfig(w_max=1.0))
+    chip = to_crossbar(layer, ACCUMULATION, CrossbarConfig(w_max=1.0))
     inner = torch.optim.AdamW(chip.network.parameters(), lr=0.05)
     optimizer = InMemory(inner, chip)
     x = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(2))
@@ -284,7 +284,7 @@ def test_pruned_weights_stay_away_on_the_cells_and_in_training() -> None:
 def test_a_digital_bias_that_is_pruned_goes_on_being_so_behind_converters() -> None:
     network = nn.Sequential(pruned(nn.Linear(6, 4), "bias"))
     x = torch.randn(3, 6)
-    chip = to_crossbar(network, IDEAL, MemoryConfig(adc_bits=14))
+    chip = to_crossbar(network, IDEAL, CrossbarConfig(adc_bits=14))
     before = chip.network(x).detach()
     array: Any = chip.network.get_submodule("0.array")
     with torch.no_grad():
@@ -295,7 +295,7 @@ def test_a_digital_bias_that_is_pruned_goes_on_being_so_behind_converters() -> N
 
 def test_a_layer_called_twice_has_converters_at_both_places() -> None:
     shared = nn.Linear(5, 5)
-    chip = to_crossbar(nn.Sequential(shared, nn.Tanh(), shared), IDEAL, MemoryConfig(adc_bits=2))
+    chip = to_crossbar(nn.Sequential(shared, nn.Tanh(), shared), IDEAL, CrossbarConfig(adc_bits=2))
     network: Any = chip.network
     assert network[0] is network[2]
     assert hasattr(network[2], "crossbar")

@@ -36,13 +36,13 @@ from spikebridge.nn.synapses import Dense, noisy_weights, plain_weights
 from spikebridge.nn.units import make_unit
 from spikebridge.runs import rundir, training
 from spikebridge.settings.config import Config, override
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 from spikebridge.settings.model import ModelConfig
 from spikebridge.settings.tasks import NpzConfig
 from spikebridge.trained import on_cells as deployment
 from spikebridge.trained.on_cells import Plan, deploy
 
-ON_PAPER = Plan(MemoryConfig(device="ideal"), chips=2, times_s=(0.0, 20.0, 3600.0))
+ON_PAPER = Plan(CellConfig("ideal"), chips=2, times_s=(0.0, 20.0, 3600.0))
 BIG_STEPS = ideal(pulse_uS=1.0, g_max_uS=1000.0)
 
 
@@ -63,7 +63,7 @@ def in_memory(chip: CrossbarNetwork, **more: Any) -> InMemory:
 
 def pushed(pairs: int, **more: Any) -> tuple[InMemory, Any]:
     """Plain descent on a 2 x 2 matrix, and its device."""
-    chip = to_crossbar(nn.Linear(2, 2), BIG_STEPS, MemoryConfig(pairs=pairs, w_max=10.0))
+    chip = to_crossbar(nn.Linear(2, 2), BIG_STEPS, CrossbarConfig(pairs=pairs, w_max=10.0))
     return in_memory(chip, **more), chip.crossbars["weight"].device
 
 
@@ -87,7 +87,7 @@ def test_on_an_ideal_device_it_is_the_optimiser_up_to_pulses(name: str, pairs: i
     x = torch.randn(50, 5)
     for epsilon in (2**-7, 2**-11):
         cell = ideal(pulse_uS=12.5 * pairs * epsilon)
-        chip = to_crossbar(soft := perceptron(), cell, MemoryConfig(w_max=2.0, pairs=pairs))
+        chip = to_crossbar(soft := perceptron(), cell, CrossbarConfig(w_max=2.0, pairs=pairs))
         plain = OPTIMISERS[name](soft.parameters())
         optimizer = InMemory(OPTIMISERS[name](chip.network.parameters()), chip, epsilon=epsilon)
         for _ in range(15):
@@ -135,7 +135,7 @@ def test_which_cells_get_how_many_pulses() -> None:
 
 
 def test_nothing_is_read_to_verify_a_pulse() -> None:
-    chip = to_crossbar(perceptron(), watched, MemoryConfig(w_max=10.0))
+    chip = to_crossbar(perceptron(), watched, CrossbarConfig(w_max=10.0))
     devices: list[Any] = [crossbar.device for crossbar in chip.crossbars.values()]
     assert isinstance(devices[0], Device)
     network: Any = chip.network
@@ -157,7 +157,7 @@ def test_nothing_is_read_to_verify_a_pulse() -> None:
 
 
 def test_worn_pairs_are_written_anew() -> None:
-    config = MemoryConfig(w_max=2.0, pairs=2)
+    config = CrossbarConfig(w_max=2.0, pairs=2)
     chip = to_crossbar(nn.Linear(3, 4), ideal(pulse_uS=0.5), config)
     crossbar = chip.crossbars["weight"]
     assert crossbar.refresh() == 0
@@ -182,14 +182,14 @@ def test_the_change_that_a_pulse_stands_for() -> None:
     count = sum(value <= (g[0] + max(g)) / 2 for value in g) - 1
     wanted = (g[count] - g[0]) / count * 0.5 / 12 / 3
     network = nn.Sequential(nn.Linear(2, 2))
-    chip = to_crossbar(network, ACCUMULATION, MemoryConfig(w_max=0.5, pairs=3))
+    chip = to_crossbar(network, ACCUMULATION, CrossbarConfig(w_max=0.5, pairs=3))
     assert in_memory(chip).epsilons == {"0.weight": pytest.approx(wanted, rel=1e-4)}
     for wrong in ({"epsilon": 0.0}, {"epsilon": -1.0}, {"refresh_every": -1}, {"step_s": -1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             in_memory(chip, **wrong)
     with pytest.raises(ValueError, match=r"\['0.weight'\]; make it from chip.network.parameters"):
         InMemory(torch.optim.SGD(network.parameters(), 0.1), chip)
-    with pytest.raises(UsageError, match=r"no single pulses.*; pass --device accumulation"):
+    with pytest.raises(UsageError, match=r"no single pulses.*; pass --cells accumulation"):
         in_memory(to_crossbar(network, ITERATIVE))
 
 
@@ -219,7 +219,7 @@ class Loop:
     """Twelve batches on noisy cells."""
 
     def __init__(self, make: Any = lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)) -> None:
-        self.chip = to_crossbar(perceptron(), ACCUMULATION, MemoryConfig(w_max=1.0), seed=4)
+        self.chip = to_crossbar(perceptron(), ACCUMULATION, CrossbarConfig(w_max=1.0), seed=4)
         self.inner = make(self.chip.network.parameters())
         self.optimizer = InMemory(self.inner, self.chip, refresh_every=3)
 
@@ -402,7 +402,7 @@ def tiny(folder: Path, **more: Any) -> Config:
 
 
 def on_cells(folder: Path, **more: Any) -> Config:
-    cells = {"device": "accumulation", "w_max": 2.0, "epsilon": 0.03, "refresh_every": 2}
+    cells = {"cells": "accumulation", "w_max": 2.0, "epsilon": 0.03, "refresh_every": 2}
     return tiny(folder, **(cells | more))
 
 
@@ -414,7 +414,7 @@ def all_left(directory: Path) -> dict[str, Any]:
 SETTINGS: list[dict[str, Any]] = [
     {"recurrent": True},
     {"unit": "softsnu", "optimizer": "adamw", "weight_decay": 0.1, "pairs": 2, "dead": 0.05},
-    {"optimizer": "sgd", "lr": 0.3, "device": "accumulation-2020", "dropout": 0.2, "tile": 4},
+    {"optimizer": "sgd", "lr": 0.3, "cells": "accumulation-2020", "dropout": 0.2, "tile": 4},
     {"unit": "relu", "drive_bias": True},
 ]
 
@@ -466,7 +466,7 @@ EXCLUDED: list[tuple[dict[str, Any], str]] = [
     ({"unit": "lstm"}, "unit=lstm: .*; train a spiking unit"),
     ({"weight_noise": 0.1}, "each read draws"),
     ({"weight_bits": 4}, "cells hold what they hold"),
-    ({"device": "", "recompute": 2, "weight_noise": 0.1}, "recompute"),
+    ({"cells": "", "recompute": 2, "weight_noise": 0.1}, "recompute"),
 ]
 
 
@@ -502,7 +502,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     return done.directory
 
 
-@pytest.mark.parametrize("more", [{}, {"device": "ideal"}, {"weight_noise": 0.1}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"cells": "ideal"}, {"weight_noise": 0.1}], ids=str)
 def test_a_run_starts_from_the_weights_of_another(
     tmp_path: Path, folder: Path, run: Path, more: dict[str, Any]
 ) -> None:
@@ -543,7 +543,7 @@ def test_a_deployment_repeats_with_its_seed(run: Path) -> None:
 
 
 def test_plans_that_cannot_be() -> None:
-    wrong: list[dict[str, Any]] = [{"chips": 0}, {"samples": -1}, {"memory": MemoryConfig()}]
+    wrong: list[dict[str, Any]] = [{"chips": 0}, {"samples": -1}, {"cells": CellConfig()}]
     wrong += [{"seed": -1}, {"seed": 2**63}]
     wrong += [{"times_s": times} for times in ((), (5.0, 5.0), (-1.0, 5.0))]
     for more in wrong:
@@ -553,7 +553,7 @@ def test_plans_that_cannot_be() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "device"),
-    [("--device-table TABLE", "mine"), ("", "iterative"), ("--device ideal", "ideal")],
+    [("--cell-table TABLE", "mine"), ("", "iterative"), ("--cells ideal", "ideal")],
 )
 def test_the_command_takes_a_device_or_a_table_of_one(
     run: Path, tmp_path: Path, flags: str, device: str, capsys: pytest.CaptureFixture[str]
@@ -565,7 +565,7 @@ def test_the_command_takes_a_device_or_a_table_of_one(
     content = json.loads(capsys.readouterr().out)[str(run)]
     assert content["device"]["name"].startswith(device)
     memory = content["memory"]
-    assert (memory["device"], memory["device_table"]) == (
+    assert (memory["cells"], memory["cell_table"]) == (
         ("", str(table)) if device == "mine" else (device, "")
     )
 
@@ -573,7 +573,7 @@ def test_the_command_takes_a_device_or_a_table_of_one(
 def test_what_cannot_be_deployed(tmp_path: Path, run: Path) -> None:
     with pytest.raises(UsageError, match="no complete run in it; name a finished run"):
         deploy(tmp_path, Plan())
-    deploy(run, dataclasses.replace(ON_PAPER, memory=MemoryConfig(device="ideal", adc_bits=14)))
+    deploy(run, dataclasses.replace(ON_PAPER, crossbar=CrossbarConfig(adc_bits=14)))
 
 
 # --- events ---
@@ -584,7 +584,7 @@ def test_what_cannot_be_deployed(tmp_path: Path, run: Path) -> None:
 def test_events_of_an_inference(symbols: bool) -> None:
     network = build(ModelConfig(hidden=(12, 9), recurrent=True), 20, 4, "each", symbols=symbols)
     x = torch.randint(20, (5, 3)) if symbols else torch.randint(2, (5, 3, 20)).float()
-    chip = to_crossbar(network, ideal(), MemoryConfig(tile=6, pairs=2, adc_bits=8))
+    chip = to_crossbar(network, ideal(), CrossbarConfig(tile=6, pairs=2, adc_bits=8))
     with listening(chip.network) as (traffic, updates):
         chip.network(x)
     sparse, dense = counts(traffic, updates, chip, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from spikebridge.studies import compare
 
 def config_of(line: str) -> Config:
     parsed = cli.parse(shlex.split(line))
-    return Config(parsed.task, parsed.model, parsed.train, parsed.memory, parsed.learning)
+    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
 
 
 def folder(line: str) -> str:
@@ -43,7 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("train digits --grapes propagated", "digits8x8-snu-grapes-0"),
         ("train digits --grapes propagated --grapes-control gain", "digits8x8-snu-grapes-gain-0"),
         ("train digits --rule dfa --grapes outgoing", "digits8x8-snu-dfa-grapes-outgoing-0"),
-        ("train music --device pcm --seed 2", "jsb-snu-pcm-2"),
+        ("train music --cells pcm --seed 2", "jsb-snu-pcm-2"),
         ("train digits --start runs/digits8x8-snu-0", "digits8x8-snu-from-digits8x8-snu-0-0"),
     ],
 )
@@ -62,8 +63,8 @@ LINES = [
     "--grapes local",
     "--rule fa",
     "--rule fa --feedback-seed 1",
-    "--device pcm",
-    "--device pcm --w-max 0.5",
+    "--cells pcm",
+    "--cells pcm --w-max 0.5",
     "--start runs/a",
     "--start other/a",
     "--start runs/a --lr 0.5",

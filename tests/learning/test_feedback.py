@@ -27,7 +27,7 @@ from spikebridge.learning.model_layers import nodes
 from spikebridge.nn.layers import Plain, Readout
 from spikebridge.nn.network import Network, build
 from spikebridge.nn.synapses import Conv2d, Dense, Normalised, round_weights
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CrossbarConfig
 from spikebridge.settings.model import ModelConfig
 
 # Another recording in the same format can be put in its place.
@@ -533,7 +533,7 @@ def test_weights_that_are_rounded_or_on_a_crossbar(rule: str) -> None:
         plain = nn.Sequential(
             nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)
         )
-        chip = to_crossbar(plain, ideal(64), MemoryConfig(**settings))
+        chip = to_crossbar(plain, ideal(64), CrossbarConfig(**settings))
         dense = x[0].float()
         names = [name for name, p in chip.network.named_parameters() if p.requires_grad]
         exact = gradients(chip.network, dense)

@@ -46,7 +46,7 @@ from spikebridge.nn.synapses import (
     round_weights,
 )
 from spikebridge.nn.units import KINDS, State, make_unit
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CrossbarConfig
 from spikebridge.settings.model import ModelConfig
 
 # Another recording in the same format can be put in its place.
@@ -904,7 +904,7 @@ def test_a_model_that_becomes_double_has_double_factors(form: Any) -> None:
 
 def test_what_a_crossbar_held_counts_and_nothing_is_read_again() -> None:
     plain = nn.Sequential(nn.Linear(I, N), nn.ReLU(), nn.Linear(N, 2))
-    chip = to_crossbar(plain, pcm.ACCUMULATION, MemoryConfig())
+    chip = to_crossbar(plain, pcm.ACCUMULATION, CrossbarConfig())
     model, x = chip.network, torch.randn(B, I)
     crossbar = chip.crossbars["0.weight"]
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -921,7 +921,7 @@ def test_what_a_crossbar_held_counts_and_nothing_is_read_again() -> None:
 
 def test_converters_in_front_of_a_layer_hide_nothing() -> None:
     plain = nn.Sequential(nn.Linear(I, N), nn.ReLU(), nn.Linear(N, 2))
-    chip = to_crossbar(plain, pcm.ITERATIVE, MemoryConfig(adc_bits=8, dac_bits=8))
+    chip = to_crossbar(plain, pcm.ITERATIVE, CrossbarConfig(adc_bits=8, dac_bits=8))
     x = torch.randn(B, I)
     name = "0.array.parametrizations.weight.original"
     gradient = []

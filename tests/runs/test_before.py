@@ -123,7 +123,7 @@ def test_a_run_is_read_with_all_that_was_made_of_it(run: Path) -> None:
     )  # fmt: skip
     assert [epoch["epoch"] for epoch in loaded.epochs] == [1, 2]
     assert rundir.read_result(run).test == content(run, "result.json")["test"]
-    assert rundir.read_config(run).memory.refresh_every == 20
+    assert rundir.read_config(run).pulses.refresh_every == 20
     assert loaded.examples is not None
     assert loaded.steps == content(run, "steps.json")
     cells = deployed.load(run)
@@ -176,7 +176,7 @@ def test_a_run_is_asked_the_same_again(run: Path) -> None:
     for name in ("integer", "software", "counts", "area_mm2", "program", "chip"):
         assert again[name] == pytest.approx(digital[name])
     plan = on_cells.Plan(
-        memory=on_cells.MemoryConfig(device="iterative"), chips=1, times_s=(20.0,), samples=64
+        cells=on_cells.CellConfig("iterative"), chips=1, times_s=(20.0,), samples=64
     )
     on_cells.deploy(run, plan)
     assert (

@@ -84,7 +84,7 @@ SETTINGS = [
     {"unit": "recurrent-softsnu", "rule": "drtp", "grapes": "local", "grapes_control": "gain"},
     {"unit": "snu", "rule": "ostl", "hidden": (8, 8)},
     {"unit": "recurrent-snu", "rule": "eprop"},
-    {"unit": "snu", "grapes": "propagated", "device": "accumulation", "epsilon": 0.05},
+    {"unit": "snu", "grapes": "propagated", "cells": "accumulation", "epsilon": 0.05},
     {"unit": "snu", "grapes": "propagated", "weight_noise": 0.05},
 ]
 

@@ -31,8 +31,8 @@ KINDS: list[dict[str, Any]] = [
     {"unit": "snu", "weight_bits": 4},
     {"unit": "lstm"},
     {"unit": "snu", "grapes": "propagated"},
-    {"unit": "snu", "device": "accumulation", "epsilon": 0.05},
-    {"unit": "snu", "device": "accumulation", "epsilon": 0.05, "adc_bits": 6, "dac_bits": 6},
+    {"unit": "snu", "cells": "accumulation", "epsilon": 0.05},
+    {"unit": "snu", "cells": "accumulation", "epsilon": 0.05, "adc_bits": 6, "dac_bits": 6},
 ]
 
 
@@ -54,7 +54,7 @@ def test_the_best_so_far_is_a_network_and_changes_nothing(
     lines = (tmp_path / "run" / rundir.METRICS).read_text().splitlines()
     history = [json.loads(line) for line in lines]
     assert [record["metric"] for record in history] == ["accuracy"] * 2
-    if "device" not in settings:  # a read of cells has noise of its own
+    if "cells" not in settings:  # a read of cells has noise of its own
         judge = generator(config.train.eval_seed, "valid")
         task = tasks.load(config.task)
         score = evaluation.evaluate(network, task, "valid", config.train.batch_size, judge)

@@ -255,7 +255,7 @@ def test_a_table_on_hardware_exports_and_programs_every_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hard = replace(
-        SMALL, name="hard", rows=SMALL.rows[:1], chip={"max_steps": 4}, cells={"device": "ideal"}
+        SMALL, name="hard", rows=SMALL.rows[:1], chip={"max_steps": 4}, cells={"cells": "ideal"}
     )
     monkeypatch.setattr(catalog, "CATALOG", (hard,))
     assert spikebridge(f"reproduce hard --quick --jobs 1 --out {tmp_path}") == 0

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.cli import main as cli
 from spikebridge.cli.complexity import FILE, first, of_run
-from spikebridge.crossbar.network import cell_of, to_crossbar
+from spikebridge.crossbar import pcm
+from spikebridge.crossbar.network import to_crossbar
 from spikebridge.data.task import Batch
 from spikebridge.nn.layers import Baseline, Layer, Plain, Readout
 from spikebridge.nn.network import Network, build
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised, round_weights
 from spikebridge.nn.units import KINDS, make_unit
 from spikebridge.runs import rundir, training
-from spikebridge.settings.crossbar import MemoryConfig
+from spikebridge.settings.crossbar import CrossbarConfig
 from spikebridge.settings.model import ModelConfig
 from spikebridge.trained.complexity import Complexity, SynapticOperations, complexity
 
@@ -233,8 +234,8 @@ def test_a_readout_of_the_mean_is_one_call() -> None:
 def test_converters_count_as_the_array_inside() -> None:
     network = build(ModelConfig(hidden=(4,)), 5, 3, "mean")
     x = (torch.rand(6, 2, 5) < 0.5).float()
-    config = MemoryConfig(device="ideal", adc_bits=8, dac_bits=8)
-    chip = to_crossbar(network, cell_of(config), config)
+    config = CrossbarConfig(adc_bits=8, dac_bits=8)
+    chip = to_crossbar(network, pcm.ideal(), config)
     there = complexity(chip.network, [x])
     assert ops(there)[2] == ops(complexity(network, [x]))[2] == 6 * 20 + 12
 

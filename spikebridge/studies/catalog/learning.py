@@ -216,7 +216,7 @@ LEARNING: tuple[Entry, ...] = (
         minutes=9,
         rows=_three("snu", "cells", "SNU on 52,800 cells"),
         settings={
-            "device": "accumulation",
+            "cells": "accumulation",
             "w_max": 0.8,
             "epsilon": 0.133,
             "refresh_every": 5,

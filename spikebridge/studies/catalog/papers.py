@@ -43,7 +43,7 @@ ON_CHIP: dict[str, Any] = {
 }
 # The best on validation of 38 trials: docs/results/search-jsb-in-memory.json.
 _CELLS: dict[str, Any] = {
-    "device": "accumulation",
+    "cells": "accumulation",
     "w_max": 0.8,
     "epsilon": 0.133,
     "refresh_every": 5,
@@ -384,7 +384,7 @@ PUBLISHED: tuple[Entry, ...] = (
         data="jsb",
         rows=(Row("snu", name="fp32", label="SNU, fp32"),),
         # Weights cut off at 1.5 root mean squares of their tile: chosen on validation.
-        cells={"device": "iterative", "clip_rms": 1.5},
+        cells={"cells": "iterative", "clip_rms": 1.5},
     ),
     *(
         Entry(
