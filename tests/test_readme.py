@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_each_run_that_the_readme_names_is_made_by_one_of_its_commands() -> None
         words = shlex.split(line)
         if words[0] == "train":
             parsed = cli.parse(words)
-            config = Config(parsed.task, parsed.model, parsed.train, parsed.memory, parsed.learning)
+            config = Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
             made.add(str(parsed.options.out or rundir.default_folder(config)))
         else:
             named |= {word for word in words if re.fullmatch(r"runs/[\w-]+-\d+", word)}

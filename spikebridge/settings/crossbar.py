@@ -166,11 +166,11 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     What had no use there is left out: all of it without cells, and `clip_rms` and `adc_range` where
     they did nothing.
     """
-    plain = dict(config)
-    if not isinstance(memory := plain.get("memory"), Mapping):
-        return plain
-    del plain["memory"]
-    settings = {RENAMED.get(name, name): value for name, value in memory.items()}
+    memory = config.get("memory")
+    if not isinstance(memory, Mapping):
+        return dict(config)
+    plain = {part: values for part, values in config.items() if part != "memory"}
+    settings: dict[str, Any] = {RENAMED.get(str(name), name): v for name, v in memory.items()}
     if not settings.get("cells") and not settings.get("cell_table"):
         return plain
     settings.pop("clip_rms", None)

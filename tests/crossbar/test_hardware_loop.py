@@ -547,7 +547,7 @@ def test_plans_that_cannot_be() -> None:
     wrong += [{"seed": -1}, {"seed": 2**63}]
     wrong += [{"times_s": times} for times in ((), (5.0, 5.0), (-1.0, 5.0))]
     for more in wrong:
-        with pytest.raises(UsageError, match=r"pass --(chips|times|samples|seed|device)"):
+        with pytest.raises(UsageError, match=r"pass --(chips|times|samples|seed|cells)"):
             Plan(**more)
 
 
