@@ -170,7 +170,7 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(memory, Mapping):
         return dict(config)
     plain = {part: values for part, values in config.items() if part != "memory"}
-    settings: dict[str, Any] = {RENAMED.get(str(name), name): v for name, v in memory.items()}
+    settings: dict[str, Any] = {RENAMED.get(str(name), str(name)): v for name, v in memory.items()}
     if not settings.get("cells") and not settings.get("cell_table"):
         return plain
     settings.pop("clip_rms", None)
