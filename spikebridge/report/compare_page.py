@@ -12,8 +12,7 @@ from spikebridge.report.examples import Panel, panels
 from spikebridge.report.on_chip import proof_text
 from spikebridge.report.run_charts import loss_axis
 from spikebridge.report.run_page import about, label_of, source_of, started
-from spikebridge.report.sections import Block, Section, Table
-from spikebridge.report.theme import Drawer, Plot, colour_of
+from spikebridge.report.theme import Block, Drawer, Plot, Section, Table, colour_of
 from spikebridge.report.wording import (
     DATA,
     DATA_NAMES,

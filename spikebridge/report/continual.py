@@ -22,8 +22,19 @@ from spikebridge.report.continual_text import (
     row_cells,
     tuned,
 )
-from spikebridge.report.sections import Block, Card, Section, Table, figures
-from spikebridge.report.theme import NEUTRAL, Chart, Drawer, Plot, fade, label
+from spikebridge.report.theme import (
+    NEUTRAL,
+    Block,
+    Card,
+    Chart,
+    Drawer,
+    Plot,
+    Section,
+    Table,
+    fade,
+    figures,
+    label,
+)
 from spikebridge.report.wording import (
     DATA_NAMES,
     command,

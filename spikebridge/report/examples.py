@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spikebridge.report import activity_charts, example_charts, series, words
-from spikebridge.report.theme import Drawer, Plot
+from spikebridge.report import activity_charts, example_charts
+from spikebridge.report.theme import Drawer, Plot, Ramp, colour_of, fade, shades
 from spikebridge.report.wording import frame_text, metric_of, metric_text, number, plural, scaled
 from spikebridge.runs.load import Examples, Run
 from spikebridge.settings.tasks import TASKS, MusicConfig
@@ -45,6 +46,13 @@ EVENTS = (
     "brighter, blue where it grew darker, black for both."
 )
 NUMBERS = "In standard deviations of the training data, whose mean is 0."
+
+READING = (
+    "The network reads from left to right and before each {0} says how probable it finds every "
+    "{0} that could come. The stronger the colour, the more probable it found the one that really "
+    "came; pale {0}s are surprises. Point at a {0} to see what was expected in its place."
+)
+SYMBOL_NAMES = {"\n": "¶", " ": "␣", "<eos>": "¶"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ def steps_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Pan
     output, target = examples.output[:steps, index], examples.target[:steps, index]
     right = int((np.nan_to_num(output, nan=-1.0).argmax(axis=-1) == target).sum())
     chart = drawer.plot(
-        series.steps(output, target, run.unit, "time step"),
+        example_charts.steps(output, target, run.unit, "time step"),
         "Class at each step",
         "Line: the class that was right at each step. Dots: the one that the network found most "
         "probable; a dot on the line is a right answer.",
@@ -173,17 +181,17 @@ def numbers_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> P
     output, target = examples.output, examples.target
     if output.ndim == 2:
         output, target = output[index], target[index]
-        chart = series.dots(output, target, examples.output_names, run.unit)
+        chart = example_charts.dots(output, target, examples.output_names, run.unit)
         title, words = "Truth and prediction", NUMBERS
     else:
         steps = int(examples.length[index])
         output, target = output[:steps, index], target[:steps, index]
-        chart = series.lines(output, target, examples.output_names, run.unit, "time step")
+        chart = example_charts.lines(output, target, examples.output_names, run.unit, "time step")
         title, words = "Truth and prediction over time", NUMBERS + ahead_text(run)
-    if output.shape[-1] > series.OUTPUTS and output.ndim == 2:
-        words += f" Shown are the first {series.OUTPUTS} of {output.shape[-1]:,} outputs."
+    if output.shape[-1] > example_charts.OUTPUTS and output.ndim == 2:
+        words += f" Shown are the first {example_charts.OUTPUTS} of {output.shape[-1]:,} outputs."
     plot = drawer.plot(chart, title, words, wide=True)
-    error = series.rmse(output, target) if output.size else None
+    error = example_charts.rmse(output, target) if output.size else None
     known = "" if number(error) is None else f": RMSE {error:.3f} standard deviations"
     first = f"{sample_of(run)} {index + 1}"
     if run.task == "forecast":
@@ -219,17 +227,53 @@ def text_panel(run: Run, examples: Examples, index: int) -> Panel:
     shown = metric_text(metric_of(run.metric), float(value))
     reading = Plot(
         "Read one after the other",
-        words.marked(run, examples, index),
-        words.CAPTION.format(run.counted),
+        marked(run, examples, index),
+        READING.format(run.counted),
     )
     return Panel(
         tab=f"part {index + 1}",
         image=None,
         right=None,
         heading=f"Part {index + 1} of the test text: {metric_of(run.metric).name} {shown}.",
-        plots=[replace(reading, wide=True, ramp=words.ramp(run.unit))],
+        plots=[replace(reading, wide=True, ramp=reading_ramp(run.unit))],
         columns=[[]],
     )
+
+
+def marked(run: Run, examples: Examples, index: int) -> str:
+    """One example as HTML; all that comes from files is escaped."""
+    by_words = run.metric == "perplexity"
+    spans = []
+    for step in range(int(examples.length[index])):
+        chance = float(np.clip(np.nan_to_num(examples.output[step, index, 0]), 0, 1))
+        symbol = symbol_of(run, int(examples.target[step, index]))
+        told = f"{symbol}: {100 * chance:.2g} %"
+        if examples.top is not None:
+            likeliest = zip(
+                examples.top[step, index], examples.output[step, index, 1:], strict=False
+            )
+            told += "; expected: " + ", ".join(
+                f"{symbol_of(run, int(number))} {100 * float(share):.2g} %"
+                for number, share in likeliest
+            )
+        style = f"background:{fade(colour_of(run.unit), round(0.75 * chance**0.5, 3))}"
+        spans.append(
+            f'<span class="symbol" tabindex="0" style="{style}" title="{html.escape(told)}">'
+            f"{html.escape(symbol)}</span>"
+        )
+    return f'<p class="reading">{(" " if by_words else "").join(spans)}</p>'
+
+
+def symbol_of(run: Run, number: int) -> str:
+    """What a symbol is called; its number where the run does not tell."""
+    if not 0 <= number < len(run.symbols):
+        return str(number)
+    return SYMBOL_NAMES.get(run.symbols[number], run.symbols[number])
+
+
+def reading_ramp(unit: str) -> Ramp:
+    """The key of the colours."""
+    return Ramp("probability of what really came", "0 %", "100 %", shades(unit))
 
 
 def music_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:

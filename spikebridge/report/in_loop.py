@@ -6,8 +6,7 @@ import numpy as np
 
 from spikebridge.report import cell_charts
 from spikebridge.report.run_charts import column
-from spikebridge.report.sections import Block, Card, Section, figures
-from spikebridge.report.theme import Drawer
+from spikebridge.report.theme import Block, Card, Drawer, Section, figures
 from spikebridge.report.wording import count_text, number, plural
 from spikebridge.runs.deployed import load_counts
 from spikebridge.runs.load import Run

@@ -10,8 +10,7 @@ from spikebridge.base.metrics import Metric
 from spikebridge.base.quantities import in_words
 from spikebridge.energy.costs import CostRow
 from spikebridge.report import cell_charts
-from spikebridge.report.sections import Block, Card, Section, Table, figures
-from spikebridge.report.theme import Drawer
+from spikebridge.report.theme import Block, Card, Drawer, Section, Table, figures
 from spikebridge.report.wording import (
     NOTHING,
     count_text,

@@ -8,8 +8,18 @@ from dataclasses import replace
 from spikebridge.base.metrics import Metric
 from spikebridge.energy import PUBLISHED
 from spikebridge.report.on_cells import MARKS, parts_table
-from spikebridge.report.sections import Block, Card, Section, Table, figures
-from spikebridge.report.theme import COLOURS, NEUTRAL, Chart, Drawer, fade
+from spikebridge.report.theme import (
+    COLOURS,
+    NEUTRAL,
+    Block,
+    Card,
+    Chart,
+    Drawer,
+    Section,
+    Table,
+    fade,
+    figures,
+)
 from spikebridge.report.wording import (
     NOTHING,
     count_text,

@@ -11,8 +11,7 @@ from spikebridge.report.examples import more_text, panels
 from spikebridge.report.in_loop import in_the_loop
 from spikebridge.report.on_cells import in_memory
 from spikebridge.report.on_chip import on_chip
-from spikebridge.report.sections import Card, Section
-from spikebridge.report.theme import Drawer, Plot, colour_of
+from spikebridge.report.theme import Card, Drawer, Plot, Section, colour_of
 from spikebridge.report.wording import (
     DATA,
     DATA_NAMES,

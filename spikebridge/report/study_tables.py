@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge.base.metrics import METRICS
-from spikebridge.report.sections import Block, Section, Table
-from spikebridge.report.theme import NEUTRAL, Chart, Drawer, colour_of, label
+from spikebridge.report.theme import NEUTRAL, Block, Chart, Drawer, Section, Table, colour_of, label
 from spikebridge.report.wording import CORRECTED, plural, said_of, table_lines
 from spikebridge.runs import rundir
 from spikebridge.studies.contrasts import corrected
