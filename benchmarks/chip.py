@@ -27,6 +27,7 @@ from spikebridge import energy as silicon
 from spikebridge.cli.progress import display
 from spikebridge.data.images import distorted, read_mnist
 from spikebridge.runs import environment, rundir, training
+from spikebridge.runs.hardware_results import OnChip
 from spikebridge.settings.config import preset
 from spikebridge.studies.catalog.papers import ON_CHIP
 from spikebridge.trained import on_chip
@@ -83,7 +84,7 @@ def front(directory: Path, out: Path) -> None:
                 if chosen is None:
                     valid = on_chip.measure(
                         directory / name, on_chip.Plan(plan, split="valid", steps=steps)
-                    )[1]["integer"]
+                    )[1].integer
                 _, chosen = on_chip.measure(directory / name, on_chip.Plan(plan, steps=steps))
                 points.append(_point(name, steps, lanes, valid, chosen))
                 print(points[-1], flush=True)
@@ -101,22 +102,17 @@ def front(directory: Path, out: Path) -> None:
     draw(points, dense, out.with_suffix(".png"))
 
 
-def _point(
-    name: str, steps: int, lanes: int, valid: float, found: dict[str, Any]
-) -> dict[str, Any]:
-    energy, counts = found["energy"], found["counts"]
+def _point(name: str, steps: int, lanes: int, valid: float, found: OnChip) -> dict[str, Any]:
     return {
         "network": name,
         "steps": steps,
         "lanes": lanes,
-        "weight_bits": found["program"]["weight_bits"],
+        "weight_bits": found.program.weight_bits,
         "valid": valid,
-        "test": found["integer"],
-        "software": found["software"],
-        **{f"{end}_nJ": energy[end]["total_pJ"] / 1e3 for end in ("low", "nominal", "high")},
-        "cycles": counts["cycles"] / counts["samples"],
-        "spikes": counts["spikes"] / counts["samples"],
-        "additions": counts["additions"] / counts["samples"],
+        "test": found.integer,
+        "software": found.software,
+        **{f"{end}_nJ": cost.total_pJ / 1e3 for end, cost in found.energy.ends.items()},
+        **{name: found.each(name) for name in ("cycles", "spikes", "additions")},
     }
 
 

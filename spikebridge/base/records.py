@@ -1,7 +1,7 @@
 """Frozen records: checks of types, bounds and names; as plain data, and by the names of settings.
 
-Standard library only.  Settings lie in records of records, whose field names are unique, so that a
-setting needs no path.
+Settings lie in records of records, whose field names are unique, so that a setting needs no path.
+What a file holds is a record too; `from_content` reads it with every value checked.
 
 Errors that a user can mend, and what the command line answers:
 
@@ -20,9 +20,22 @@ from dataclasses import MISSING, fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from spikebridge.base.quantities import number
 
 Record = TypeVar("Record")
+Amount = Annotated[float, "from 0"]
+"""A number that is not negative, where it is read from a file."""
 
 
 # Settings under the names that they had before, with those of today.
@@ -83,8 +96,8 @@ def refuse_unknown(given: Any, known: Any, where: str) -> None:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _hints(kind: Any, extras: bool = False) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=extras)
 
 
 def check_types(record: Any) -> None:
@@ -200,6 +213,84 @@ def _kinds(kind: Any) -> dict[str, tuple[Any, ...]]:
         if records := tuple(option for option in options if is_dataclass(option)):
             found[name] = records
     return found
+
+
+def from_content(kind: type[Record], plain: Any, name: str = "the file") -> Record:
+    """The record in a file that `to_plain` has written, every value checked as it is taken.
+
+    Keys that the record does not know are left out, so that files of other versions can be read.
+    Raises ValueError, which names the value, where one is missing or not as it must be.
+    """
+    made: Any = kind
+    if not isinstance(plain, dict):
+        raise ValueError(f"{name} is no object")
+    known = [f.name for f in fields(made) if f.name in plain or _default(made, f.name) is MISSING]
+    hints = _hints(made, True)
+    return kind(**{name: _checked(hints[name], plain.get(name), f'"{name}"') for name in known})
+
+
+def _checked(kind: Any, value: Any, name: str) -> Any:
+    """A value of a file as the annotation of its field says.  Raises ValueError."""
+    options, origin = get_args(kind), get_origin(kind)
+    if origin in (Union, UnionType):
+        if value is None or (bool in options and type(value) is bool):
+            return value
+        if bool in options:
+            raise ValueError(f"{name} is neither true, false nor null")
+        return _checked(next(option for option in options if option is not NoneType), value, name)
+    if is_dataclass(kind):
+        return from_content(kind, value, name)  # type: ignore[arg-type]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is no object")
+        return {key: _checked(options[1], item, f'"{key}"') for key, item in value.items()}
+    if origin is tuple:
+        if not isinstance(value, list) or (not value and options[0] is not str):
+            raise ValueError(f"{name} is no list, or an empty one")
+        return tuple(_checked(options[0], item, f"an entry of {name}") for item in value)
+    return value if kind is Any else _checked_leaf(kind, value, name)
+
+
+def _checked_leaf(kind: Any, value: Any, name: str) -> Any:
+    if kind is int or kind is float or kind == Amount:
+        amount = number(value)
+        if amount is None or (kind is not float and amount < 0):
+            raise ValueError(f"{name} is no number" + ("" if amount is None else " from 0"))
+        return int(amount) if kind is int else amount
+    if kind is bool or kind is str:
+        if type(value) is not kind:
+            raise ValueError(f"{name} is {'no text' if kind is str else 'neither true nor false'}")
+        return value
+    return _array(value, name)
+
+
+def _array(value: Any, name: str) -> Any:
+    """A list of numbers, or of lists of them, as an array.  Raises ValueError."""
+    import numpy as np
+
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name} is no list, or an empty one")
+    try:
+        array = np.array(value)
+        return array if array.dtype.kind in "iuf" else array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no list of numbers") from error
+
+
+def check_shape(record: Any, name: str, *shape: int | None) -> None:
+    """Refuse an array of a record unless it holds finite numbers of a shape.
+
+    A side of None may be anything but 0.  Raises ValueError.
+    """
+    import numpy as np
+
+    array = getattr(record, name)
+    sides = zip(array.shape, shape, strict=True) if array.ndim == len(shape) else [(0, 0)]
+    if not all(side > 0 and wanted in (None, side) for side, wanted in sides) or (
+        not np.isfinite(array).all()
+    ):
+        words = " x ".join("any" if side is None else str(side) for side in shape)
+        raise ValueError(f'"{name}" does not hold {words} finite numbers')
 
 
 def override(config: Record, **settings: Any) -> Record:

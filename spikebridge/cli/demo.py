@@ -114,11 +114,11 @@ def end(content: dict[str, Any], out: Path, as_json: bool) -> None:
     if rtl is None:
         return
     from spikebridge.report.on_chip import proof_text
-    from spikebridge.runs import compiled
+    from spikebridge.runs.hardware_results import proof_of
 
-    verilog = out / rtl["run"] / VERILOG
-    told = proof_text(compiled.proof_of(rtl), DigitsConfig.SAMPLE)
-    if rtl["equal"] is False:
+    verilog, proof = out / rtl["run"] / VERILOG, proof_of(rtl)
+    told = proof_text(proof, DigitsConfig.SAMPLE)
+    if proof is not None and proof.equal is False:
         raise RunError(f"{verilog}: {told} Look closer with `spikebridge verify {verilog}`")
     if not as_json:
         print(told)
@@ -158,10 +158,10 @@ def prove(run: Planned) -> bool:
     now.  Returns whether rtl.json was written.
     """
     from spikebridge.chip.verify import missing
-    from spikebridge.runs import compiled
+    from spikebridge.runs.hardware_results import Proof, load_proof, program_sha256, save
 
     found = [name for name in SIMULATORS if not missing(name)]
-    known = compiled.load_proof(run.directory)
+    known = load_proof(run.directory)
     if known is not None and (known.equal is not None or not found):
         return False
     samples, equal, reason = 0, None, NO_SIMULATOR
@@ -174,14 +174,8 @@ def prove(run: Planned) -> bool:
         except (SpikebridgeError, OSError) as error:
             reason = f"{found[0]} failed ({' '.join(str(error).split())})"
             say(f"{run.name}: {reason}")
-    content = {
-        "program_sha256": compiled.program_sha256(run.directory),
-        "samples": samples,
-        "simulators": found[:1],
-        "equal": equal,
-        "reason": reason,
-    }
-    rundir.write_json(run.directory / rundir.RTL, content)
+    sha256 = program_sha256(run.directory)
+    save(run.directory / rundir.RTL, Proof(samples, tuple(found[:1]), equal, reason, sha256))
     return True
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from spikebridge.base.metrics import METRICS
+from spikebridge.base.records import to_plain
 from spikebridge.cli.flags import Flag, page_of, say
 from spikebridge.runs import rundir
 
@@ -35,11 +36,11 @@ class Evaluate:
             )
             page = None if self.no_report else page_of(self.run_dir)
         if self.json:
-            print(json.dumps({**content, "report": page}))
+            print(json.dumps({**to_plain(content), "report": page}))
             return
-        metric = METRICS[content["metric"]]
+        metric = METRICS[content.metric]
         print(f"steps  {metric.axis}")
-        for count, value in zip(content["steps"], content["test"], strict=True):
+        for count, value in zip(content.steps, content.test, strict=True):
             print(f"{count:5}  {metric.figure(value)}")
         if page:
             print(f"page: {page}")

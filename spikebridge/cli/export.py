@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import in_si
-from spikebridge.base.records import UsageError
+from spikebridge.base.records import UsageError, to_plain
 from spikebridge.cli.flags import Flag, page_of
 from spikebridge.runs import rundir
+
+if TYPE_CHECKING:
+    from spikebridge.runs.hardware_results import OnChip
 
 VERILOG = rundir.VERILOG
 """Folder, inside that of the run, for the Verilog."""
@@ -90,7 +93,7 @@ class Export:
                     load_program(self.run_dir / rundir.PROGRAM),
                     folder,
                     on_chip.samples_for_rtl(self.run_dir, self.images, self.steps),
-                    about=f"{self.run_dir.name}, {content['metric']} {content['integer']:.4g}",
+                    about=f"{self.run_dir.name}, {content.metric} {content.integer:.4g}",
                 )
             self._show(content, written)
 
@@ -102,11 +105,11 @@ class Export:
                 found[name] = getattr(self, name)
         return found
 
-    def _show(self, content: dict[str, Any], written: Path | None) -> None:
+    def _show(self, content: OnChip, written: Path | None) -> None:
         page = None if self.no_report else page_of(self.run_dir)
         if self.json:
             folder = None if written is None else str(written)
-            print(json.dumps({**content, "verilog": folder, "report": page}))
+            print(json.dumps({**to_plain(content), "verilog": folder, "report": page}))
             return
         print("\n".join(text_of(content)))
         if written is not None:
@@ -115,42 +118,38 @@ class Export:
             print(f"page: {page}")
 
 
-def text_of(content: dict[str, Any]) -> list[str]:
+def text_of(content: OnChip) -> list[str]:
     """digital.json in a few lines."""
-    metric, program, counts = METRICS[content["metric"]], content["program"], content["counts"]
-    energy, per = content["energy"], content["per"]
+    metric, program, energy, per = (
+        METRICS[content.metric], content.program, content.energy, content.per,
+    )  # fmt: skip
     lines = [
-        f"{content['split']} {metric.axis}: {metric.figure(content['integer'])} in integers, "
-        f"{metric.figure(content['software'])} in software ({content['samples']:,} {per}s)",
-        f"{program['weight_bits']}-bit weights in {program['weight_memory_bits'] / 8192:,.1f} KiB, "
-        f"membranes of {program['membrane_bits']} bits",
+        f"{content.split} {metric.axis}: {metric.figure(content.integer)} in integers, "
+        f"{metric.figure(content.software)} in software ({content.samples:,} {per}s)",
+        f"{program.weight_bits}-bit weights in {program.weight_memory_bits / 8192:,.1f} KiB, "
+        f"membranes of {program.membrane_bits} bits",
     ]
-    for layer in content["layers"]:
-        same = "" if layer["same_spikes"] is None else f", {layer['same_spikes']:.3%} same spikes"
+    for layer in content.layers:
+        same = "" if layer.same_spikes is None else f", {layer.same_spikes:.3%} same spikes"
+        biases = f", biases by up to {layer.drive_error:.2%} of the largest weight"
         lines.append(
-            f"  {layer['name']}: {layer['inputs']} to {layer['neurons']}, weights off by "
-            f"{layer['weight_error']:.2%}{_biases(layer)}{same}"
+            f"  {layer.name}: {layer.inputs} to {layer.neurons}, weights off by "
+            f"{layer.weight_error:.2%}{biases if layer.drive_error >= SHOWN else ''}{same}"
         )
-    most = max(layer["drive_error"] for layer in content["layers"])
-    if most > COARSE and program["fraction_bits"] < FINER:
+    most = max(layer.drive_error for layer in content.layers)
+    if most > COARSE and program.fraction_bits < FINER:
         lines.append(
-            f"  biases are rounded to {program['fraction_bits']} fraction bits; --fraction-bits "
+            f"  biases are rounded to {program.fraction_bits} fraction bits; --fraction-bits "
             f"{FINER} rounds them finer, with wider membranes"
         )
-    each = {name: counts[name] / counts["samples"] for name in ("cycles", "additions", "spikes")}
-    ends = [in_si(energy[name]["total_pJ"] * 1e-12, "J") for name in ("nominal", "low", "high")]
+    low, nominal, high = (in_si(end.total_pJ * 1e-12, "J") for end in energy.ends.values())
     lines.append(
-        f"per {per}: {each['spikes']:,.0f} spikes, {each['additions']:,.0f} additions, "
-        f"{each['cycles']:,.0f} cycles ({in_si(energy['nominal']['seconds_s'], 's')})"
+        f"per {per}: {content.each('spikes'):,.0f} spikes, {content.each('additions'):,.0f} "
+        f"additions, {content.each('cycles'):,.0f} cycles ({in_si(energy.nominal.seconds_s, 's')})"
     )
-    lines.append(f"energy per {per}, 40 nm: {ends[0]} ({ends[1]} to {ends[2]})")
-    lines.append(f"area, 40 nm: {sum(content['area_mm2'].values()):.2f} mm² and wires")
-    for row in energy["nominal"]["rows"]:
-        if row["energy_pJ"]:
-            lines.append(f"  {row['part']:<26} {in_si(row['energy_pJ'] * 1e-12, 'J'):>10}")
+    lines.append(f"energy per {per}, 40 nm: {nominal} ({low} to {high})")
+    lines.append(f"area, 40 nm: {sum(content.area_mm2.values()):.2f} mm² and wires")
+    for row in energy.nominal.rows:
+        if row.energy_pJ:
+            lines.append(f"  {row.part:<26} {in_si(row.energy_pJ * 1e-12, 'J'):>10}")
     return lines
-
-
-def _biases(layer: dict[str, Any]) -> str:
-    error = layer["drive_error"]
-    return f", biases by up to {error:.2%} of the largest weight" if error >= SHOWN else ""

@@ -6,16 +6,19 @@ import json
 import statistics
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import in_si, in_words
-from spikebridge.base.records import UsageError
+from spikebridge.base.records import UsageError, to_plain
 from spikebridge.cli.flags import Flag, page_of, say
 from spikebridge.runs import rundir
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
+
+if TYPE_CHECKING:
+    from spikebridge.runs.hardware_results import OnCells
 
 
 @dataclass(frozen=True)
@@ -65,31 +68,31 @@ class Program:
                 if page:
                     print(f"page: {page}")
         if self.json:
-            print(json.dumps(contents))
+            print(json.dumps(to_plain(contents)))
 
 
-def text_of(content: dict[str, Any]) -> list[str]:
+def text_of(content: OnCells) -> list[str]:
     """The table of memory.json."""
-    metric = METRICS[content["metric"]]
+    metric = METRICS[content.metric]
     lines = [
-        f"{content['cells']:,} cells, {content['device']['name']}; in software "
-        f"{metric.figure(content['software'])}",
-        f"{'after':>9}  {metric.axis}, mean and spread of {len(content['plain'])} chips",
+        f"{content.cells:,} cells, {content.device.name}; in software "
+        f"{metric.figure(content.software)}",
+        f"{'after':>9}  {metric.axis}, mean and spread of {content.chips} chips",
     ]
-    for i, time_s in enumerate(content["times_s"]):
+    for i, time_s in enumerate(content.times_s):
         cells = []
-        for kind in ("plain", "compensated"):
-            values = [chip[i] for chip in content[kind]]
+        for kind, tests in (("plain", content.plain), ("compensated", content.compensated)):
+            values = tests[:, i].tolist()
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             mean = statistics.fmean(values)
             cells.append(f"{kind} {metric.figure(mean)} ± {metric.figure(spread)}")
         lines.append(f"{in_words(time_s):>9}  " + "   ".join(cells))
-    costs = {f"energy per {content['energy']['per']}": content["energy"]}
-    if content["training"]:
-        costs["energy of the whole training"] = content["training"]
+    costs = {f"energy per {content.energy.per}": content.energy.hardware}
+    if content.training:
+        costs["energy of the whole training"] = content.training.hardware
     for what, parts in costs.items():
         lines.append(f"{what}:")
-        for name, found in parts["hardware"].items():
-            joules, seconds = found["total_pJ"] * 1e-12, found["seconds_s"]
-            lines.append(f"  {name:<24} {in_si(joules, 'J'):>10} {in_si(seconds, 's'):>10}")
+        for name, cost in parts.items():
+            energy, time = in_si(cost.total_pJ * 1e-12, "J"), in_si(cost.seconds_s, "s")
+            lines.append(f"  {name:<24} {energy:>10} {time:>10}")
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from spikebridge.base.quantities import in_words
 from spikebridge.report.run_charts import epoch_axis, steep
 from spikebridge.report.theme import COLOURS, NEUTRAL, Chart, colour_of, fade, label
 from spikebridge.report.wording import si_text
-from spikebridge.runs.deployed import Deployed, Hardware, Level, Look, Points
+from spikebridge.runs.hardware_results import Drift, Hardware, Histograms, Level, OnCells
 
 SPANS_S = (1.0, 60.0, 3600.0, 86400.0, 30 * 86400.0, 365 * 86400.0)
 # From low to high conductance.
@@ -38,7 +38,7 @@ def rounded(values: Any, figures: int = 6) -> list[float]:
     return [float(f"{value:.{figures}g}") for value in np.asarray(values, np.float64).ravel()]
 
 
-def places(times_s: Sequence[float]) -> list[float]:
+def places(times_s: Iterable[float]) -> list[float]:
     """Where times stand on a logarithmic axis: 0 a decade before the first that is later."""
     later = [time for time in times_s if time > 0]
     zero = min(later) / 10 if later else 1.0
@@ -91,7 +91,7 @@ def band(
     )
 
 
-def over_time(found: Deployed, metric: Metric, unit: str) -> Chart:
+def over_time(found: OnCells, metric: Metric, unit: str) -> Chart:
     """The metric over the time since programming: mean and one standard deviation of the chips."""
     chart = Chart(360, {"hovermode": "x unified"})
     x, shown = places(found.times_s), [metric.scale * found.software]
@@ -137,13 +137,14 @@ def first_and_last(found: Sequence[Any], times_s: Sequence[float]) -> list[tuple
     return [(found[0], f"after {in_words(times_s[0])}"), *last]
 
 
-def histogram(looks: Sequence[Look], top_uS: float, unit: str) -> Chart:
+def histogram(histograms: Histograms, unit: str) -> Chart:
     """Cells by conductance at the first and the last time."""
     chart = Chart(340)
+    looks, top_uS = histograms.at, histograms.top_uS
     pairs = first_and_last(looks, [look.time_s for look in looks])
     for (look, name), colour in zip(pairs, (NEUTRAL, colour_of(unit)), strict=False):
-        edges = np.linspace(0, top_uS, len(look.counts) + 1)
-        counts = [int(count) for count in look.counts]
+        edges = np.linspace(0, top_uS, len(look.cells) + 1)
+        counts = [int(count) for count in look.cells]
         told = [
             f"{low:.3g} to {high:.3g} µS: {count:,} cells"
             for low, high, count in zip(edges, edges[1:], counts, strict=False)
@@ -163,7 +164,7 @@ def histogram(looks: Sequence[Look], top_uS: float, unit: str) -> Chart:
             hovertemplate=f"{name}, %{{text}}<extra></extra>",
         )
     chart.x(title="conductance (µS)", range=[0, top_uS * 1.01], showgrid=False)
-    cells_axis(chart, max(int(look.counts.max()) for look in looks))
+    cells_axis(chart, max(int(look.cells.max()) for look in looks))
     chart.layout["showlegend"] = True
     return chart
 
@@ -180,11 +181,11 @@ def cells_axis(chart: Chart, most: int) -> None:
     )
 
 
-def scatter(found: Deployed, unit: str) -> Chart:
+def scatter(found: OnCells, unit: str) -> Chart:
     """What is read of some cells against what was aimed at, at the first and the last time."""
     chart = Chart(340)
-    top = found.top_uS
-    ends: list[tuple[Points, str]] = first_and_last(found.programmed, found.times_s)
+    top = found.histograms.top_uS
+    ends = first_and_last(found.programmed, found.times_s)
     for (points, name), colour in zip(ends, (NEUTRAL, colour_of(unit)), strict=False):
         top = max(top, float(points.target_uS.max()), float(points.read_uS.max()))
         chart.add(
@@ -219,13 +220,13 @@ def exponent(times_s: np.ndarray, level: Level) -> float | None:
     return -float(np.polyfit(np.log(times_s[late]), np.log(level.mean_uS[late]), 1)[0])
 
 
-def drift(found: Deployed) -> Chart | None:
+def drift(found: Drift) -> Chart | None:
     """Mean conductance of cells programmed to a few levels, over that of the first time."""
-    levels = [level for level in found.drift if level.mean_uS[0] > 0]
+    levels = [level for level in found.curves if level.mean_uS[0] > 0]
     if not levels:
         return None
     chart = Chart(400)
-    x = rounded(found.drift_s)
+    x = rounded(found.times_s)
     steps = max(1, len(levels) - 1)
     colours = [LEVELS[index * (len(LEVELS) - 1) // steps] for index in range(len(levels))]
     for level, colour in zip(levels, colours, strict=True):
@@ -249,12 +250,12 @@ def drift(found: Deployed) -> Chart | None:
     return chart
 
 
-def energy_bars(hardware: Sequence[Hardware], unit: str, per: str) -> Chart | None:
+def energy_bars(hardware: Mapping[str, Hardware], unit: str, per: str) -> Chart | None:
     """Energy per inference of every hardware, on a logarithmic axis.
 
     Dots, not bars: on such an axis a bar would begin anywhere, and its length would mean nothing.
     """
-    joules = [1e-12 * found.total_pJ for found in hardware]
+    joules = [1e-12 * costs.total_pJ for costs in hardware.values()]
     if min(joules) <= 0:
         return None
     at = list(range(len(joules)))
@@ -270,7 +271,7 @@ def energy_bars(hardware: Sequence[Hardware], unit: str, per: str) -> Chart | No
         cliponaxis=False,
         hovertemplate="%{text}<extra></extra>",
     )
-    names = [label(found.name) for found in hardware]
+    names = list(map(label, hardware))
     chart.y(tickvals=at, ticktext=names, range=[len(at) - 0.4, -0.6])
     low, high = math.floor(math.log10(min(joules)) - 0.1), math.log10(max(joules))
     ticks = [10.0**power for power in range(low, math.ceil(high) + 1)]

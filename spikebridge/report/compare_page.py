@@ -28,7 +28,7 @@ from spikebridge.report.wording import (
     si_text,
     spread_text,
 )
-from spikebridge.runs.compiled import ENDS, proof_of
+from spikebridge.runs.hardware_results import ENDS, proof_of
 from spikebridge.runs.load import Comparison, Row, Run
 
 ENERGIES = ("PCM crossbar", "digital, int8, events")

@@ -8,7 +8,7 @@ from spikebridge.report import cell_charts
 from spikebridge.report.run_charts import column
 from spikebridge.report.theme import Block, Card, Drawer, Section, figures
 from spikebridge.report.wording import count_text, number, plural
-from spikebridge.runs.deployed import load_counts
+from spikebridge.runs.hardware_results import load_counts
 from spikebridge.runs.load import Run
 
 PULSES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spikebridge.base.metrics import Metric
@@ -21,7 +21,7 @@ from spikebridge.report.wording import (
     si_text,
     spread_text,
 )
-from spikebridge.runs.deployed import Deployed, Hardware
+from spikebridge.runs.hardware_results import Hardware, OnCells
 from spikebridge.runs.load import Run
 
 HEADLINE_S = (86400.0, 365 * 86400.0)
@@ -69,7 +69,7 @@ LAYERS = (
 )
 
 
-def in_memory(found: Deployed, run: Run, drawer: Drawer) -> Section:
+def in_memory(found: OnCells, run: Run, drawer: Drawer) -> Section:
     """The section of a run that was programmed into memory cells."""
     metric = metric_of(found.metric)
     return Section(
@@ -90,7 +90,10 @@ def in_memory(found: Deployed, run: Run, drawer: Drawer) -> Section:
             conductances(found, run.unit, drawer),
             figures(
                 drawer.plot(
-                    cell_charts.drift(found), "Drift of a few levels", drift_text(found), wide=True
+                    cell_charts.drift(found.drift),
+                    "Drift of a few levels",
+                    drift_text(found),
+                    wide=True,
                 )
             ),
             *energy_blocks(found, run, drawer),
@@ -100,7 +103,7 @@ def in_memory(found: Deployed, run: Run, drawer: Drawer) -> Section:
     )
 
 
-def about(found: Deployed) -> str:
+def about(found: OnCells) -> str:
     """What was programmed, where, and how it was tested."""
     tested = "the whole test set"
     if found.samples:
@@ -108,13 +111,13 @@ def about(found: Deployed) -> str:
     pairs = int(found.setting("pairs")) or 1
     return (
         f"The trained weights, programmed into phase-change memory: {found.cells:,} simulated "
-        f"cells of the model {found.device} ({found.source}), "
+        f"cells of the model {found.device.name} ({found.device.source}), "
         f"{plural(pairs, 'pair')} of cells per weight. Nothing is written again after that, and "
         f"conductances drift. Tested on {tested}."
     )
 
 
-def chips_text(found: Deployed, metric: Metric) -> str:
+def chips_text(found: OnCells, metric: Metric) -> str:
     """What the figures of the table are."""
     if found.chips == 1:
         return f"Test {metric.axis} of one chip; more of them would show what is luck."
@@ -141,7 +144,7 @@ def headline_times(times_s: Sequence[float]) -> list[int]:
     return list(dict.fromkeys([0, *nearest]))
 
 
-def metric_cards(found: Deployed, metric: Metric) -> list[Card]:
+def metric_cards(found: OnCells, metric: Metric) -> list[Card]:
     """The metric in software and on the chips."""
     unit = metric.unit == "%"
     software = metric_text(metric, found.software, unit=unit)
@@ -163,29 +166,29 @@ def metric_cards(found: Deployed, metric: Metric) -> list[Card]:
     return cards
 
 
-def hardware_cards(found: Deployed, per: str) -> list[Card]:
+def hardware_cards(found: OnCells, per: str) -> list[Card]:
     """Cells, and the energy of an inference on a few kinds of hardware."""
     chips = "one chip" if found.chips == 1 else f"each of {found.chips} chips"
     cards = [
         Card(
             "memory cells",
             count_text(found.cells),
-            f"of the device {found.device}, on {chips}",
+            f"of the device {found.device.name}, on {chips}",
         )
     ]
-    crossbar, *others = found.hardware
+    (first, crossbar), *others = found.energy.hardware.items()
     cards.append(
         Card(
-            f"energy, {crossbar.name}",
+            f"energy, {first}",
             si_text(1e-12 * crossbar.total_pJ, "J"),
             f"per {per}, in {si_text(crossbar.seconds_s, 's')}",
         )
     )
-    for other in others:
-        if other.name.endswith("events"):
+    for name, other in others:
+        if name.endswith("events"):
             cards.append(
                 Card(
-                    f"energy, {other.name}",
+                    f"energy, {name}",
                     si_text(1e-12 * other.total_pJ, "J"),
                     f"per {per}; {ratio_text(other, crossbar)} the crossbar's",
                 )
@@ -200,7 +203,7 @@ def ratio_text(one: Hardware, other: Hardware) -> str:
     return f"{one.total_pJ / other.total_pJ:.3g}\u00a0×"
 
 
-def times_table(found: Deployed, metric: Metric) -> Table:
+def times_table(found: OnCells, metric: Metric) -> Table:
     rows = [["in software", metric_text(metric, found.software, unit=False), NOTHING]]
     rows += [
         [
@@ -213,9 +216,9 @@ def times_table(found: Deployed, metric: Metric) -> Table:
     return Table(("time", "as read", "compensated"), rows)
 
 
-def conductances(found: Deployed, unit: str, drawer: Drawer) -> Block:
+def conductances(found: OnCells, unit: str, drawer: Drawer) -> Block:
     """Conductances at the first and the last time, and against what was aimed at."""
-    beyond = max(found.cells - int(look.counts.sum()) for look in found.looks)
+    beyond = max(found.cells - int(look.cells.sum()) for look in found.histograms.at)
     told = (
         ""
         if beyond <= 0
@@ -223,7 +226,7 @@ def conductances(found: Deployed, unit: str, drawer: Drawer) -> Block:
     )
     return figures(
         drawer.plot(
-            cell_charts.histogram(found.looks, found.top_uS, unit),
+            cell_charts.histogram(found.histograms, unit),
             "Conductances",
             f"{HISTOGRAM}{told}",
         ),
@@ -231,9 +234,10 @@ def conductances(found: Deployed, unit: str, drawer: Drawer) -> Block:
     )
 
 
-def drift_text(found: Deployed) -> str:
+def drift_text(found: OnCells) -> str:
     """The caption of the drift curves, with the exponents that fit them."""
-    fits = [(level.target_uS, cell_charts.exponent(found.drift_s, level)) for level in found.drift]
+    times_s, curves = found.drift.times_s, found.drift.curves
+    fits = [(level.target_uS, cell_charts.exponent(times_s, level)) for level in curves]
     told = [f"{nu:.3f} at {target:.3g}\u00a0µS" for target, nu in fits if nu is not None]
     if not told:
         return DRIFT
@@ -243,37 +247,38 @@ def drift_text(found: Deployed) -> str:
     )
 
 
-def energy_blocks(found: Deployed, run: Run, drawer: Drawer) -> list[Block]:
+def energy_blocks(found: OnCells, run: Run, drawer: Drawer) -> list[Block]:
     """What an inference costs: on all hardware, and part by part on the crossbar."""
     per = run.inference
-    crossbar = found.hardware[0]
+    hardware = found.energy.hardware
+    first = next(iter(hardware))
     bars = drawer.plot(
-        cell_charts.energy_bars(found.hardware, run.unit, per),
+        cell_charts.energy_bars(hardware, run.unit, per),
         f"Energy per {per}",
         f"{ENERGY}{converters_text(found)}",
         wide=True,
     )
     return [
         figures(bars),
-        Block(table=hardware_table(found.hardware, per), below=HARDWARE),
+        Block(table=hardware_table(hardware, per), below=HARDWARE),
         Block(
-            f"Parts of the {crossbar.name}, per {per}",
-            table=parts_table(crossbar),
+            f"Parts of the {first}, per {per}",
+            table=parts_table(hardware[first]),
             below=MARKS,
         ),
         *training_blocks(found),
     ]
 
 
-def training_blocks(found: Deployed) -> list[Block]:
+def training_blocks(found: OnCells) -> list[Block]:
     """What the whole training cost, where it was done on cells."""
     if not found.training:
         return []
-    table = hardware_table(found.training, "training")
+    table = hardware_table(found.training.hardware, "training")
     return [Block("Training, from the first epoch to the last", table=table, below=TRAINING)]
 
 
-def converters_text(found: Deployed) -> str:
+def converters_text(found: OnCells) -> str:
     """Where the energy counts converters that the simulation leaves exact."""
     kinds = (("columns", "adc_bits"), ("rows", "dac_bits"))
     exact = [name for name, bits in kinds if not found.setting(bits)]
@@ -282,19 +287,19 @@ def converters_text(found: Deployed) -> str:
     return f" Converters of {' and '.join(exact)} are exact in the test, and counted with 8 bits."
 
 
-def hardware_table(hardware: Sequence[Hardware], per: str) -> Table:
-    first = hardware[0]
+def hardware_table(hardware: Mapping[str, Hardware], per: str) -> Table:
+    first = next(iter(hardware))
     rows = [
         [
-            found.name,
-            si_text(1e-12 * found.total_pJ, "J"),
-            ratio_text(found, first),
-            si_text(found.seconds_s, "s"),
-            nodes_text(found),
+            name,
+            si_text(1e-12 * costs.total_pJ, "J"),
+            ratio_text(costs, hardware[first]),
+            si_text(costs.seconds_s, "s"),
+            nodes_text(costs),
         ]
-        for found in hardware
+        for name, costs in hardware.items()
     ]
-    heads = ("", f"energy per {per}", f"over that of the {first.name}", f"time per {per}", "nodes")
+    heads = ("", f"energy per {per}", f"over that of the {first}", f"time per {per}", "nodes")
     return Table(heads, rows)
 
 
@@ -305,7 +310,7 @@ def nodes_text(found: Hardware) -> str:
 
 
 def used(found: Hardware) -> list[CostRow]:
-    return [part for part in found.parts if part.count]
+    return [part for part in found.rows if part.count]
 
 
 def parts_table(found: Hardware) -> Table:
@@ -327,7 +332,7 @@ def parts_table(found: Hardware) -> Table:
     return Table(heads, rows, text=(7,))
 
 
-def layer_table(found: Deployed) -> Table:
+def layer_table(found: OnCells) -> Table:
     rows = [
         [
             layer.name,
@@ -341,16 +346,18 @@ def layer_table(found: Deployed) -> Table:
     return Table(("weight", "shape", "tiles", "cells", "read-back error"), rows)
 
 
-def limits_block(found: Deployed) -> Block:
+def limits_block(found: OnCells) -> Block:
     """Shares of the cells at the ends of their range."""
     when = f"of all cells of the first chip, after {in_words(found.times_s[-1])}"
-    top = found.top_uS
+    top, limits = found.histograms.top_uS, found.limits
     return Block(
         "Devices at their limits",
         cards=(
-            Card("at the top", share_text(found.at_top), f"{0.98 * top:.3g} µS or more; {when}"),
+            Card("at the top", share_text(limits.at_top), f"{0.98 * top:.3g} µS or more; {when}"),
             Card(
-                "at the bottom", share_text(found.at_bottom), f"{0.02 * top:.3g} µS or less; {when}"
+                "at the bottom",
+                share_text(limits.at_bottom),
+                f"{0.02 * top:.3g} µS or less; {when}",
             ),
         ),
         below="Half of all cells, one of each pair, are meant to be at the bottom.",

@@ -29,8 +29,7 @@ from spikebridge.report.wording import (
     share_text,
     si_text,
 )
-from spikebridge.runs.compiled import Compiled, Proof
-from spikebridge.runs.deployed import Hardware
+from spikebridge.runs.hardware_results import Hardware, OnChip, Proof
 from spikebridge.runs.load import Run
 
 GROUPS = {
@@ -81,10 +80,10 @@ AREA = (
 )
 
 
-def on_chip(found: Compiled, proof: Proof | None, run: Run, drawer: Drawer) -> Section:
+def on_chip(found: OnChip, proof: Proof | None, run: Run, drawer: Drawer) -> Section:
     """The section of a run that was compiled for the digital chip."""
     metric, per = metric_of(found.metric), run.inference
-    nominal = found.energy[1]
+    nominal = found.energy.nominal
     bars = drawer.plot(
         energy_bars(found, per),
         f"Energy per {per} on the chip",
@@ -106,20 +105,21 @@ def on_chip(found: Compiled, proof: Proof | None, run: Run, drawer: Drawer) -> S
     )
 
 
-def about(found: Compiled, per: str) -> str:
+def about(found: OnChip, per: str) -> str:
     """What was compiled, and how it was tested."""
+    program, chip = found.program, found.chip
     multiplier = (
-        f"the leak multiplies by a number of {found.decay_bits} bits behind the point"
-        if found.multiplies
+        f"the leak multiplies by a number of {program.decay_bits} bits behind the point"
+        if program.multiplies
         else "nothing is multiplied"
     )
     which = {"test": "test", "valid": "validation"}.get(found.split, found.split)
     return (
         f"The trained network, compiled to integers for an event-driven chip that adds one row of "
-        f"weights to the membranes for each spike: weights of {found.weight_bits} bits, membranes "
-        f"of {found.membrane_bits} bits ({found.fraction_bits} of them below those of a weight), "
-        f"{plural(found.lanes, 'lane')} (neurons that are added to at the same time), "
-        f"{found.clock_MHz:g}\u00a0MHz, {kib_text(sum(found.memory_bits.values()))} of memory; "
+        f"weights to the membranes for each spike: weights of {program.weight_bits} bits, "
+        f"membranes of {program.membrane_bits} bits ({program.fraction_bits} of them below those "
+        f"of a weight), {plural(chip.lanes, 'lane')} (neurons that are added to at the same time), "
+        f"{chip.clock_MHz:g}\u00a0MHz, {kib_text(sum(program.memory_bits.values()))} of memory; "
         f"{multiplier}. Tested in integers and in software on the same {plural(found.samples, per)}"
         f" of the {which} set."
     )
@@ -137,10 +137,11 @@ def proof_text(proof: Proof | None, per: str) -> str:
     return f"RTL NOT equal to the integer model {told}: {proof.reason}."
 
 
-def cards(found: Compiled, metric: Metric, per: str) -> list[Card]:
+def cards(found: OnChip, metric: Metric, per: str) -> list[Card]:
     """The headline figures."""
-    low, nominal, high = (si_text(1e-12 * end.total_pJ, "J") for end in found.energy)
+    low, nominal, high = (si_text(1e-12 * end.total_pJ, "J") for end in found.energy.ends.values())
     software = metric_text(metric, found.software, unit=False)
+    cycles = count_text(round(found.each("cycles")))
     return [
         Card(
             f"{metric.name} in integers",
@@ -150,8 +151,8 @@ def cards(found: Compiled, metric: Metric, per: str) -> list[Card]:
         Card(f"energy per {per}", nominal, f"{low} to {high}; 40\u00a0nm"),
         Card(
             f"time per {per}",
-            si_text(found.energy[1].seconds_s, "s"),
-            f"{count_text(round(found.each('cycles')))} cycles at {found.clock_MHz:g}\u00a0MHz",
+            si_text(found.energy.nominal.seconds_s, "s"),
+            f"{cycles} cycles at {found.chip.clock_MHz:g}\u00a0MHz",
         ),
         Card(
             f"additions per {per}",
@@ -161,12 +162,12 @@ def cards(found: Compiled, metric: Metric, per: str) -> list[Card]:
         Card(
             "area",
             area_text(sum(found.area_mm2.values())),
-            f"40\u00a0nm, without wires; {plural(found.lanes, 'lane')}",
+            f"40\u00a0nm, without wires; {plural(found.chip.lanes, 'lane')}",
         ),
     ]
 
 
-def dense_text(found: Compiled) -> str:
+def dense_text(found: OnChip) -> str:
     """What a chip that does not wait for spikes would add."""
     dense = found.dense_additions
     if not dense:
@@ -195,18 +196,18 @@ def group_of(part: str) -> str:
 def groups_of(end: Hardware) -> dict[str, float]:
     """Energy of each colour, in picojoules."""
     found = dict.fromkeys(GROUPS, 0.0)
-    for part in end.parts:
+    for part in end.rows:
         found[group_of(part.part)] += part.energy_pJ
     return found
 
 
-def energy_bars(found: Compiled, per: str) -> Chart | None:
+def energy_bars(found: OnChip, per: str) -> Chart | None:
     """Energy per sample by part, one bar for each end of the range and one for what is likely."""
-    most_J = 1e-12 * max(end.total_pJ for end in found.energy)
+    most_J = 1e-12 * max(end.total_pJ for end in found.energy.ends.values())
     if most_J <= 0:
         return None
-    names = [end.name for end in found.energy]
-    groups = [groups_of(end) for end in found.energy]
+    names = list(found.energy.ends)
+    groups = [groups_of(end) for end in found.energy.ends.values()]
     at = list(range(len(names)))
     # plotly's own order of the names is that of bars from right to left.
     chart = Chart(330, {"barmode": "stack", "legend": {"traceorder": "normal"}})
@@ -223,7 +224,7 @@ def energy_bars(found: Compiled, per: str) -> Chart | None:
             customdata=[si_text(energy, "J") for energy in joules],
             hovertemplate="%{customdata}",
         )
-    for place, end in zip(at, found.energy, strict=True):
+    for place, end in zip(at, found.energy.ends.values(), strict=True):
         joules_of = 1e-12 * end.total_pJ
         chart.write(si_text(joules_of, "J"), x=joules_of, y=place, xanchor="left", xshift=6)
     chart.y(tickvals=at, ticktext=names, autorange="reversed", showgrid=False)
@@ -244,14 +245,14 @@ def _round_step(value: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * 0.999)
 
 
-def range_table(found: Compiled, per: str) -> Table:
+def range_table(found: OnChip, per: str) -> Table:
     """The three bars in numbers, with what leaks and where the memories come from."""
     rows = []
-    for end in found.energy:
-        leaks = sum(part.energy_pJ for part in end.parts if part.part.startswith("leakage"))
+    for name, end in found.energy.ends.items():
+        leaks = sum(part.energy_pJ for part in end.rows if part.part.startswith("leakage"))
         rows.append(
             [
-                end.name,
+                name,
                 si_text(1e-12 * end.total_pJ, "J"),
                 si_text(1e-12 * leaks, "J"),
                 share_text(leaks / end.total_pJ if end.total_pJ else None),
@@ -264,21 +265,21 @@ def range_table(found: Compiled, per: str) -> Table:
 
 def decks_of(end: Hardware) -> str:
     """The process decks that sources of parts name, such as "itrs-lop"."""
-    named = {deck for part in end.parts for deck in re.findall(r"itrs-\w+", part.source)}
+    named = {deck for part in end.rows for deck in re.findall(r"itrs-\w+", part.source)}
     return ", ".join(sorted(named)) or NOTHING
 
 
 def parts_block(end: Hardware, per: str) -> Block:
     """The energy part by part; sources that several parts share are told once, by a number."""
-    sources = [part.source.rpartition("; ") for part in end.parts]
+    sources = [part.source.rpartition("; ") for part in end.rows]
     shared = [of for _, _, of in sources if [s[2] for s in sources].count(of) > 1]
     numbers = {of: f"source {at}" for at, of in enumerate(dict.fromkeys(shared), start=1)}
     parts = [
         replace(part, source=f"{how}{mark}{numbers.get(of, of)}")
-        for part, (how, mark, of) in zip(end.parts, sources, strict=True)
+        for part, (how, mark, of) in zip(end.rows, sources, strict=True)
     ]
     told = "".join(f" {name.capitalize()}: {of}." for of, name in numbers.items())
-    table = parts_table(replace(end, parts=tuple(parts)))
+    table = parts_table(replace(end, rows=tuple(parts)))
     return Block(f"Parts of the nominal energy, per {per}", table=table, below=f"{MARKS}{told}")
 
 
@@ -295,7 +296,7 @@ def beside(run: Run) -> str:
     )
 
 
-def layer_table(found: Compiled) -> Table:
+def layer_table(found: OnChip) -> Table:
     rows = [
         [
             layer.name,
@@ -313,19 +314,24 @@ def layer_table(found: Compiled) -> Table:
     return Table((*heads, "same spikes"), rows)
 
 
-def count_table(found: Compiled, per: str) -> Table:
-    rows = [["time steps", count_text(found.steps), f"{found.counts['steps']:,}", ""]]
+def count_table(found: OnChip, per: str) -> Table:
+    rows = [["time steps", count_text(found.steps), f"{found.counts.steps:,}", ""]]
     rows += [
-        [name.replace("_", " "), count_text(found.each(name)), f"{found.counts[name]:,}", meaning]
+        [
+            name.replace("_", " "),
+            count_text(found.each(name)),
+            f"{getattr(found.counts, name):,}",
+            meaning,
+        ]
         for name, meaning in COUNTED.items()
     ]
     heads = ("", f"per {per}", f"all {plural(found.samples, per)}", "what is counted")
     return Table(heads, rows, text=(3,))
 
 
-def area_table(found: Compiled) -> Table:
+def area_table(found: OnChip) -> Table:
     """Each part with its area and, for memories, what the program puts into them."""
-    held = {f"{name} memory": bits for name, bits in found.memory_bits.items()}
+    held = {f"{name} memory": bits for name, bits in found.program.memory_bits.items()}
     total = sum(found.area_mm2.values())
     rows = [
         [

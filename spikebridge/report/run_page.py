@@ -27,7 +27,7 @@ from spikebridge.report.wording import (
     plural,
     seconds_text,
 )
-from spikebridge.runs import compiled, deployed
+from spikebridge.runs.hardware_results import OnCells, load_on_cells, load_on_chip, load_proof
 from spikebridge.runs.load import Run
 from spikebridge.settings import config
 from spikebridge.settings.tasks import OwnConfig
@@ -37,7 +37,7 @@ def context(run: Run) -> dict[str, Any]:
     """The values that run.html needs."""
     drawer = Drawer()
     metric = metric_of(run.metric)
-    programmed = deployed.load(run.directory)
+    programmed = load_on_cells(run.directory)
     return {
         "title": f"{label_of(run)} on {DATA_NAMES.get(run.data, run.data)}",
         "label": label_of(run),
@@ -62,19 +62,19 @@ def context(run: Run) -> dict[str, Any]:
         "config": list(flatten(run.config)),
         "environment": list(flatten(run.environment)),
         "result": list(flatten(run.result or {})),
-        "memory": [] if programmed is None else list(flatten(programmed.settings)),
+        "memory": [] if programmed is None else list(flatten(programmed.memory)),
         "command": [] if run.task == OwnConfig.NAME else command(["train", run.task], run.config),
         "metric_meaning": metric.meaning,
     }
 
 
-def hardware(run: Run, programmed: deployed.Deployed | None, drawer: Drawer) -> list[Section]:
+def hardware(run: Run, programmed: OnCells | None, drawer: Drawer) -> list[Section]:
     """The sections of memory cells, programmed or trained on, and of the digital chip."""
     found = [None if programmed is None else in_memory(programmed, run, drawer)]
     found.append(in_the_loop(run, drawer))
-    program = compiled.load(run.directory)
+    program = load_on_chip(run.directory)
     if program is not None:
-        found.append(on_chip(program, compiled.load_proof(run.directory), run, drawer))
+        found.append(on_chip(program, load_proof(run.directory), run, drawer))
     return [part for part in found if part]
 
 

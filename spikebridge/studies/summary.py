@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import in_words, plural
-from spikebridge.runs import compiled, rundir
+from spikebridge.base.records import to_plain
+from spikebridge.runs import rundir
+from spikebridge.runs.hardware_results import (
+    ENDS,
+    OnChip,
+    load_by_steps,
+    load_on_cells,
+    load_on_chip,
+    load_proof,
+)
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import Config, data_name, task_name, to_dict, variant_of
-from spikebridge.settings.crossbar import programmed
 from spikebridge.studies.plan import Planned
 from spikebridge.studies.record import environment_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-ALIKE = (
-    "split",
-    "per",
-    "samples",
-    "lanes",
-    "clock_MHz",
-    "weight_bits",
-    "decay_bits",
-    "fraction_bits",
-)
-"""Settings of the chip that runs share which are taken together."""
+Content = TypeVar("Content")
 
 
 def summary(planned: Sequence[Planned]) -> dict[str, Any]:
@@ -100,49 +97,42 @@ def _without_seed(config: Config) -> dict[str, Any]:
 
 def _by_steps(directories: Sequence[Path]) -> dict[str, Any] | None:
     """Over all runs, where every run has been tested at the same numbers of steps."""
-    paths = [directory / rundir.STEPS for directory in directories]
-    if not all(path.exists() for path in paths):
+    found = _all(load_by_steps, directories, lambda one: one.steps)
+    if not found:
         return None
-    found = [rundir.read_json(path, "run `spikebridge evaluate` again") for path in paths]
-    if any(one["steps"] != found[0]["steps"] for one in found):
-        return None
-    tests = list(zip(*(one["test"] for one in found), strict=True))
+    tests = list(zip(*(one.test for one in found), strict=True))
     return {
-        "trained_with": found[0]["trained_with"],
-        "steps": found[0]["steps"],
+        "trained_with": found[0].trained_with,
+        "steps": list(found[0].steps),
         "means": [statistics.fmean(values) for values in tests],
-        "stds": [statistics.stdev(values) if len(values) > 1 else None for values in tests],
+        "stds": [_deviation(values) for values in tests],
     }
 
 
 def _in_memory(directories: Sequence[Path]) -> dict[str, Any] | None:
     """Over all runs and chips, where every run has been programmed at the same times."""
-    paths = [directory / rundir.MEMORY for directory in directories]
-    if not all(path.exists() for path in paths):
+    found = _all(
+        load_on_cells,
+        directories,
+        lambda one: (one.times_s, one.memory, one.samples, one.split),
+    )
+    if not found:
         return None
-    found = [rundir.read_json(path, "run `spikebridge program` again") for path in paths]
-    for one in found:
-        one["memory"] = programmed(one["memory"])
-    alike = ("times_s", "memory", "samples", "split")
-    if any(one[name] != found[0][name] for one in found for name in alike):
-        return None
-    moments = [
-        [chip[i] for one in found for chip in one["compensated"]]
-        for i in range(len(found[0]["times_s"]))
-    ]
-    energies = [one["energy"]["hardware"] for one in found]
+    first, times = found[0], range(len(found[0].times_s))
+    moments = [[v for one in found for v in one.compensated[:, i].tolist()] for i in times]
+    energies = [one.energy.hardware for one in found]
     return {
-        "device": found[0]["device"]["name"],
-        "cells": found[0]["cells"],
+        "device": first.device.name,
+        "cells": first.cells,
         "networks": len(found),
-        "chips": len(found[0]["compensated"]),
-        "memory": found[0]["memory"],
-        "split": found[0]["split"],
-        "times_s": found[0]["times_s"],
+        "chips": first.chips,
+        "memory": first.memory,
+        "split": first.split,
+        "times_s": list(first.times_s),
         "means": [statistics.fmean(values) for values in moments],
-        "stds": [statistics.stdev(values) if len(values) > 1 else None for values in moments],
+        "stds": [_deviation(values) for values in moments],
         "energy_pJ": {
-            name: statistics.fmean(one[name]["total_pJ"] for one in energies)
+            name: statistics.fmean(hardware[name].total_pJ for hardware in energies)
             for name in energies[0]
         },
     }
@@ -150,35 +140,60 @@ def _in_memory(directories: Sequence[Path]) -> dict[str, Any] | None:
 
 def _on_chip(directories: Sequence[Path]) -> dict[str, Any] | None:
     """Over all runs, where every run has been exported alike; energies in pJ, per sample."""
-    found = [one for one in map(compiled.load, directories) if one is not None]
-    if len(found) < len(directories) or any(
-        getattr(one, name) != getattr(found[0], name) for one in found for name in ALIKE
-    ):
+    found = _all(load_on_chip, directories, _alike)
+    if not found:
         return None
-    integers = [one.integer for one in found]
-    ends = zip(compiled.ENDS, zip(*(one.energy for one in found), strict=True), strict=True)
+    first, integers = found[0], [one.integer for one in found]
     return {
-        **{name: getattr(found[0], name) for name in ALIKE},
+        **_alike(first),
         "networks": len(found),
         "software_mean": statistics.fmean(one.software for one in found),
         "mean": statistics.fmean(integers),
-        "std": statistics.stdev(integers) if len(integers) > 1 else None,
+        "std": _deviation(integers),
         "energy_pJ": {
-            name: statistics.fmean(end.total_pJ for end in energies) for name, energies in ends
+            name: statistics.fmean(one.energy.ends[name].total_pJ for one in found) for name in ENDS
         },
         "cycles": statistics.fmean(one.each("cycles") for one in found),
         "additions": statistics.fmean(one.each("additions") for one in found),
     }
 
 
+def _alike(one: OnChip) -> dict[str, Any]:
+    """The settings of the chip that runs share which are taken together."""
+    return {
+        "split": one.split,
+        "per": one.per,
+        "samples": one.counts.samples,
+        "lanes": one.chip.lanes,
+        "clock_MHz": one.chip.clock_MHz,
+        "weight_bits": one.program.weight_bits,
+        "decay_bits": one.program.decay_bits,
+        "fraction_bits": one.program.fraction_bits,
+    }
+
+
+def _all(
+    load: Callable[[Path], Content | None],
+    directories: Sequence[Path],
+    alike: Callable[[Content], Any],
+) -> list[Content]:
+    """What every run has of a kind, where all have the same settings; empty otherwise."""
+    found = [content for content in map(load, directories) if content is not None]
+    same = all(alike(one) == alike(found[0]) for one in found)
+    return found if same and len(found) == len(directories) else []
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
 def _proof(planned: Sequence[Planned]) -> dict[str, Any] | None:
     """What simulators said of the Verilog of the first run that has been put to them."""
     for run in planned:
-        proof = compiled.load_proof(run.directory)
-        if proof is not None:
-            # Lists, as compare.json gives them back: what is equal is not written again.
-            simulators = {"simulators": list(proof.simulators)}
-            return {"run": run.name, **dataclasses.asdict(proof), **simulators}
+        if proof := load_proof(run.directory):
+            plain = to_plain(proof)
+            del plain["program_sha256"]
+            return {"run": run.name, **plain}
     return None
 
 
@@ -205,7 +220,7 @@ def chip_table(content: dict[str, Any]) -> Table | None:
         if not chip:
             built.add_row(row["label"], *["-"] * 6)
             continue
-        low, nominal, high = (_nanojoules(chip["energy_pJ"][name]) for name in compiled.ENDS)
+        low, nominal, high = (_nanojoules(chip["energy_pJ"][name]) for name in ENDS)
         built.add_row(
             row["label"],
             str(chip["weight_bits"]),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from spikebridge import data as tasks
 from spikebridge.base.records import UsageError
 from spikebridge.base.seeding import generator
 from spikebridge.runs import evaluation, rundir
+from spikebridge.runs.hardware_results import BySteps, load_by_steps, save
 from spikebridge.settings.config import Config
 from spikebridge.settings.tasks import DigitsConfig, EventsConfig
 
@@ -18,7 +18,7 @@ from spikebridge.settings.tasks import DigitsConfig, EventsConfig
 @rundir.owned("evaluate")
 def by_steps(
     directory: Path, steps: Sequence[int], tell: Callable[[int], None] | None = None
-) -> dict[str, Any]:
+) -> BySteps:
     """Test a finished run at each number of steps; written to steps.json and returned.
 
     The weights stay as they are: only the presentation gets longer or shorter, which a network of
@@ -42,24 +42,16 @@ def by_steps(
         spikes.append(activity.spikes_per_inference)
         if tell is not None:
             tell(count)
-    content = {
-        "metric": metric,
-        "trained_with": own,
-        "steps": sorted(set(steps)),
-        "test": tests,
-        "spikes_per_inference": spikes,
-    }
-    rundir.write_json(directory / rundir.STEPS, content)
+    content = BySteps(metric, own, tuple(sorted(set(steps))), tuple(tests), tuple(spikes))
+    save(directory / rundir.STEPS, content)
     return content
 
 
 def tested(directory: Path, steps: Sequence[int]) -> None:
     """As `by_steps`, where that has not been done."""
-    path = directory / rundir.STEPS
-    remedy = "run `spikebridge evaluate` again"
-    if path.exists() and rundir.read_json(path, remedy).get("steps") == sorted(set(steps)):
-        return
-    by_steps(directory, steps)
+    known = load_by_steps(directory)
+    if known is None or known.steps != tuple(sorted(set(steps))):
+        by_steps(directory, steps)
 
 
 def with_steps(config: Config, directory: Path, count: int) -> dict[str, int]:

@@ -43,20 +43,29 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from spikebridge import data as tasks
+from spikebridge.base.records import UsageError, from_content
+from spikebridge.base.seeding import generator
 from spikebridge.crossbar.converters import Converted
 from spikebridge.data.task import Batch
 from spikebridge.nn.layers import Layer, Plain, Readout
 from spikebridge.nn.network import Network, Observation
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding
-from spikebridge.runs.evaluation import evaluating
+from spikebridge.runs import rundir
+from spikebridge.runs.evaluation import evaluating, trained
+from spikebridge.runs.hardware_results import Measured, save
+from spikebridge.settings.tasks import step_name
 
-__all__ = ["Complexity", "SynapticOperations", "complexity"]
+__all__ = ["Complexity", "SynapticOperations", "complexity", "of_run"]
+
+SOURCE = "definitions of NeuroBench 2.3.0 (Yik et al. 2025)"
 
 
 @dataclass(frozen=True)
@@ -385,3 +394,48 @@ def _check_known(network: Network) -> None:
                     f"{path}.{name} of a {type(module).__name__}: there is no definition of its "
                     "operations; make it of Dense, Conv2d or torch.nn.Linear"
                 )
+
+
+@rundir.owned("complexity")
+def of_run(directory: Path, split: str = "test", samples: int = 0) -> Measured:
+    """Measure the network of a finished run; written to its complexity.json and returned.
+
+    Args:
+        directory: of the run.
+        split: "test" or "valid"; the inputs are those that the run itself is judged on.
+        samples: how many of its first samples; 0 = all.
+
+    Raises UsageError where there is no complete run, or for what cannot be asked for; RunError
+    where its network is damaged.
+    """
+    if split not in ("test", "valid"):
+        raise UsageError(f"split={split!r}: choose test or valid; pass --split test")
+    if samples < 0:
+        raise UsageError(f"samples={samples}: 0 (all) or more; pass --samples 2000")
+    config, network = trained(directory)
+    task = tasks.load(config.task)
+    judge = generator(config.train.eval_seed, split)
+    batches: Iterable[Batch] = task.batches(split, config.train.batch_size, judge)
+    if samples:
+        batches = first(batches, samples, stream=task.carries_state)
+    found = complexity(network, batches, carries_state=task.carries_state)
+    about = {"source": SOURCE, "split": split, "per": step_name(config.task)}
+    content = from_content(Measured, about | found.to_dict())
+    save(directory / rundir.COMPLEXITY, content)
+    return content
+
+
+def first(batches: Iterable[Batch], samples: int, *, stream: bool) -> Iterator[Batch]:
+    """The inputs of the first samples; of parallel streams as many whole steps as hold them."""
+    left = samples
+    for batch in batches:
+        x, mask = batch.x, batch.mask
+        if stream:
+            x = x[: -(-left // x.shape[1])]
+            left -= x.shape[0] * x.shape[1]
+        else:
+            x, mask = x[:, :left], None if mask is None else mask[:, :left]
+            left -= x.shape[1]
+        yield batch._replace(x=x, mask=mask)
+        if left <= 0:
+            return

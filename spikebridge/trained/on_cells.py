@@ -10,8 +10,10 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from spikebridge import data as tasks
 from spikebridge.base.records import UsageError
@@ -24,6 +26,21 @@ from spikebridge.data.task import Task
 from spikebridge.energy import costs as energy
 from spikebridge.nn.network import Network
 from spikebridge.runs import evaluation, rundir
+from spikebridge.runs.hardware_results import (
+    Costs,
+    Device,
+    Drift,
+    Hardware,
+    Histograms,
+    Level,
+    Limits,
+    Look,
+    OnCells,
+    Points,
+    Tiles,
+    Training,
+    save,
+)
 from spikebridge.settings.config import Config
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 from spikebridge.settings.tasks import step_name
@@ -80,7 +97,7 @@ Tell = Callable[[int, float, float], None]
 
 
 @rundir.owned("program")
-def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, Any]:
+def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> OnCells:
     """Program the network of a finished run into simulated chips and test them over time.
 
     Every chip is read with noise of its own at each time, without and with global drift
@@ -98,33 +115,34 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> dict[str, A
     config, network = evaluation.trained(directory)
     bench = _Bench(network, tasks.load(config.task), config, plan)
     software = bench.test(network)
-    chips, first = [], None
-    costs = None
-    for number in range(plan.chips):
-        chip = bench.program(number)
-        first = first or _Look(chip, plan)
-        costs = costs or bench.energy(chip)  # with conductances as they were written
-        chips.append(bench.over_time(chip, number, tell, first if number == 0 else None))
-    assert first is not None
-    content = {
-        "metric": bench.task.metric,
-        "higher_is_better": bench.task.higher_is_better,
-        "device": {"name": first.cell.name, "source": first.cell.source},
-        "memory": dataclasses.asdict(plan.cells) | dataclasses.asdict(plan.crossbar),
-        "cells": first.chip.cells,
-        "samples": plan.samples,
-        "seed": plan.seed,
-        "split": plan.split,
-        "software": software,
-        "times_s": list(plan.times_s),
-        "plain": [[row[0] for row in chip["tests"]] for chip in chips],
-        "compensated": [[row[1] for row in chip["tests"]] for chip in chips],
-        "layers": _layers(first.chip, [chip["errors"] for chip in chips]),
-        **first.content(),
-        "energy": costs,
-        "training": bench.training(config, directory),
-    }
-    rundir.write_json(directory / rundir.MEMORY, content)
+    first = bench.program(0)
+    look = _Watched(first, plan)
+    costs = bench.energy(first)  # with conductances as they were written
+    chips = [bench.over_time(first, 0, tell, look)]
+    for number in range(1, plan.chips):
+        chips.append(bench.over_time(bench.program(number), number, tell, None))
+    content = OnCells(
+        metric=bench.task.metric,
+        higher_is_better=bench.task.higher_is_better,
+        device=Device(look.cell.name, look.cell.source),
+        memory=dataclasses.asdict(plan.cells) | dataclasses.asdict(plan.crossbar),
+        cells=first.cells,
+        samples=plan.samples,
+        seed=plan.seed,
+        split=plan.split,
+        software=software,
+        times_s=plan.times_s,
+        plain=np.array([[plain for plain, _ in tests] for tests, _ in chips]),
+        compensated=np.array([[compensated for _, compensated in tests] for tests, _ in chips]),
+        layers=_layers(first, [errors for _, errors in chips]),
+        histograms=Histograms(look.cell.g_max_uS, tuple(look.histograms)),
+        programmed=(look.pairs[0], look.pairs[-1]),
+        limits=look.limits,
+        drift=_drift(look.cell, plan),
+        energy=costs,
+        training=bench.training(config, directory),
+    )
+    save(directory / rundir.MEMORY, content)
     return content
 
 
@@ -151,9 +169,9 @@ class _Bench:
         return to_crossbar(self.network, cell_of(self.plan.cells), self.plan.crossbar, seed=seed)
 
     def over_time(
-        self, chip: CrossbarNetwork, number: int, tell: Tell | None, look: _Look | None
-    ) -> dict[str, Any]:
-        """Tests without and with compensation at each time."""
+        self, chip: CrossbarNetwork, number: int, tell: Tell | None, look: _Watched | None
+    ) -> tuple[list[tuple[float, float]], dict[str, float]]:
+        """Tests without and with compensation at each time; errors as read at the first one."""
         tests, now = [], 0.0
         errors: dict[str, float] = {}
         for time_s in self.plan.times_s:
@@ -168,7 +186,7 @@ class _Bench:
             tests.append((plain, self.test(chip.network)))
             if tell is not None:
                 tell(number, time_s, tests[-1][1])
-        return {"tests": tests, "errors": errors}
+        return tests, errors
 
     def events(self, chip: CrossbarNetwork, split: str) -> tuple[energy.Counts, energy.Counts]:
         """Events per inference, of spike inputs and of others; from some samples of a split."""
@@ -190,7 +208,7 @@ class _Bench:
                 inferences += steps * width if self.task.carries_state else width
         return counts(traffic, updates, chip, inferences)
 
-    def energy(self, chip: CrossbarNetwork) -> dict[str, Any]:
+    def energy(self, chip: CrossbarNetwork) -> Costs:
         """Energy and time per inference, on the crossbar and on digital hardware."""
         sparse, dense = self.events(chip, "test")
         digital = {
@@ -203,13 +221,10 @@ class _Bench:
             "PCM crossbar": energy.on_crossbar(sparse + dense, _costs(self.plan.crossbar)),
             **digital,
         }
-        return {
-            "per": self.per,
-            "counts": dataclasses.asdict(sparse + dense),
-            "hardware": {name: _plain(found) for name, found in both.items()},
-        }
+        costs = {name: Hardware.of(cost) for name, cost in both.items()}
+        return Costs(costs, self.per, dataclasses.asdict(sparse + dense))
 
-    def training(self, config: Config, directory: Path) -> dict[str, Any] | None:
+    def training(self, config: Config, directory: Path) -> Training | None:
         """Energy and time of the whole training, for a run that was trained on cells.
 
         Forward passes and pulses on the run's own hardware; backward passes in fp32, each with as
@@ -234,7 +249,7 @@ class _Bench:
             + backward,
             "digital, fp32": energy.on_digital(forward, energy.FP32_45NM, sparse=False) + backward,
         }
-        return {"hardware": {name: _plain(one) for name, one in found.items()}}
+        return Training({name: Hardware.of(cost) for name, cost in found.items()})
 
 
 def _costs(crossbar: CrossbarConfig) -> energy.CrossbarCosts:
@@ -242,21 +257,13 @@ def _costs(crossbar: CrossbarConfig) -> energy.CrossbarCosts:
     return energy.pcm(adc_bits=crossbar.adc_bits or 8, dac_bits=crossbar.dac_bits or 8)
 
 
-def _plain(found: energy.Energy) -> dict[str, Any]:
-    return {
-        "total_pJ": found.total_pJ,
-        "seconds_s": found.seconds_s,
-        "rows": [dataclasses.asdict(row) for row in found],
-    }
-
-
-class _Look:
+class _Watched:
     """What is shown of one chip: targets, conductances, drift."""
 
     def __init__(self, chip: CrossbarNetwork, plan: Plan) -> None:
         self.chip, self.plan, self.cell = chip, plan, cell_of(plan.cells)
-        self.pairs: list[dict[str, list[float]]] = []
-        self.histograms: list[dict[str, Any]] = []
+        self.pairs: list[Points] = []
+        self.histograms: list[Look] = []
         self.targets = torch.cat(
             [c.targets_uS(chip.aimed[name]).flatten() for name, c in chip.crossbars.items()]
         )
@@ -268,35 +275,29 @@ class _Look:
         """Note what the cells hold now."""
         g = torch.cat([c.device.read().flatten() for c in self.chip.crossbars.values()])
         top = self.cell.g_max_uS
-        found = torch.histc(g, BINS, 0.0, top)
-        self.histograms.append({"time_s": time_s, "cells": found.int().tolist()})
-        self.pairs.append(
-            {"target_uS": self.targets[self.chosen].tolist(), "read_uS": g[self.chosen].tolist()}
+        counts = torch.histc(g, BINS, 0.0, top).int()
+        self.histograms.append(Look(time_s, counts.numpy()))
+        self.pairs.append(Points(_exact(self.targets[self.chosen]), _exact(g[self.chosen])))
+        self.limits = Limits(
+            at_top=float((g >= top * 0.98).float().mean()),
+            at_bottom=float((g <= 0.02 * top).float().mean()),
         )
-        share = self.cell.g_max_uS * 0.98
-        self.limits = {
-            "at_top": float((g >= share).float().mean()),
-            "at_bottom": float((g <= 0.02 * top).float().mean()),
-        }
-
-    def content(self) -> dict[str, Any]:
-        """As memory.json has it."""
-        return {
-            "histograms": {"top_uS": self.cell.g_max_uS, "at": self.histograms},
-            "programmed": [self.pairs[0], self.pairs[-1]],
-            "limits": self.limits,
-            "drift": _drift(self.cell, self.plan),
-        }
 
 
-def _drift(cell: pcm.Cell, plan: Plan) -> dict[str, Any]:
+def _exact(values: Tensor) -> np.ndarray:
+    """In float64, as JSON writes numbers."""
+    return values.double().numpy()
+
+
+def _drift(cell: pcm.Cell, plan: Plan) -> Drift:
     """Mean conductance of cells programmed to a few levels, over time, and its spread."""
     last = max(plan.times_s[-1], 10.0)
     times = torch.logspace(0, math.log10(last), 25).tolist()
     curves = []
     for level in LEVELS:
         array = SimulatedArray((400,), cell, seed=plan.seed)
-        array.program(torch.full((400,), level * cell.g_max_uS))
+        target = level * cell.g_max_uS
+        array.program(torch.full((400,), target))
         now, means, spreads = 0.0, [], []
         for time_s in times:
             array.wait(time_s - now)
@@ -304,23 +305,19 @@ def _drift(cell: pcm.Cell, plan: Plan) -> dict[str, Any]:
             g = array.read()
             means.append(float(g.mean()))
             spreads.append(float(g.std()))
-        target = level * cell.g_max_uS
-        curves.append({"target_uS": target, "mean_uS": means, "sd_uS": spreads})
-    return {"times_s": times, "curves": curves}
+        curves.append(Level(target, np.array(means), np.array(spreads)))
+    return Drift(np.array(times), tuple(curves))
 
 
-def _layers(chip: CrossbarNetwork, errors: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
-    found = []
-    for name, crossbar in chip.crossbars.items():
-        values = [row[name] for row in errors]
-        found.append(
-            {
-                "name": name,
-                "shape": list(crossbar.weight_shape),
-                "tiles": list(crossbar.tiles),
-                "cells": crossbar.cells,
-                "error": sum(values) / len(values),
-                "largest_weight": float(chip.aimed[name].abs().max()),
-            }
+def _layers(chip: CrossbarNetwork, errors: Sequence[dict[str, float]]) -> tuple[Tiles, ...]:
+    return tuple(
+        Tiles(
+            name,
+            tuple(crossbar.weight_shape),
+            tuple(crossbar.tiles),
+            crossbar.cells,
+            error=sum(row[name] for row in errors) / len(errors),
+            largest_weight=float(chip.aimed[name].abs().max()),
         )
-    return found
+        for name, crossbar in chip.crossbars.items()
+    )

@@ -27,8 +27,18 @@ from spikebridge.chip.engine import Engine
 from spikebridge.chip.files import save_program
 from spikebridge.chip.program import ChipConfig, ChipCounts, Program
 from spikebridge.data.task import Batch, Task
+from spikebridge.energy.costs import Energy
 from spikebridge.nn.network import Network
 from spikebridge.runs import evaluation, rundir
+from spikebridge.runs.hardware_results import (
+    ChipSettings,
+    Hardware,
+    InIntegers,
+    OnChip,
+    Range,
+    Sizes,
+    save,
+)
 from spikebridge.settings.config import Config, override
 from spikebridge.trained.by_steps import with_steps
 
@@ -63,7 +73,7 @@ class Plan:
 
 
 @rundir.owned("export")
-def export(directory: Path, plan: Plan | None = None) -> dict[str, Any]:
+def export(directory: Path, plan: Plan | None = None) -> OnChip:
     """Compile the network of a finished run and test the program beside it.
 
     Args:
@@ -75,11 +85,11 @@ def export(directory: Path, plan: Plan | None = None) -> dict[str, Any]:
     """
     program, content = measure(directory, plan or Plan())
     save_program(program, directory / rundir.PROGRAM)
-    rundir.write_json(directory / rundir.DIGITAL, content)
+    save(directory / rundir.DIGITAL, content)
     return content
 
 
-def measure(directory: Path, plan: Plan) -> tuple[Program, dict[str, Any]]:
+def measure(directory: Path, plan: Plan) -> tuple[Program, OnChip]:
     """The program of a finished run and the content of digital.json; nothing is written."""
     config, network = load(directory, plan.steps)
     task = tasks.load(config.task)
@@ -90,22 +100,22 @@ def measure(directory: Path, plan: Plan) -> tuple[Program, dict[str, Any]]:
             "a unit whose membranes leak, such as snu with a decay below 1"
         )
     trial = _Trial(network, program, task, config, plan)
-    return program, {
-        "metric": task.metric,
-        "higher_is_better": task.higher_is_better,
-        "split": plan.split,
-        "samples": trial.counts.samples,
-        "steps": trial.counts.steps / trial.counts.samples,
-        "software": trial.software,
-        "integer": trial.integer,
-        "chip": dataclasses.asdict(program.chip),
-        "program": _sizes(program),
-        "layers": _layers(network, program, trial.agreement()),
-        "counts": dataclasses.asdict(trial.counts),
-        "per": "step" if task.carries_state else "sample",
-        "energy": _energy(trial.counts, program),
-        "area_mm2": {name: part.value for name, part in silicon.area_mm2(program).items()},
-    }
+    return program, OnChip(
+        metric=task.metric,
+        higher_is_better=task.higher_is_better,
+        split=plan.split,
+        samples=trial.counts.samples,
+        steps=trial.counts.steps / trial.counts.samples,
+        software=trial.software,
+        integer=trial.integer,
+        chip=ChipSettings(**dataclasses.asdict(program.chip)),
+        program=Sizes(**{f.name: getattr(program, f.name) for f in dataclasses.fields(Sizes)}),
+        layers=_layers(network, program, trial.agreement()),
+        counts=trial.counts,
+        per="step" if task.carries_state else "sample",
+        energy=_energy(trial.counts, program),
+        area_mm2={name: part.value for name, part in silicon.area_mm2(program).items()},
+    )
 
 
 def load(directory: Path, steps: int = 0) -> tuple[Config, Network]:
@@ -284,57 +294,34 @@ class _Streams:
         return dataclasses.replace(total, samples=total.steps)
 
 
-def _sizes(program: Program) -> dict[str, Any]:
-    numbers = ("weight_bits", "decay_bits", "fraction_bits", "membrane_bits", "max_steps")
-    memories = (
-        "weight_memory_bits",
-        "membrane_memory_bits",
-        "parameter_memory_bits",
-        "event_memory_bits",
-    )
-    found = {name: getattr(program, name) for name in (*numbers, *memories)}
-    return found | {"inputs": program.inputs, "multiplies": program.multiplies}
-
-
-def _layers(network: Network, program: Program, agreement: list[float]) -> list[dict[str, Any]]:
-    found = []
+def _layers(network: Network, program: Program, agreement: list[float]) -> tuple[InIntegers, ...]:
     same = [*agreement, None]
-    for layer, lost, equal in zip(program.layers, losses(network, program), same, strict=True):
-        found.append(
-            {
-                "name": layer.name,
-                "kind": "convolution" if layer.geometry else "dense",
-                "recurrent": layer.recurrent,
-                "inputs": layer.inputs,
-                "neurons": layer.neurons,
-                "weights": int(layer.weight.size),
-                "weight_error": lost.weight,
-                "decay_error": lost.decay,
-                "drive_error": lost.drive,
-                "same_spikes": equal,
-            }
+    return tuple(
+        InIntegers(
+            layer.name,
+            "convolution" if layer.geometry else "dense",
+            layer.recurrent,
+            layer.inputs,
+            layer.neurons,
+            int(layer.weight.size),
+            weight_error=lost.weight,
+            decay_error=lost.decay,
+            drive_error=lost.drive,
+            same_spikes=equal,
         )
-    return found
+        for layer, lost, equal in zip(program.layers, losses(network, program), same, strict=True)
+    )
 
 
-def _energy(counts: ChipCounts, program: Program) -> dict[str, Any]:
-    """Energy and time per sample: what is likely, and the ends of the range."""
-    low, nominal, high = silicon.span(counts, program)
-    samples = counts.samples
+def _energy(counts: ChipCounts, program: Program) -> Range:
+    """Energy and time per sample."""
+    n = counts.samples
 
-    def per_sample(energy: Any) -> dict[str, Any]:
+    def per_sample(energy: Energy) -> Hardware:
         rows = [
-            dataclasses.asdict(row)
-            | {"count": row.count / samples, "energy_pJ": row.energy_pJ / samples}
+            dataclasses.replace(row, count=row.count / n, energy_pJ=row.energy_pJ / n)
             for row in energy
         ]
-        return {
-            "total_pJ": energy.total_pJ / samples,
-            "seconds_s": energy.seconds_s / samples,
-            "rows": rows,
-        }
+        return Hardware(energy.total_pJ / n, energy.seconds_s / n, tuple(rows))
 
-    names = ("low", "nominal", "high")
-    return {
-        name: per_sample(energy) for name, energy in zip(names, (low, nominal, high), strict=True)
-    }
+    return Range(*map(per_sample, silicon.span(counts, program)))

@@ -21,7 +21,7 @@ from spikebridge import report
 from spikebridge.base.metrics import METRICS
 from spikebridge.report import cell_charts
 from spikebridge.report.wording import share_text, si_text
-from spikebridge.runs.deployed import Deployed, Level, load, load_counts
+from spikebridge.runs.hardware_results import Level, OnCells, load_counts, load_on_cells
 from spikebridge.runs.load import ReportError
 
 HOSTILE = "</script><script>alert('x')</script><b>&"
@@ -186,9 +186,9 @@ def page_of(directory: Path) -> str:
     return pages.page_of(directory).replace("\u00a0", " ")
 
 
-def deployed(tmp_path: Path, **changes: Any) -> Deployed:
+def deployed(tmp_path: Path, **changes: Any) -> OnCells:
     (tmp_path / "memory.json").write_text(json.dumps(memory(**changes)))
-    found = load(tmp_path)
+    found = load_on_cells(tmp_path)
     assert found is not None
     return found
 
@@ -315,7 +315,7 @@ def test_one_chip_has_no_band_and_a_first_time_of_0_a_place(tmp_path: Path) -> N
 
 def test_conductances_are_shown_at_the_first_and_the_last_time(tmp_path: Path) -> None:
     found = deployed(tmp_path)
-    chart = cell_charts.histogram(found.looks, found.top_uS, "snu")
+    chart = cell_charts.histogram(found.histograms, "snu")
     assert [trace["name"] for trace in chart.traces] == ["after 20 s", "after 1 year"]
     assert chart.traces[0]["x"] == [0, 6.25, 12.5, 18.75, 25]
     assert chart.traces[0]["y"] == [700, 30, 4, 490, 490]
@@ -331,7 +331,7 @@ def test_conductances_are_shown_at_the_first_and_the_last_time(tmp_path: Path) -
 
 def test_drift_is_told_over_the_first_value_with_its_exponent(tmp_path: Path) -> None:
     found = deployed(tmp_path)
-    chart = cell_charts.drift(found)
+    chart = cell_charts.drift(found.drift)
     assert chart is not None
     lines = [trace for trace in chart.traces if "name" in trace]
     assert [trace["name"] for trace in lines] == ["2.5 µS", "12.5 µS", "22.5 µS"]

@@ -19,7 +19,13 @@ from test_on_cells_page import HOSTILE, cells_of, changed, page_of, part, write_
 from spikebridge.chip.program import ChipCounts
 from spikebridge.energy import PUBLISHED
 from spikebridge.report import on_chip, write
-from spikebridge.runs.compiled import ENDS, Compiled, load, load_proof, program_sha256
+from spikebridge.runs.hardware_results import (
+    ENDS,
+    OnChip,
+    load_on_chip,
+    load_proof,
+    program_sha256,
+)
 from spikebridge.runs.load import ReportError
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import Config, preset, to_dict
@@ -126,8 +132,8 @@ def exported(directory: Path, content: dict[str, Any] | None = None) -> Path:
     return directory
 
 
-def compiled(directory: Path, **changes: Any) -> Compiled:
-    found = load(exported(directory, digital(**changes)))
+def compiled(directory: Path, **changes: Any) -> OnChip:
+    found = load_on_chip(exported(directory, digital(**changes)))
     assert found is not None
     return found
 
@@ -314,7 +320,7 @@ def test_what_simulators_said_is_told(tmp_path: Path, changes: Any, told: str) -
 
 
 def test_a_run_that_was_not_exported_has_no_section(tmp_path: Path) -> None:
-    assert load(tmp_path) is None
+    assert load_on_chip(tmp_path) is None
     assert "On the digital chip" not in page_of(write_run(tmp_path, None))
 
 

@@ -22,7 +22,12 @@ from spikebridge.nn.network import Network, build
 from spikebridge.nn.scan import loop
 from spikebridge.nn.units import State, make_unit
 from spikebridge.report import page
-from spikebridge.runs import checkpoint, compiled, continual, deployed, rundir, training
+from spikebridge.runs import checkpoint, continual, rundir, training
+from spikebridge.runs.hardware_results import (
+    load_on_cells,
+    load_on_chip,
+    load_proof,
+)
 from spikebridge.runs.load import load_run
 from spikebridge.runs.optimizers import make_optimizer
 from spikebridge.settings.config import TrainConfig, override
@@ -126,14 +131,15 @@ def test_a_run_is_read_with_all_that_was_made_of_it(run: Path) -> None:
     assert rundir.read_config(run).pulses.refresh_every == 20
     assert loaded.examples is not None
     assert loaded.steps == content(run, "steps.json")
-    cells = deployed.load(run)
+    cells = load_on_cells(run)
     assert cells is not None
     assert cells.plain.tolist() == content(run, "memory.json")["plain"]
-    assert len(cells.training) == 2
-    digital, proof = compiled.load(run), compiled.load_proof(run)
+    assert cells.training is not None
+    digital, proof = load_on_chip(run), load_proof(run)
     assert digital is not None
     assert digital.integer == content(run, "digital.json")["integer"]
-    assert proof == compiled.Proof(20, ("icarus",), True, "")
+    assert proof is not None
+    assert (proof.samples, proof.simulators, proof.equal) == (20, ("icarus",), True)
 
 
 def test_a_run_has_its_page(run: Path) -> None:
@@ -170,7 +176,7 @@ def test_an_incomplete_run_comes_to_the_same_end(run: Path) -> None:
 def test_a_run_is_asked_the_same_again(run: Path) -> None:
     """In software, in integers and on cells."""
     steps, digital = content(run, "steps.json"), content(run, "digital.json")
-    assert by_steps.by_steps(run, steps["steps"])["test"] == pytest.approx(steps["test"])
+    assert by_steps.by_steps(run, steps["steps"]).test == pytest.approx(steps["test"])
     on_chip.export(run, on_chip.Plan(samples=64))
     again = content(run, "digital.json")
     for name in ("integer", "software", "counts", "area_mm2", "program", "chip"):

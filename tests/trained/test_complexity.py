@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.cli import main as cli
-from spikebridge.cli.complexity import FILE, first, of_run
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.network import to_crossbar
 from spikebridge.data.task import Batch
@@ -31,7 +30,13 @@ from spikebridge.nn.units import KINDS, make_unit
 from spikebridge.runs import rundir, training
 from spikebridge.settings.crossbar import CrossbarConfig
 from spikebridge.settings.model import ModelConfig
-from spikebridge.trained.complexity import Complexity, SynapticOperations, complexity
+from spikebridge.trained.complexity import (
+    Complexity,
+    SynapticOperations,
+    complexity,
+    first,
+    of_run,
+)
 
 NEVER, ALWAYS = 1e6, -1e6  # thresholds
 
@@ -499,7 +504,7 @@ def test_the_command(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = rundir.read_result(done)
     assert spikebridge(f"complexity {done}") == 0
     said = capsys.readouterr().out
-    found = json.loads((done / FILE).read_text())
+    found = json.loads((done / rundir.COMPLEXITY).read_text())
     assert (found["split"], found["per"]) == ("test", "sample")
     assert found["parameter_count"] == result.parameters
     # The same samples and draws as those that the run was tested on.
@@ -510,14 +515,14 @@ def test_the_command(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{found['samples']:,} samples of the test split" in said
     assert "NeuroBench 2.3.0" in said
     assert f"{found['synaptic_operations']['Effective_ACs']:,.1f}  per sample" in said
-    assert f"written: {done / FILE}" in said
+    assert f"written: {done / rundir.COMPLEXITY}" in said
     assert not [path for path in done.iterdir() if path.name.endswith(".part")]
 
 
 def test_the_command_as_json(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge(f"complexity {done} --samples 300 --split valid --json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert said == json.loads((done / FILE).read_text())
+    assert said == json.loads((done / rundir.COMPLEXITY).read_text())
     assert (said["samples"], said["split"]) == (300, "valid")
 
 
@@ -525,10 +530,9 @@ def test_of_a_stream_each_step_is_a_sample(tmp_path: Path) -> None:
     folder = write_texts(tmp_path / "texts")
     training.run(tiny_text(folder, epochs=1), tmp_path / "run")
     found = of_run(tmp_path / "run", samples=25)
-    assert (found["per"], found["samples"]) == ("word", 25)
-    made = found["synaptic_operations"]
+    assert (found.per, found.samples) == ("word", 25)
     symbols = rundir.read_json(tmp_path / "run" / rundir.SYMBOLS, "")["symbols"]
-    assert made["Dense"] == 12 * 16 + 16 * 16 + 16 * 12 + 12 * len(symbols)
+    assert found.synaptic_operations.Dense == 12 * 16 + 16 * 16 + 16 * 12 + 12 * len(symbols)
 
 
 def test_the_first_samples() -> None:
@@ -571,4 +575,4 @@ def test_what_is_refused_of_a_run(done: Path, tmp_path: Path) -> None:
     (damaged / rundir.MODEL).write_bytes(b"not a network")
     with pytest.raises(RunError, match="not a whole safetensors file"):
         of_run(damaged)
-    assert not (damaged / FILE).exists()
+    assert not (damaged / rundir.COMPLEXITY).exists()

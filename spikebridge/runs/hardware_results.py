@@ -1,0 +1,450 @@
+"""What commands make of a run's network: one record for each file, for its writer and its readers.
+
+    memory.json      OnCells     programmed into memory cells
+    digital.json     OnChip      compiled for the digital chip
+    rtl.json         Proof       its Verilog in simulators
+    steps.json       BySteps     tested at other numbers of time steps
+    complexity.json  Measured    in the measures of NeuroBench
+
+Every fault of a file raises ReportError with the file, what is wrong with it and the remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from spikebridge.base.quantities import number
+from spikebridge.base.records import Amount, RunError, check_shape, from_content, to_plain
+from spikebridge.chip.program import ChipCounts
+from spikebridge.energy.costs import CostRow, Energy
+from spikebridge.runs import rundir
+from spikebridge.runs.load import REPEAT, ReportError
+from spikebridge.settings.crossbar import programmed
+
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What an inference, or a training, costs on one kind of hardware."""
+
+    total_pJ: Amount
+    seconds_s: Amount
+    rows: tuple[CostRow, ...]
+
+    def __post_init__(self) -> None:
+        if min((min(r.count, r.unit_pJ, r.energy_pJ) for r in self.rows), default=0) < 0:
+            raise ValueError('"rows" hold a number below 0')
+
+    @classmethod
+    def of(cls, energy: Energy) -> Hardware:
+        """As a file has it."""
+        return cls(energy.total_pJ, energy.seconds_s, energy.rows)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A model of cells."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A weight matrix on its tiles."""
+
+    name: str
+    shape: tuple[int, ...]
+    tiles: tuple[int, ...]
+    cells: int
+    error: Amount
+    """Root mean square of what was read back less what was meant, over that of the latter."""
+    largest_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What cells hold at one time."""
+
+    time_s: Amount
+    cells: np.ndarray
+    """(bins,) cells by conductance, from 0 to the top of the range."""
+
+    def __post_init__(self) -> None:
+        check_shape(self, "cells", None)
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Cells by conductance, over time."""
+
+    top_uS: float
+    at: tuple[Look, ...]
+
+    def __post_init__(self) -> None:
+        if self.top_uS <= 0:
+            raise ValueError('"top_uS" is not above 0')
+
+
+@dataclass(frozen=True)
+class Points:
+    """Some cells, each with what was aimed at and what is read."""
+
+    target_uS: np.ndarray
+    read_uS: np.ndarray
+
+    def __post_init__(self) -> None:
+        check_shape(self, "target_uS", None)
+        check_shape(self, "read_uS", len(self.target_uS))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Shares of the cells at the ends of their range."""
+
+    at_top: Amount
+    at_bottom: Amount
+
+
+@dataclass(frozen=True)
+class Level:
+    """Many cells programmed to one conductance, over the times of the drift."""
+
+    target_uS: float
+    mean_uS: np.ndarray
+    sd_uS: np.ndarray
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Mean conductance of cells programmed to a few levels, over time, and its spread."""
+
+    times_s: np.ndarray
+    curves: tuple[Level, ...]
+
+    def __post_init__(self) -> None:
+        check_shape(self, "times_s", None)
+        if self.times_s[0] <= 0 or (np.diff(self.times_s) <= 0).any():
+            raise ValueError('"times_s" of "drift" do not rise from above 0')
+        for level in self.curves:
+            check_shape(level, "mean_uS", len(self.times_s))
+            check_shape(level, "sd_uS", len(self.times_s))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an inference costs on several kinds of hardware, the crossbar first."""
+
+    hardware: dict[str, Hardware]
+    per: str = "sample"
+    counts: dict[str, Any] | None = None
+    """Events of an inference."""
+
+    def __post_init__(self) -> None:
+        if not self.hardware:
+            raise ValueError('"hardware" is empty')
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the whole training cost, for a run that was trained on cells."""
+
+    hardware: dict[str, Hardware]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnCells:
+    """The content of memory.json."""
+
+    metric: str
+    higher_is_better: bool = True
+    device: Device
+    memory: dict[str, Any]
+    """Settings of the hardware, under their names of today."""
+    cells: int
+    samples: int
+    """Of the split, for each chip and time; 0 = all."""
+    seed: int = 0
+    split: str = "test"
+    software: float
+    times_s: tuple[float, ...]
+    """Seconds after programming, rising."""
+    plain: np.ndarray
+    """(chips, times) the metric without compensation."""
+    compensated: np.ndarray
+    """The same with compensation."""
+    layers: tuple[Tiles, ...]
+    histograms: Histograms
+    programmed: tuple[Points, ...]
+    """At the first and the last time."""
+    limits: Limits
+    drift: Drift
+    energy: Costs
+    training: Training | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memory", programmed(self.memory))
+        if self.times_s[0] < 0 or (np.diff(self.times_s) <= 0).any():
+            raise ValueError('"times_s" do not rise from 0 or more')
+        check_shape(self, "plain", None, len(self.times_s))
+        check_shape(self, "compensated", *self.plain.shape)
+
+    @property
+    def chips(self) -> int:
+        return len(self.plain)
+
+    def setting(self, name: str) -> float:
+        """A number among the settings of the hardware; 0 where there is none."""
+        return number(self.memory.get(name)) or 0.0
+
+
+@dataclass(frozen=True)
+class ChipSettings:
+    """The chip that a program runs on."""
+
+    lanes: int
+    clock_MHz: Amount
+    weight_bits: int = 0
+    decay_bits: int = 0
+    fraction_bits: float = -1
+    """As asked for: -1 leaves it to the program."""
+    max_steps: int = 0
+    queue: int = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a program needs."""
+
+    weight_bits: int
+    decay_bits: int
+    fraction_bits: int
+    membrane_bits: int
+    max_steps: int
+    weight_memory_bits: int
+    membrane_memory_bits: int
+    parameter_memory_bits: int
+    event_memory_bits: int
+    inputs: int
+    multiplies: bool
+
+    @property
+    def memory_bits(self) -> dict[str, int]:
+        """Of each memory."""
+        names = ("weight", "membrane", "parameter", "event")
+        return {name: getattr(self, f"{name}_memory_bits") for name in names}
+
+
+@dataclass(frozen=True)
+class InIntegers:
+    """A layer in integers."""
+
+    name: str
+    kind: str
+    """dense or convolution."""
+    recurrent: bool
+    inputs: int
+    neurons: int
+    weights: int
+    weight_error: Amount
+    """Root mean square of what rounding took from the weights, over that of the weights."""
+    decay_error: Amount
+    """Largest error of a decay."""
+    drive_error: Amount
+    """Largest error of a bias, in shares of the largest weight."""
+    same_spikes: Amount | None
+    """Share of neurons and time steps that do the same as in software; None of the readout."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Energy and time per sample: what is likely, and the ends of the range."""
+
+    low: Hardware
+    nominal: Hardware
+    high: Hardware
+
+    @property
+    def ends(self) -> dict[str, Hardware]:
+        return {name: getattr(self, name) for name in ENDS}
+
+
+ENDS = ("low", "nominal", "high")
+
+
+@dataclass(frozen=True)
+class OnChip:
+    """The content of digital.json."""
+
+    metric: str
+    higher_is_better: bool
+    split: str
+    samples: int
+    steps: Amount
+    """Time steps of a sample, the mean over the samples."""
+    software: float
+    integer: float
+    chip: ChipSettings
+    program: Sizes
+    layers: tuple[InIntegers, ...]
+    counts: ChipCounts
+    """What the chip did with all samples together."""
+    per: str
+    """What a sample is: "sample", or "step" where a stream never ends."""
+    energy: Range
+    area_mm2: dict[str, Amount]
+
+    def __post_init__(self) -> None:
+        if not self.counts.samples:
+            raise ValueError('"samples" of "counts" is 0')
+        if not self.area_mm2:
+            raise ValueError('"area_mm2" is empty')
+
+    def each(self, name: str) -> float:
+        """A count per sample."""
+        return getattr(self.counts, name) / self.counts.samples
+
+    @property
+    def dense_additions(self) -> float | None:
+        """Additions per sample if each input spiked in each step.
+
+        None with a convolution, whose borders the file does not tell.
+        """
+        if any(layer.kind != "dense" for layer in self.layers):
+            return None
+        return self.steps * sum(layer.weights for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The content of rtl.json: Verilog beside the integer model, on the first test samples."""
+
+    samples: int
+    simulators: tuple[str, ...]
+    equal: bool | None
+    """None where no simulator answered."""
+    reason: str
+    """Why there is no answer, or what differs; empty where all is equal."""
+    program_sha256: str = ""
+    """Of the compiled program that it is of."""
+
+
+@dataclass(frozen=True)
+class BySteps:
+    """The content of steps.json."""
+
+    metric: str
+    trained_with: int
+    steps: tuple[int, ...]
+    test: tuple[float, ...]
+    spikes_per_inference: tuple[Amount | None, ...]
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Synaptic operations of a sample, by NeuroBench's own names."""
+
+    Effective_MACs: float
+    Effective_ACs: float
+    Dense: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The content of complexity.json; see `trained.complexity` for what is counted."""
+
+    source: str
+    """Of the definitions."""
+    split: str
+    per: str
+    """A "sample", or what a step of a stream is, such as "word"."""
+    footprint: int
+    parameter_count: int
+    connection_sparsity: float
+    activation_sparsity: float
+    synaptic_operations: Operations
+    membrane_updates: float
+    samples: int
+
+
+def load_on_cells(directory: Path) -> OnCells | None:
+    """The memory.json of a run; None where the run was not programmed."""
+    remedy = f"program the run again with `spikebridge program {directory}`"
+    return _read(directory / rundir.MEMORY, OnCells, remedy)
+
+
+def load_on_chip(directory: Path) -> OnChip | None:
+    """The digital.json of a run; None where the run was not exported."""
+    remedy = f"export the run again with `spikebridge export {directory}`"
+    return _read(directory / rundir.DIGITAL, OnChip, remedy)
+
+
+def load_by_steps(directory: Path) -> BySteps | None:
+    """The steps.json of a run; None where it was not tested at several numbers of steps."""
+    return _read(directory / rundir.STEPS, BySteps, "run `spikebridge evaluate` again")
+
+
+def load_proof(directory: Path) -> Proof | None:
+    """The rtl.json of a run; None where there is none, or one of a program that was replaced."""
+    remedy = "remove the file, then run `spikebridge demo` again"
+    proof = _read(directory / rundir.RTL, Proof, remedy)
+    return proof if proof and proof.program_sha256 == program_sha256(directory) else None
+
+
+def proof_of(content: Any) -> Proof | None:
+    """What compare.json says of the Verilog; None where it says nothing."""
+    return from_content(Proof, content) if isinstance(content, dict) else None
+
+
+def save(path: Path, content: Any) -> None:
+    """Write one of these records, whole or not at all."""
+    rundir.write_json(path, to_plain(content))
+
+
+def program_sha256(directory: Path) -> str:
+    """Of the compiled program of a run, by which a proof knows what it is of; "" without one."""
+    try:
+        return hashlib.sha256((directory / rundir.PROGRAM).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def load_counts(directory: Path, name: str) -> np.ndarray | None:
+    """A count of every cell, (cells,), such as "pulses", from chip.safetensors.
+
+    None where there is no such file, or the devices in it do not count.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / rundir.CHIP
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            keys = [key for key in file.keys() if key.endswith(f"/device.{name}")]  # noqa: SIM118
+            counts = [file.get_tensor(key).ravel() for key in keys]
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ReportError(f"{path}: it is damaged or cannot be read ({error}); {REPEAT}") from error
+    if not counts or not sum(map(len, counts)):
+        return None
+    values = np.concatenate(counts)
+    if values.dtype.kind not in "iu" or values.min() < 0:
+        raise ReportError(f"{path}: 'device.{name}' holds no counts; {REPEAT}")
+    return values
+
+
+def _read(path: Path, kind: type[Content], remedy: str) -> Content | None:
+    if not path.exists():
+        return None
+    try:
+        return from_content(kind, rundir.read_json(path, remedy))
+    except RunError as error:
+        raise ReportError(str(error)) from error
+    except ValueError as error:
+        raise ReportError(f"{path}: {error}; {remedy}") from error
