@@ -271,7 +271,7 @@ def learning_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot
 def example_panels(rows: list[Row], drawer: Drawer) -> list[dict[str, Any]]:
     """The first example of the first run of every unit, so that all units answer the same one."""
     found: list[tuple[Row, list[Panel]]] = [
-        (row, panels(row.runs[0], drawer, 1)) for row in rows if row.runs
+        (row, panels(row.runs[0], 1)) for row in rows if row.runs
     ]
     return [
         {"label": row.label, "colour": colour_of(row.look), "panel": shown[0]}

@@ -13,7 +13,7 @@ import numpy as np
 
 from spikebridge.base.records import RunError
 from spikebridge.report.example_charts import note_bars
-from spikebridge.report.theme import Drawer, Plot
+from spikebridge.report.theme import Plot, figure
 from spikebridge.report.wording import frame_text, number, plural, seconds_text
 from spikebridge.runs import rundir
 from spikebridge.runs.load import ReportError, Run
@@ -41,7 +41,7 @@ class Composition:
     plot: Plot | None
 
 
-def composition(run: Run, drawer: Drawer) -> Composition | None:
+def composition(run: Run) -> Composition | None:
     """The composition in a run's folder; None without a whole one.
 
     Raises ReportError where one of its files is damaged.
@@ -66,7 +66,7 @@ def composition(run: Run, drawer: Drawer) -> Composition | None:
         heading=_heading(facts, int(prompt), len(notes) - int(prompt)),
         player=player,
         below=below,
-        plot=drawer.plot(
+        plot=figure(
             note_bars(notes, int(prompt), per_frame_s, run.unit, _lowest(facts)),
             "Piano roll of the composition",
             f"{CAPTION} A frame{frame_text(run.data)} lasts {per_frame_s:.2g} s.",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,21 +77,12 @@ def png(image: np.ndarray) -> str:
 
     Values lie in [0, 1].
     """
-    grey = image.ndim == 2
-    pixels = np.round(255 * (1 - image if grey else image)).astype(np.uint8)
-    height, width = pixels.shape[:2]
-    kind_of_colour = 0 if grey else 2
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind_of_colour, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows, 9)),
-        (b"IEND", b""),
-    )
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
-    )
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    from PIL import Image
+
+    pixels = np.round(255 * (1 - image if image.ndim == 2 else image)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def class_bars(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spikebridge.report import activity_charts, example_charts
-from spikebridge.report.theme import Drawer, Plot, Ramp, colour_of, fade, shades
+from spikebridge.report.theme import Plot, Ramp, colour_of, fade, figure, shades
 from spikebridge.report.wording import frame_text, metric_of, metric_text, number, plural, scaled
 from spikebridge.runs.load import Examples, Run
 from spikebridge.settings.tasks import TASKS, MusicConfig
@@ -68,23 +68,23 @@ class Panel:
     columns: list[list[Plot]]
 
 
-def panels(run: Run, drawer: Drawer, most: int = EXAMPLES) -> list[Panel]:
+def panels(run: Run, most: int = EXAMPLES) -> list[Panel]:
     """One panel per example."""
     examples = run.examples
     if examples is None:
         return []
-    return [panel(run, examples, index, drawer) for index in range(min(most, examples.count))]
+    return [panel(run, examples, index) for index in range(min(most, examples.count))]
 
 
-def panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+def panel(run: Run, examples: Examples, index: int) -> Panel:
     """What the network was shown, answered and did for one example."""
-    head = head_panel(run, examples, index, drawer)
+    head = head_panel(run, examples, index)
     if run.task == "music":
         examples = replace(examples, length=np.minimum(examples.length, ROLL_FRAMES))
     found = activity_charts.bands(examples, index, show_input=run.task not in ("music", "text"))
     x_title = f"frame heard{frame_text(run.data)}" if run.task == "music" else "time step"
     spiking = any(band.spiking for band in found if not band.input)
-    raster = drawer.plot(
+    raster = figure(
         activity_charts.raster(found, run.unit, x_title),
         "Spike raster" if spiking else "Activity of the neurons",
         (RASTER if spiking else MAP) + activity_charts.selection_text(found),
@@ -96,7 +96,7 @@ def panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
         words += THRESHOLD if examples.threshold else GUESSED
     lines = None
     if int(examples.length[index]) > 1:  # a line of one time step would be a dot
-        lines = drawer.plot(
+        lines = figure(
             activity_charts.traces(found, run.unit, x_title),
             "Membrane states of a few neurons" if membrane else "Outputs of a few neurons",
             words,
@@ -106,19 +106,19 @@ def panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
     return replace(head, columns=[column for column in columns if column])
 
 
-def head_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+def head_panel(run: Run, examples: Examples, index: int) -> Panel:
     """What the network was shown and answered for one example."""
     if run.task == "text":
         return text_panel(run, examples, index)
     if run.task == "music":
-        return music_panel(run, examples, index, drawer)
+        return music_panel(run, examples, index)
     if examples.target.dtype.kind != "f":
         kind = class_panel if examples.target.ndim == 1 else steps_panel
-        return kind(run, examples, index, drawer)
-    return numbers_panel(run, examples, index, drawer)
+        return kind(run, examples, index)
+    return numbers_panel(run, examples, index)
 
 
-def class_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+def class_panel(run: Run, examples: Examples, index: int) -> Panel:
     """One class for the whole example."""
     output, truth = examples.output[index], int(examples.target[index])
     answer = int(np.nan_to_num(output, nan=-1.0).argmax())
@@ -137,7 +137,7 @@ def class_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Pan
     elif run.task == "events":
         image = example_charts.event_image(examples, index)
         said += EVENTS
-    bars = drawer.plot(
+    bars = figure(
         example_charts.class_bars(output, truth, run.unit, noun, names),
         "Predicted class",
         f"How probable the network finds each {noun}; the bar of the true {noun} is coloured.",
@@ -152,12 +152,12 @@ def class_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Pan
     )
 
 
-def steps_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+def steps_panel(run: Run, examples: Examples, index: int) -> Panel:
     """A class at each step."""
     steps = int(examples.length[index])
     output, target = examples.output[:steps, index], examples.target[:steps, index]
     right = int((np.nan_to_num(output, nan=-1.0).argmax(axis=-1) == target).sum())
-    chart = drawer.plot(
+    chart = figure(
         example_charts.steps(output, target, run.unit, "time step"),
         "Class at each step",
         "Line: the class that was right at each step. Dots: the one that the network found most "
@@ -176,7 +176,7 @@ def steps_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Pan
     )
 
 
-def numbers_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+def numbers_panel(run: Run, examples: Examples, index: int) -> Panel:
     """Numbers that were to be predicted, once or at each step."""
     output, target = examples.output, examples.target
     if output.ndim == 2:
@@ -190,7 +190,7 @@ def numbers_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> P
         title, words = "Truth and prediction over time", NUMBERS + ahead_text(run)
     if output.shape[-1] > example_charts.OUTPUTS and output.ndim == 2:
         words += f" Shown are the first {example_charts.OUTPUTS} of {output.shape[-1]:,} outputs."
-    plot = drawer.plot(chart, title, words, wide=True)
+    plot = figure(chart, title, words, wide=True)
     error = example_charts.rmse(output, target) if output.size else None
     known = "" if number(error) is None else f": RMSE {error:.3f} standard deviations"
     first = f"{sample_of(run)} {index + 1}"
@@ -276,13 +276,13 @@ def reading_ramp(unit: str) -> Ramp:
     return Ramp("probability of what really came", "0 %", "100 %", shades(unit))
 
 
-def music_panel(run: Run, examples: Examples, index: int, drawer: Drawer) -> Panel:
+def music_panel(run: Run, examples: Examples, index: int) -> Panel:
     steps = int(examples.length[index])
     if examples.output.ndim != 3 or examples.target.ndim != 3 or not steps:
         return Panel(f"{index + 1}", None, None, "", [], [[]])
     output, target = examples.output[:steps, index], examples.target[:steps, index]
     value = scaled(metric_of("nll"), example_charts.frame_nll(output, target))
-    roll = drawer.plot(
+    roll = figure(
         example_charts.piano_roll(
             output[:ROLL_FRAMES],
             target[:ROLL_FRAMES],

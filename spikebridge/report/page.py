@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import base64
 import gzip
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from spikebridge.report.theme import CONFIG, LOOK
+from spikebridge.report.theme import CONFIG, LOOK, Section
 from spikebridge.runs import rundir
-from spikebridge.runs.load import COMPARE, ReportError, load_comparison, load_run
+from spikebridge.runs.load import COMPARE, ReportError, Run, load_comparison, load_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write(directory: Path, output: Path | None = None) -> Path:
+def write(
+    directory: Path,
+    output: Path | None = None,
+    *,
+    sections: Sequence[Callable[[Run], Section]] = (),
+) -> Path:
     """Write the page of a run or comparison directory and return its path.
 
-    output defaults to report.html inside the directory; the file appears whole or not at all.
-    The page holds everything it needs and loads nothing from a network.
-    Raises ReportError when the directory holds no run, or a file of it is missing or damaged.
+    The file appears whole or not at all; it holds everything it needs and loads nothing from a
+    network.
+
+    Args:
+        output: report.html inside the directory where it is None.
+        sections: functions of your own: each takes the loaded run and returns a Section, which
+            stands before the examples.
+
+    Raises ReportError when the directory holds no run, or a file of it is missing or damaged; when
+    sections are asked of anything but a run, or a function returns something else.
     """
     directory = Path(directory)
     path = directory / rundir.REPORT if output is None else Path(output)
     _need_app()
     if output is not None:
-        return _write(directory, path)
+        return _write(directory, path, sections)
     with rundir.owning(directory, "report"):
-        return _write(directory, path)
+        return _write(directory, path, sections)
 
 
 def refresh(directory: Path) -> None:
@@ -39,7 +53,7 @@ def refresh(directory: Path) -> None:
         write(directory)
 
 
-def _write(directory: Path, path: Path) -> Path:
+def _write(directory: Path, path: Path, sections: Sequence[Callable[[Run], Section]]) -> Path:
     if (directory / "forgetting.json").exists():
         from spikebridge.report.continual import table_context
 
@@ -55,11 +69,16 @@ def _write(directory: Path, path: Path) -> Path:
     elif rundir.has_run(directory):
         from spikebridge.report.run_page import context as run_context
 
-        name, values = "run.html", run_context(load_run(directory))
+        name, values = "run.html", run_context(load_run(directory), sections)
     else:
         raise ReportError(
             f"{directory}: neither a run (config.json) nor a comparison (compare.json) is in it; "
             "pass a folder that `spikebridge train` or `spikebridge compare` wrote"
+        )
+    if sections and name != "run.html":
+        raise ReportError(
+            f"{directory}: sections of your own are made from one run, and this folder holds a "
+            "study of several; name a run inside it"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     rundir.write_text(path, _render(name, values))
@@ -76,6 +95,8 @@ def _render(name: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    drawn = count(1)
+    environment.globals["draw"] = lambda plot: plot.html(next(drawn))
     return environment.get_template(name).render(
         engine=engine(), look={"layout": LOOK}, settings_of_figures=CONFIG, **values
     )
@@ -93,8 +114,9 @@ def engine() -> str:
 
 
 def _need_app() -> None:
-    if find_spec("jinja2") is None:
-        raise ReportError(
-            "jinja2 is not installed: report pages need it; "
-            "install it with pip install 'spikebridge[app]'"
-        )
+    for module, package in (("jinja2", "jinja2"), ("PIL", "pillow")):
+        if find_spec(module) is None:
+            raise ReportError(
+                f"{package} is not installed: report pages need it; "
+                "install it with pip install 'spikebridge[app]'"
+            )

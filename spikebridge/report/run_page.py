@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spikebridge.report import run_charts
@@ -11,7 +12,7 @@ from spikebridge.report.examples import more_text, panels
 from spikebridge.report.in_loop import in_the_loop
 from spikebridge.report.on_cells import in_memory
 from spikebridge.report.on_chip import on_chip
-from spikebridge.report.theme import Card, Drawer, Plot, Section, colour_of
+from spikebridge.report.theme import Card, Drawer, Plot, Section, colour_of, figure
 from spikebridge.report.wording import (
     DATA,
     DATA_NAMES,
@@ -28,14 +29,13 @@ from spikebridge.report.wording import (
     seconds_text,
 )
 from spikebridge.runs.hardware_results import OnCells, load_on_cells, load_on_chip, load_proof
-from spikebridge.runs.load import Run
+from spikebridge.runs.load import ReportError, Run
 from spikebridge.settings import config
 from spikebridge.settings.tasks import OwnConfig
 
 
-def context(run: Run) -> dict[str, Any]:
-    """The values that run.html needs."""
-    drawer = Drawer()
+def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict[str, Any]:
+    """The values that run.html needs; sections make those of the user."""
     metric = metric_of(run.metric)
     programmed = load_on_cells(run.directory)
     return {
@@ -50,13 +50,11 @@ def context(run: Run) -> dict[str, Any]:
         "cards": cards(run, metric),
         "source": source_of(run.fact("published")),
         "started": started(run),
-        "learning": [
-            plot for plot in [*learning_plots(run, metric, drawer), steps_plot(run, drawer)] if plot
-        ],
-        "activity": activity_plot(run, drawer),
-        "hardware": hardware(run, programmed, drawer),
-        "composition": composition(run, drawer),
-        "panels": panels(run, drawer),
+        "learning": [plot for plot in [*learning_plots(run, metric), steps_plot(run)] if plot],
+        "activity": activity_plot(run),
+        "hardware": [*hardware(run, programmed), *(own_section(make, run) for make in sections)],
+        "composition": composition(run),
+        "panels": panels(run),
         "more": more_text(run.examples),
         "epochs": epoch_table(run),
         "config": list(flatten(run.config)),
@@ -68,14 +66,25 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
-def hardware(run: Run, programmed: OnCells | None, drawer: Drawer) -> list[Section]:
+def hardware(run: Run, programmed: OnCells | None) -> list[Section]:
     """The sections of memory cells, programmed or trained on, and of the digital chip."""
-    found = [None if programmed is None else in_memory(programmed, run, drawer)]
-    found.append(in_the_loop(run, drawer))
+    found = [None if programmed is None else in_memory(programmed, run, Drawer())]
+    found.append(in_the_loop(run, Drawer()))
     program = load_on_chip(run.directory)
     if program is not None:
-        found.append(on_chip(program, load_proof(run.directory), run, drawer))
+        found.append(on_chip(program, load_proof(run.directory), run, Drawer()))
     return [part for part in found if part]
+
+
+def own_section(make: Callable[[Run], Section], run: Run) -> Section:
+    """What a user's function makes of the run; ReportError where that is no section."""
+    section = make(run)
+    if not isinstance(section, Section):
+        raise ReportError(
+            f"{getattr(make, '__qualname__', make)} returned {type(section).__name__}: a function "
+            "for a section of your own returns a spikebridge.report.Section"
+        )
+    return section
 
 
 def label_of(run: Run) -> str:
@@ -159,7 +168,7 @@ def operations_text(run: Run) -> str:
     return "trained numbers" if count is None else f"{count:,.0f} multiplications per dense step"
 
 
-def learning_plots(run: Run, metric: Metric, drawer: Drawer) -> list[Plot | None]:
+def learning_plots(run: Run, metric: Metric) -> list[Plot | None]:
     """Learning curves; two figures, or one where loss and metric are the same quantity."""
     same = run_charts.metric_is_loss(run)
     star = " The star marks the epoch whose network was kept and tested."
@@ -169,17 +178,17 @@ def learning_plots(run: Run, metric: Metric, drawer: Drawer) -> list[Plot | None
     )
     meaning = f"{metric.meaning} Measured after each epoch on data not used for training.{star}"
     return [
-        drawer.plot(
+        figure(
             run_charts.loss_curves(run),
             f"Loss ({metric.name})" if same else "Loss",
             f"{loss} {metric.meaning}{star}" if same else loss,
             wide=same,
         ),
-        drawer.plot(run_charts.metric_curve(run), f"Validation {metric.name}", meaning.strip()),
+        figure(run_charts.metric_curve(run), f"Validation {metric.name}", meaning.strip()),
     ]
 
 
-def steps_plot(run: Run, drawer: Drawer) -> Plot | None:
+def steps_plot(run: Run) -> Plot | None:
     """How the result depends on how long the network may look."""
     trained = number((run.steps or {}).get("trained_with"))
     told = "" if trained is None else f" It was trained with {trained:.0f}."
@@ -188,10 +197,10 @@ def steps_plot(run: Run, drawer: Drawer) -> Plot | None:
         f"average out the chance in the input spikes, and cost time and energy.{told}"
     )
     title = f"{metric_of(run.metric).name.capitalize()} against time steps"
-    return drawer.plot(run_charts.step_curve(run), title, caption)
+    return figure(run_charts.step_curve(run), title, caption)
 
 
-def activity_plot(run: Run, drawer: Drawer) -> Plot | None:
+def activity_plot(run: Run) -> Plot | None:
     rates, spiking = run_charts.layer_activity(run)
     if spiking:
         caption = (
@@ -205,7 +214,7 @@ def activity_plot(run: Run, drawer: Drawer) -> Plot | None:
             "Mean size (absolute value) of what a neuron sends on per time step, over the test set."
         )
     title = "Firing rate by layer" if spiking else "Mean output by layer"
-    return drawer.plot(run_charts.activity_bars(run), title, caption, wide=True)
+    return figure(run_charts.activity_bars(run), title, caption, wide=True)
 
 
 def epoch_table(run: Run) -> dict[str, list[Any]]:

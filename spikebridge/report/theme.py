@@ -8,7 +8,7 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,8 @@ LOOK: dict[str, Any] = {
 CONFIG = {"displayModeBar": False, "responsive": True}
 # The page draws what stands in the script once plotly.js is unpacked.
 FIGURE = (
-    '<div class="drawing" id="{id}" style="height: {height}px"></div>\n'
-    '<script type="application/json">{json}</script>'
+    '<div class="drawing" id="figure-{}" style="height: {}px"></div>\n'
+    '<script type="application/json">{}</script>'
 )
 
 
@@ -78,15 +78,98 @@ class Ramp:
     colours: tuple[str, ...]
 
 
+class Chart:
+    """A figure as plain data, in the words of plotly.js.
+
+    Axes are numbered from 1, as plotly numbers them; most charts have one pair.
+    """
+
+    def __init__(self, height: int, layout: Mapping[str, Any] | None = None) -> None:
+        self.layout: dict[str, Any] = {"height": height, **(layout or {})}
+        self.traces: list[dict[str, Any]] = []
+
+    def add(self, kind: str, **trace: Any) -> None:
+        self.traces.append({"type": kind, **trace})
+
+    def x(self, title: str | None = None, **axis: Any) -> None:
+        """Settings of the x axis, on top of earlier ones."""
+        self._axis("xaxis", title, axis)
+
+    def y(self, title: str | None = None, number: int = 1, **axis: Any) -> None:
+        """Settings of a y axis, on top of earlier ones."""
+        self._axis(f"yaxis{suffix(number)}", title, axis)
+
+    def _axis(self, name: str, title: str | None, axis: dict[str, Any]) -> None:
+        if title is not None:
+            axis["title"] = {"text": title}
+        self.layout.setdefault(name, {}).update(axis)
+
+    def write(self, text: str, **place: Any) -> None:
+        """Text in the figure, where plotly's annotation settings say."""
+        note = {"text": text, "showarrow": False, **place}
+        self.layout.setdefault("annotations", []).append(note)
+
+
+def suffix(number: int) -> str:
+    """How plotly tells its axes apart: "" for the first, then "2", "3", …"""
+    return "" if number == 1 else str(number)
+
+
+def plain(value: Any) -> Any:
+    """A figure's values as JSON holds them: what is None is left out, what is no number is null.
+
+    Arrays of up to 4 bytes a number, and of doubles, are packed as plotly.js reads them.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        if value.dtype.str[1:] not in ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8"):
+            return plain(value.tolist())
+        little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+        data = base64.b64encode(little.tobytes()).decode("ascii")
+        shape = {"shape": ", ".join(map(str, value.shape))} if value.ndim > 1 else {}
+        return {"dtype": value.dtype.str[1:], "bdata": data, **shape}
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 @dataclass(frozen=True)
 class Plot:
-    """One figure of a page: title, the plotly HTML, and a caption in plain English."""
+    """One figure of a page: title, what is drawn, and a caption in plain English.
+
+    Args:
+        content: a chart; or HTML, in which all that comes from files is escaped.
+    """
 
     title: str
-    body: str
+    content: Chart | str
     caption: str
     wide: bool = False
     ramp: Ramp | None = None
+
+    def html(self, number: int) -> str:
+        """The figure's HTML; its number on the page makes its id."""
+        if isinstance(self.content, str):
+            return self.content
+        figure = {"data": self.content.traces, "layout": self.content.layout}
+        text = json.dumps(plain(figure), ensure_ascii=False, separators=(",", ":"))
+        # Text from files must not end the script; nothing but a "<" can.
+        return FIGURE.format(number, self.content.layout["height"], text.replace("<", "\\u003c"))
+
+
+def figure(
+    chart: Chart | None,
+    title: str,
+    caption: str,
+    *,
+    wide: bool = False,
+    ramp: Ramp | None = None,
+) -> Plot | None:
+    """A chart with its title and caption; None stays None."""
+    return None if chart is None else Plot(title, chart, caption, wide, ramp)
 
 
 @dataclass(frozen=True)
@@ -182,91 +265,7 @@ def label(text: str, width: int = 18) -> str:
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 
 
-@dataclass
-class Chart:
-    """A figure as plain data, in the words of plotly.js.
-
-    Axes are numbered from 1, as plotly numbers them; most charts have one pair.
-    """
-
-    height: int
-    layout: dict[str, Any] = field(default_factory=dict)
-    traces: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, kind: str, **trace: Any) -> None:
-        self.traces.append({"type": kind, **trace})
-
-    def x(self, title: str | None = None, **axis: Any) -> None:
-        """Settings of the x axis, on top of earlier ones."""
-        self._axis("xaxis", title, axis)
-
-    def y(self, title: str | None = None, number: int = 1, **axis: Any) -> None:
-        """Settings of a y axis, on top of earlier ones."""
-        self._axis(f"yaxis{suffix(number)}", title, axis)
-
-    def _axis(self, name: str, title: str | None, axis: dict[str, Any]) -> None:
-        if title is not None:
-            axis["title"] = {"text": title}
-        self.layout.setdefault(name, {}).update(axis)
-
-    def write(self, text: str, **place: Any) -> None:
-        """Text in the figure, where plotly's annotation settings say."""
-        note = {"text": text, "showarrow": False, **place}
-        self.layout.setdefault("annotations", []).append(note)
-
-
-def suffix(number: int) -> str:
-    """How plotly tells its axes apart: "" for the first, then "2", "3", …"""
-    return "" if number == 1 else str(number)
-
-
-def plain(value: Any) -> Any:
-    """A figure's values as JSON holds them: what is None is left out, what is no number is null.
-
-    Arrays of up to 4 bytes a number, and of doubles, are packed as plotly.js reads them.
-    """
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        if value.dtype.str[1:] not in ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8"):
-            return plain(value.tolist())
-        little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
-        data = base64.b64encode(little.tobytes()).decode("ascii")
-        shape = {"shape": ", ".join(map(str, value.shape))} if value.ndim > 1 else {}
-        return {"dtype": value.dtype.str[1:], "bdata": data, **shape}
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class Drawer:
-    """Turns figures into HTML, with ids that count up so that equal input gives equal bytes."""
+    """Makes figures; `figure` does the same."""
 
-    def __init__(self) -> None:
-        self.drawn = 0
-
-    def plot(
-        self,
-        chart: Chart | None,
-        title: str,
-        caption: str,
-        *,
-        wide: bool = False,
-        ramp: Ramp | None = None,
-    ) -> Plot | None:
-        """A figure with its title and caption; None stays None."""
-        if chart is None:
-            return None
-        self.drawn += 1
-        figure = plain({"data": chart.traces, "layout": {"height": chart.height, **chart.layout}})
-        body = FIGURE.format(
-            id=f"figure-{self.drawn}",
-            height=chart.height,
-            # Text from files must not end the script; nothing else in JSON can.
-            json=json.dumps(figure, ensure_ascii=False, separators=(",", ":")).replace(
-                "<", "\\u003c"
-            ),
-        )
-        return Plot(title, body, caption, wide, ramp)
+    plot = staticmethod(figure)

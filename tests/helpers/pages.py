@@ -16,9 +16,9 @@ FIGURE = re.compile(
 )
 
 
-def page_of(directory: Path, output: Path | None = None) -> str:
+def page_of(directory: Path, output: Path | None = None, **options: Any) -> str:
     """The page without plotly.js, whose own text is not of interest."""
-    page = report.write(directory, output).read_text(encoding="utf-8")
+    page = report.write(directory, output, **options).read_text(encoding="utf-8")
     assert page.count(engine()) == 1
     check_figures(page)
     return page.replace(engine(), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import io
 import json
 import math
 import shlex
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.pages import page_of
+from PIL import Image
 
 from spikebridge import report
 from spikebridge.cli import main as cli
@@ -25,9 +27,10 @@ from spikebridge.report import wording
 from spikebridge.report.example_charts import digit_image, frame_nll, piano_roll, pitch_name, png
 from spikebridge.report.page import TEMPLATES, engine
 from spikebridge.report.theme import COLOURS, colour_of, plain
-from spikebridge.runs.load import load_run
+from spikebridge.runs.load import Run, load_run
 from spikebridge.settings import config
 
+PNG = "data:image/png;base64,"
 HOSTILE = "</script><script>alert('x')</script><b>&"
 LABELS = {"snu": "SNU", "softsnu": "soft SNU", "lstm": "LSTM", "relu": "ReLU"}
 GLYPHS = {
@@ -489,7 +492,10 @@ def test_rows_of_images_are_shown_as_the_image(tmp_path: Path) -> None:
     image = digit_image(loaded, 0)
     assert image is not None
     np.testing.assert_allclose(image, np.asarray(pixels / 63, np.float32), rtol=1e-6)
-    assert png(np.zeros((8, 8))).startswith("data:image/png;base64,iVBORw0KGgo")
+    picture = Image.open(io.BytesIO(base64.b64decode(png(image).removeprefix(PNG))))
+    np.testing.assert_array_equal(picture, np.round(255 * (1 - image)))  # dark ink on white
+    coloured = Image.open(io.BytesIO(base64.b64decode(png(np.ones((2, 3, 3))).removeprefix(PNG))))
+    assert (coloured.mode, coloured.size) == ("RGB", (3, 2))
 
 
 def test_the_piano_roll_is_trimmed_to_the_notes_in_use() -> None:
@@ -503,6 +509,36 @@ def test_the_piano_roll_is_trimmed_to_the_notes_in_use() -> None:
     assert len(heat["y"]) < 15
     np.testing.assert_allclose(outline["x"][:2], [2.56, 4.44])
     assert frame_nll(np.full((4, 88), 0.5), target) == pytest.approx(88 * math.log(2))
+
+
+def own_section(run: Run) -> report.Section:
+    chart = report.Chart(200)
+    chart.add("bar", x=[HOSTILE], y=[run.fact("test")])
+    return report.Section(
+        HOSTILE,
+        "My own measure.",
+        (
+            report.Block(cards=(report.Card("mine", "42", HOSTILE),)),
+            report.figures(report.figure(chart, "My figure", "My caption.")),
+            report.Block(table=report.Table(("a", "b"), [["one", HOSTILE]])),
+        ),
+    )
+
+
+def test_a_section_of_ones_own_stands_before_the_examples(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    page = page_of(run, sections=[own_section])
+    places = [page.index(f"<h2>{title}") for title in ("Learning", "&lt;/script&gt;", "Examples")]
+    assert places == sorted(places)
+    for part in ("My own measure.", "<dd>42</dd>", "My figure", "My caption."):
+        assert part in page
+    assert "<script>alert" not in page
+    assert "My own measure." not in page_of(run)
+    with pytest.raises(report.ReportError, match=r"returned str: .* returns a .*Section"):
+        report.write(run, sections=[lambda run: "text"])  # type: ignore[list-item,return-value]
+    study = write_comparison(tmp_path / "study")
+    with pytest.raises(report.ReportError, match="name a run inside it"):
+        report.write(study, sections=[own_section])
 
 
 def test_units_keep_apart_in_colour_and_text() -> None:
