@@ -97,7 +97,7 @@ def test_equal_points_do_not_hide_one_another(run: Path) -> None:
 
 
 def test_energies_on_a_logarithmic_axis_are_dots() -> None:
-    hardware: Any = [SimpleNamespace(name=n, total_pJ=v) for n, v in (("a", 11e3), ("b", 400e3))]
+    hardware: Any = {"a": SimpleNamespace(total_pJ=11e3), "b": SimpleNamespace(total_pJ=400e3)}
     chart = cell_charts.energy_bars(hardware, "snu", "image")
     assert chart is not None
     assert chart.layout["xaxis"]["type"] == "log"
