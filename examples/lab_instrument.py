@@ -17,9 +17,7 @@ import time
 import torch
 from torch import Tensor
 
-from spikebridge.crossbar.bench.client import RemoteDevice
-from spikebridge.crossbar.bench.server import serve
-from spikebridge.crossbar.cells import Device
+from spikebridge.crossbar import Device, RemoteDevice, serve
 
 
 class LabChip:

@@ -18,11 +18,8 @@ from pathlib import Path
 import torch
 
 import spikebridge
-from spikebridge.data.task import Batch, Task, sample_batches
-from spikebridge.runs.rundir import Result
-from spikebridge.settings.config import Config, TrainConfig
-from spikebridge.settings.model import ModelConfig
-from spikebridge.settings.tasks import OwnConfig
+from spikebridge import Config, ModelConfig, Result, TrainConfig
+from spikebridge.data import Batch, OwnConfig, Task, sample_batches
 
 STEPS = 20
 

@@ -1,4 +1,9 @@
-"""spikebridge: spiking neural units that train like torch.nn.LSTM and leave for hardware."""
+"""spikebridge: spiking neural units that train like torch.nn.LSTM and leave for hardware.
+
+What stands here is the library's surface: layers and networks, runs, crossbars.  Four rooms have
+parts of their own: `spikebridge.learning` (rules for any torch model), `.crossbar` (memory cells),
+`.chip` (the digital chip) and `.data` (tasks).
+"""
 
 from __future__ import annotations
 
@@ -7,54 +12,72 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spikebridge.base.doors import lazy, moved
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spikebridge.crossbar.network import from_crossbar, to_crossbar
     from spikebridge.crossbar.optimizer import InMemory
+    from spikebridge.data.task import Task
     from spikebridge.nn.gradients import Surrogate, forward_as, modulate
     from spikebridge.nn.layers import Layer
     from spikebridge.nn.network import Network, build, load_network, save_network
     from spikebridge.nn.recompute import spikes_as_bits
     from spikebridge.nn.rnn import SNU, SoftSNU
+    from spikebridge.nn.scan import loop, scan
     from spikebridge.nn.synapses import Conv2d, Dense, Embedding
     from spikebridge.nn.units import AdaptiveUnit, Rule, SNUnit, State, make_unit
+    from spikebridge.runs.rundir import Result
     from spikebridge.runs.training import run
-    from spikebridge.settings.config import Config, preset
-    from spikebridge.settings.crossbar import CrossbarConfig
-    from spikebridge.trained.complexity import Complexity
+    from spikebridge.settings.config import Config, TrainConfig, preset
+    from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, PulseConfig
+    from spikebridge.settings.learning import LearningConfig
+    from spikebridge.settings.model import ModelConfig
+    from spikebridge.trained.complexity import Complexity, complexity
     from spikebridge.trained.prediction import predict
 
+DOORS = ("chip", "crossbar", "data", "learning")
 # Names are loaded when first used: the command line answers --help without loading torch.
 _HOME = {
     "AdaptiveUnit": "nn.units",
+    "CellConfig": "settings.crossbar",
     "Complexity": "trained.complexity",
     "Config": "settings.config",
     "Conv2d": "nn.synapses",
+    "CrossbarConfig": "settings.crossbar",
     "Dense": "nn.synapses",
     "Embedding": "nn.synapses",
     "InMemory": "crossbar.optimizer",
     "Layer": "nn.layers",
-    "CrossbarConfig": "settings.crossbar",
+    "LearningConfig": "settings.learning",
+    "ModelConfig": "settings.model",
     "Network": "nn.network",
+    "PulseConfig": "settings.crossbar",
+    "Result": "runs.rundir",
     "Rule": "nn.units",
     "SNU": "nn.rnn",
     "SNUnit": "nn.units",
     "SoftSNU": "nn.rnn",
     "State": "nn.units",
     "Surrogate": "nn.gradients",
+    "Task": "data.task",
+    "TrainConfig": "settings.config",
     "build": "nn.network",
+    "complexity": "trained.complexity",
     "forward_as": "nn.gradients",
     "from_crossbar": "crossbar.network",
     "load_network": "nn.network",
+    "loop": "nn.scan",
     "make_unit": "nn.units",
     "modulate": "nn.gradients",
     "predict": "trained.prediction",
     "preset": "settings.config",
     "run": "runs.training",
     "save_network": "nn.network",
+    "scan": "nn.scan",
     "spikes_as_bits": "nn.recompute",
     "to_crossbar": "crossbar.network",
 }
@@ -62,6 +85,7 @@ _HOME = {
 __all__ = [
     "SNU",
     "AdaptiveUnit",
+    "CellConfig",
     "Complexity",
     "Config",
     "Conv2d",
@@ -70,37 +94,36 @@ __all__ = [
     "Embedding",
     "InMemory",
     "Layer",
+    "LearningConfig",
+    "ModelConfig",
     "Network",
+    "PulseConfig",
+    "Result",
     "Rule",
     "SNUnit",
     "SoftSNU",
     "State",
     "Surrogate",
+    "Task",
+    "TrainConfig",
     "build",
+    "complexity",
     "forward_as",
     "from_crossbar",
     "load_network",
+    "loop",
     "make_unit",
     "modulate",
     "predict",
     "preset",
     "run",
     "save_network",
+    "scan",
     "spikes_as_bits",
     "to_crossbar",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(f"spikebridge.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'spikebridge' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__ = lazy(__name__, _HOME | {door: door for door in DOORS})
 
 
 def _register() -> None:
@@ -108,52 +131,47 @@ def _register() -> None:
     import_module("spikebridge.nn.kernels.ops")
 
 
-class _AlongWithTorch:
-    """Registers once torch has been imported, which this package leaves to its users.
+class _Finder:
+    """Registers as soon as torch is imported, which this package leaves to its users.
 
-    Where a module of ours is what imports torch, that waits for the first import after it.
+    First among the finders: it gives torch's own spec, and only adds to what loading it does.
     """
-
-    loaded = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name != "torch":
-            self._register_if_there()
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        found = (finder.find_spec(name, path, target) for finder in others)
-        spec = next((one for one in found if one is not None), None)
+        others = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)
+        spec = next(filter(None, others), None)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def load_and_register(module: ModuleType) -> None:
                 load(module)
-                self.loaded = True
-                self._register_if_there()
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                _register()
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
 
-    def _register_if_there(self) -> None:
-        if not self.loaded or any(map(_half_imported, _ours())):
-            return
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        _register()
+
+class _Moved:
+    """Last among the finders: an import of before says where that is today."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, inside = name.partition(".")
+        if package == __name__ and (there := moved(inside)):
+            raise ModuleNotFoundError(there)  # without its name: `from spikebridge import` hides it
+        return None
 
 
-def _ours() -> list[ModuleType]:
-    loaded = list(sys.modules.items())
-    return [module for name, module in loaded if name.startswith(f"{__name__}.")]
-
-
-def _half_imported(module: ModuleType) -> bool:
-    return getattr(module.__spec__, "_initializing", False)
-
-
+sys.meta_path.append(_Moved)
 if "torch" in sys.modules:
     _register()
 else:
-    sys.meta_path.insert(0, _AlongWithTorch())
+    sys.meta_path.insert(0, _Finder())

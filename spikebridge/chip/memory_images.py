@@ -21,7 +21,7 @@ SHIFTS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ImageSizes:
     """Parameters of the core; bits, words or plain numbers."""
 
     layers: int
@@ -56,7 +56,7 @@ class Sizes:
     def header(self) -> str:
         """program.vh."""
         lines = [f"`define SB_{name.upper()} {value}" for name, value in asdict(self).items()]
-        return "// Sizes of the program, see rtl/sb_core.v.\n" + "\n".join(lines) + "\n"
+        return "// ImageSizes of the program, see rtl/sb_core.v.\n" + "\n".join(lines) + "\n"
 
     @property
     def descriptor_bits(self) -> int:
@@ -113,7 +113,7 @@ def _multipliers(program: Program) -> int:
     return int(decays) + 2 * any(layer.slope not in whole for layer in program.layers)
 
 
-def sizes(program: Program) -> Sizes:
+def sizes(program: Program) -> ImageSizes:
     """What the core must be built for.  Raises UsageError for what it cannot hold."""
     check(program)
     fields = _fields_of_images(program)
@@ -125,7 +125,7 @@ def sizes(program: Program) -> Sizes:
     membrane_rows = sum(program.rows(layer) for layer in program.layers)
     event_words = lists(program)[-1][0]
     counted = max(weight_rows, membrane_rows, event_words, lanes)
-    return Sizes(
+    return ImageSizes(
         layers=len(program.layers),
         lanes=lanes,
         lanebits=lanebits,
@@ -150,7 +150,7 @@ def sizes(program: Program) -> Sizes:
 
 
 def _fields_of_images(program: Program) -> dict[str, int]:
-    """Sizes that convolutions need, and what the host's events are."""
+    """ImageSizes that convolutions need, and what the host's events are."""
     images = [layer.geometry for layer in program.layers if layer.geometry]
     channels, height, width = (
         max([g.in_shape[axis] for g in images], default=1) for axis in range(3)
@@ -187,7 +187,7 @@ def lists(program: Program) -> list[tuple[int, int]]:
     return [*found, (end, end)]
 
 
-def codes(program: Program, number: int, size: Sizes) -> np.ndarray:
+def codes(program: Program, number: int, size: ImageSizes) -> np.ndarray:
     """Codes of the inputs of layer `number`, (inputs,) int64, in the order of the integer model."""
     layer = program.layers[number]
     if layer.geometry is not None:
@@ -209,7 +209,7 @@ def rows(program: Program, layer: ProgramLayer, values: np.ndarray) -> np.ndarra
     return np.pad(values, ((0, 0), (0, spare))).reshape(-1, program.chip.lanes)
 
 
-def weight_rows(program: Program, number: int, size: Sizes) -> np.ndarray:
+def weight_rows(program: Program, number: int, size: ImageSizes) -> np.ndarray:
     """Weights of a layer, (rows x chunks, lanes)."""
     layer, lanes = program.layers[number], program.chip.lanes
     chunks = program.chunks(layer)
@@ -224,13 +224,13 @@ def weight_rows(program: Program, number: int, size: Sizes) -> np.ndarray:
     return padded.reshape(ky, kx, inputs, chunks, lanes).swapaxes(2, 3).reshape(-1, lanes)
 
 
-def weight_image(program: Program, size: Sizes) -> np.ndarray:
+def weight_image(program: Program, size: ImageSizes) -> np.ndarray:
     """Bits of the weight memory, (words, bits)."""
     found = np.concatenate([weight_rows(program, n, size) for n in range(len(program.layers))])
     return bits(_at_least_two(found), size.weight)
 
 
-def parameter_image(program: Program, size: Sizes) -> np.ndarray:
+def parameter_image(program: Program, size: ImageSizes) -> np.ndarray:
     """Bits of the parameter memory: {decays, biases, amounts, thresholds}, lane 0 lowest."""
     found = []
     for layer in program.layers:
@@ -244,7 +244,7 @@ def parameter_image(program: Program, size: Sizes) -> np.ndarray:
     return np.concatenate(found)
 
 
-def descriptor_image(program: Program, size: Sizes) -> np.ndarray:
+def descriptor_image(program: Program, size: ImageSizes) -> np.ndarray:
     """Bits of the descriptor memory, a word per layer."""
     weight_at = row_at = 0
     words = []
@@ -256,7 +256,7 @@ def descriptor_image(program: Program, size: Sizes) -> np.ndarray:
     return np.stack(words)
 
 
-def _fields(program: Program, number: int, size: Sizes) -> dict[str, int]:
+def _fields(program: Program, number: int, size: ImageSizes) -> dict[str, int]:
     layer, chunks = program.layers[number], program.chunks(program.layers[number])
     g, following = layer.geometry, program.layers[number + 1 : number + 2]
     if following and following[0].geometry is not None:
@@ -303,7 +303,7 @@ def _fields(program: Program, number: int, size: Sizes) -> dict[str, int]:
     return found
 
 
-def _word(fields: dict[str, int], size: Sizes) -> np.ndarray:
+def _word(fields: dict[str, int], size: ImageSizes) -> np.ndarray:
     """The fields as `sb_core` takes them apart, highest bit first."""
     order = [
         *[(name, size.address) for name in ("row_y", "row_x", "weight_y", "weight_x", "code_y")],

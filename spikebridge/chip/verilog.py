@@ -3,7 +3,7 @@
     write(program, "chip")            ->  chip/rtl/*.v  program.vh  *.mem  program.json  README.md
                                           bench.vh  stimulus.txt  rows.txt  outputs.txt  samples.txt
 
-`spikebridge.chip.verify` runs the bench and the synthesis.  No torch.
+`spikebridge.chip.verification` runs the bench and the synthesis.  No torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spikebridge.base.storage import owning, parse_json, sync
 from spikebridge.chip import memory_images
 from spikebridge.chip.files import digest
 from spikebridge.chip.golden import Golden, Step
-from spikebridge.chip.memory_images import Sizes, bits, hexadecimal
+from spikebridge.chip.memory_images import ImageSizes, bits, hexadecimal
 from spikebridge.chip.program import Program, ProgramLayer
 
 FORMAT = "spikebridge-verilog-1"
@@ -169,7 +169,7 @@ def check_free(directory: Path) -> None:
 
 
 def _write_all(
-    program: Program, size: Sizes, directory: Path, samples: Samples, about: str
+    program: Program, size: ImageSizes, directory: Path, samples: Samples, about: str
 ) -> None:
     (directory / "rtl").mkdir()
     for source in sorted(SOURCES.glob("*.v")):
@@ -227,7 +227,7 @@ def write_counts(directory: Path, samples: int, rows: int, outputs: int) -> None
     )
 
 
-def _write_rows(program: Program, size: Sizes, step: Step, file: TextIO) -> int:
+def _write_rows(program: Program, size: ImageSizes, step: Step, file: TextIO) -> int:
     written = 0
     for number, (layer, done) in enumerate(zip(program.layers, step.layers, strict=True)):
         fired = np.zeros(layer.neurons, np.int64)
@@ -244,7 +244,7 @@ def _lines(program: Program, layer: ProgramLayer, values: np.ndarray, width: int
     return hexadecimal(bits(memory_images.rows(program, layer, values), width))
 
 
-def _write_outputs(program: Program, size: Sizes, step: Step, last: bool, file: TextIO) -> int:
+def _write_outputs(program: Program, size: ImageSizes, step: Step, last: bool, file: TextIO) -> int:
     if not last and program.readout.reduce != "each":
         return 0
     top = len(step.outputs) - 1
@@ -254,7 +254,7 @@ def _write_outputs(program: Program, size: Sizes, step: Step, last: bool, file: 
 
 
 def _write_json(
-    program: Program, size: Sizes, directory: Path, words: dict[str, int], bench: Testbench
+    program: Program, size: ImageSizes, directory: Path, words: dict[str, int], bench: Testbench
 ) -> None:
     memory_images: dict[str, dict[str, Any]] = {
         name: described(directory / name) for name in IMAGES
@@ -287,7 +287,7 @@ def described(path: Path) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def _readme(program: Program, size: Sizes, bench: Testbench, about: str) -> str:
+def _readme(program: Program, size: ImageSizes, bench: Testbench, about: str) -> str:
     memories = "\n".join(f"| {name} | {count:,} |" for name, count in size.memory_bits().items())
     g = program.layers[0].geometry
     if g is None:

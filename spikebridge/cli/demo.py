@@ -157,7 +157,7 @@ def prove(run: Planned) -> bool:
     What stands there of the same program is kept, unless no simulator answered and one is there
     now.  Returns whether rtl.json was written.
     """
-    from spikebridge.chip.verify import missing
+    from spikebridge.chip.verification import missing
     from spikebridge.runs.hardware_results import Proof, load_proof, program_sha256, save
 
     found = [name for name in SIMULATORS if not missing(name)]
@@ -184,7 +184,8 @@ def simulate(run: Planned, simulator: str) -> tuple[bool, str]:
 
     Raises RunError where the simulator fails.
     """
-    from spikebridge.chip import verify, verilog
+    from spikebridge.chip import verification as verify
+    from spikebridge.chip import verilog
     from spikebridge.chip.files import load_program
     from spikebridge.trained import on_chip as digital
 

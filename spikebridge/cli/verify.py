@@ -29,7 +29,7 @@ class Verify:
     """Print one JSON object."""
 
     def run(self) -> None:
-        from spikebridge.chip import verify
+        from spikebridge.chip import verification as verify
 
         if not self.simulators:
             raise UsageError(
@@ -54,7 +54,7 @@ def _check_current(directory: Path) -> None:
     RunError where its program is damaged.
     """
     from spikebridge.chip.files import digest, load_program
-    from spikebridge.chip.verify import check_images
+    from spikebridge.chip.verification import check_images
 
     beside = directory.absolute().parent / rundir.PROGRAM
     if not beside.exists():
@@ -72,7 +72,7 @@ def _check_current(directory: Path) -> None:
 
 
 def text_of(content: dict[str, Any]) -> list[str]:
-    """What `chip.verify` found, in a few lines."""
+    """What `chip.verification` found, in a few lines."""
     lines = [f"{name}: {found['verdict']}" for name, found in content["simulators"].items()]
     lint = content["lint"]
     if lint:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from spikebridge.base.records import UsageError
 from spikebridge.crossbar.cells import Device
-from spikebridge.crossbar.wires import behind_wires
 from spikebridge.nn.gradients import forward_as
 from spikebridge.settings.crossbar import REFRESH_HIGH, REFRESH_LOW, CrossbarConfig
 
@@ -88,7 +87,7 @@ class Crossbar(nn.Module):
         """The weights that the cells hold, as one read sees them, float32 of the weight's shape."""
         g = self.device.read()
         if self.config.wire_ohm:
-            g = behind_wires(g, self.config.tile, self.config.wire_ohm)
+            g = _behind_wires(g, self.config.tile, self.config.wire_ohm)
         # Not a mean over both: each polarity sums on its own line before the difference is taken.
         value = (g[0].mean(0) - g[1].mean(0)) / self.scale * self.correction
         return value.reshape(self.weight_shape)
@@ -244,3 +243,18 @@ class Crossbar(nn.Module):
 
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
+
+
+def _behind_wires(g_uS: Tensor, tile: int, wire_ohm: float) -> Tensor:
+    """Conductances (..., I) as they act behind the resistance of a column's wire, to first order.
+
+    Cell j of a column sees its input less R sum_m min(j, m) G_m x_m, with rows counted from the
+    converter, while half of all rows are driven.
+    """
+    found = g_uS.clone()
+    for start in range(0, g_uS.shape[-1], tile):
+        part = g_uS[..., start : start + tile]
+        rows = torch.arange(1, part.shape[-1] + 1, dtype=part.dtype)
+        lost = part @ torch.minimum(rows[:, None], rows) * (0.5e-6 * wire_ohm)
+        found[..., start : start + tile] = part * (1 - lost).clamp_min(0)
+    return found

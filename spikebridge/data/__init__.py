@@ -1,4 +1,8 @@
-"""Tasks: data, how they become sequences, the loss and the score."""
+"""Tasks: data, how they become sequences, the loss and the score.
+
+`load` makes the task of a config.  A task of your own is a `Task` that gives a `Batch` at a time;
+its config is an `OwnConfig`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikebridge.base.doors import lazy
 from spikebridge.base.records import UsageError
 from spikebridge.settings.tasks import OwnConfig, TaskConfig
 
 if TYPE_CHECKING:
-    from spikebridge.data.task import Task
+    from spikebridge.data.task import Batch, Task, sample_batches
 
-__all__ = ["load", "other"]
+__all__ = ["Batch", "OwnConfig", "Task", "load", "other", "sample_batches"]
+
+__getattr__, __dir__ = lazy(__name__, {"Batch": "task", "Task": "task", "sample_batches": "task"})
 
 _CLASSES = {
     "digits": ("images", "Digits"),

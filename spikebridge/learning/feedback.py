@@ -37,10 +37,8 @@ from spikebridge.learning.feedback_direct import (
     watched,
 )
 from spikebridge.learning.feedback_transport import fan_in, sent, weight_shape
-from spikebridge.learning.hooks import Hook, compile_anew
-from spikebridge.learning.matrices import Matrices
-from spikebridge.learning.model_layers import Node, apart, named, nodes, warn_of
-from spikebridge.learning.targets import Targets
+from spikebridge.learning.model_layers import Hook, Node, apart, compile_anew, named, nodes, warn_of
+from spikebridge.learning.signals import Matrices, Targets
 from spikebridge.nn.layers import Readout
 
 __all__ = ["Feedback", "Rule", "attach"]

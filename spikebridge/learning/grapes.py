@@ -26,17 +26,16 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from spikebridge.learning.grapes_factors import Bank, Clip, Population, checked_clip, factor
 from spikebridge.learning.grapes_hooks import (
-    Entrance,
-    Leaf,
-    Node,
-    Owned,
-    Return,
-    Stack,
-    incoming_nodes,
-    outgoing_nodes,
+    InnerState,
+    LayerFactors,
+    OwnParameters,
+    ScaledError,
+    ScaledGradient,
+    StackFactors,
+    incoming_factors,
+    outgoing_factors,
 )
-from spikebridge.learning.hooks import Hook, compile_anew
-from spikebridge.learning.model_layers import apart, named, nodes, warn_of
+from spikebridge.learning.model_layers import Hook, apart, compile_anew, named, nodes, warn_of
 
 __all__ = ["Grapes", "attach", "factor"]
 
@@ -122,13 +121,13 @@ def attach(
     bounds = checked_clip((None if outgoing else (1.0, 2.0)) if clip == "published" else clip)
     found = nodes(model, output)
     layers, left = {node.name: node.module for node in found}, apart(model, found)
-    chosen = _chosen(list(layers), _meant(skip, list(layers), left), outgoing, output is not None)
+    chosen = _chosen(list(layers), _skipped(skip, list(layers), left), outgoing, output is not None)
     taken = {id(m) for handle in _attached for node in handle._nodes for m in node.module.modules()}
     twice = [n for n in chosen if not taken.isdisjoint(id(m) for m in layers[n].modules())]
     if twice:
         raise RuntimeError(f"GRAPES is attached to {twice} already; detach() that handle first")
     settings = _Settings(form or ("local" if outgoing else "propagated"), importance, control)
-    make = outgoing_nodes if outgoing else incoming_nodes
+    make = outgoing_factors if outgoing else incoming_factors
     ends = list(layers)[-1], list(left)
     handle = Grapes(model, *make(model, layers, chosen), settings, bounds, *ends)
     warn_of(left, skip)
@@ -154,7 +153,7 @@ class Grapes:
     def __init__(
         self,
         model: nn.Module,
-        nodes: Sequence[Node],
+        nodes: Sequence[LayerFactors],
         populations: Sequence[Population],
         settings: _Settings,
         clip: Clip | None,
@@ -168,16 +167,16 @@ class Grapes:
         self._stacks = list({id(n.stack[0]): n.stack[0] for n in nodes if n.stack}.values())
         self._settings, self._clip = settings, clip
         self._removable: list[Any] = []
-        self._leaves: dict[int, tuple[nn.Parameter, Any]] = {}
+        self._gradients: dict[int, tuple[nn.Parameter, Any]] = {}
         self._bind()
         self._place()
         if settings.form == "propagated":
-            for at in self._places():
-                self._enter(at)
+            for at in self._all_factors():
+                self._scale_errors(at)
         compile_anew()
         for node in self._nodes:
             if node.hooked:
-                self._removable.append(node.module.register_forward_pre_hook(Owned(node)))
+                self._removable.append(node.module.register_forward_pre_hook(OwnParameters(node)))
             loaded = node.module.register_load_state_dict_post_hook(_Loaded(self.refresh))
             self._removable.append(loaded)
         self.refresh()
@@ -190,7 +189,7 @@ class Grapes:
 
         Of a stack of torch those of all its layers and directions, in the order of its states.
         """
-        return {node.name: node.all.flatten().clone() for node in self._nodes}
+        return {node.name: node.m.flatten().clone() for node in self._nodes}
 
     def refresh(self) -> None:
         """Take the factors from the weights as they are now.
@@ -206,12 +205,12 @@ class Grapes:
         """Leave the model as it was before; a second call does nothing."""
         for removable in self._removable:
             removable.remove()
-        for _, hook in self._leaves.values():
+        for _, hook in self._gradients.values():
             hook.remove()
-        self._removable, self._leaves = [], {}
+        self._removable, self._gradients = [], {}
         # A graph that was compiled before keeps the tensors: they turn it into a plain one.
-        for at in self._places():
-            for tensor in (getattr(at, "all", None), getattr(at, "before", None), at.states):
+        for at in self._all_factors():
+            for tensor in (getattr(at, "m", None), getattr(at, "p", None), at.states):
                 if tensor is not None:
                     tensor.fill_(1.0)
         _attached.discard(self)
@@ -233,14 +232,14 @@ class Grapes:
             f"layers={self.layers}, output={self.output!r}{left}{notes})"
         )
 
-    def _places(self) -> list[Node | Stack]:
+    def _all_factors(self) -> list[LayerFactors | StackFactors]:
         return [*self._nodes, *self._stacks]
 
-    def _enter(self, at: Node | Stack) -> None:
-        entrance = Entrance(self.refresh, at)
-        self._removable.append(at.module.register_forward_hook(entrance))
+    def _scale_errors(self, at: LayerFactors | StackFactors) -> None:
+        scaled = ScaledError(self.refresh, at)
+        self._removable.append(at.module.register_forward_hook(scaled))
         if at.states is not None:
-            back = at.module.register_forward_pre_hook(Return(entrance), with_kwargs=True)
+            back = at.module.register_forward_pre_hook(InnerState(scaled), with_kwargs=True)
             self._removable.append(back)
 
     def _bind(self) -> None:
@@ -250,20 +249,20 @@ class Grapes:
             for population in self._populations
         ]
         self._ids = [frozenset(map(id, watched)) for watched in self._watched]
-        wanted: dict[int, tuple[nn.Parameter, Leaf]] = {}
+        wanted: dict[int, tuple[nn.Parameter, ScaledGradient]] = {}
         local = self._settings.form == "local"
         for node in self._nodes:
             if not local and not node.top:
                 continue
-            for parameter, k, *where in node.leaves():
+            for parameter, k, *where in node.parameters():
                 if local or k < node.top:
-                    wanted[id(parameter)] = parameter, Leaf(self.refresh, node, k, *where)
+                    wanted[id(parameter)] = parameter, ScaledGradient(self.refresh, node, k, *where)
         self._check_tied(wanted)
-        for key in self._leaves.keys() - wanted.keys():
-            self._leaves.pop(key)[1].remove()
-        for key in wanted.keys() - self._leaves.keys():
-            parameter, leaf = wanted[key]
-            self._leaves[key] = parameter, _hooked(parameter, leaf)
+        for key in self._gradients.keys() - wanted.keys():
+            self._gradients.pop(key)[1].remove()
+        for key in wanted.keys() - self._gradients.keys():
+            parameter, hook = wanted[key]
+            self._gradients[key] = parameter, _hooked(parameter, hook)
         for node in self._nodes:
             node.hooked = [
                 (part, key, p)
@@ -289,7 +288,7 @@ class Grapes:
 
     def _place(self) -> None:
         """Banks and factors where the weights are."""
-        kinds = [population.likeness() for population in self._populations]
+        kinds = [population.device_and_dtype() for population in self._populations]
         gain = self._settings.control == "gain"
         self._banks: list[tuple[Bank, int]] = [None] * len(kinds)  # type: ignore[list-item]
         for kind in dict.fromkeys(kinds):
@@ -300,11 +299,11 @@ class Grapes:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._targets: list[list[Tensor]] = [[] for _ in kinds]
         for stack in self._stacks:
-            stack.place(*kinds[0])
+            stack.allocate(*kinds[0])
         for node in self._nodes:
-            numbers = [*node.inside, *(node.inputs or ())[:1]]
+            numbers = [*node.populations, *(node.below or ())[:1]]
             first = next(k for k in numbers if k is not None)
-            for k, target in node.place(*kinds[first]):
+            for k, target in node.allocate(*kinds[first]):
                 self._targets[k].append(target)
 
     @torch.no_grad()
@@ -312,7 +311,7 @@ class Grapes:
         """Read the weights of these populations; at once, where they are on one device."""
         for k in which:
             weight, bank = self._watched[k][0], self._banks[k][0]
-            if weight.device != bank.sums.device or bank.narrow(weight):
+            if weight.device != bank.sums.device or bank.is_narrow(weight):
                 self._place()
                 which = range(len(self._populations))
                 break
@@ -357,22 +356,22 @@ class _Loaded(Hook):
         self.refresh()
 
 
-def _hooked(parameter: nn.Parameter, leaf: Leaf) -> Any:
+def _hooked(parameter: nn.Parameter, hook: ScaledGradient) -> Any:
     """A tensor hook, on a frozen parameter too: it may be trained later."""
     trained = parameter.requires_grad
-    handle = parameter.requires_grad_(True).register_hook(leaf)
+    handle = parameter.requires_grad_(True).register_hook(hook)
     parameter.requires_grad_(trained)
     return handle
 
 
-def _meant(
+def _skipped(
     skip: Sequence[str] | None, names: Sequence[str], left: dict[str, str]
 ) -> list[str] | None:
     """The layers that `skip` names; None where it names none, and yet something."""
     if skip is None:
         return None
-    meant = named(skip, names, left)
-    return meant if meant or not skip else None
+    skipped = named(skip, names, left)
+    return skipped if skipped or not skip else None
 
 
 def _chosen(names: list[str], skip: Sequence[str] | None, outgoing: bool, given: bool) -> list[str]:

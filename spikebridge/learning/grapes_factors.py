@@ -25,8 +25,8 @@ from spikebridge.nn.synapses import Conv2d, Dense, Embedding
 __all__ = [
     "Bank",
     "Clip",
+    "NeuronWeights",
     "Population",
-    "Source",
     "absolute_sums",
     "factor",
     "inner",
@@ -71,13 +71,13 @@ def absolute_sums(
     sizes = (Scratch() if scratch is None else scratch).like(weight[:rows])
     for begin in range(0, len(weight), rows):
         part = weight[begin : begin + rows]
-        found = torch.abs(part, out=sizes[: len(part)])
+        absolute = torch.abs(part, out=sizes[: len(part)])
         if axis == 0:
-            torch.sum(found, over, dtype=wide, out=out[begin : begin + rows])
+            torch.sum(absolute, over, dtype=wide, out=out[begin : begin + rows])
         elif begin == 0:
-            torch.sum(found, over, dtype=wide, out=out)
+            torch.sum(absolute, over, dtype=wide, out=out)
         else:
-            out += torch.sum(found, over, dtype=wide)
+            out += torch.sum(absolute, over, dtype=wide)
     return out
 
 
@@ -85,19 +85,19 @@ class Scratch:
     """Memory for |W| that stays from update to update: fresh memory costs more than the sums."""
 
     def __init__(self) -> None:
-        self.memory: dict[torch.dtype, Tensor] = {}
+        self.buffers: dict[torch.dtype, Tensor] = {}
 
     def like(self, part: Tensor) -> Tensor:
-        """Unset memory of the shape and dtype of a part of a weight."""
-        memory = self.memory.get(part.dtype)
-        if memory is None or memory.numel() < part.numel():
-            memory = self.memory[part.dtype] = part.new_empty(max(part.numel(), 1))
-        return memory[: part.numel()].view(part.shape)
+        """An unset buffer of the shape and dtype of a part of a weight."""
+        buffer = self.buffers.get(part.dtype)
+        if buffer is None or buffer.numel() < part.numel():
+            buffer = self.buffers[part.dtype] = part.new_empty(max(part.numel(), 1))
+        return buffer[: part.numel()].view(part.shape)
 
 
 @dataclass(frozen=True)
-class Source:
-    """Weights that come into the neurons of a layer.
+class NeuronWeights:
+    """Weights W_ij that the importance of the neurons of a layer sums over.
 
     Args:
         owner, name: module and attribute.
@@ -146,9 +146,9 @@ class Source:
         """Sum of |W| of each neuron, (N,), of that value."""
         if self.gates == self.repeat == 1:
             return absolute_sums(value, self.axis, out, scratch)
-        found = absolute_sums(value, self.axis, None, scratch).view(self.gates, -1).sum(0)
-        found = found.repeat_interleave(self.repeat)
-        return found if out is None else out.copy_(found)
+        channels = absolute_sums(value, self.axis, None, scratch).view(self.gates, -1).sum(0)
+        neurons = channels.repeat_interleave(self.repeat)
+        return neurons if out is None else out.copy_(neurons)
 
 
 @torch.no_grad()
@@ -186,19 +186,19 @@ class Population:
     """Neurons that are compared with each other: those of a layer, or of a direction of one."""
 
     size: int
-    sources: tuple[Source, ...]
+    sources: tuple[NeuronWeights, ...]
 
     def weights(self) -> list[tuple[Tensor, int, int, int]]:
         """The weight of each source as it is now, with its axis, gates and repeat."""
         return [(s.value(), s.axis, s.gates, s.repeat) for s in self.sources]
 
-    def write(self, weights: Sequence[tuple[Any, ...]], out: Tensor, scratch: Scratch) -> None:
+    def sum_into(self, weights: Sequence[tuple[Any, ...]], out: Tensor, scratch: Scratch) -> None:
         """The sums over these weights of all sources into out, (size,)."""
         self.sources[0].sums(weights[0][0], scratch, out)
         for source, (value, *_) in zip(self.sources[1:], weights[1:], strict=True):
             out += source.sums(value, scratch).to(out.device, out.dtype)
 
-    def likeness(self) -> tuple[torch.device, torch.dtype]:
+    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         """Device and dtype of its sums."""
         source = self.sources[0]
         weight = next(p for p in source.owner.parameters())
@@ -217,15 +217,15 @@ class Bank:
     def __init__(self, populations: Sequence[Population], clip: Clip | None, gain: bool) -> None:
         self.populations, self.clip, self.scratch = populations, clip, Scratch()
         self.rule = (clip is not None, *(clip or (0.0, 0.0)), gain)  # for the kernel
-        device, dtype = populations[0].likeness()
+        device, dtype = populations[0].device_and_dtype()
         sizes = [p.size for p in populations]
         # The last column is next to nothing: weights that are all 0 are then no 0 / 0.
         shape = (len(sizes), max(sizes) + 1)
         self.sums = torch.zeros(shape, device=device, dtype=dtype)
         self.sums[:, -1] = torch.finfo(dtype).tiny
-        self.zero, self.top = self.sums.new_zeros(()), self.sums.new_zeros(shape[0], 1)
+        self.zero, self.largest = self.sums.new_zeros(()), self.sums.new_zeros(shape[0], 1)
         self.out = torch.zeros_like(self.sums)
-        self.none: Tensor | None = None if clip is not None else self.sums[:, -1:].clone()
+        self.no_weights: Tensor | None = None if clip is not None else self.sums[:, -1:].clone()
         self.mean: Tensor | None = None
         if gain:  # of the neurons, not of what pads the row
             counts = torch.tensor(sizes, device=device, dtype=dtype).unsqueeze(1)
@@ -233,7 +233,7 @@ class Bank:
         self.rows = [self.sums[k, :size] for k, size in enumerate(sizes)]
         self.factors = [self.out[k, :size] for k, size in enumerate(sizes)]
 
-    def narrow(self, weight: Tensor) -> bool:
+    def is_narrow(self, weight: Tensor) -> bool:
         """Whether the weights have become wider than the sums."""
         return weight.dtype == torch.float64 != self.sums.dtype
 
@@ -248,19 +248,19 @@ class Bank:
             if not plain or not native.importance(
                 weights, self.rows[k], self.factors[k], self.rule
             ):
-                self.populations[k].write(weights, self.rows[k], self.scratch)
+                self.populations[k].sum_into(weights, self.rows[k], self.scratch)
                 left = True
         if left:
             self.write_factors()
 
     def write_factors(self) -> None:
         """The factors of all populations from the sums."""
-        torch.amax(self.sums, 1, keepdim=True, out=self.top)
-        torch.addcdiv(self.zero, self.sums, self.top, value=2.0, out=self.out)
+        torch.amax(self.sums, 1, keepdim=True, out=self.largest)
+        torch.addcdiv(self.zero, self.sums, self.largest, value=2.0, out=self.out)
         if self.clip is not None:
             self.out.clamp_(*self.clip)
-        elif self.none is not None:
-            self.out.masked_fill_(self.top <= self.none, 1.0)
+        elif self.no_weights is not None:
+            self.out.masked_fill_(self.largest <= self.no_weights, 1.0)
         if self.mean is not None:
             self.out.copy_((self.out * self.mean).sum(1, keepdim=True).expand_as(self.out))
 
@@ -286,23 +286,23 @@ def populations_of(name: str, module: nn.Module) -> list[Population]:
     size = getattr(holder, "out_features", None) or holder.out_channels
     axis = 1 if isinstance(holder, Embedding) else 0
     known = isinstance(holder, (Dense, Conv2d, Embedding, nn.Linear, *CONVOLUTIONS))
-    weight = _found(holder)
+    weight = _weight_of(holder)
     rows = 0 if weight is None or weight.dim() < 2 else weight.shape[axis]
     if not rows or (size % rows if known else size != rows):
         raise ValueError(
             f"{name!r}: a {type(holder).__name__} has no weight ({size}, ...) with a row for each "
             "neuron; name the layer in skip"
         )
-    sources = [Source(holder, "weight", axis, repeat=size // rows)]
+    sources = [NeuronWeights(holder, "weight", axis, repeat=size // rows)]
     if isinstance(module, Layer) and module.recurrent is not None:
-        sources.append(Source(module, "recurrent"))
+        sources.append(NeuronWeights(module, "recurrent"))
     return [Population(size, tuple(sources))]
 
 
-def _found(holder: nn.Module) -> Tensor | None:
+def _weight_of(holder: nn.Module) -> Tensor | None:
     """Its weight, not drawn from where it is drawn at each use."""
     if "weight" in getattr(holder, "parametrizations", {}):
-        return Source(holder, "weight").value()
+        return NeuronWeights(holder, "weight").value()
     weight = getattr(holder, "weight", None)
     return weight if isinstance(weight, Tensor) else None
 
@@ -314,13 +314,13 @@ def _stack(name: str, core: nn.RNNBase) -> list[Population]:
             "of them; name the layer in skip, or use proj_size=0 and a Linear"
         )
     gates = {"LSTM": 4, "GRU": 3}.get(core.mode, 1)
-    found = []
+    populations = []
     for depth in range(core.num_layers):
         for end in ("", "_reverse")[: 2 if core.bidirectional else 1]:
             names = (f"weight_{kind}_l{depth}{end}" for kind in ("ih", "hh"))
-            sources = tuple(Source(core, own, gates=gates) for own in names)
-            found.append(Population(core.hidden_size, sources))
-    return found
+            sources = tuple(NeuronWeights(core, own, gates=gates) for own in names)
+            populations.append(Population(core.hidden_size, sources))
+    return populations
 
 
 def checked_clip(clip: Clip | None) -> Clip | None:

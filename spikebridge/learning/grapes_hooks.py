@@ -1,4 +1,8 @@
-"""Where errors enter a layer, and updates leave it: the hooks through which factors act.
+"""The hooks through which the factors of GRAPES act.
+
+    d_l <- M_l * d_l                    ScaledError, where the error enters a layer (propagated)
+    dW_l[i, k] <- M_i dW_l[i, k]        ScaledGradient, of each parameter (local)
+    dW_l[i, k] <- P'_i P_k dW_l[i, k]   the same, by the weights that go out (outgoing)
 
 Hooks belong to one handle and one model.  Copies and pickles of that model get hooks that do
 nothing in their place.
@@ -18,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from spikebridge.learning.grapes_factors import Population, Source, inner, populations_of
-from spikebridge.learning.hooks import Hook
-from spikebridge.learning.model_layers import CONVOLUTIONS
+from spikebridge.learning.grapes_factors import NeuronWeights, Population, inner, populations_of
+from spikebridge.learning.model_layers import CONVOLUTIONS, Hook
 from spikebridge.nn.gradients import modulate
 from spikebridge.nn.kernels.product import traced
 from spikebridge.nn.layers import Layer
@@ -28,18 +31,18 @@ from spikebridge.nn.rnn import SNU, SoftSNU
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised
 
 __all__ = [
-    "Entrance",
-    "Leaf",
-    "Node",
-    "Owned",
-    "Return",
-    "Stack",
-    "incoming_nodes",
-    "outgoing_nodes",
+    "InnerState",
+    "LayerFactors",
+    "OwnParameters",
+    "ScaledError",
+    "ScaledGradient",
+    "StackFactors",
+    "incoming_factors",
+    "outgoing_factors",
 ]
 
 
-class Stack:
+class StackFactors:
     """A `spikebridge.nn.rnn` module: its layers' states come out as one, (layers, B, N)."""
 
     output = None
@@ -48,42 +51,44 @@ class Stack:
         self.module = module
         self.states: Tensor | None = None
 
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+    def allocate(self, device: torch.device, dtype: torch.dtype) -> None:
         """Factors of the states, all 1."""
         shape = (len(self.module.layers), 1, self.module.hidden_size)
         self.states = torch.ones(shape, device=device, dtype=dtype)
 
 
-class Node:
+class LayerFactors:
     """A layer with its factors, which stay where they are and are written anew.
 
     Args:
         name, module: of the layer.
-        inside: for each of its populations the number in the handle; None where the factor is 1.
+        populations: the number of each in the handle; None where the factor is 1.
         sizes: neurons of each.
         before: number and size of the population of its inputs (outgoing importance).
-        stack: the `Stack` that holds it, and its place there.
+        stack: the `StackFactors` that holds it, and its place there.
 
     Attributes:
-        all: (populations, N).    before: (I,) or None.
+        m: M, or P' of the layer above, (populations, N).
+        p: P of the neurons below, (I,), with outgoing importance; else None.
         output, states: what outputs and states are multiplied by, backwards; None where nothing.
-        hooked: the parameters that have a `Leaf`, each with the module and the name it stands in.
+        hooked: each parameter with a `ScaledGradient`, after its module and its name there.
     """
 
     def __init__(
         self,
         name: str,
         module: nn.Module,
-        inside: Sequence[int | None],
+        populations: Sequence[int | None],
         sizes: Sequence[int],
         *,
         before: tuple[int, int] | None = None,
-        stack: tuple[Stack, int] | None = None,
+        stack: tuple[StackFactors, int] | None = None,
     ) -> None:
-        self.name, self.module, self.inside, self.sizes = name, module, list(inside), list(sizes)
-        self.inputs, self.stack = before, stack
-        self.all = torch.ones(len(sizes), sizes[0])
-        self.before: Tensor | None = None
+        self.name, self.module = name, module
+        self.populations, self.sizes = list(populations), list(sizes)
+        self.below, self.stack = before, stack
+        self.m = torch.ones(len(sizes), sizes[0])
+        self.p: Tensor | None = None
         self.output: Tensor | None = None
         self.states: Tensor | None = None
         self.hooked: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -94,32 +99,32 @@ class Node:
         """Number of the first population that hands out the outputs: those below are local."""
         return len(self.sizes) - (2 if getattr(self.holder, "bidirectional", False) else 1)
 
-    def place(self, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    def allocate(self, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Fresh factors of 1; gives the populations and where their factors go."""
         ones = partial(torch.ones, device=device, dtype=dtype)
-        self.all, self.before, self.states = ones(len(self.sizes), self.sizes[0]), None, None
-        self.output = self.all[0]
-        targets = list(zip(self.inside, self.all, strict=True))
+        self.m, self.p, self.states = ones(len(self.sizes), self.sizes[0]), None, None
+        self.output = self.m[0]
+        targets = list(zip(self.populations, self.m, strict=True))
         if isinstance(self.holder, nn.RNNBase):
             self.states = ones(len(self.sizes), 1, self.sizes[0])
             self.output = self.states[self.top :].view(-1)
-            targets += [(self.inside[k], self.states[k, 0]) for k in self._tops()]
+            targets += [(self.populations[k], self.states[k, 0]) for k in self._tops()]
         elif isinstance(self.holder, CONVOLUTIONS):
             pixels = next(d for d, kind in enumerate(CONVOLUTIONS, 1) if _is(self.holder, kind))
-            self.output = self.all[0].view(-1, *[1] * pixels)
+            self.output = self.m[0].view(-1, *[1] * pixels)
         elif isinstance(self.module, Layer) and self.stack is None:
-            self.states = self.all[0]
+            self.states = self.m[0]
         if self.stack is not None and self.stack[0].states is not None:
-            targets.append((self.inside[0], self.stack[0].states[self.stack[1], 0]))
-        if self.inputs is not None:
-            self.before = ones(self.inputs[1])
-            targets.append((self.inputs[0], self.before))
+            targets.append((self.populations[0], self.stack[0].states[self.stack[1], 0]))
+        if self.below is not None:
+            self.p = ones(self.below[1])
+            targets.append((self.below[0], self.p))
         return ((population, to) for population, to in targets if population is not None)
 
     def _tops(self) -> range:
         return range(self.top, len(self.sizes))
 
-    def leaves(self) -> Iterator[tuple[nn.Parameter, int, int, int, int]]:
+    def parameters(self) -> Iterator[tuple[nn.Parameter, int, int, int, int]]:
         """Each own parameter that has neurons, with population, axis, gates and repeat.
 
         Raises ValueError for a parameter that belongs to no neurons.
@@ -128,7 +133,7 @@ class Node:
             parts = path.split(".")
             hidden = "parametrizations" in parts
             name = parts[parts.index("parametrizations") + 1] if hidden else parts[-1]
-            found = self._leaf(name, parameter)
+            found = self._rows_of(name, parameter)
             if found is not None:
                 yield parameter, *found
             elif parameter.dim():  # a decay that a layer shares belongs to none of its neurons
@@ -138,7 +143,7 @@ class Node:
                     "in skip"
                 )
 
-    def _leaf(self, name: str, parameter: Tensor) -> tuple[int, int, int, int] | None:
+    def _rows_of(self, name: str, parameter: Tensor) -> tuple[int, int, int, int] | None:
         if isinstance(self.holder, nn.RNNBase):
             place = re.search(r"_l(\d+)(_reverse)?$", name)
             assert place is not None
@@ -157,18 +162,18 @@ def _is(holder: nn.Module, kind: type) -> bool:
     return isinstance(holder, kind)
 
 
-class Entrance(Hook):
+class ScaledError(Hook):
     """Forward hook: multiplies the errors that will arrive at what a layer hands out.
 
     Args:
         refresh: puts the factors on the device of the weights, and computes them.
-        at: a `Node`, or a `Stack`.
+        at: a `LayerFactors`, or a `StackFactors`.
     """
 
-    def __init__(self, refresh: Callable[[], None], at: Node | Stack) -> None:
+    def __init__(self, refresh: Callable[[], None], at: LayerFactors | StackFactors) -> None:
         self.refresh, self.at = refresh, at
         self.mark = f"_grapes_inside_{id(self)}"
-        _sole()  # while no transform of torch.func is at work
+        _sole_owners()  # while no transform of torch.func is at work
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -179,10 +184,10 @@ class Entrance(Hook):
             self._follow(data)
         factor, states = self.at.output, self.at.states
         if factor is not None:
-            data = _entered(data, factor)
+            data = _error_scaled(data, factor)
             y = y._replace(data=data) if isinstance(y, PackedSequence) else data
         if states is not None:
-            state = _each(state, partial(self._handed, states))
+            state = _map_state(state, partial(self._handed, states))
         return y if isinstance(output, Tensor) else (y, state)
 
     def _follow(self, y: Tensor) -> None:
@@ -199,40 +204,40 @@ class Entrance(Hook):
         if factor.dim() > state.dim():  # one sequence, without a batch
             factor = factor.squeeze(1)
         # A view: the inner state may be part of the outputs too, and is not multiplied twice.
-        handed = _entered(state if traced() else state.view_as(state), factor)
+        handed = _error_scaled(state if traced() else state.view_as(state), factor)
         setattr(handed, self.mark, state)
         return handed
 
 
-class Return(Hook):
-    """Forward pre-hook: a state that comes back is the inner one again; see `Entrance`."""
+class InnerState(Hook):
+    """Forward pre-hook: a state that comes back is the inner one again; see `ScaledError`."""
 
-    def __init__(self, entrance: Entrance) -> None:
+    def __init__(self, entrance: ScaledError) -> None:
         self.mark = entrance.mark
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if len(args) > 1:
-            return (args[0], _each(args[1], self._inner), *args[2:]), kwargs
-        own = {k: _each(v, self._inner) for k, v in kwargs.items() if k in ("state", "hx")}
+            return (args[0], _map_state(args[1], self._inner), *args[2:]), kwargs
+        own = {k: _map_state(v, self._inner) for k, v in kwargs.items() if k in ("state", "hx")}
         return (args, {**kwargs, **own}) if own else None
 
     def _inner(self, state: Tensor) -> Tensor:
         return getattr(state, self.mark, state)
 
 
-class Leaf(Hook):
+class ScaledGradient(Hook):
     """Tensor hook of a parameter: multiplies its gradient, row by row.
 
     Args:
-        refresh: as in `Entrance`.
+        refresh: as in `ScaledError`.
         node, k: the factors.
-        axis, gates, repeat: see `spikebridge.learning.grapes_factors.Source`.
+        axis, gates, repeat: see `spikebridge.learning.grapes_factors.NeuronWeights`.
     """
 
     def __init__(
         self,
         refresh: Callable[[], None],
-        node: Node,
+        node: LayerFactors,
         k: int,
         axis: int,
         gates: int,
@@ -243,26 +248,26 @@ class Leaf(Hook):
 
     def __call__(self, grad: Tensor) -> Tensor:
         node = self.node
-        wider = grad.dtype == torch.float64 != node.all.dtype
-        if not traced() and (wider or grad.device != node.all.device):
+        wider = grad.dtype == torch.float64 != node.m.dtype
+        if not traced() and (wider or grad.device != node.m.device):
             self.refresh()
-        factor = node.all[self.k][:: self.repeat].to(grad.dtype)
+        m = node.m[self.k][:: self.repeat].to(grad.dtype)
         if self.gates > 1:
             rows = grad.unflatten(0, (self.gates, -1))
-            return (rows * factor.view(-1, *[1] * (grad.dim() - 1))).flatten(0, 1)
+            return (rows * m.view(-1, *[1] * (grad.dim() - 1))).flatten(0, 1)
         shape = [1] * grad.dim()
         shape[self.axis] = -1
-        scaled = grad * factor.view(shape)
-        before = node.before
-        if before is not None and grad.dim() == 2 and grad.shape[1] == before.shape[0]:
-            scaled *= before.to(grad.dtype)
+        scaled = grad * m.view(shape)
+        p = node.p
+        if p is not None and grad.dim() == 2 and grad.shape[1] == p.shape[0]:
+            scaled *= p.to(grad.dtype)
         return scaled
 
 
-class Owned(Hook):
-    """Forward pre-hook: RuntimeError where a call is given other parameters than a `Leaf` is on."""
+class OwnParameters(Hook):
+    """Forward pre-hook: RuntimeError in a call with parameters that have no `ScaledGradient`."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: LayerFactors) -> None:
         self.node = node
 
     def __call__(self, module: nn.Module, args: Any) -> None:
@@ -278,18 +283,18 @@ class Owned(Hook):
                 )
 
 
-def _entered(y: Tensor, factor: Tensor) -> Tensor:
+def _error_scaled(y: Tensor, factor: Tensor) -> Tensor:
     """y, whose gradient will be multiplied by the factor as it is now."""
     if traced():
         return modulate(y, _as_wide(factor, y))
     if y.requires_grad:
         # No copy of y; and what changes y in place afterwards leaves this gradient's place alone.
-        sole = _sole() if y._backward_hooks is None else None
-        y.register_hook(partial(_times, factor, factor._version, sole))
+        sole = _sole_owners() if y._backward_hooks is None else None
+        y.register_hook(partial(_times_m, factor, factor._version, sole))
     return y
 
 
-def _times(
+def _times_m(
     factor: Tensor, version: int, sole: _Owners | list[_Owners] | None, grad: Tensor | None
 ) -> Tensor | None:
     if grad is None:  # one of several outputs of a kernel, and nobody used it
@@ -329,18 +334,18 @@ def _owners(grad: Tensor) -> _Owners | None:
 
 
 @functools.cache
-def _sole() -> _Owners | None:
-    """How often a gradient is held that nobody but the backward pass holds, as `_times` sees it."""
+def _sole_owners() -> _Owners | None:
+    """How often a gradient is held that the backward pass alone holds, as `_times_m` sees it."""
     seen: list[_Owners] = []
     with torch.inference_mode(False), torch.enable_grad():
         factor = torch.ones(1, device="cpu")
         y = torch.ones(1, device="cpu", requires_grad=True) * 1
-        y.register_hook(partial(_times, factor, factor._version, seen))
+        y.register_hook(partial(_times_m, factor, factor._version, seen))
         (y * 2).sum().backward()
     return seen[0] if seen else None
 
 
-def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _map_state(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A state with its tensors changed; what is no tensor stays."""
     if isinstance(state, Tensor):
         return change(state)
@@ -350,28 +355,33 @@ def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 
-Made = tuple[list[Node], list[Population]]
+Factors = tuple[list[LayerFactors], list[Population]]
 
 
-def incoming_nodes(model: nn.Module, layers: dict[str, nn.Module], chosen: Sequence[str]) -> Made:
+def incoming_factors(
+    model: nn.Module, layers: dict[str, nn.Module], chosen: Sequence[str]
+) -> Factors:
     """The chosen layers and their populations, by the weights that come in."""
-    inside: dict[int, tuple[Stack, int]] = {}
+    inside: dict[int, tuple[StackFactors, int]] = {}
     for module in model.modules():
         if isinstance(module, SNU | SoftSNU):
-            stack = Stack(module)
+            stack = StackFactors(module)
             inside |= {id(layer): (stack, k) for k, layer in enumerate(module.layers)}
-    made: list[Node] = []
+    factors: list[LayerFactors] = []
     populations: list[Population] = []
     for name in chosen:
         own = populations_of(name, layers[name])
         numbers = range(len(populations), len(populations) + len(own))
         sizes = [population.size for population in own]
-        made.append(Node(name, layers[name], numbers, sizes, stack=inside.get(id(layers[name]))))
+        place = inside.get(id(layers[name]))
+        factors.append(LayerFactors(name, layers[name], numbers, sizes, stack=place))
         populations += own
-    return made, populations
+    return factors, populations
 
 
-def outgoing_nodes(model: nn.Module, layers: dict[str, nn.Module], chosen: Sequence[str]) -> Made:
+def outgoing_factors(
+    model: nn.Module, layers: dict[str, nn.Module], chosen: Sequence[str]
+) -> Factors:
     """The chosen hidden layers, and the weights that go out of the neurons below each.
 
     Raises ValueError where the hidden layers are no stack of dense ones.
@@ -395,11 +405,12 @@ def outgoing_nodes(model: nn.Module, layers: dict[str, nn.Module], chosen: Seque
                 f"{holders[below].out_features} neurons, so these are no stack; use "
                 'importance="incoming"'
             )
-    made = []
+    factors = []
     for k, name in enumerate(hidden):
         holder = holders[name]
         post = k + 1 if k + 1 < len(hidden) else None
         if name in chosen:
-            before = (k, holder.in_features)
-            made.append(Node(name, layers[name], [post], [holder.out_features], before=before))
-    return made, [Population(h.in_features, (Source(h, "weight", 1),)) for h in holders.values()]
+            size, before = holder.out_features, (k, holder.in_features)
+            factors.append(LayerFactors(name, layers[name], [post], [size], before=before))
+    outgoing = [(h.in_features, NeuronWeights(h, "weight", 1)) for h in holders.values()]
+    return factors, [Population(size, (weights,)) for size, weights in outgoing]

@@ -1,17 +1,19 @@
-"""Which parts of a model count as layers of neurons for a learning rule."""
+"""Which parts of a model are layers of neurons for a learning rule, and hooks on them."""
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from spikebridge.nn.layers import Baseline, Layer, Plain
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised
 
-__all__ = ["Node", "apart", "named", "nodes", "warn_of"]
+__all__ = ["Hook", "Node", "apart", "compile_anew", "named", "nodes", "warn_of"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = (Dense, Conv2d, nn.Linear, *CONVOLUTIONS)
@@ -144,3 +146,28 @@ def _within(module: nn.Module, name: str, seen: set[int]) -> Iterator[Node]:
 def _converted(module: nn.Module) -> bool:
     """Whether it stands in for an array that it holds but does not call: behind converters."""
     return hasattr(module, "crossbar") and isinstance(getattr(module, "array", None), WEIGHTED)
+
+
+def _nothing(*args: Any) -> None:
+    return None
+
+
+def _plain() -> Callable[..., None]:
+    return _nothing
+
+
+class Hook:
+    """A hook that stays behind when its model is copied or pickled."""
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return _plain, ()
+
+
+def compile_anew() -> None:
+    """Let torch.compile see the hooks of modules as they are now, at the next call of each graph.
+
+    Its graphs are not guarded by the hooks of modules: what was compiled before goes on without
+    those that were added, and with those that were removed.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

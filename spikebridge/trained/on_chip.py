@@ -22,7 +22,7 @@ from spikebridge import energy as silicon
 from spikebridge.base.metrics import from_mean
 from spikebridge.base.records import UsageError
 from spikebridge.base.seeding import generator
-from spikebridge.chip.compile import compile, losses
+from spikebridge.chip.compiler import compile, losses
 from spikebridge.chip.engine import Engine
 from spikebridge.chip.files import save_program
 from spikebridge.chip.program import ChipConfig, ChipCounts, Program

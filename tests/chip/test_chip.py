@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from spikebridge.base.records import ConfigError, UsageError
 from spikebridge.chip.bounds import bits_for, bounds
-from spikebridge.chip.compile import compile, losses
+from spikebridge.chip.compiler import compile, losses
 from spikebridge.chip.files import load_program, save_program
 from spikebridge.chip.golden import Golden
 from spikebridge.chip.program import ChipConfig, Program, with_chip

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.chip import memory_images, verify, verilog
+from spikebridge.chip import memory_images, verilog
+from spikebridge.chip import verification as verify
 from spikebridge.chip.program import Program, with_chip
 
 RESETS = ("gate", "subtract", "none")
@@ -421,7 +422,7 @@ def test_what_the_core_cannot_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_here_loads_torch() -> None:
-    code = "import sys, spikebridge.chip.verify; print('torch' in sys.modules)"
+    code = "import sys, spikebridge.chip.verification; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

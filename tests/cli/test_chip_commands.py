@@ -14,7 +14,7 @@ import pytest
 from helpers.tiny_runs import tiny
 
 from spikebridge.base.records import RunError
-from spikebridge.chip import verify
+from spikebridge.chip import verification as verify
 from spikebridge.chip.files import load_program
 from spikebridge.cli import demo
 from spikebridge.cli import main as cli

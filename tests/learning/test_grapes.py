@@ -935,7 +935,7 @@ def test_converters_in_front_of_a_layer_hide_nothing() -> None:
     assert handle is not None
     assert handle.layers == ["0"]
     handle.detach()
-    assert float(handle._nodes[0].all.min()) == 1
+    assert float(handle._nodes[0].m.min()) == 1
     assert gradient[0].norm() < gradient[1].norm()
 
 
@@ -1081,11 +1081,11 @@ def test_an_error_that_nobody_else_holds_takes_no_second_array() -> None:
 
 
 def test_attaching_in_inference_mode_counts_owners_as_elsewhere() -> None:
-    expected = grapes_hooks._sole()
+    expected = grapes_hooks._sole_owners()
     assert expected is not None
     with torch.inference_mode():
-        grapes_hooks._sole.cache_clear()
-        assert grapes_hooks._sole() == expected
+        grapes_hooks._sole_owners.cache_clear()
+        assert grapes_hooks._sole_owners() == expected
 
 
 def test_many_errors_at_once_are_scaled_as_one_by_one() -> None:
