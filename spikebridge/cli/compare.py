@@ -14,7 +14,7 @@ from spikebridge.cli import progress
 from spikebridge.cli.flags import Flag, refresh_page, say, settings_text
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, flatten, variant_of
-from spikebridge.settings.model import VariantName
+from spikebridge.settings.names import VariantName
 
 if TYPE_CHECKING:
     from spikebridge.studies.plan import Planned

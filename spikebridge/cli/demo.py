@@ -18,7 +18,7 @@ from spikebridge.cli import progress
 from spikebridge.cli.compare import ahead, show, tell_of_kernels
 from spikebridge.cli.flags import Flag, page_of, refresh_page, say
 from spikebridge.runs import rundir
-from spikebridge.settings.model import BASELINES
+from spikebridge.settings.names import BASELINES
 from spikebridge.settings.tasks import DigitsConfig
 
 if TYPE_CHECKING:

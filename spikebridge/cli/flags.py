@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from spikebridge.base.records import UsageError, near
-from spikebridge.settings.model import VARIANTS
+from spikebridge.settings.names import VARIANTS, is_place
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 # Of every command, and of the command line itself.
@@ -33,12 +33,12 @@ def unit_with_recurrence(argv: Sequence[str]) -> list[str]:
             value, equals = word, " "
         elif flag != "--unit":
             equals = ""
-        if not (equals and value in VARIANTS and value.startswith("recurrent-")):
+        plain = value.removeprefix("recurrent-")
+        if not equals or plain == value or not (value in VARIANTS or is_place(plain)):
             found.append(word)
             continue
         if contradicted:
             raise UsageError(f"--no-recurrent contradicts {value}; leave out one of them")
-        plain = value.removeprefix("recurrent-")
         found += [f"--unit={plain}" if equals == "=" else plain, "--recurrent"]
     return found
 
@@ -88,7 +88,7 @@ def check_choices(kind: type, argv: Sequence[str], prog: str) -> None:
         if name == "unit":
             choices = tuple(unit for unit in VARIANTS if unit.removeprefix("recurrent-") in choices)
         for value in values if several else values[:1]:
-            if choices and value not in choices:
+            if choices and value not in choices and not is_place(value):
                 raise UsageError(
                     f"{word.partition('=')[0]}: invalid choice {value!r}{near(value, choices)}; "
                     f"choose {'from' if several else 'one of'} {', '.join(choices)}; "
@@ -159,7 +159,7 @@ def _choices(annotation: Any) -> tuple[tuple[str, ...], bool]:
     if origin in (Union, UnionType):
         literal = [_choices(option)[0] for option in get_args(annotation)]
         plain = all(
-            option is type(None) or choices
+            option is type(None) or choices or (option is str and any(literal))
             for option, choices in zip(get_args(annotation), literal, strict=True)
         )
         return (sum(literal, ()), False) if plain else ((), False)

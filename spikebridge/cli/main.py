@@ -37,8 +37,7 @@ from spikebridge.base.storage import in_one_line
 from spikebridge.cli import COMMANDS, flags
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, TrainConfig, override, preset, task_name
-from spikebridge.settings.model import VARIANTS
-from spikebridge.settings.tasks import COMMANDS as WITH_COMMANDS
+from spikebridge.settings.names import VARIANTS, allow_named, is_place
 from spikebridge.settings.tasks import TASKS
 
 DESCRIPTION = (
@@ -101,7 +100,7 @@ def parse(argv: Sequence[str]) -> Any:
         prog = f"spikebridge {name}"
         flags.check_choices(record_of(name), argv[1:], prog)
         return _cli(record_of(name), argv[1:], prog)
-    if name not in COMMANDS or chosen not in WITH_COMMANDS:
+    if name not in COMMANDS or chosen not in TASKS:
         return _cli(_everything(argv), argv, "spikebridge", DESCRIPTION)
     prog, rest = f"spikebridge {name} {chosen}", argv[2:]
     kind = _for_task(name, chosen)
@@ -122,7 +121,7 @@ def _has_tasks(command: str) -> bool:
 
 def _everything(argv: Sequence[str]) -> Any:
     """All commands, for the help of several and for what names none; refuses misspelled ones."""
-    tasks = {name: list(WITH_COMMANDS) if _has_tasks(name) else None for name in COMMANDS}
+    tasks = {name: list(TASKS) if _has_tasks(name) else None for name in COMMANDS}
     flags.check_command(argv, tasks)
     return reduce(or_, (_nested(name) if tasks[name] else _named(name) for name in COMMANDS))
 
@@ -154,7 +153,7 @@ def _cli(kind: Any, argv: Sequence[str], prog: str, text: str | None = None, **m
 def _nested(command: str) -> Any:
     """A command with one sub-command per task."""
     tasks = []
-    for task in WITH_COMMANDS:
+    for task in TASKS:
         kind = _for_task(command, task)
         default = _default(kind, preset(task))
         tasks.append(Annotated[kind, tyro.conf.subcommand(task, default=default)])
@@ -182,7 +181,7 @@ def _base(task: str, unit: str, first: _First) -> Config:
         given = _begun(task, first.out) if first.resume and first.out is not None else None
     if given is not None:
         return given
-    if first.recurrent and f"recurrent-{unit}" in VARIANTS:
+    if first.recurrent and (f"recurrent-{unit}" in VARIANTS or is_place(unit)):
         unit = f"recurrent-{unit}"
     data, own = _data(task, first)
     tuned = preset(task, unit, data, **own)
@@ -239,6 +238,7 @@ def _each_unit(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    allow_named(argv)
     rundir.forget_begun()
     with _asked_to_end() as asked:
         try:

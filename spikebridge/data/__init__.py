@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikebridge.base.doors import lazy
 from spikebridge.base.records import UsageError
+from spikebridge.settings.names import named
 from spikebridge.settings.tasks import OwnConfig, TaskConfig
 
 if TYPE_CHECKING:
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "OwnConfig", "Task", "load", "other", "sample_batches"]
 
 __getattr__, __dir__ = lazy(__name__, {"Batch": "task", "Task": "task", "sample_batches": "task"})
-
-_CLASSES = {
-    "digits": ("images", "Digits"),
-    "music": ("music", "Music"),
-    "text": ("text", "Text"),
-    "events": ("events", "Events"),
-    "npz": ("npz", "Npz"),
-    "forecast": ("forecast", "Forecast"),
-}
 
 
 def load(task_config: TaskConfig) -> Task:
@@ -73,22 +64,35 @@ def other(
         return kind.other(task_config, Path(path), scaling)
 
 
-def _class_of(task_config: TaskConfig) -> Callable[[Any], Task]:
-    name = getattr(task_config, "NAME", None)
-    if isinstance(task_config, OwnConfig):
-        raise UsageError(
-            f"task={task_config.data!r}: it is a class in a program of yours, which this command "
-            "cannot make; use spikebridge.to_crossbar, spikebridge.chip or "
-            "spikebridge.trained.complexity from that program, with load_network"
-        )
-    if name not in _CLASSES:
+def _class_of(config: TaskConfig) -> Callable[..., Task]:
+    if not isinstance(config, TaskConfig):
         raise TypeError(
-            f"task_config is a {type(task_config).__name__}: there is no task for it; pass a "
-            "record of spikebridge.settings.tasks, or give experiment.run your own task"
+            f"task_config is a {type(config).__name__}: there is no task for it; pass a record of "
+            "spikebridge.settings.tasks, or give experiment.run your own task"
         )
     with _explained():
-        module, kind = _CLASSES[name]
-        return getattr(import_module(f"spikebridge.data.{module}"), kind)
+        if not isinstance(config, OwnConfig):
+            return named("task", config.CLASS)
+        if config.task_class:
+            return _own(config)
+    raise UsageError(
+        f"task={config.data!r}: it is an object in a program of yours, which this command cannot "
+        "make; train with --task-class mypackage:MyTask, or use spikebridge.to_crossbar, "
+        "spikebridge.chip or spikebridge.trained.complexity from that program, with load_network"
+    )
+
+
+def _own(config: OwnConfig) -> Callable[..., Task]:
+    """A class of the user's, which is made without arguments."""
+    from spikebridge.data.task import Task
+
+    kind = named("task_class", config.task_class)
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        raise UsageError(
+            f"task_class={config.task_class!r}: it must be a subclass of spikebridge.Task, got "
+            f"{kind!r}"
+        )
+    return lambda _: kind()
 
 
 @contextmanager

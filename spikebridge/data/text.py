@@ -21,7 +21,7 @@ from spikebridge.data.task import (
     check_split,
     stream_chunks,
 )
-from spikebridge.settings.tasks import TextConfig, metric_of
+from spikebridge.settings.tasks import TextConfig
 
 UNKNOWN, END = "<unk>", "<eos>"
 VALID_STREAMS = 10
@@ -79,7 +79,7 @@ class Text(Task):
         texts = {split: read_symbols(path, config.level) for split, path in paths.items()}
         self.vocabulary = Vocabulary.of(texts["train"], config.vocabulary)
         self._numbers = {split: self.vocabulary.encode(texts[split]) for split in SPLITS}
-        self.metric = cast(MetricName, metric_of(config))
+        self.metric = cast(MetricName, config.metric())
         self.input_size = self.output_size = len(self.vocabulary)
         counts = torch.bincount(self._numbers["train"], minlength=self.output_size)
         self.notes = tuple(self._unknown(texts, int(counts[self.vocabulary.numbers[UNKNOWN]])))

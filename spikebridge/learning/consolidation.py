@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from spikebridge.nn.units import renamed
+from spikebridge.nn.network import renamed
 
 __all__ = ["EWC", "SI"]
 

@@ -301,7 +301,7 @@ def unsupported(layer: Any) -> str | None:
     """Why a layer cannot be trained, and what to do; None where it can."""
     if not isinstance(layer, Layer):
         return f"it is a {type(layer).__name__}; use a Layer of SNUs"
-    if type(layer.unit) is not SNUnit:
+    if type(layer.unit).step is not SNUnit.step:
         return f"{type(layer.unit).__name__} has no eligibilities here; use snu or softsnu"
     if layer.unit.rule.reset == "lateral":
         return 'lateral inhibition couples all neurons; use reset="gate"'

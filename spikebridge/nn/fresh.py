@@ -158,13 +158,19 @@ class Linear(_OfTorch, nn.Linear):
 class RNN(_OfTorch, nn.RNN):
     """torch.nn.RNN."""
 
+    label = "RNN"
+
 
 class GRU(_OfTorch, nn.GRU):
     """torch.nn.GRU."""
 
+    label = "GRU"
+
 
 class LSTM(_OfTorch, nn.LSTM):
     """torch.nn.LSTM."""
+
+    label = "LSTM"
 
 
 class Table(_OfTorch, nn.Embedding):

@@ -16,7 +16,7 @@ from spikebridge.nn.fresh import GRU, LSTM, RNN, Fresh, Linear, redraw
 from spikebridge.nn.kernels.product import traced
 from spikebridge.nn.recompute import recomputed
 from spikebridge.nn.scan import BACKENDS, Backend, Trace, loop, scan
-from spikebridge.nn.units import State, Unit
+from spikebridge.nn.units import ACTIVATIONS, State, Unit
 
 __all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction", "dropped", "leaf"]
 
@@ -191,20 +191,19 @@ class Plain(Fresh):
     Raises ValueError for another activation.
     """
 
-    ACTIVATIONS: ClassVar[dict[str, Any]] = {"relu": torch.relu, "tanh": torch.tanh}
     spiking = False
 
     def __init__(self, array: nn.Module, activation: str) -> None:
         super().__init__()
-        if activation not in self.ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise ValueError(
-                f"activation {activation!r} is not known; choose one of {list(self.ACTIVATIONS)}"
+                f"activation {activation!r} is not known; choose one of {list(ACTIVATIONS)}"
             )
         self.array, self.activation = array, activation
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """x (T, B, I) to y (T, B, N); there is no state, what is given comes back."""
-        return self.ACTIVATIONS[self.activation](self.array(x)), state
+        return ACTIVATIONS[self.activation].function(self.array(x)), state
 
     def extra_repr(self) -> str:
         return self.activation

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from functools import partial
@@ -36,8 +36,9 @@ from spikebridge.nn.synapses import (
     real_steps,
     round_weights,
 )
-from spikebridge.nn.units import Unit, make_unit, renamed
-from spikebridge.settings.model import BASELINES, BINARY, PLAIN, ModelConfig, check_fits
+from spikebridge.nn.units import Unit, make_unit
+from spikebridge.settings.model import ModelConfig, check_fits
+from spikebridge.settings.names import BASELINES, BINARY, PLAIN
 
 __all__ = [
     "LayerTrace",
@@ -46,6 +47,7 @@ __all__ = [
     "build",
     "load_network",
     "operations",
+    "renamed",
     "save_network",
 ]
 
@@ -324,21 +326,20 @@ def _drive_bias(model: ModelConfig) -> bool:
 def unit_of(model: ModelConfig, size: int) -> Unit:
     """The hidden units of a description."""
     surrogate = Surrogate(model.surrogate, model.surrogate_width, model.surrogate_height)
-    if model.unit in BINARY:
-        return make_unit(model.unit, size, surrogate=surrogate, threshold=model.threshold)
-    return make_unit(
-        model.unit,
-        size,
-        surrogate=None if model.unit == "softsnu" else surrogate,
-        g=model.g,
-        slope=model.g_slope,
-        reset=model.reset,
-        subtract=model.subtract,
-        decay=_decays(model, size),
-        train_decay=model.train_decay,
-        per_unit=model.train_decay,
-        threshold=model.threshold,
-    )
+    settings: dict[str, Any] = {"threshold": model.threshold}
+    if model.unit != "softsnu":
+        settings["surrogate"] = surrogate
+    if model.unit not in BINARY:
+        settings |= {
+            "g": model.g,
+            "slope": model.g_slope,
+            "reset": model.reset,
+            "subtract": model.subtract,
+            "decay": _decays(model, size),
+            "train_decay": model.train_decay,
+            "per_unit": model.train_decay,
+        }
+    return make_unit(model.unit, size, **settings)
 
 
 def _decays(model: ModelConfig, size: int) -> float | Tensor:
@@ -347,6 +348,22 @@ def _decays(model: ModelConfig, size: int) -> float | Tensor:
     # Numbers even where parameters have none, on the meta device, unless they take much memory.
     device = "cpu" if size <= 1 << 20 else None
     return torch.linspace(model.decay, model.decay_to, size, device=device)
+
+
+OLD_NAME, NAME = ".unit.bias", ".unit.threshold"
+# What is kept of a parameter and does not change its sign with it.
+EVEN = ("importance.", "path.", "exp_avg_sq")
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file by today's names: files of before hold b = -threshold of each unit."""
+    found = {}
+    for name, value in tensors.items():
+        if name.endswith(OLD_NAME):
+            name = name.removesuffix(OLD_NAME) + NAME
+            value = value if any(part in name for part in EVEN) else -value
+        found[name] = value
+    return found
 
 
 def save_network(network: Network, path: str | Path) -> None:

@@ -16,7 +16,7 @@ from spikebridge.nn.fresh import Fresh, redraw
 from spikebridge.nn.gradients import forward_as
 from spikebridge.nn.kernels.product import linear
 from spikebridge.nn.kernels.rescale import rescaled
-from spikebridge.nn.units import AdaptiveUnit, Unit, whole
+from spikebridge.nn.units import ACTIVATIONS, Unit, whole
 
 __all__ = [
     "Array",
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 Driven = Unit | str | None  # what an array drives: a unit, "relu" or "tanh", or who knows what
-ACTIVATION_GAINS = {"relu": math.sqrt(2.0), "tanh": 1.0}
 
 
 @runtime_checkable
@@ -52,34 +51,19 @@ class Array(Protocol):
         ...
 
 
-def gain(unit: Driven) -> float:
-    """Standard deviation of a weight, times sqrt(fan-in), that keeps a deep stack of `unit` alive.
+def gain(driven: Driven) -> float:
+    """Standard deviation of a weight, times sqrt(fan-in): that of the unit, see `Unit.gain`.
 
-    A spiking layer that receives sparse spikes needs weights with which the membrane reaches its
-    threshold, or activity dies out within a few layers; a soft unit passes at most a quarter of
-    what varies in its input, and needs as much to keep inputs distinguishable.  A decay d adds up
-    1 / sqrt(1 - d^2) times the spread of one step's drive, which the gain takes back up to 0.8:
-    membranes that leak more slowly do not get that far between two resets.  The factors were
-    chosen by measurement; a test holds stacks of eight layers to them.  Layers without memory have
-    the usual ones, relu sqrt(2) (He et al. 2015) and tanh 1; ValueError for another name.
+    Layers without memory have the usual ones, relu sqrt(2) (He et al. 2015) and tanh 1; ValueError
+    for another name.
     """
-    if unit is None:
+    if driven is None:
         return 1.0 / math.sqrt(3.0)  # that of torch.nn.Linear
-    if isinstance(unit, str):
-        if unit not in ACTIVATION_GAINS:
-            raise ValueError(f"unit={unit!r}: no such layer; choose one of {[*ACTIVATION_GAINS]}")
-        return ACTIVATION_GAINS[unit]
-    decay = min(unit.initial_decay, 0.8)
-    spread = math.sqrt(1.0 - decay**2)
-    if not unit.spiking:
-        return (5.0 if unit.rule.g == "identity" else 8.0) * spread
-    threshold = max(unit.initial_threshold, 0.1)
-    factor = 10.0 / 3.0
-    if unit.rule.reset == "lateral":
-        factor = 5.0
-    elif isinstance(unit, AdaptiveUnit):
-        factor = 4.5
-    return factor * threshold * spread
+    if not isinstance(driven, str):
+        return driven.gain
+    if driven not in ACTIVATIONS:
+        raise ValueError(f"unit={driven!r}: no such layer; choose one of {[*ACTIVATIONS]}")
+    return ACTIVATIONS[driven].gain
 
 
 class Dense(Fresh):

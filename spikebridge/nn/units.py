@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -27,9 +27,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
+from spikebridge.base.records import UsageError
 from spikebridge.nn.fresh import Fresh, redraw
 from spikebridge.nn.gradients import Surrogate
 from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.names import SPIKING as KINDS
+from spikebridge.settings.names import is_place, unit_class
 
 __all__ = [
     "KINDS",
@@ -40,7 +43,6 @@ __all__ = [
     "State",
     "Unit",
     "make_unit",
-    "renamed",
     "step",
     "whole",
 ]
@@ -53,6 +55,7 @@ G_FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 RESETS = ("gate", "subtract", "none", "lateral")
 SUBTRACTED = ("initial", "trained")
+OF_RULE = ("g", "slope", "reset", "amount", "subtract")
 
 
 class State(NamedTuple):
@@ -219,6 +222,11 @@ class Unit(Fresh):
     Raises ValueError for settings that do not fit, TypeError for a size that is no whole number.
     """
 
+    label = ""
+    """What tables and figures call it."""
+    reach = 10.0 / 3.0
+    """Factor on the weights that drive it, in thresholds; see `gain`."""
+
     def __init__(
         self,
         size: int,
@@ -268,6 +276,13 @@ class Unit(Fresh):
         else:
             self.register_buffer("threshold", thresholds)
         self.draw()
+
+    @classmethod
+    def make(cls, size: int, *, surrogate: Surrogate | str | None = None, **settings: Any) -> Unit:
+        """One of this kind; settings as of `make_unit`, ValueError for what the kind has not."""
+        fire = Surrogate(surrogate) if isinstance(surrogate, str) else surrogate or Surrogate()
+        rule = {name: settings.pop(name) for name in OF_RULE if name in settings}
+        return cls(size, Rule(fire, **rule), **settings)
 
     @torch.no_grad()
     def draw(self) -> None:
@@ -332,6 +347,23 @@ class Unit(Fresh):
         raise NotImplementedError
 
     @property
+    def gain(self) -> float:
+        """Standard deviation of a weight, times sqrt(fan-in), that keeps a deep stack alive.
+
+        A spiking layer that receives sparse spikes needs weights with which the membrane reaches
+        its threshold, or activity dies out within a few layers; a soft unit passes at most a
+        quarter of what varies in its input, and needs as much to keep inputs distinguishable.  A
+        decay d adds up 1 / sqrt(1 - d^2) times the spread of one step's drive, which the gain takes
+        back up to 0.8: membranes that leak more slowly do not get that far between two resets.  The
+        factors were chosen by measurement; a test holds stacks of eight layers to them.
+        """
+        spread = math.sqrt(1.0 - min(self.initial_decay, 0.8) ** 2)
+        if not self.spiking:
+            return (5.0 if self.rule.g == "identity" else 8.0) * spread
+        reach = LateralUnit.reach if self.rule.reset == "lateral" else self.reach
+        return reach * max(self.initial_threshold, 0.1) * spread
+
+    @property
     def spiking(self) -> bool:
         """Whether the outputs are spikes, 0 or 1, rather than numbers between them."""
         return self.rule.surrogate is not None
@@ -345,10 +377,95 @@ class Unit(Fresh):
 
 
 class SNUnit(Unit):
-    """The SNU and the soft SNU, with every g and reset; lateral inhibition is reset="lateral"."""
+    """The SNU, with every surrogate, g and reset: the step that the kernels run."""
+
+    label = "SNU"
 
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         return step(self.rule, state, drive, params)
+
+
+class SoftUnit(SNUnit):
+    """The soft SNU: a `SNUnit` whose rule has no surrogate, so that it puts out 0 to 1."""
+
+    label = "soft SNU"
+
+    @classmethod
+    def make(cls, size: int, *, surrogate: Surrogate | str | None = None, **settings: Any) -> Unit:
+        if surrogate is not None:
+            raise ValueError("a soft unit has no surrogate: its output is smooth; leave it out")
+        unit = super().make(size, **settings)
+        unit.rule = replace(unit.rule, surrogate=None)
+        return unit
+
+
+class LateralUnit(SNUnit):
+    """An SNU with lateral inhibition: a spike resets all units of the layer."""
+
+    label = "LI-SNU"
+    reach = 5.0
+
+    @classmethod
+    def make(cls, size: int, *, reset: str = ModelConfig.reset, **settings: Any) -> Unit:
+        if reset not in ("gate", "lateral"):
+            raise ValueError(
+                f"li-snu resets by lateral inhibition, got reset={reset!r}; leave it out"
+            )
+        return super().make(size, reset="lateral", **settings)
+
+
+class _BinaryUnit(SNUnit):
+    """A unit of Yin et al. 2017 (arXiv 1709.06206), whose name settles most of its rule.
+
+    As in their code the backward pass takes the step for a ramp of slope 1/2 over 0 < V < 2, the
+    threshold being 1.
+    """
+
+    name: str
+    reset: str
+    memoryless: bool
+
+    @classmethod
+    def make(cls, size: int, *, surrogate: Surrogate | str | None = None, **settings: Any) -> Unit:
+        memoryless = cls.memoryless
+        amount = 1.0 if memoryless else settings.get("threshold", 1.0)
+        # Of each: what may be said, the unit's own value last; the others are the defaults.
+        fixed: dict[str, tuple[Any, ...]] = {
+            "g": (ModelConfig.g, "identity"),
+            "slope": (ModelConfig.g_slope,),
+            "reset": (ModelConfig.reset, cls.reset),
+            "amount": (None, amount),
+            "subtract": ("initial",),
+            "decay": (0.0 if memoryless else 1.0,),
+            "train_decay": (False,),
+            "per_unit": (False,),
+            "memoryless": (memoryless,),
+        }
+        for name, allowed in fixed.items():
+            given, own = settings.pop(name, allowed[-1]), allowed[-1]
+            if isinstance(given, Tensor) or given not in allowed:
+                raise ValueError(f"{cls.name} has {name}={own}, got {name}={given}; leave it out")
+        fire = surrogate or Surrogate("window", 1.0, 0.5)
+        settings = {"bias": memoryless, "memoryless": memoryless, "decay": 1.0} | settings
+        return super().make(size, surrogate=fire, reset=cls.reset, amount=amount, **settings)
+
+
+class DiscontinuousUnit(_BinaryUnit):
+    """Discontinuous integration: V = drive, s = 1[V > 1], nothing stays from step to step.
+
+    Its bias is trained, which is the paper's bias of each step.
+    """
+
+    label, name, reset, memoryless = "binary DI", "binary-di", "none", True
+
+
+class ContinuousUnit(_BinaryUnit):
+    """Continuous integration: V = V_prev + drive - s_prev, decay 1 and a fixed threshold.
+
+    The paper's bias of each step is the `bias` of its array.
+    """
+
+    label, name, reset, memoryless = "binary CI", "binary-ci", "subtract", False
 
 
 class AdaptiveUnit(Unit):
@@ -361,6 +478,8 @@ class AdaptiveUnit(Unit):
         rho: share of the adaptation kept per step, in [0, 1).
         beta: how far full adaptation raises the threshold, not negative.
     """
+
+    label, reach = "adaptive SNU", 4.5
 
     def __init__(
         self, size: int, rule: Rule, *, rho: float = 0.95, beta: float = 1.0, **kwargs: Any
@@ -434,98 +553,38 @@ def _checked_decay(decay: float | Tensor, size: int, train_decay: bool) -> Tenso
     return value
 
 
-# The names that the command line, the networks and the test suite know.
-KINDS = ("snu", "softsnu", "li-snu", "adaptive-snu", "binary-di", "binary-ci")
-# What the binary units' names settle; Yin et al. 2017, as in their code: the backward pass takes
-# the step for a ramp of slope 1/2 over 0 < V < 2, the threshold being 1.
-BINARY_RESETS = {"binary-di": "none", "binary-ci": "subtract"}
-BINARY_SURROGATE = Surrogate("window", 1.0, 0.5)
+class Activation(NamedTuple):
+    """What a layer without memory does with its drive, and how its weights begin."""
+
+    label: str
+    function: Callable[[Tensor], Tensor]
+    gain: float
 
 
-OLD_NAME, NAME = ".unit.bias", ".unit.threshold"
-# What is kept of a parameter and does not change its sign with it.
-EVEN = ("importance.", "path.", "exp_avg_sq")
+ReLU = Activation("ReLU", torch.relu, math.sqrt(2.0))  # He et al. 2015
+Tanh = Activation("tanh", torch.tanh, 1.0)
+ACTIVATIONS = {"relu": ReLU, "tanh": Tanh}
 
 
-def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a file by today's names: files of before hold b = -threshold of each unit."""
-    found = {}
-    for name, value in tensors.items():
-        if name.endswith(OLD_NAME):
-            name = name.removesuffix(OLD_NAME) + NAME
-            value = value if any(part in name for part in EVEN) else -value
-        found[name] = value
-    return found
-
-
-def make_unit(
-    kind: str,
-    size: int,
-    *,
-    surrogate: Surrogate | str | None = None,
-    g: str = ModelConfig.g,
-    slope: float = ModelConfig.g_slope,
-    reset: str = ModelConfig.reset,
-    amount: float | None = None,
-    subtract: str = ModelConfig.subtract,
-    **params: Any,
-) -> Unit:
-    """A unit by name: "snu", "softsnu", "li-snu" (lateral inhibition), "adaptive-snu", or binary.
-
-    The binary units of Yin et al. 2017 (arXiv 1709.06206) have g = identity:
-
-        binary-di   discontinuous integration: V = drive, s = 1[V > 1], nothing stays from step to
-                    step (decay 0); its bias is trained, which is the paper's bias of each step
-        binary-ci   continuous integration: V = V_prev + drive - s_prev, decay 1; its threshold is
-                    fixed, and the paper's bias of each step is the `bias` of its array
+def make_unit(kind: str, size: int, **settings: Any) -> Unit:
+    """A unit by name: "snu", "softsnu", "li-snu" (lateral inhibition), "adaptive-snu", or the
+    binary ones of Yin et al. 2017, "binary-di" and "binary-ci".
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or "module:Class" of a `Unit` of your own.
         size: N.
-        surrogate: spike function, or the name of its formula for width and height 1; None is the
-            SNU paper's tanh', for binary units a window of half-width 1 and height 1/2.
-        g, slope, reset, amount, subtract: see `Rule`; binary-ci takes its threshold off.
-        params: decay, train_decay, per_unit, threshold, bias, memoryless, see `Unit`; rho and beta
-            of adaptive-snu, see `AdaptiveUnit`.
+        settings: surrogate: spike function, or the name of its formula for width and height 1; None
+            is the SNU paper's tanh', for binary units a window of half-width 1 and height 1/2.
+            g, slope, reset, amount, subtract: see `Rule`; binary-ci takes its threshold off.
+            decay, train_decay, per_unit, threshold, bias, memoryless, device, dtype: see `Unit`;
+            rho and beta of adaptive-snu, see `AdaptiveUnit`.
 
-    Raises ValueError for what a unit does not have, such as another decay of a binary one.
+    Raises ValueError for what a unit does not have, such as another decay of a binary one, and
+    UsageError for a module that the user has not named, see `settings.names`.
     """
-    if kind not in KINDS:
+    if kind not in KINDS and not is_place(kind):
         raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
-    if isinstance(surrogate, str):
-        surrogate = Surrogate(surrogate)
-    if kind == "softsnu" and surrogate is not None:
-        raise ValueError("a soft unit has no surrogate: its output is smooth; leave it out")
-    if kind == "li-snu" and reset not in ("gate", "lateral"):
-        raise ValueError(f"li-snu resets by lateral inhibition, got reset={reset!r}; leave it out")
-    if kind in BINARY_RESETS:
-        params |= {"g": g, "slope": slope, "reset": reset, "amount": amount, "subtract": subtract}
-        return _binary(kind, size, surrogate or BINARY_SURROGATE, params)
-    fire = None if kind == "softsnu" else surrogate or Surrogate()
-    rule = Rule(fire, g, slope, "lateral" if kind == "li-snu" else reset, amount, subtract)
-    unit = AdaptiveUnit if kind == "adaptive-snu" else SNUnit
-    return unit(size, rule, **params)
-
-
-def _binary(kind: str, size: int, fire: Surrogate, params: dict[str, Any]) -> SNUnit:
-    memoryless, threshold = kind == "binary-di", params.get("threshold", 1.0)
-    amount = 1.0 if memoryless else threshold
-    # Of each: what may be said, the unit's own value last; the others are defaults of `make_unit`.
-    fixed: dict[str, tuple[Any, ...]] = {
-        "g": (ModelConfig.g, "identity"),
-        "slope": (ModelConfig.g_slope,),
-        "reset": (ModelConfig.reset, BINARY_RESETS[kind]),
-        "amount": (None, amount),
-        "subtract": ("initial",),
-        "decay": (0.0 if memoryless else 1.0,),
-        "train_decay": (False,),
-        "per_unit": (False,),
-        "memoryless": (memoryless,),
-    }
-    for name, allowed in fixed.items():
-        given = params.pop(name, allowed[-1])
-        if isinstance(given, Tensor) or given not in allowed:
-            raise ValueError(f"{kind} has {name}={allowed[-1]}, got {name}={given}; leave it out")
-    rule = Rule(fire, reset=BINARY_RESETS[kind], amount=amount)
-    options = {"bias": memoryless} | params
-    return SNUnit(size, rule, decay=1.0, memoryless=memoryless, **options)
+    made = unit_class(kind)
+    if not (isinstance(made, type) and issubclass(made, Unit)):
+        raise UsageError(f"unit={kind!r}: it must be a subclass of spikebridge.Unit, got {made!r}")
+    return made.make(size, **settings)

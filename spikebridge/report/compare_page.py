@@ -14,8 +14,6 @@ from spikebridge.report.run_charts import loss_axis
 from spikebridge.report.run_page import about, label_of, source_of, started
 from spikebridge.report.theme import Block, Drawer, Plot, Section, Table, colour_of
 from spikebridge.report.wording import (
-    DATA,
-    DATA_NAMES,
     NOTHING,
     Metric,
     count_text,
@@ -30,6 +28,7 @@ from spikebridge.report.wording import (
 )
 from spikebridge.runs.hardware_results import ENDS, proof_of
 from spikebridge.runs.load import Comparison, Row, Run
+from spikebridge.settings.tasks import data_label, data_title
 
 ENERGIES = ("PCM crossbar", "digital, int8, events")
 IN_MEMORY = (
@@ -56,9 +55,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
     task, data = str(facts.get("task") or "unknown task"), str(facts.get("data") or "unknown data")
     best = best_row(rows, bool(facts.get("higher_is_better", metric.higher_is_better)))
     return {
-        "title": str(
-            facts.get("title") or f"{plural(len(rows), 'unit')} on {DATA_NAMES.get(data, data)}"
-        ),
+        "title": str(facts.get("title") or f"{plural(len(rows), 'unit')} on {data_label(data)}"),
         "task": task,
         "about": about_all(rows, data),
         "metric": metric,
@@ -90,7 +87,7 @@ def loss_of(rows: list[Row]) -> str:
 def about_all(rows: list[Row], data: str) -> str:
     """The data, and the network where all units have the same."""
     lines = {about(row.runs[0]) for row in rows if row.runs}
-    return lines.pop() if len(lines) == 1 else DATA.get(data, data)
+    return lines.pop() if len(lines) == 1 else data_title(data, "")
 
 
 def best_row(rows: list[Row], higher_is_better: bool) -> Row | None:

@@ -36,7 +36,6 @@ from spikebridge.report.theme import (
     label,
 )
 from spikebridge.report.wording import (
-    DATA_NAMES,
     command,
     count_text,
     flatten,
@@ -46,6 +45,7 @@ from spikebridge.report.wording import (
 from spikebridge.runs import rundir
 from spikebridge.runs.load import ReportError
 from spikebridge.runs.transfer import HIGHER_IS_BETTER, MEASURES
+from spikebridge.settings.tasks import data_label
 
 PERMUTED = (
     "{tasks} tasks of {data}, one after the other: the same images with their pixels in another "
@@ -154,8 +154,7 @@ def run_context(directory: Path) -> dict[str, Any]:
     )
     return {
         "kicker": "continual learning",
-        "title": f"{content['label']}: {plural(count, 'task')} of "
-        f"{DATA_NAMES.get(content['data'], content['data'])}",
+        "title": f"{content['label']}: {plural(count, 'task')} of {data_label(content['data'])}",
         "about": _about({**content, "heads": content["config"]["sequence"]["heads"]}),
         "sections": [section],
         "colour": colour_of_role("grapes"),
@@ -171,7 +170,7 @@ def _about(content: dict[str, Any]) -> str:
     text = PERMUTED if content["protocol"] == "permuted" else SPLIT
     return text.format(
         tasks=count_text(content["tasks"]),
-        data=DATA_NAMES.get(content["data"], content["data"]),
+        data=data_label(content["data"]),
         heads=HEADS_TEXT[content["heads"]],
     )
 

@@ -14,10 +14,7 @@ from spikebridge.report.on_cells import in_memory
 from spikebridge.report.on_chip import on_chip
 from spikebridge.report.theme import Card, Drawer, Plot, Section, colour_of, figure
 from spikebridge.report.wording import (
-    DATA,
-    DATA_NAMES,
     NOTHING,
-    OWN_DATA,
     Metric,
     command,
     count_text,
@@ -31,7 +28,7 @@ from spikebridge.report.wording import (
 from spikebridge.runs.hardware_results import OnCells, load_on_cells, load_on_chip, load_proof
 from spikebridge.runs.load import ReportError, Run
 from spikebridge.settings import config
-from spikebridge.settings.tasks import OwnConfig
+from spikebridge.settings.tasks import OwnConfig, data_label, data_title
 
 
 def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict[str, Any]:
@@ -39,7 +36,7 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
     metric = metric_of(run.metric)
     programmed = load_on_cells(run.directory)
     return {
-        "title": f"{label_of(run)} on {DATA_NAMES.get(run.data, run.data)}",
+        "title": f"{label_of(run)} on {data_label(run.data)}",
         "label": label_of(run),
         "colour": colour_of(run.unit),
         "task": run.task,
@@ -94,7 +91,7 @@ def label_of(run: Run) -> str:
 
 def about(run: Run) -> str:
     """The network and the data in one line."""
-    known = DATA.get(run.data) or OWN_DATA.get(run.task, "{}").format(run.data)
+    known = data_title(run.data, run.task)
     hidden = run.part("model").get("hidden")
     if not isinstance(hidden, list):
         return known

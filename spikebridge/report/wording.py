@@ -16,40 +16,6 @@ from spikebridge.settings.tasks import MusicConfig
 NOTHING = "–"
 
 
-DATA_NAMES = {
-    "digits8x8": "8 × 8 digits",
-    "mnist": "MNIST",
-    "cifar10": "CIFAR-10",
-    "cifar10-small": "CIFAR-10 (small)",
-    "jsb": "JSB chorales",
-    "nottingham": "Nottingham",
-    "musedata": "MuseData",
-    "piano": "Piano-midi.de",
-    "ptb": "Penn Treebank",
-    "nmnist": "N-MNIST",
-}
-DATA = {
-    "digits8x8": "1,797 handwritten digits of 8 × 8 pixels",
-    "mnist": "MNIST, 70,000 handwritten digits of 28 × 28 pixels",
-    "cifar10": "CIFAR-10, 60,000 things and animals of 32 × 32 pixels in colour",
-    "cifar10-small": "11,000 images of CIFAR-10, things and animals of 32 × 32 pixels in colour",
-    "jsb": "382 chorales by J. S. Bach, predicting the notes of the next frame",
-    "nottingham": "1,037 folk tunes, predicting the notes of the next frame",
-    "musedata": "783 pieces of orchestral and piano music, predicting the notes of the next frame",
-    "piano": "124 pieces of Piano-midi.de, predicting the notes of the next frame",
-    "ptb": "the Penn Treebank, newspaper text, predicting what comes next",
-    "nmnist": "digits before a moving event camera, 34 × 34 pixels of two polarities",
-}
-OWN_DATA = {
-    "digits": "images of your own, {}",
-    "music": "pieces of your own, {}, predicting the notes of the next frame",
-    "text": "a text of your own, {}",
-    "events": "recordings of an event camera, {}",
-    "npz": "sequences of your own, {}",
-    "forecast": "the table {}, predicting its values some rows ahead",
-}
-
-
 def frame_text(data: Any) -> str:
     """How long a frame of a set of music is, as " (one quarter note each)"; "" where not known."""
     lengths = {1: " (one quarter note each)", 2: " (one eighth note each)"}

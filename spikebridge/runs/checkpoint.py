@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from spikebridge.base.digest import digest
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.base.tensors import save_tensors
-from spikebridge.nn.network import Network, load_network
-from spikebridge.nn.units import Unit, renamed
+from spikebridge.nn.network import Network, load_network, renamed
+from spikebridge.nn.units import Unit
 from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json, read_json
 from spikebridge.settings.crossbar import renewed
 

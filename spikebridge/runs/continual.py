@@ -34,7 +34,7 @@ from spikebridge.runs.training import limited_threads
 from spikebridge.runs.transfer import Transfer, transfer
 from spikebridge.settings.config import override as override_plain
 from spikebridge.settings.continual import ContinualConfig, flatten, from_dict, to_dict
-from spikebridge.settings.model import PLAIN
+from spikebridge.settings.names import PLAIN
 from spikebridge.settings.tasks import name_of_data
 
 __all__ = ["CONTINUAL", "ContinualConfig", "Outcome", "run", "sequence", "validate"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge.base import processes
+from spikebridge.settings.tasks import DATA_SETS
 
 
 def collect() -> dict[str, Any]:
@@ -89,17 +90,6 @@ def kernels() -> str:
     return f"native ({native.instruction_set()}, {threads})"
 
 
-DATA_FILES = {
-    "mnist": "mnist/",
-    "cifar10": "cifar10/",
-    "jsb": "polymusic/JSB",
-    "nottingham": "polymusic/Nott",
-    "musedata": "polymusic/Muse",
-    "piano": "polymusic/Piano",
-    "ptb": "ptb/",
-}
-
-
 def data_folders() -> dict[str, str]:
     """Where data are looked for, and what is there; nothing is downloaded or checked."""
     from spikebridge.data import files
@@ -111,8 +101,10 @@ def data_folders() -> dict[str, str]:
         root, folders = None, {f"${files.VARIABLE}": str(error)}
     places = [files.cache_folder()] if root is None else [root, files.cache_folder()]
     folders |= {"cache": str(places[-1]), "digits8x8": "comes with scikit-learn"}
-    for data, start in DATA_FILES.items():
-        names = [name for name in files.SOURCES if name.startswith(start)]
+    for data, known in DATA_SETS.items():
+        if not known.files:
+            continue
+        names = [name for name in files.SOURCES if name.startswith(known.files)]
         found = [place for place in places if all(_lies(place, name) for name in names)]
         folders[data] = f"in {found[0]}" if found else "not there; downloaded when it is needed"
         if data == "cifar10":

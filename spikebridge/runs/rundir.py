@@ -33,9 +33,10 @@ from spikebridge.settings.config import (
     override,
     preset,
     task_name,
+    unit_in_path,
     variant_of,
 )
-from spikebridge.settings.model import VARIANTS
+from spikebridge.settings.names import VARIANTS
 
 FOLDER = Path("runs")
 LONGEST_NAME = 60
@@ -141,7 +142,7 @@ def default_folder(config: Config) -> Path:
 
     A run with these very settings that lies where earlier versions put it stays there.
     """
-    first, seed = f"{folder_name(config)}-{variant_of(config.model)}", str(config.train.seed)
+    first, seed = f"{folder_name(config)}-{unit_in_path(config)}", str(config.train.seed)
     named = FOLDER / "-".join([first, *marks(others(config)), seed])
     plain = FOLDER / f"{first}-{seed}"
     return plain if named != plain and not named.exists() and _holds(plain, config) else named
@@ -159,7 +160,7 @@ def begun_like(config: Config) -> list[Path]:
 
     That of the preset stands first, then those that are not complete.
     """
-    wanted = (folder_name(config), variant_of(config.model), config.train.seed)
+    wanted = (folder_name(config), unit_in_path(config), config.train.seed)
     first, seed = f"{wanted[0]}-{wanted[1]}", str(config.train.seed)
     found = []
     for place in [FOLDER / f"{first}-{seed}", *sorted(FOLDER.glob(f"{first}-*-{seed}"))]:
@@ -167,7 +168,7 @@ def begun_like(config: Config) -> list[Path]:
             there = read_config(place)
         except UsageError:
             continue
-        if (folder_name(there), variant_of(there.model), there.train.seed) == wanted:
+        if (folder_name(there), unit_in_path(there), there.train.seed) == wanted:
             found.append(place)
     return sorted(found, key=lambda place: (place.name != f"{first}-{seed}", is_complete(place)))
 
@@ -177,7 +178,7 @@ def meant(config: Config) -> Path | None:
     found = begun_like(config)
     if not found:
         return None
-    plain = f"{folder_name(config)}-{variant_of(config.model)}-{config.train.seed}"
+    plain = f"{folder_name(config)}-{unit_in_path(config)}-{config.train.seed}"
     open_ones = [place for place in found if not is_complete(place)]
     clear = found[0].name == plain or len(found) == 1 or len(open_ones) == 1
     return found[0] if clear else None

@@ -38,7 +38,8 @@ from spikebridge.runs.rundir import Result
 from spikebridge.runs.teacher import Teacher
 from spikebridge.settings import published
 from spikebridge.settings.config import Config, data_name, title_of, to_dict
-from spikebridge.settings.model import BASELINES, PLAIN, ModelConfig
+from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.names import BASELINES, PLAIN
 from spikebridge.settings.tasks import OwnConfig
 
 __all__ = ["Progress", "Rehearsal", "Result", "Silent", "rehearse", "run"]

@@ -31,16 +31,12 @@ from spikebridge.settings.crossbar import (
     renewed,
 )
 from spikebridge.settings.learning import FEEDBACK, ONLINE, LearningConfig
-from spikebridge.settings.model import BASELINES, LABELS, VARIANTS, ModelConfig
+from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.names import BASELINES, VARIANTS, is_place, unit_class
 from spikebridge.settings.presets import PRESETS
 from spikebridge.settings.tasks import (
     TASKS,
     DigitsConfig,
-    EventsConfig,
-    ForecastConfig,
-    MusicConfig,
-    NpzConfig,
-    OwnConfig,
     TaskConfig,
     TextConfig,
     name_of_data,
@@ -136,15 +132,7 @@ class TrainConfig:
 class Config:
     """Everything that decides the numbers of a run."""
 
-    task: (
-        DigitsConfig
-        | MusicConfig
-        | TextConfig
-        | EventsConfig
-        | NpzConfig
-        | ForecastConfig
-        | OwnConfig
-    ) = field(default_factory=DigitsConfig)
+    task: TaskConfig = field(default_factory=DigitsConfig)
     """The data and how they are presented."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
@@ -270,12 +258,12 @@ def split_variant(variant: str) -> tuple[str, bool]:
 
     Raises ConfigError for a name that does not exist.
     """
-    if variant not in VARIANTS:
+    unit = variant.removeprefix("recurrent-")
+    if variant not in VARIANTS and not is_place(unit):
         raise ConfigError(
             f"unit={variant!r}: there is no such unit{near(variant, VARIANTS)}; choose one of "
             f"{', '.join(VARIANTS)}"
         )
-    unit = variant.removeprefix("recurrent-")
     return unit, unit != variant
 
 
@@ -285,10 +273,19 @@ def variant_of(model: ModelConfig) -> str:
     return model.unit if plain else f"recurrent-{model.unit}"
 
 
+def unit_in_path(config: Config) -> str:
+    """The variant as a part of the name of a folder."""
+    return variant_of(config.model).replace(":", ".")
+
+
 def label_of(variant: str) -> str:
-    """How tables and figures call a variant: "recurrent-softsnu" -> "recurrent soft SNU"."""
+    """How tables and figures call a variant: "recurrent-softsnu" -> "recurrent soft SNU".
+
+    The unit's class says it, so that torch is loaded.
+    """
     unit, recurrent = split_variant(variant)
-    return f"recurrent {LABELS[unit]}" if recurrent else LABELS[unit]
+    label = unit_class(unit).label
+    return f"recurrent {label}" if recurrent else label
 
 
 def title_of(config: Config) -> str:

@@ -11,9 +11,10 @@ from spikebridge.base.records import at_least, check_types, from_plain, require
 from spikebridge.base.records import flatten as flatten
 from spikebridge.base.records import override as override_records
 from spikebridge.base.records import to_plain as to_dict  # noqa: F401
-from spikebridge.settings.config import Config, TrainConfig
+from spikebridge.settings.config import Config, TrainConfig, label_of
 from spikebridge.settings.learning import LearningConfig
-from spikebridge.settings.model import LABELS, PLAIN, ModelConfig
+from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.names import PLAIN
 from spikebridge.settings.tasks import DigitsConfig
 
 STRENGTHS = {"ewc": 30.0, "si": 1.0}
@@ -146,7 +147,7 @@ class ContinualConfig:
     @property
     def label(self) -> str:
         """What tables call it, such as "ReLU, backpropagation + GRAPES, EWC"."""
-        parts = (LABELS[self.model.unit], self.learning.name, METHODS[self.sequence.method])
+        parts = (label_of(self.model.unit), self.learning.name, METHODS[self.sequence.method])
         return ", ".join(part for part in parts if part)
 
 

@@ -1,66 +1,23 @@
-"""The network's part of a config, and what units are called.  Loads no torch."""
+"""The network's part of a config.  Loads no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from spikebridge.base.records import at_least, check_types, require
-
-UnitName = Literal[
-    "snu",
-    "softsnu",
-    "li-snu",
-    "adaptive-snu",
-    "binary-di",
-    "binary-ci",
-    "rnn",
-    "gru",
-    "lstm",
-    "relu",
-    "tanh",
-]
-VariantName = Literal[
-    "snu",
-    "softsnu",
-    "li-snu",
-    "adaptive-snu",
-    "binary-di",
-    "binary-ci",
-    "recurrent-snu",
-    "recurrent-softsnu",
-    "recurrent-li-snu",
-    "recurrent-adaptive-snu",
-    "recurrent-binary-di",
-    "recurrent-binary-ci",
-    "rnn",
-    "gru",
-    "lstm",
-    "relu",
-    "tanh",
-]
-
-UNITS: tuple[str, ...] = get_args(UnitName)
-VARIANTS: tuple[str, ...] = get_args(VariantName)
-BASELINES = ("rnn", "gru", "lstm")
-PLAIN = ("relu", "tanh")
-BINARY = ("binary-di", "binary-ci")
-LABELS = {
-    "snu": "SNU",
-    "softsnu": "soft SNU",
-    "li-snu": "LI-SNU",
-    "adaptive-snu": "adaptive SNU",
-    "binary-di": "binary DI",
-    "binary-ci": "binary CI",
-    "rnn": "RNN",
-    "gru": "GRU",
-    "lstm": "LSTM",
-    "relu": "ReLU",
-    "tanh": "tanh",
-}
-
+from spikebridge.settings.names import (
+    BASELINES,
+    BINARY,
+    PLAIN,
+    SURROGATES,
+    UNITS,
+    SurrogateName,
+    UnitName,
+    check_name,
+)
 
 LARGEST = 3.4e38  # in float32, rounded down
 
@@ -76,7 +33,7 @@ class ModelConfig:
     """The neuron model: snu (spiking), softsnu (the same with a sigmoid output), li-snu (lateral
     inhibition), adaptive-snu (adaptive threshold), binary-di and binary-ci (binary activations
     with discontinuous and with continuous integration), a baseline: rnn, gru, lstm, or a layer
-    without memory, y = f(W x): relu, tanh."""
+    without memory, y = f(W x): relu, tanh; or mypackage:MyUnit, a class of your own."""
     hidden: tuple[int, ...] = (128, 128)
     """Neurons of each hidden layer, first to last; each at least 1."""
     channels: tuple[int, ...] = ()
@@ -130,10 +87,9 @@ class ModelConfig:
     subtract: Literal["initial", "trained"] = "initial"
     """Which threshold --reset subtract takes off: the initial one, or the one in force, which is
     trained; of binary-ci they are the same."""
-    surrogate: Literal[
-        "tanh_prime", "window", "triangle", "fast_sigmoid", "arctan", "sigmoid_prime"
-    ] = "tanh_prime"
-    """Formula in place of the derivative of the step in backward; tanh_prime is the SNU paper's."""
+    surrogate: SurrogateName = "tanh_prime"
+    """Formula in place of the derivative of the step in backward; tanh_prime is the SNU paper's;
+    mypackage:FORMULA is one of your own."""
     surrogate_width: float = 1.0
     """Width of the surrogate, in units of membrane state, above 0."""
     surrogate_height: float = 1.0
@@ -157,6 +113,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_name("unit", self.unit, UNITS)
+        check_name("surrogate", self.surrogate, SURROGATES)
         shown = list(self.hidden)
         require(
             len(self.hidden) >= 1 and min(self.hidden, default=0) >= 1,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from spikebridge.settings.config import Config, data_name, variant_of
 from spikebridge.settings.learning import LearningConfig
-from spikebridge.settings.model import BINARY
+from spikebridge.settings.names import BINARY
 from spikebridge.settings.tasks import DigitsConfig, TextConfig, is_own
 
 _WOZNIAK = (

@@ -1,29 +1,108 @@
 """One frozen record per task: which data, and how they become sequences.  Loads no torch.
 
-Unannotated names in capitals belong to the class, not to the settings: what the command line calls
-the task, what one sample of it is called, what its loss is a mean over, and its metric.
+Unannotated names in capitals belong to the class, not to the settings; see `Task`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from spikebridge.base.records import at_least, check_types, require
+from spikebridge.settings.names import is_place
 
 # Images of three colours.
 COLOUR = ("cifar10", "cifar10-small")
 
 
+class DataSet(NamedTuple):
+    """What tables call a data set, what a page says of it, and how its files begin."""
+
+    name: str
+    title: str
+    files: str = ""
+
+
+class Task:
+    """What each record says of its task, beside its settings."""
+
+    NAME = ""
+    """What the command line calls it."""
+    CLASS = ""
+    """Where its class is, "module:Class"."""
+    SAMPLE, COUNTED = "sample", "sample"
+    """What one sample is called, and what its loss is a mean over."""
+    METRIC = ""
+    """One of `metrics.METRICS`; empty where the data or an object say it."""
+    SETS = dict[str, DataSet]()
+    """The data sets that it brings."""
+    OWN_DATA, OWN_TITLE = "", "{}"
+    """The name of the user's own data among its data sets, and what a page says of them."""
+    OWN_ONLY = False
+    """Whether all its data are the user's."""
+    SPACE = dict[str, Any]()
+    """What the trials of a search draw: a list is a choice, a pair of numbers a range on a
+    logarithmic axis."""
+    MEMBRANES = dict[str, Any]()
+    """The same for units with a membrane, in place of what they draw elsewhere."""
+
+    def step_name(self) -> str:
+        """What a step of a stream is called, such as "word"; "sample" where samples have an end."""
+        return self.COUNTED if self.SAMPLE == "stream" else "sample"
+
+    def metric(self) -> str:
+        """The metric, one of `metrics.METRICS`; empty where the data or an object say it."""
+        return self.METRIC
+
+    def space(self) -> dict[str, Any]:
+        """What the trials of a search draw."""
+        return self.SPACE
+
+
+# How long a memory must be is not known of data of one's own; a reset by the gate may cut it off.
+_OWN_MEMBRANES: dict[str, Any] = {
+    "decay_to": [0.0, 0.9, 0.98, 0.995],
+    "reset": ["gate", "none"],
+    "norm": [False, True],
+}
+# Of data that nobody knows yet: rate, schedule and size of a batch matter most.
+_OWN_SPACE: dict[str, Any] = {
+    "lr": (1e-3, 5e-2),
+    "schedule": ["constant", "onecycle"],
+    "batch_size": [16, 32, 64],
+    "dropout": [0.0, 0.1, 0.3, 0.5],
+}
+
+
 @dataclass(frozen=True)
-class DigitsConfig:
+class DigitsConfig(Task):
     """Images, handwritten digits above all, each as a sequence of T time steps."""
 
     NAME = "digits"
+    CLASS = "spikebridge.data.images:Digits"
     SAMPLE, COUNTED = "image", "image"
     METRIC = "accuracy"
-    OWN_DATA = "idx"
+    SETS = {
+        "digits8x8": DataSet("8 × 8 digits", "1,797 handwritten digits of 8 × 8 pixels"),
+        "mnist": DataSet("MNIST", "MNIST, 70,000 handwritten digits of 28 × 28 pixels", "mnist/"),
+        "cifar10": DataSet(
+            "CIFAR-10",
+            "CIFAR-10, 60,000 things and animals of 32 × 32 pixels in colour",
+            "cifar10/",
+        ),
+        "cifar10-small": DataSet(
+            "CIFAR-10 (small)",
+            "11,000 images of CIFAR-10, things and animals of 32 × 32 pixels in colour",
+        ),
+    }
+    OWN_DATA, OWN_TITLE = "idx", "images of your own, {}"
+    SPACE = {
+        "lr": (1e-3, 3e-2),
+        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "dropout_in": [0.0, 0.1],
+        "ema": [0.0, 0.99, 0.999],
+    }
 
     data: Literal["digits8x8", "mnist", "cifar10", "cifar10-small", "idx"] = "digits8x8"
     """Which images: digits8x8 (1,797 of 8 x 8 pixels, comes with scikit-learn), mnist (70,000 of
@@ -82,22 +161,45 @@ class DigitsConfig:
         )
 
 
+_NEXT_FRAME = "predicting the notes of the next frame"
+
+
 @dataclass(frozen=True)
-class MusicConfig:
+class MusicConfig(Task):
     """Polyphonic music, next-frame prediction over 88 notes."""
 
     NAME = "music"
     SAMPLE, COUNTED = "piece", "frame"
     METRIC = "nll"
-    OWN_DATA = "mat"
+    CLASS = "spikebridge.data.music:Music"
+    SETS = {
+        "jsb": DataSet(
+            "JSB chorales", f"382 chorales by J. S. Bach, {_NEXT_FRAME}", "polymusic/JSB"
+        ),
+        "nottingham": DataSet("Nottingham", f"1,037 folk tunes, {_NEXT_FRAME}", "polymusic/Nott"),
+        "musedata": DataSet(
+            "MuseData", f"783 pieces of orchestral and piano music, {_NEXT_FRAME}", "polymusic/Muse"
+        ),
+        "piano": DataSet(
+            "Piano-midi.de", f"124 pieces of Piano-midi.de, {_NEXT_FRAME}", "polymusic/Piano"
+        ),
+    }
+    OWN_DATA, OWN_TITLE = "mat", f"pieces of your own, {{}}, {_NEXT_FRAME}"
+    SPACE = {
+        "lr": (2e-3, 6e-2),
+        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "dropout_in": [0.0, 0.1, 0.2],
+        "batch_size": [8, 16],
+        "ema": [0.0, 0.99, 0.995],
+    }
     # Boulanger-Lewandowski, Bengio, Vincent 2012: frames of an eighth note, in JSB of a quarter.
-    FRAMES_PER_QUARTER = {"jsb": 1, "nottingham": 2, "musedata": 2, "piano": 2}  # noqa: RUF012
+    FRAMES_PER_QUARTER = {"jsb": 1, "nottingham": 2, "musedata": 2, "piano": 2}
     # Column k of a file is said to be the MIDI note 21 + k.  In JSB_Chorales.mat every chorale has
     # been moved to C, and that by 6 to 17 semitones up, to between 43 and 96.  The same chorales in
     # the keys of their scores (jsb-chorales-16th of czhuang/JSB-Chorales-dataset, all 382 matched
     # by their chords) lie between 36 and 81.  An octave lower every one is within 6 semitones of
     # its score.
-    LOWEST = {"jsb": 9}  # noqa: RUF012
+    LOWEST = {"jsb": 9}
 
     data: Literal["jsb", "nottingham", "musedata", "piano", "mat"] = "jsb"
     """Which pieces: jsb (Bach chorales, 229 to train, 76 to validate, 77 to test), nottingham (folk
@@ -129,13 +231,36 @@ class MusicConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Task):
     """Language modelling: predict the next word or character of a running text."""
 
     NAME = "text"
     SAMPLE, COUNTED = "stream", "word"
     METRIC = "perplexity"
-    OWN_DATA = "files"
+    CLASS = "spikebridge.data.text:Text"
+    SETS = {
+        "ptb": DataSet(
+            "Penn Treebank",
+            "the Penn Treebank, newspaper text, predicting what comes next",
+            "ptb/",
+        )
+    }
+    OWN_DATA, OWN_TITLE = "files", "a text of your own, {}"
+    SPACE = {
+        "lr": (1e-3, 1e-2),
+        "dropout": [0.3, 0.4, 0.5],
+        "dropout_in": [0.2, 0.3, 0.4, 0.5],
+        "embedding_scale": [2.0, 4.0, 8.0],
+    }
+    CHARACTERS = {
+        "lr": (4e-3, 6.4e-2),
+        "dropout": [0.0, 0.1, 0.2, 0.3],
+        "dropout_in": [0.0, 0.1],
+        "weight_decay": [0.0, 0.03, 0.1],
+    }
+    """In place of those, where characters are predicted."""
+    # A text needs a longer memory; what a soft unit keeps hangs on its threshold too.
+    MEMBRANES = {"decay_to": [0.0, 0.9, 0.98, 0.995], "threshold": [1.0, 2.5]}
 
     data: Literal["ptb", "files"] = "ptb"
     """Which text: ptb (Penn Treebank, 929,589 words to train) or files (the three text files in
@@ -159,15 +284,31 @@ class TextConfig:
             f"vocabulary={self.vocabulary}: it must hold 2 symbols or more; pass 10000, or 0",
         )
 
+    def step_name(self) -> str:
+        return "character" if self.level == "char" else self.COUNTED
+
+    def metric(self) -> str:
+        return "bpc" if self.level == "char" else self.METRIC
+
+    def space(self) -> dict[str, Any]:
+        return self.CHARACTERS if self.level == "char" else self.SPACE
+
 
 @dataclass(frozen=True)
-class EventsConfig:
+class EventsConfig(Task):
     """Recordings of an event camera (N-MNIST), binned to frames."""
 
     NAME = "events"
     SAMPLE, COUNTED = "recording", "recording"
     METRIC = "accuracy"
-    OWN_DATA = ""
+    CLASS = "spikebridge.data.events:Events"
+    SETS = {
+        "nmnist": DataSet(
+            "N-MNIST", "digits before a moving event camera, 34 × 34 pixels of two polarities"
+        )
+    }
+    OWN_TITLE = "recordings of an event camera, {}"
+    SPACE = {"lr": (1e-3, 3e-2), "dropout": [0.1, 0.3, 0.5], "ema": [0.0, 0.99]}
 
     data: Literal["nmnist"] = "nmnist"
     """Which recordings: nmnist (34 x 34 pixels, two polarities, three saccades of 100 ms)."""
@@ -198,13 +339,13 @@ class EventsConfig:
 
 
 @dataclass(frozen=True)
-class NpzConfig:
+class NpzConfig(Task):
     """Your own sequences: .npz files that hold x (n, T, I) and y."""
 
     NAME = "npz"
-    SAMPLE, COUNTED = "sample", "sample"
-    METRIC = ""  # y decides: classes or numbers
-    OWN_DATA = "npz"
+    CLASS = "spikebridge.data.npz:Npz"
+    OWN_DATA, OWN_TITLE, OWN_ONLY = "npz", "sequences of your own, {}", True
+    SPACE, MEMBRANES = _OWN_SPACE, _OWN_MEMBRANES
 
     data: Literal["npz"] = "npz"
     """The files in --data-dir."""
@@ -225,13 +366,17 @@ class NpzConfig:
 
 
 @dataclass(frozen=True)
-class ForecastConfig:
+class ForecastConfig(Task):
     """Time series: predict the values of some columns of a table some rows ahead."""
 
     NAME = "forecast"
     SAMPLE, COUNTED = "stream", "row"
     METRIC = "rmse"
-    OWN_DATA = "csv"
+    CLASS = "spikebridge.data.forecast:Forecast"
+    OWN_DATA, OWN_ONLY = "csv", True
+    OWN_TITLE = "the table {}, predicting its values some rows ahead"
+    SPACE = _OWN_SPACE | {"batch_size": [4, 8, 16], "dropout": [0.0, 0.1, 0.3]}
+    MEMBRANES = _OWN_MEMBRANES
 
     data: Literal["csv"] = "csv"
     """The table in --file."""
@@ -267,19 +412,24 @@ class ForecastConfig:
 
 
 @dataclass(frozen=True)
-class OwnConfig:
-    """A task of your own, given to `experiment.run` as an object."""
+class OwnConfig(Task):
+    """A task of your own: a class in a module of yours, or an object that `run` is given."""
 
-    NAME = "own"
-    SAMPLE, COUNTED = "sample", "sample"
-    METRIC = ""  # the object says it
-    OWN_DATA = ""
+    NAME, OWN_ONLY = "own", True
+    SPACE, MEMBRANES = _OWN_SPACE, _OWN_MEMBRANES
 
     data: str = "own"
     """What tables and pages call it."""
+    task_class: str = ""
+    """Its class, mypackage:MyTask, made without arguments; none where an object is given."""
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(
+            not self.task_class or is_place(self.task_class),
+            f"task_class={self.task_class!r}: it names a class in a module; pass --task-class "
+            "mypackage:MyTask",
+        )
 
 
 TaskConfig = (
@@ -287,33 +437,19 @@ TaskConfig = (
 )
 
 
-def step_name(task: TaskConfig) -> str:
-    """What a step of a stream is called, such as "word"; "sample" where samples have an end."""
-    if task.SAMPLE != "stream":
-        return "sample"
-    return "character" if getattr(task, "level", "") == "char" else task.COUNTED
+TASKS: dict[str, type[TaskConfig]] = {kind.NAME: kind for kind in get_args(TaskConfig)}
+DATA_SETS = {data: known for kind in TASKS.values() for data, known in kind.SETS.items()}
 
 
-def metric_of(task: TaskConfig) -> str:
-    """The metric of a task, one of `metrics.METRICS`; empty where the data or an object say it."""
-    return "bpc" if getattr(task, "level", "") == "char" else task.METRIC
+def data_label(data: str) -> str:
+    """What tables call a data set; the user's are called by their own name."""
+    return DATA_SETS[data].name if data in DATA_SETS else data
 
 
-TASKS: dict[str, type[TaskConfig]] = {
-    kind.NAME: kind
-    for kind in (
-        DigitsConfig,
-        MusicConfig,
-        TextConfig,
-        EventsConfig,
-        NpzConfig,
-        ForecastConfig,
-        OwnConfig,
-    )
-}
-
-# The tasks that a command can name: your own comes as an object.
-COMMANDS = tuple(name for name in TASKS if name != OwnConfig.NAME)
+def data_title(data: str, task: str) -> str:
+    """What a page says of the data of a task."""
+    own = TASKS[task].OWN_TITLE if task in TASKS else "{}"
+    return DATA_SETS[data].title if data in DATA_SETS else own.format(data)
 
 
 def name_of_data(task: TaskConfig) -> str:

@@ -26,62 +26,16 @@ from spikebridge.settings.config import (
     preset,
     split_variant,
     to_dict,
+    unit_in_path,
     variant_of,
 )
-from spikebridge.settings.model import BASELINES, BINARY, PLAIN
-from spikebridge.settings.tasks import metric_of
+from spikebridge.settings.names import BASELINES, BINARY, PLAIN
+from spikebridge.settings.tasks import TASKS
 
 SEARCH, JOURNAL, BEST = "search.json", "journal.log", "best.json"
 Tell = Callable[[int, float | None, dict[str, Any]], None]
 _FAILED = "failed"
 
-# What each task's trials draw: a list is a choice, a pair of numbers a range on a logarithmic axis.
-SHARED: dict[str, dict[str, Any]] = {
-    "music": {
-        "lr": (2e-3, 6e-2),
-        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
-        "dropout_in": [0.0, 0.1, 0.2],
-        "batch_size": [8, 16],
-        "ema": [0.0, 0.99, 0.995],
-    },
-    "digits": {
-        "lr": (1e-3, 3e-2),
-        "dropout": [0.1, 0.2, 0.3, 0.4, 0.5],
-        "dropout_in": [0.0, 0.1],
-        "ema": [0.0, 0.99, 0.999],
-    },
-    "text": {
-        "lr": (1e-3, 1e-2),
-        "dropout": [0.3, 0.4, 0.5],
-        "dropout_in": [0.2, 0.3, 0.4, 0.5],
-        "embedding_scale": [2.0, 4.0, 8.0],
-    },
-    "events": {
-        "lr": (1e-3, 3e-2),
-        "dropout": [0.1, 0.3, 0.5],
-        "ema": [0.0, 0.99],
-    },
-    # Of data that nobody knows yet: rate, schedule and size of a batch matter most.
-    "npz": {
-        "lr": (1e-3, 5e-2),
-        "schedule": ["constant", "onecycle"],
-        "batch_size": [16, 32, 64],
-        "dropout": [0.0, 0.1, 0.3, 0.5],
-    },
-    "forecast": {
-        "lr": (1e-3, 5e-2),
-        "schedule": ["constant", "onecycle"],
-        "batch_size": [4, 8, 16],
-        "dropout": [0.0, 0.1, 0.3],
-    },
-}
-CHARACTERS: dict[str, Any] = {
-    "lr": (4e-3, 6.4e-2),
-    "dropout": [0.0, 0.1, 0.2, 0.3],
-    "dropout_in": [0.0, 0.1],
-    "weight_decay": [0.0, 0.03, 0.1],
-}
-"""In place of those of texts, where characters are predicted."""
 MEMBRANE: dict[str, Any] = {
     "decay": [0.1, 0.3, 0.5, 0.8],
     "decay_to": [0.0, 0.9, 0.98],
@@ -91,16 +45,6 @@ MEMBRANE: dict[str, Any] = {
 RECURRENT: dict[str, Any] = {"dropout_recurrent": [0.0, 0.25, 0.5]}
 """Of every unit with a recurrent matrix, whatever the task."""
 SPIKES: dict[str, Any] = {"surrogate_width": [0.5, 1.0]}
-# A text needs a longer memory than other tasks; what a soft unit keeps hangs on its threshold too.
-LONG: dict[str, Any] = {"decay_to": [0.0, 0.9, 0.98, 0.995], "threshold": [1.0, 2.5]}
-# How long a memory must be is not known of data of one's own; a reset by the gate may cut it off.
-OWN: dict[str, Any] = {
-    "decay_to": [0.0, 0.9, 0.98, 0.995],
-    "reset": ["gate", "none"],
-    "norm": [False, True],
-}
-OWN_DATA = ("npz", "forecast")
-OF_TASK = {"text": LONG} | dict.fromkeys(OWN_DATA, OWN)
 # The second trial of data of one's own: what brought most on two sets of recordings.
 SECOND: dict[str, Any] = {"lr": 1e-2, "schedule": "onecycle", "batch_size": 16, "dropout": 0.0}
 # Spiking units need a reset, or gradients grow through their recurrence; a narrow surrogate too.
@@ -125,13 +69,13 @@ def space(task: str, variant: str, base: Config | None = None) -> dict[str, Any]
 
     Raises UsageError for a task without a space.
     """
-    if task not in SHARED:
-        raise UsageError(f"task={task!r}: there is no search space for it; see search.SHARED")
+    if task not in TASKS:
+        raise UsageError(f"task={task!r}: there is no such task; choose one of {', '.join(TASKS)}")
+    kind = TASKS[task]
     unit, recurrent = split_variant(variant)
-    by_characters = base is not None and getattr(base.task, "level", "") == "char"
-    found = dict(CHARACTERS if by_characters else SHARED[task])
+    found = dict(kind.SPACE if base is None else base.task.space())
     if unit not in (*BASELINES, *PLAIN, *BINARY):  # a binary unit's decay and g are its name
-        found |= MEMBRANE | OF_TASK.get(task, {})
+        found |= MEMBRANE | kind.MEMBRANES
         if unit == "li-snu":  # lateral inhibition is its reset
             found.pop("reset", None)
     if recurrent or unit in BASELINES:
@@ -188,7 +132,7 @@ def search_from(
     whole = space(base.task.NAME, variant, base)
     drawn = {name: options for name, options in whole.items() if name not in fixed}
     metric = _metric(base)  # of data that are missing: before anything is written
-    folder = directory / variant
+    folder = directory / unit_in_path(base)
     with rundir.owning(folder, "search", make=True):
         return _go_on(folder, base, drawn, metric, trials, folds, tell)
 
@@ -210,7 +154,7 @@ def _go_on(
     done = len(found) + sum(_FAILED in trial.user_attrs for trial in study.trials)
     for number in range(done, trials):
         study.sampler = _sampler(number)
-        if number == 1 and base.task.NAME in OWN_DATA:
+        if number == 1 and base.task.OWN_ONLY:
             study.enqueue_trial(_second(drawn))
         trial = study.ask()
         chosen = {} if number == 0 else {name: _draw(trial, name, drawn[name]) for name in drawn}
@@ -241,7 +185,7 @@ def _go_on(
 
 def _metric(base: Config) -> Metric:
     """The metric of a config's task; of data of one's own, the data say it."""
-    return METRICS[metric_of(base.task) or tasks.load(base.task).metric]
+    return METRICS[base.task.metric() or tasks.load(base.task).metric]
 
 
 def _second(drawn: dict[str, Any]) -> dict[str, Any]:
@@ -383,7 +327,7 @@ def _content(
         "higher_is_better": metric.higher_is_better,
         "sampler": "optuna TPE, seeded with the trial's number, 5 random trials first; "
         "the first trial is the base"
-        + (", the second what suited other recordings" if base.task.NAME in OWN_DATA else ""),
+        + (", the second what suited other recordings" if base.task.OWN_ONLY else ""),
         "environment": environment.collect(),
         "trials": found,
     }

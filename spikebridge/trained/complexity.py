@@ -61,7 +61,6 @@ from spikebridge.nn.synapses import Conv2d, Dense, Embedding
 from spikebridge.runs import rundir
 from spikebridge.runs.evaluation import evaluating, trained
 from spikebridge.runs.hardware_results import Measured, save
-from spikebridge.settings.tasks import step_name
 
 __all__ = ["Complexity", "SynapticOperations", "complexity", "of_run"]
 
@@ -419,7 +418,7 @@ def of_run(directory: Path, split: str = "test", samples: int = 0) -> Measured:
     if samples:
         batches = first(batches, samples, stream=task.carries_state)
     found = complexity(network, batches, carries_state=task.carries_state)
-    about = {"source": SOURCE, "split": split, "per": step_name(config.task)}
+    about = {"source": SOURCE, "split": split, "per": config.task.step_name()}
     content = from_content(Measured, about | found.to_dict())
     save(directory / rundir.COMPLEXITY, content)
     return content

@@ -43,7 +43,6 @@ from spikebridge.runs.hardware_results import (
 )
 from spikebridge.settings.config import Config
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
-from spikebridge.settings.tasks import step_name
 
 HOUR_S, DAY_S = 3600.0, 86400.0
 MONTH_S, YEAR_S = 30 * DAY_S, 365 * DAY_S
@@ -152,7 +151,7 @@ class _Bench:
     def __init__(self, network: Network, task: Task, config: Config, plan: Plan) -> None:
         self.network, self.task, self.plan = network, task, plan
         self.size, self.judge = config.train.batch_size, config.train.eval_seed
-        self.per = step_name(config.task)
+        self.per = config.task.step_name()
         self.batches = math.ceil(plan.samples / self.size) if plan.samples else None
 
     def test(self, network: Any) -> float:

@@ -23,7 +23,7 @@ from spikebridge.crossbar.measured import COLUMNS
 from spikebridge.runs import continual, rundir, training
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import PRESETS, Config, flatten, override, preset, to_dict
-from spikebridge.settings.tasks import COMMANDS, TASKS
+from spikebridge.settings.tasks import TASKS
 from spikebridge.studies import compare
 
 TINY = "--hidden 8 --steps 4 --epochs 2 --batch-size 256 --threads 1"
@@ -234,7 +234,7 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{name.replace('_', '-')}" in said
 
 
-@pytest.mark.parametrize("task", COMMANDS)
+@pytest.mark.parametrize("task", TASKS)
 def test_help_has_the_whole_sentence_of_a_task(
     task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

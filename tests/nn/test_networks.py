@@ -19,7 +19,8 @@ from spikebridge.nn.layers import Baseline, Dropout, Layer, Plain, Readout
 from spikebridge.nn.network import Network, build, load_network, save_network
 from spikebridge.nn.synapses import Array, Conv2d, Dense, Embedding, Normalised, gain
 from spikebridge.nn.units import KINDS, make_unit
-from spikebridge.settings.model import BASELINES, BINARY, PLAIN, UNITS, ModelConfig
+from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.names import BASELINES, BINARY, PLAIN, UNITS
 
 ARRAYS = {
     "dense": (lambda: Dense(6, 4), lambda *s: torch.randn(*s, 6)),

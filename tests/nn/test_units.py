@@ -12,7 +12,8 @@ from torch import Tensor
 
 from spikebridge.nn.gradients import FORMULAS, Surrogate
 from spikebridge.nn.scan import loop, scan
-from spikebridge.nn.units import BINARY_RESETS, KINDS, Rule, SNUnit, State, Unit, make_unit, step
+from spikebridge.nn.units import KINDS, Rule, SNUnit, State, Unit, make_unit, step
+from spikebridge.settings.names import BINARY, unit_class
 
 N = 7
 CASES = [
@@ -21,7 +22,7 @@ CASES = [
         KINDS, ("identity", "relu", "leaky_relu", "elu"), ("gate", "subtract", "trained", "none")
     )
     if not (kind == "li-snu" and reset != "gate")  # lateral inhibition is itself a reset
-    and (kind not in BINARY_RESETS or (g, reset) == ("identity", BINARY_RESETS[kind]))
+    and (kind not in BINARY or (g, reset) == ("identity", unit_class(kind).reset))
 ]
 laws = pytest.mark.parametrize(("kind", "g", "reset"), CASES, ids=lambda v: v)
 recurrence = pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
@@ -37,7 +38,7 @@ def made(kind: str, g: str, reset: str, **options) -> Unit:
 
 def without_own(kind: str, options: dict) -> dict:
     """Options without those that a unit's name settles."""
-    own = ("decay", "train_decay", "per_unit") if kind in BINARY_RESETS else ()
+    own = ("decay", "train_decay", "per_unit") if kind in BINARY else ()
     return {name: value for name, value in options.items() if name not in own}
 
 

@@ -21,7 +21,8 @@ from spikebridge.report.still import TABLE, log_ticks, write
 from spikebridge.report.wording import metric_text
 from spikebridge.runs import rundir, training
 from spikebridge.settings.config import flatten, from_dict, override, preset, to_dict, variant_of
-from spikebridge.settings.model import BASELINES, BINARY, PLAIN
+from spikebridge.settings.names import BASELINES, BINARY, PLAIN
+from spikebridge.settings.tasks import TASKS
 from spikebridge.studies import catalog, compare, search
 from spikebridge.studies.catalog import CATALOG, Entry, Row
 from spikebridge.studies.catalog.continual import FORGETTING
@@ -279,7 +280,7 @@ def test_a_table_on_hardware_exports_and_programs_every_run(
 
 
 def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
-    for task in search.SHARED:
+    for task in TASKS:
         shared = search.space(task, "tanh")
         looped = shared | search.RECURRENT
         assert all(search.space(task, unit) == looped for unit in BASELINES)
@@ -292,8 +293,8 @@ def test_each_unit_has_the_same_space_but_for_its_membrane() -> None:
             assert search.space(task, f"recurrent-{unit}") == looped | search.SPIKES
         assert all(search.space(task, unit) == shared for unit in PLAIN)
         assert all(set(search.MEMBRANE).isdisjoint(search.space(task, u)) for u in BASELINES)
-    with pytest.raises(UsageError, match="task='own': there is no search space"):
-        search.space("own", "snu")
+    with pytest.raises(UsageError, match="task='sound': there is no such task"):
+        search.space("sound", "snu")
 
 
 @pytest.mark.parametrize("level", ["word", "char"])

@@ -15,7 +15,8 @@ from spikebridge.cli import main as cli
 from spikebridge.nn.network import build
 from spikebridge.runs import rundir, training
 from spikebridge.settings.config import flatten, from_dict, override, preset
-from spikebridge.settings.model import BASELINES, BINARY, PLAIN, VARIANTS
+from spikebridge.settings.names import BASELINES, BINARY, PLAIN, VARIANTS
+from spikebridge.settings.tasks import TASKS
 from spikebridge.studies import search
 
 FAST = "--hidden 5 --epochs 2 --threads 1"
@@ -98,7 +99,7 @@ def test_what_a_flag_sets_is_not_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not {"lr", "train_decay"} & set(content["space"])
 
 
-@pytest.mark.parametrize("task", search.OWN_DATA)
+@pytest.mark.parametrize("task", [name for name, kind in TASKS.items() if kind.OWN_ONLY])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_setting_of_a_space_makes_a_network(task: str, variant: str) -> None:
     base = preset(task, variant)
