@@ -12,7 +12,7 @@ from spikebridge.report.examples import more_text, panels
 from spikebridge.report.in_loop import in_the_loop
 from spikebridge.report.on_cells import in_memory
 from spikebridge.report.on_chip import on_chip
-from spikebridge.report.theme import Card, Drawer, Plot, Section, colour_of, figure
+from spikebridge.report.theme import Block, Card, Drawer, Plot, Section, colour_of, figure, figures
 from spikebridge.report.wording import (
     NOTHING,
     Metric,
@@ -24,11 +24,34 @@ from spikebridge.report.wording import (
     number,
     plural,
     seconds_text,
+    share_text,
 )
-from spikebridge.runs.hardware_results import OnCells, load_on_cells, load_on_chip, load_proof
+from spikebridge.runs.hardware_results import (
+    OnCells,
+    load_complexity,
+    load_on_cells,
+    load_on_chip,
+    load_proof,
+)
 from spikebridge.runs.load import ReportError, Run
 from spikebridge.settings import config
 from spikebridge.settings.tasks import OwnConfig, data_label, data_title
+
+LOSS = (
+    "The loss is what training makes small; a validation line that rises while the training line "
+    "falls would mean learning by heart."
+)
+MEASURED_LOSS = LOSS + " {}{}"
+BY_STEPS = (
+    "The same network, shown its inputs for fewer or more time steps at the test: more steps "
+    "average out the chance in the input spikes, and cost time and energy."
+)
+RATES = (
+    "Mean number of spikes that a neuron sends per time step, over the test set: 0.1 means one "
+    "spike in ten steps. Fewer spikes cost less energy on event-driven hardware."
+)
+SILENT = " No neuron spiked at all: the network is silent."
+MEANS = "Mean size (absolute value) of what a neuron sends on per time step, over the test set."
 
 
 def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict[str, Any]:
@@ -47,9 +70,11 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
         "cards": cards(run, metric),
         "source": source_of(run.fact("published")),
         "started": started(run),
-        "learning": [plot for plot in [*learning_plots(run, metric), steps_plot(run)] if plot],
-        "activity": activity_plot(run),
-        "hardware": [*hardware(run, programmed), *(own_section(make, run) for make in sections)],
+        "sections": [
+            *learning_section(run, metric),
+            *hardware(run, programmed),
+            *(own_section(make, run) for make in sections),
+        ],
         "composition": composition(run),
         "panels": panels(run),
         "more": more_text(run.examples),
@@ -64,12 +89,13 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
 
 
 def hardware(run: Run, programmed: OnCells | None) -> list[Section]:
-    """The sections of memory cells, programmed or trained on, and of the digital chip."""
+    """The sections of memory cells, programmed or trained on, of the digital chip and of counts."""
     found = [None if programmed is None else in_memory(programmed, run, Drawer())]
     found.append(in_the_loop(run, Drawer()))
     program = load_on_chip(run.directory)
     if program is not None:
         found.append(on_chip(program, load_proof(run.directory), run, Drawer()))
+    found.append(complexity(run))
     return [part for part in found if part]
 
 
@@ -133,52 +159,52 @@ def cards(run: Run, metric: Metric) -> list[Card]:
     value = metric_text(metric, run.fact("test"), unit=short)
     known = metric_text(metric, published.get("value"), unit=short)
     graded = run.result is not None and number(spikes) is None
-    rows = [
-        (f"test {metric.name}", value, metric.below if value != NOTHING else "not known"),
-        (
-            f"published {metric.name}",
-            known if known != NOTHING else "unknown",
-            "source below" if known != NOTHING else "no published figure for this set-up",
+    operations = number(run.fact("operations_per_step"))
+    return [
+        Card(f"test {metric.name}", value, metric.below if value != NOTHING else "not known"),
+        Card(f"published {metric.name}", known, "source below")
+        if known != NOTHING
+        else Card(f"published {metric.name}", "unknown", "no published figure for this set-up"),
+        Card(
+            "parameters",
+            count_text(run.fact("parameters")),
+            "trained numbers"
+            if operations is None
+            else f"{operations:,.0f} multiplications per dense step",
         ),
-        ("parameters", count_text(run.fact("parameters")), operations_text(run)),
-        (
-            "spikes per inference",
-            "none" if graded else count_text(spikes),
-            "this unit sends graded values" if graded else f"all hidden layers, {per}",
-        ),
-        (
+        Card("spikes per inference", "none", "this unit sends graded values")
+        if graded
+        else Card("spikes per inference", count_text(spikes), f"all hidden layers, {per}"),
+        Card(
             "training time",
             seconds_text(run.fact("seconds")),
             plural(int(epochs or 0), "epoch") + (f", best: {best}" if best is not None else ""),
         ),
-        (
-            "seed",
-            str(run.fact("seed", run.part("train").get("seed", NOTHING))),
-            "fixes all random choices",
-        ),
+        Card("seed", seed_of(run), "fixes all random choices"),
     ]
-    return [Card(name, value, below) for name, value, below in rows]
 
 
-def operations_text(run: Run) -> str:
-    count = number(run.fact("operations_per_step"))
-    return "trained numbers" if count is None else f"{count:,.0f} multiplications per dense step"
+def seed_of(run: Run) -> str:
+    return str(run.fact("seed", run.part("train").get("seed", NOTHING)))
+
+
+def learning_section(run: Run, metric: Metric) -> list[Section]:
+    """Learning curves, the test by time steps and the activity of layers; none without a figure."""
+    block = figures(*learning_plots(run, metric), steps_plot(run), activity_plot(run))
+    return [Section("Learning", "", (block,))] if block.plots else []
 
 
 def learning_plots(run: Run, metric: Metric) -> list[Plot | None]:
     """Learning curves; two figures, or one where loss and metric are the same quantity."""
     same = run_charts.metric_is_loss(run)
     star = " The star marks the epoch whose network was kept and tested."
-    loss = (
-        "The loss is what training makes small; a validation line that rises while the training "
-        "line falls would mean learning by heart."
-    )
     meaning = f"{metric.meaning} Measured after each epoch on data not used for training.{star}"
+    title, caption = ("Loss", LOSS) if not same else (f"Loss ({metric.name})", MEASURED_LOSS)
     return [
         figure(
             run_charts.loss_curves(run),
-            f"Loss ({metric.name})" if same else "Loss",
-            f"{loss} {metric.meaning}{star}" if same else loss,
+            title,
+            caption.format(metric.meaning, star),
             wide=same,
         ),
         figure(run_charts.metric_curve(run), f"Validation {metric.name}", meaning.strip()),
@@ -188,30 +214,42 @@ def learning_plots(run: Run, metric: Metric) -> list[Plot | None]:
 def steps_plot(run: Run) -> Plot | None:
     """How the result depends on how long the network may look."""
     trained = number((run.steps or {}).get("trained_with"))
-    told = "" if trained is None else f" It was trained with {trained:.0f}."
-    caption = (
-        "The same network, shown its inputs for fewer or more time steps at the test: more steps "
-        f"average out the chance in the input spikes, and cost time and energy.{told}"
-    )
     title = f"{metric_of(run.metric).name.capitalize()} against time steps"
-    return figure(run_charts.step_curve(run), title, caption)
+    with_steps = "" if trained is None else f" It was trained with {trained:.0f}."
+    return figure(run_charts.step_curve(run), title, BY_STEPS + with_steps)
 
 
 def activity_plot(run: Run) -> Plot | None:
+    """Activity of the layers, as spikes where they spike."""
     rates, spiking = run_charts.layer_activity(run)
-    if spiking:
-        caption = (
-            "Mean number of spikes that a neuron sends per time step, over the test set: 0.1 means "
-            "one spike in ten steps. Fewer spikes cost less energy on event-driven hardware."
-        )
-        silent = all(rate == 0 for rate in rates.values())
-        caption += " No neuron spiked at all: the network is silent." if silent else ""
-    else:
-        caption = (
-            "Mean size (absolute value) of what a neuron sends on per time step, over the test set."
-        )
-    title = "Firing rate by layer" if spiking else "Mean output by layer"
-    return figure(run_charts.activity_bars(run), title, caption, wide=True)
+    silent = spiking and all(rate == 0 for rate in rates.values())
+    title, caption = ("Firing rate by layer", RATES) if spiking else ("Mean output by layer", MEANS)
+    return figure(run_charts.activity_bars(run), title, caption + SILENT * silent, wide=True)
+
+
+def complexity(run: Run) -> Section | None:
+    """What the network holds and does, where it was measured."""
+    measured = load_complexity(run.directory)
+    if measured is None:
+        return None
+    operations, per = measured.synaptic_operations, measured.per
+    effective = operations.Effective_MACs + operations.Effective_ACs
+    cards = [
+        Card("footprint", f"{measured.footprint:,}", "bytes of parameters and buffers"),
+        Card(
+            "effective operations",
+            count_text(effective),
+            f"per {per}: {count_text(operations.Effective_ACs)} additions and "
+            f"{count_text(operations.Effective_MACs)} multiplications with addition",
+        ),
+        Card("dense operations", count_text(operations.Dense), f"per {per}, zeros included"),
+        Card("membrane updates", count_text(measured.membrane_updates), f"per {per}"),
+        Card("zero outputs", share_text(measured.activation_sparsity), "of all layers and steps"),
+        Card("zero weights", share_text(measured.connection_sparsity), "of all connections"),
+    ]
+    samples = plural(measured.samples, per)
+    about = f"Over {samples} of the {measured.split} split; {measured.source}."
+    return Section("Complexity", about, (Block(cards=tuple(cards)),))
 
 
 def epoch_table(run: Run) -> dict[str, list[Any]]:

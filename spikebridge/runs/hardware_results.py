@@ -390,6 +390,12 @@ def load_by_steps(directory: Path) -> BySteps | None:
     return _read(directory / rundir.STEPS, BySteps, "run `spikebridge evaluate` again")
 
 
+def load_complexity(directory: Path) -> Measured | None:
+    """The complexity.json of a run; None where it was not measured."""
+    remedy = f"measure the run again with `spikebridge complexity {directory}`"
+    return _read(directory / rundir.COMPLEXITY, Measured, remedy)
+
+
 def load_proof(directory: Path) -> Proof | None:
     """The rtl.json of a run; None where there is none, or one of a program that was replaced."""
     remedy = "remove the file, then run `spikebridge demo` again"

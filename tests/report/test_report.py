@@ -511,6 +511,31 @@ def test_the_piano_roll_is_trimmed_to_the_notes_in_use() -> None:
     assert frame_nll(np.full((4, 88), 0.5), target) == pytest.approx(88 * math.log(2))
 
 
+def test_what_a_network_holds_and_does_stands_on_its_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    assert "Complexity" not in page_of(run)
+    measured = {
+        "source": HOSTILE,
+        "split": "test",
+        "per": "sample",
+        "footprint": 104488,
+        "parameter_count": 26122,
+        "connection_sparsity": 0.25,
+        "activation_sparsity": 0.93,
+        "synaptic_operations": {"Effective_MACs": 0.0, "Effective_ACs": 51.5, "Dense": 24576.0},
+        "membrane_updates": 256.0,
+        "samples": 360,
+    }
+    (run / "complexity.json").write_text(json.dumps(measured))
+    page = page_of(run)
+    for part in ("104,488", "93\u00a0%", "25\u00a0%", "51.5 additions", "24,576", "360 samples"):
+        assert part in page, part
+    assert "<script>alert" not in page
+    (run / "complexity.json").write_text("{}")
+    with pytest.raises(report.ReportError, match=r"complexity\.json.*spikebridge complexity"):
+        report.write(run)
+
+
 def own_section(run: Run) -> report.Section:
     chart = report.Chart(200)
     chart.add("bar", x=[HOSTILE], y=[run.fact("test")])
