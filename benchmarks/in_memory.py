@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from spikebridge import data as tasks
-from spikebridge.base.seeding import generator
+from spikebridge.base.chance import generator
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.cells import SimulatedArray
 from spikebridge.crossbar.network import to_crossbar

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from spikebridge.base.storage import replace
 
 MOST_BYTES = 1 << 31
 """Of all arrays of a file that spikebridge has written."""
@@ -16,6 +18,16 @@ MOST_BYTES = 1 << 31
 
 class ArchiveError(ValueError):
     """Why a file holds no arrays that can be read."""
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name, compressed, whole or not at all."""
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:  # given a name, numpy would add .npz to it
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    replace(path, write)
 
 
 def read_arrays(

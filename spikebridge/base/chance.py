@@ -1,7 +1,8 @@
-"""Chance by the million: four draws from one random word of 64 bits.
+"""Chance: one seed for a run with a stream for everything that draws, and draws by the million.
 
-A draw r in 0..32767 is below k = round(32768 p) with probability p to within 2**-16, which is
-several times as fast as a float each.
+Of the latter, four come from one random word of 64 bits: a draw r in 0..32767 is below
+k = round(32768 p) with probability p to within 2**-16, which is several times as fast as a float
+each.
 """
 
 from __future__ import annotations
@@ -9,11 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["bernoulli", "fifteen_bits", "kept"]
+__all__ = ["bernoulli", "fifteen_bits", "generator", "kept", "seed_of"]
 
+# Numbers, so that a purpose added later leaves the streams of the others as they are.
+PURPOSES = {
+    "init": 0,
+    "data": 1,
+    "dropout": 2,
+    "valid": 3,
+    "test": 4,
+    "examples": 5,
+    "cells": 6,
+    "feedback": 7,
+    "tasks": 8,
+}
 LEVELS = 1 << 15
 
 
@@ -47,3 +61,14 @@ def kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
     dropped = min(round(LEVELS * p), LEVELS - 1)
     mask = torch.empty(shape, dtype=dtype, device="cpu")
     return torch.ge(fifteen_bits(shape), dropped, out=mask).mul_(LEVELS / (LEVELS - dropped))
+
+
+def seed_of(seed: int, purpose: str) -> int:
+    """The seed of a purpose, of a run's seed; below 2^63."""
+    state = np.random.SeedSequence([seed, PURPOSES[purpose]]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A generator of its own for each purpose, so that one's draws never shift another's."""
+    return torch.Generator().manual_seed(seed_of(seed, purpose))

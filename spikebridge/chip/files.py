@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spikebridge.base.archives import MOST_BYTES, read_arrays
-from spikebridge.base.storage import replace
+from spikebridge.base.archives import MOST_BYTES, read_arrays, write_arrays
 from spikebridge.chip.bounds import bounds
 from spikebridge.chip.program import ChipConfig, Geometry, Program, ProgramLayer
 
@@ -32,12 +31,7 @@ def save_program(program: Program, path: str | Path) -> None:
         for name in ARRAYS
     }
     arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:  # given a name, numpy would add .npz to it
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-
-    replace(Path(path), write)
+    write_arrays(Path(path), arrays)
 
 
 def load_program(path: str | Path) -> Program:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spikebridge.base.records import UsageError
-from spikebridge.base.tensors import save_tensors
+from spikebridge.base.tensors import TensorFile
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.cells import Device, SimulatedArray
 from spikebridge.crossbar.converters import Converted
@@ -32,6 +30,7 @@ from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 
 __all__ = ["Crossbar", "CrossbarNetwork", "cell_of", "from_crossbar", "to_crossbar"]
 
+FILE = TensorFile("spikebridge-chip-1", "make it with the settings of its run", unsummed=True)
 MakeDevice = Callable[[tuple[int, ...]], Device]
 
 
@@ -96,7 +95,7 @@ class CrossbarNetwork:
             for name, crossbar in self.crossbars.items()
             for key, value in crossbar.state_dict().items()
         }
-        save_tensors(Path(path), tensors, {"format": "spikebridge-chip-1"})
+        FILE.write(Path(path), tensors)
 
     def settle(self) -> None:
         """Take the weights that the cells hold now as those that are meant, after training."""
@@ -107,13 +106,13 @@ class CrossbarNetwork:
     def load(self, path: Path) -> None:
         """Put back what `save` wrote.  Raises ValueError where it does not fit."""
         try:
-            tensors = load_file(path)
+            _, tensors = FILE.read(Path(path))
             for name, crossbar in self.crossbars.items():
                 at = f"{name}/"
                 own = {k.removeprefix(at): v for k, v in tensors.items() if k.startswith(at)}
                 crossbar.load_state_dict(own)
                 self.aimed[name] = crossbar.weights()
-        except (RuntimeError, SafetensorError) as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{path}: not the cells of such a chip ({error}); make it with the settings of "
                 "its run"

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 
-from spikebridge.base.digest import digest
 from spikebridge.base.records import ConfigError
-from spikebridge.base.tensors import save_tensors
+from spikebridge.base.tensors import TensorFile
 from spikebridge.nn.fresh import Fresh, Table
 from spikebridge.nn.gradients import Surrogate
 from spikebridge.nn.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction, leaf
@@ -51,7 +49,12 @@ __all__ = [
     "save_network",
 ]
 
-FORMAT = "spikebridge-network-1"
+FILE = TensorFile(
+    "spikebridge-network-1",
+    "restore it, or train again",
+    needs=("model", "sizes"),
+    unsummed=True,
+)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in a file
 SIZES = {"input_size", "output_size", "readout", "symbols", "image"}  # in its description
 
@@ -371,16 +374,12 @@ def save_network(network: Network, path: str | Path) -> None:
 
     Raises ValueError for a network that `build` has not made: nothing would say how to load it.
     """
-    path = Path(path)
     if network.description is None:
         raise ValueError(
             "this network was put together by hand, so a file could not say how to build it again; "
             "make it with spikebridge.build, or save its state_dict yourself"
         )
-    tensors = network.state_dict()
-    metadata = {"format": FORMAT, **network.description}
-    metadata["sha256"] = digest(tensors, network.description["model"])
-    save_tensors(path, tensors, metadata)
+    FILE.write(Path(path), network.state_dict(), **network.description)
 
 
 def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
@@ -418,33 +417,17 @@ def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file whose format, types and checksum are right."""
     try:
-        with path.open("rb"):  # safetensors names no reason
-            pass
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, IsADirectoryError) as error:
+        metadata, tensors = FILE.read(path)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no network file at {path}; name the model.safetensors in a finished run's folder"
         ) from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); restore it, or train again"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}"
-        )
     for name, value in tensors.items():
         if value.dtype not in DTYPES:
             raise ValueError(
                 f"{path}: {name} is of {value.dtype}, and numbers of a network are of "
                 f"{', '.join(map(str, DTYPES))}; save it with one of these"
             )
-    missing = {"model", "sizes"} - metadata.keys()
-    if missing or metadata.get("sha256") not in (None, digest(tensors, metadata["model"])):
-        what = f"lacks {sorted(missing)}" if missing else "does not match its checksum"
-        raise ValueError(f"{path} {what}; restore it, or train again")
     return metadata, renamed(tensors)
 
 

@@ -16,20 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from spikebridge.base.digest import digest
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.base.tensors import save_tensors
+from spikebridge.base.tensors import TensorFile
 from spikebridge.nn.network import Network, load_network, renamed
 from spikebridge.nn.units import Unit
 from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json, read_json
 from spikebridge.settings.crossbar import renewed
 
-FORMAT = "spikebridge-checkpoint"
-VERSION = 1
 REMEDY = "start the run anew with --overwrite, or put back a copy of the file"
+FILE = TensorFile("spikebridge-checkpoint", REMEDY, version="1", needs=("progress",))
 # What optimisers keep of a parameter; chi is what memory cells have not taken yet.
 _ADAM, _SGD, _CHI = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}, "chi"
 _KEPT = _ADAM | _SGD
@@ -79,13 +76,7 @@ def save(
     text = json.dumps(
         {"step": position.step, "history": position.history, "settings": dict(settings)}
     )
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "progress": text,
-        "sha256": digest(tensors, text),
-    }
-    save_tensors(path, tensors, metadata)
+    FILE.write(path, tensors, progress=text)
 
 
 def restore(
@@ -100,7 +91,10 @@ def restore(
     Raises CheckpointError, before anything is changed, where the file is damaged, of another
     version, of another network, or of a run with other settings.
     """
-    metadata, found = _read(path)
+    try:
+        metadata, found = FILE.read(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from error
     tensors = renamed(found)
     plain = _progress(path, metadata["progress"])
     _same_run(path, plain, settings)
@@ -188,23 +182,6 @@ def _draws(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
             f"{path}: {name} is no state of a random generator ({error}); {REMEDY}"
         ) from error
     return tensors[name]
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({error}); {REMEDY}") from error
-    found = f"{metadata.get('format', 'no format')} version {metadata.get('version', 'none')}"
-    if found != f"{FORMAT} version {VERSION}":
-        raise CheckpointError(
-            f"{path}: expected {FORMAT} version {VERSION}, found {found}; {REMEDY}"
-        )
-    if metadata.get("sha256") != digest(tensors, metadata.get("progress", "")):
-        raise CheckpointError(f"{path}: the content does not match its checksum; {REMEDY}")
-    return metadata, tensors
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

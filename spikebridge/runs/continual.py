@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikebridge.base.chance import generator, seed_of
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.base.seeding import generator, seed_of
 from spikebridge.data.continual import Part, permuted, split
 from spikebridge.learning.consolidation import EWC, SI
 from spikebridge.nn import network

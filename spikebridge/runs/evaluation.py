@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikebridge.base.archives import write_arrays
 from spikebridge.base.metrics import from_mean
 from spikebridge.base.records import RunError
 from spikebridge.nn.network import load_network
 from spikebridge.nn.units import SNUnit
 from spikebridge.runs import rundir
-from spikebridge.runs.rundir import replace
 
 if TYPE_CHECKING:
     from spikebridge.data.task import Batch, Task
@@ -167,7 +167,7 @@ def write_examples(
     plain = {name: np.ascontiguousarray(value.numpy()) for name, value in arrays.items()}
     if task.output_names:
         plain["output_names"] = np.array(task.output_names)
-    replace(path, lambda part: _save(part, plain))
+    write_arrays(path, plain)
 
 
 def _of_numbers(
@@ -243,8 +243,3 @@ def _chosen(batch: Batch) -> list[int]:
         classes = batch.target.tolist()
         numbers.sort(key=lambda i: (classes[:i].count(classes[i]), i))
     return sorted(numbers[:EXAMPLES])
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:  # given a name, numpy would add .npz to it
-        np.savez_compressed(file, allow_pickle=False, **arrays)

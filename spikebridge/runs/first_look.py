@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spikebridge.base.seeding import generator
+from spikebridge.base.chance import generator
 from spikebridge.data.task import Batch, Task
 from spikebridge.nn.network import Network
 from spikebridge.nn.synapses import Normalised

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spikebridge.base.chance import generator
 from spikebridge.base.records import UsageError
-from spikebridge.base.seeding import generator
 from spikebridge.data.task import Batch, Task
 from spikebridge.runs.sampling import Sampler
 from spikebridge.settings.config import TrainConfig

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch.nn import functional as F
 
+from spikebridge.base.chance import generator, seed_of
 from spikebridge.base.records import UsageError
-from spikebridge.base.seeding import generator, seed_of
 from spikebridge.data.task import Batch, Task
 from spikebridge.nn.layers import Baseline
 from spikebridge.runs.objective import Objective

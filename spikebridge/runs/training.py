@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from spikebridge import data as tasks
+from spikebridge.base.chance import generator, seed_of
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.base.seeding import generator, seed_of
 from spikebridge.crossbar.network import from_crossbar
 from spikebridge.crossbar.optimizer import begin, in_memory
 from spikebridge.data.task import Task, known_again

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spikebridge import data as tasks
+from spikebridge.base.chance import generator
 from spikebridge.base.records import UsageError
-from spikebridge.base.seeding import generator
 from spikebridge.runs import evaluation, rundir
 from spikebridge.runs.hardware_results import BySteps, load_by_steps, save
 from spikebridge.settings.config import Config

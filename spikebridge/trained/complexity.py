@@ -51,8 +51,8 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from spikebridge import data as tasks
+from spikebridge.base.chance import generator
 from spikebridge.base.records import UsageError, from_content
-from spikebridge.base.seeding import generator
 from spikebridge.crossbar.converters import Converted
 from spikebridge.data.task import Batch
 from spikebridge.nn.layers import Layer, Plain, Readout

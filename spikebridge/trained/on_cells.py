@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from spikebridge import data as tasks
+from spikebridge.base.chance import generator, seed_of
 from spikebridge.base.records import UsageError
-from spikebridge.base.seeding import generator, seed_of
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.cells import SimulatedArray
-from spikebridge.crossbar.network import CrossbarNetwork, cell_of, to_crossbar
+from spikebridge.crossbar.network import FILE, CrossbarNetwork, cell_of, to_crossbar
 from spikebridge.crossbar.traffic import counts, listening
 from spikebridge.data.task import Task
 from spikebridge.energy import costs as energy
@@ -233,7 +232,7 @@ class _Bench:
         if not path.exists() or not config.cells.used or not rundir.is_complete(directory):
             return None
         chip = to_crossbar(self.network, cell_of(config.cells, pulsed=True), config.crossbar)
-        tensors = load_file(path)
+        _, tensors = FILE.read(path)
         sent = {
             kind: float(sum(v.sum() for k, v in tensors.items() if k.endswith(f"device.{kind}")))
             for kind in ("pulses", "writes")

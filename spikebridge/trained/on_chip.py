@@ -19,9 +19,9 @@ from torch import Tensor
 
 from spikebridge import data as tasks
 from spikebridge import energy as silicon
+from spikebridge.base.chance import generator
 from spikebridge.base.metrics import from_mean
 from spikebridge.base.records import UsageError
-from spikebridge.base.seeding import generator
 from spikebridge.chip.compiler import compile, losses
 from spikebridge.chip.engine import Engine
 from spikebridge.chip.files import save_program

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from spikebridge import data as tasks
+from spikebridge.base.archives import write_arrays
+from spikebridge.base.chance import generator
 from spikebridge.base.records import UsageError
-from spikebridge.base.seeding import generator
 from spikebridge.data.files import DataError
 from spikebridge.data.forecast import Forecast
 from spikebridge.data.task import UNKNOWN, Batch, Task
@@ -61,9 +62,9 @@ class Predictions:
         """
         check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        rundir.replace(path, self._csv if path.suffix == ".csv" else self._npz)
-
-    def _npz(self, path: Path) -> None:
+        if path.suffix == ".csv":
+            rundir.replace(path, self._csv)
+            return
         arrays = {"prediction": self.prediction}
         if self.classes:
             arrays["class"] = self.chosen
@@ -71,8 +72,7 @@ class Predictions:
             arrays["target"] = self.target
         if self.names:
             arrays["names"] = np.array(self.names)
-        with path.open("wb") as file:  # given a name, numpy would add .npz to it
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        write_arrays(path, arrays)
 
     def _csv(self, path: Path) -> None:
         outputs = range(self.prediction.shape[-1])

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from spikebridge.base.digest import digest
 from spikebridge.base.records import ConfigError
+from spikebridge.base.tensors import digest
 from spikebridge.nn.layers import Baseline, Dropout, Layer, Plain, Readout
 from spikebridge.nn.network import Network, build, load_network, save_network
 from spikebridge.nn.synapses import Array, Conv2d, Dense, Embedding, Normalised, gain

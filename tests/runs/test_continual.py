@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spikebridge.base.chance import generator
 from spikebridge.base.records import ConfigError, RunError, UsageError
-from spikebridge.base.seeding import generator
 from spikebridge.cli import main as cli
 from spikebridge.data.continual import Part
 from spikebridge.data.task import Batch

@@ -16,8 +16,8 @@ from helpers.toy_music import toy_songs, write_mat
 from test_resume import Interrupting
 
 from spikebridge import data as tasks
+from spikebridge.base.chance import generator
 from spikebridge.base.records import UsageError
-from spikebridge.base.seeding import generator
 from spikebridge.cli import main as cli
 from spikebridge.nn.network import load_network
 from spikebridge.runs import checkpoint, evaluation, rundir, training
