@@ -182,12 +182,10 @@ def heading(chart: Chart, row: int, text: str) -> None:
 def _ticks(chart: Chart, row: int, band: Band, pick: np.ndarray, height: float, unit: str) -> None:
     steps, neurons = np.nonzero(band.y[:, pick])
     colour = NEUTRAL if band.input else colour_of(unit)
-    chart.add(
-        "scatter",
-        x=(steps + 1).astype(np.uint16),
-        y=pick[neurons].astype(np.uint32),
-        mode="markers",
-        marker={
+    chart.marks(
+        (steps + 1).astype(np.uint16),
+        pick[neurons].astype(np.uint32),
+        {
             "symbol": "line-ns",
             "size": float(np.clip(height / len(pick), 3, 12)),
             "line": {"width": float(np.clip(120 / band.y.shape[0], 1.4, 4)), "color": colour},
@@ -259,12 +257,11 @@ def _trace(chart: Chart, row: int, band: Band, neuron: int, unit: str) -> None:
     y = band.y[:, neuron]
     line = y if band.s is None else band.s[:, neuron]
     steps = np.arange(1, len(line) + 1, dtype=np.uint16)
-    chart.add(
-        "scatter",
-        x=steps,
-        y=np.round(line, 3),
-        mode="lines" if len(steps) > 1 else "markers",
-        line={"color": NEUTRAL if band.spiking else colour_of(unit), "width": 1.6},
+    chart.line(
+        steps,
+        np.round(line, 3),
+        NEUTRAL if band.spiking else colour_of(unit),
+        width=1.6,
         hovertemplate="step %{x}: %{y:.3f}<extra></extra>",
         yaxis=f"y{suffix(row)}",
     )
@@ -277,12 +274,10 @@ def _trace(chart: Chart, row: int, band: Band, neuron: int, unit: str) -> None:
         shapes.append(across | {"y0": height, "y1": height, "line": line_style})
     if band.spiking:
         fired = y > 0
-        chart.add(
-            "scatter",
-            x=steps[fired],
-            y=np.round(line[fired], 3),
-            mode="markers",
-            marker={"color": colour_of(unit), "size": 8},
+        chart.marks(
+            steps[fired],
+            np.round(line[fired], 3),
+            {"color": colour_of(unit), "size": 8},
             hovertemplate="spike at step %{x}<extra></extra>",
             yaxis=f"y{suffix(row)}",
         )

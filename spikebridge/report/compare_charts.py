@@ -14,7 +14,17 @@ from spikebridge.report.run_charts import (
     steep,
     step_axes,
 )
-from spikebridge.report.theme import NEUTRAL, SYMBOLS, Chart, colour_of, dash_of, fade, label
+from spikebridge.report.theme import (
+    NEUTRAL,
+    SYMBOLS,
+    Chart,
+    colour_of,
+    dash_of,
+    fade,
+    label,
+    shown,
+    whiskers,
+)
 from spikebridge.report.wording import Metric, count_text, number, scaled
 from spikebridge.runs.load import Row
 
@@ -49,83 +59,49 @@ def dots(rows: Sequence[Row], metric: Metric) -> Chart | None:
         return None
     chart = Chart(110 + 58 * len(rows))
     for index, row in enumerate(rows):
-        values = values_of(row, metric)
-        colour = colour_of(row.look)
-        mean = scaled(metric, row.facts.get("test_mean"))
-        spread = number(row.facts.get("test_std"))
-        chart.add(
-            "scatter",
-            x=[float(f"{value:.6g}") for value in values],
-            y=[index + SEED_PLACES[k % len(SEED_PLACES)] for k in range(len(values))],
-            mode="markers",
-            marker={"color": fade(colour, 0.55), "size": 9, "symbol": symbol(index)},
+        values, colour = values_of(row, metric), colour_of(row.look)
+        chart.marks(
+            shown(values),
+            [index + SEED_PLACES[k % len(SEED_PLACES)] for k in range(len(values))],
+            {"color": fade(colour, 0.55), "size": 9, "symbol": symbol(index)},
             hovertemplate="one seed: %{x}<extra></extra>",
             showlegend=False,
         )
+        mean = scaled(metric, row.facts.get("test_mean"))
         if mean is not None:
-            _mean(chart, index, mean, None if spread is None else spread * metric.scale, colour)
-    _legend(chart, "one seed", "circle", NEUTRAL)
-    _legend(chart, "mean ± standard deviation", "line-ns", NEUTRAL)
+            half = (number(row.facts.get("test_std")) or 0.0) * metric.scale
+            chart.marks(
+                shown([mean]),
+                [index],
+                {"symbol": "line-ns", "size": 24, "line": {"width": 3, "color": colour}},
+                error_x=whiskers(half, color=colour, thickness=2, width=5),
+                hovertemplate="mean: %{x}<extra></extra>",
+                showlegend=False,
+            )
+    for name, mark, width in (
+        ("one seed", "circle", 0),
+        ("mean ± standard deviation", "line-ns", 3),
+    ):
+        line = {"color": NEUTRAL, "width": width}
+        marker = {"symbol": mark, "size": 10, "color": NEUTRAL, "line": line}
+        chart.marks([None], [None], marker, name)  # entries of the legend
     _published(chart, rows, metric)
-    _unit_axis(chart, rows)
+    chart.rows([row.label for row in rows])
     chart.x(title=f"test {label(metric.axis, 60)}", nticks=8)
     return chart
-
-
-def _mean(chart: Chart, index: int, mean: float, spread: float | None, colour: str) -> None:
-    chart.add(
-        "scatter",
-        x=[float(f"{mean:.6g}")],
-        y=[index],
-        error_x={"array": [spread], "color": colour, "thickness": 2, "width": 5}
-        if spread
-        else None,
-        mode="markers",
-        marker={"symbol": "line-ns", "size": 24, "line": {"width": 3, "color": colour}},
-        hovertemplate="mean: %{x}<extra></extra>",
-        showlegend=False,
-    )
 
 
 def _published(chart: Chart, rows: Sequence[Row], metric: Metric) -> None:
     known = [(published_of(row.facts, metric), index) for index, row in enumerate(rows)]
     points = [(value, index) for value, index in known if value is not None]
     if points:
-        chart.add(
-            "scatter",
-            x=[value for value, _ in points],
-            y=[index for _, index in points],
-            name="published",
-            mode="markers",
-            marker={"symbol": "x-thin", "size": 10, "line": {"width": 2, "color": NEUTRAL}},
+        chart.marks(
+            [value for value, _ in points],
+            [index for _, index in points],
+            {"symbol": "x-thin", "size": 10, "line": {"width": 2, "color": NEUTRAL}},
+            "published",
             hovertemplate="published: %{x}<extra></extra>",
         )
-
-
-def _legend(chart: Chart, name: str, marker: str, colour: str) -> None:
-    """An entry of the legend that stands for marks of all units."""
-    chart.add(
-        "scatter",
-        x=[None],
-        y=[None],
-        name=name,
-        mode="markers",
-        marker={
-            "symbol": marker,
-            "size": 10,
-            "color": colour,
-            "line": {"color": colour, "width": 3 if marker == "line-ns" else 0},
-        },
-    )
-
-
-def _unit_axis(chart: Chart, rows: Sequence[Row]) -> None:
-    chart.y(
-        tickvals=list(range(len(rows))),
-        ticktext=[label(row.label) for row in rows],
-        range=[len(rows) - 0.4, -0.6],
-        showgrid=False,
-    )
 
 
 def learning(rows: Sequence[Row], name: str, metric: Metric, y_title: str) -> Chart | None:
@@ -134,7 +110,7 @@ def learning(rows: Sequence[Row], name: str, metric: Metric, y_title: str) -> Ch
     name is a column of metrics.jsonl; "valid" is shown in the metric's unit.
     """
     chart = Chart(380 + _legend_room(rows), {"hovermode": "x"})
-    shown: list[float] = []
+    values: list[float] = []
     for index, row in enumerate(rows):
         seeds = [
             metric_column(run.epochs, metric) if name == "valid" else column(run.epochs, name)
@@ -143,14 +119,14 @@ def learning(rows: Sequence[Row], name: str, metric: Metric, y_title: str) -> Ch
         low, mean, high = _over_seeds(seeds)
         known = [value for value in (*low, *high) if value is not None]
         if known:
-            _band(chart, row, index, low, mean, high)
-        shown += known
+            _mean_and_band(chart, row, index, low, mean, high)
+        values += known
     if not chart.traces:
         return None
     epoch_axis(chart, max(len(run.epochs) for row in rows for run in row.runs))
     chart.y(title=y_title)
     if metric.better == "lower is better" or name != "valid":
-        steep(chart, shown)
+        steep(chart, values)
     return chart
 
 
@@ -162,38 +138,26 @@ def _over_seeds(seeds: list[list[float | None]]) -> tuple[list[Any], list[Any], 
         columns.append([value for value in reached if value is not None])
 
     def each(reduce: Callable[[list[float]], float]) -> list[float | None]:
-        return [float(f"{reduce(column):.5g}") if column else None for column in columns]
+        return shown([reduce(column) if column else None for column in columns], 5)
 
     return each(min), each(lambda column: sum(column) / len(column)), each(max)
 
 
-def _band(
+def _mean_and_band(
     chart: Chart, row: Row, index: int, low: list[Any], mean: list[Any], high: list[Any]
 ) -> None:
-    colour = colour_of(row.look)
-    epochs = list(range(1, len(mean) + 1))
+    colour, epochs = colour_of(row.look), range(1, len(mean) + 1)
     inside = [(e, lo, hi) for e, lo, hi in zip(epochs, low, high, strict=True) if lo is not None]
     if len(row.runs) > 1 and len(inside) > 1:
-        chart.add(
-            "scatter",
-            x=[e for e, *_ in inside] + [e for e, *_ in reversed(inside)],
-            y=[hi for *_, hi in inside] + [lo for _, lo, _ in reversed(inside)],
-            fill="toself",
-            fillcolor=fade(colour, 0.18),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=row.label,
-        )
-    chart.add(
-        "scatter",
-        x=epochs,
-        y=mean,
-        name=label(row.label, 40),
+        x, lows, highs = zip(*inside, strict=True)
+        chart.band(x, lows, highs, colour, 0.18, legendgroup=row.label)
+    chart.line(
+        list(epochs),
+        mean,
+        colour,
+        row.label,
+        dash=dash_of(row.look),
         legendgroup=row.label,
-        mode="lines" if len(epochs) > 1 else "markers",
-        line={"color": colour, "width": 2, "dash": dash_of(row.look)},
         marker=_mark(colour, index),
     )
 
@@ -222,17 +186,13 @@ def cost(rows: Sequence[Row], metric: Metric, name: str, title: str) -> Chart | 
         return None
     chart = Chart(340 + _legend_room(rows))
     for index, row, x, y in points:
-        spread = number(row.facts.get("test_std"))
-        chart.add(
-            "scatter",
-            x=[float(f"{x:.6g}")],
-            y=[float(f"{y:.6g}")],
-            error_y={"array": [spread * metric.scale], "thickness": 1.5, "width": 4}
-            if spread
-            else None,
-            name=label(row.label, 40),
-            mode="markers",
-            marker=_mark(colour_of(row.look), index),
+        half = (number(row.facts.get("test_std")) or 0.0) * metric.scale
+        chart.marks(
+            shown([x]),
+            shown([y]),
+            _mark(colour_of(row.look), index),
+            row.label,
+            error_y=whiskers(half, thickness=1.5, width=4),
             hovertemplate=f"{count_text(x)}: %{{y}}<extra>{label(row.label, 40)}</extra>",
         )
     costs = [x for *_, x, _ in points]
@@ -252,16 +212,15 @@ def by_steps(rows: Sequence[Row], metric: Metric) -> Chart | None:
         return None
     chart = Chart(340 + _legend_room(rows))
     for row, found in known:
-        spreads = [number(spread) for spread in found["stds"]]
-        chart.add(
-            "scatter",
-            x=found["steps"],
-            y=[scaled(metric, mean) for mean in found["means"]],
-            error_y={"array": [(s or 0.0) * metric.scale for s in spreads], "thickness": 1.2},
-            name=label(row.label, 40),
-            mode="lines+markers",
-            line={"color": colour_of(row.look), "width": 2, "dash": dash_of(row.look)},
-            marker={"color": colour_of(row.look), "size": 8},
+        spreads = [(number(spread) or 0.0) * metric.scale for spread in found["stds"]]
+        chart.line(
+            found["steps"],
+            [scaled(metric, mean) for mean in found["means"]],
+            colour_of(row.look),
+            row.label,
+            dash=dash_of(row.look),
+            marks=True,
+            error_y=whiskers(spreads, thickness=1.2),
         )
     step_axes(chart, sorted({count for _, found in known for count in found["steps"]}), metric)
     return chart
@@ -276,16 +235,12 @@ def activity(rows: Sequence[Row]) -> Chart | None:
     """Firing rate by layer, or mean output of graded units (hatched), averaged over the seeds."""
     chart = Chart(340 + _legend_room(rows), {"barmode": "group"})
     for row in rows:
-        found = [layer_activity(run) for run in row.runs]
-        found = [(rates, spiking) for rates, spiking in found if rates]
-        if not found:
+        known = [(rates, spiking) for rates, spiking in map(layer_activity, row.runs) if rates]
+        if not known:
             continue
-        names = list(found[0][0])
-        means = []
-        for name in names:
-            values = [rates[name] for rates, _ in found if name in rates]
-            means.append(float(f"{sum(values) / len(values):.4g}"))
-        spiking = found[0][1]
+        names, spiking = list(known[0][0]), known[0][1]
+        of_layers = [[rates[name] for rates, _ in known if name in rates] for name in names]
+        means = shown([sum(values) / len(values) for values in of_layers], 4)
         chart.add(
             "bar",
             x=[label(layer_name(name)) for name in names],

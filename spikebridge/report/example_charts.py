@@ -12,6 +12,7 @@ from spikebridge.report.activity_charts import heading, stacked
 from spikebridge.report.theme import (
     COLOURS,
     GRID,
+    INK,
     NEUTRAL,
     Chart,
     Ramp,
@@ -21,6 +22,7 @@ from spikebridge.report.theme import (
     label,
     rgb,
     shades,
+    shown,
     suffix,
 )
 from spikebridge.runs.load import Examples
@@ -99,7 +101,7 @@ def class_bars(
     chart.add(
         "bar",
         x=names or list(range(len(values))),
-        y=[float(f"{100 * value:.3g}") for value in values],
+        y=shown(100 * values, 3),
         marker={"color": colours},
         hovertemplate=f"{noun} %{{x}}: %{{y:.3g}} %<extra></extra>",
     )
@@ -150,9 +152,7 @@ def piano_roll(
         hovertemplate="frame %{x}, %{text}: %{z} %<extra></extra>",
     )
     x, y = _outlines(target[:, keys] > 0.5, low)
-    chart.add(
-        "scatter", x=x, y=y, mode="lines", line={"color": "#30343B", "width": 1.3}, hoverinfo="skip"
-    )
+    chart.line(x, y, INK, width=1.3, mode="lines", hoverinfo="skip")
     _pitch_axis(chart, low, high)
     ticks = {"dtick": 1} if len(output) <= 12 else {}
     chart.x(x_title, range=[1.5, len(output) + 1.5], tickformat="d", showgrid=False, **ticks)
@@ -252,20 +252,19 @@ def lines(
     """Truth and prediction, both (T, O), over time: the first few outputs, one row each."""
     if not output.size:
         return None
-    shown = min(OUTPUTS, output.shape[1])
-    chart = stacked([120.0] * shown, 40, len(output), x_title)
+    count = min(OUTPUTS, output.shape[1])
+    chart = stacked([120.0] * count, 40, len(output), x_title)
     steps = np.arange(1, len(output) + 1, dtype=np.uint16)
-    for row in range(1, shown + 1):
+    for row in range(1, count + 1):
         pairs = (("truth", target, NEUTRAL), ("prediction", output, colour_of(unit)))
         for title, values, colour in pairs:
-            chart.add(
-                "scatter",
-                x=steps,
-                y=np.round(np.nan_to_num(values[:, row - 1].astype(np.float64)), 3),
-                name=title,
+            chart.line(
+                steps,
+                np.round(np.nan_to_num(values[:, row - 1].astype(np.float64)), 3),
+                colour,
+                title,
+                width=1.8,
                 showlegend=row == 1,
-                mode="lines" if len(steps) > 1 else "markers",
-                line={"color": colour, "width": 1.8},
                 hovertemplate=f"step %{{x}}, {title}: %{{y:.3f}}<extra></extra>",
                 yaxis=f"y{suffix(row)}",
             )
@@ -288,13 +287,11 @@ def dots(output: np.ndarray, target: np.ndarray, names: tuple[str, ...], unit: s
         ("prediction", output, colour_of(unit), "circle", 8),
     )
     for title, values, colour, symbol, size in marks:
-        chart.add(
-            "scatter",
-            x=places,
-            y=np.round(np.nan_to_num(values[places].astype(np.float64)), 3),
-            name=title,
-            mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": size, "line": {"width": 2}},
+        chart.marks(
+            places,
+            np.round(np.nan_to_num(values[places].astype(np.float64)), 3),
+            {"color": colour, "symbol": symbol, "size": size, "line": {"width": 2}},
+            title,
             hovertemplate=f"{title}: %{{y:.3f}}<extra></extra>",
         )
     chart.x(tickvals=places, ticktext=[name_of(names, k) for k in places], showgrid=False)
@@ -314,7 +311,7 @@ def steps(output: np.ndarray, target: np.ndarray, unit: str, x_title: str) -> Ch
     dot = {"color": colour_of(unit), "size": 7}
     truth = np.where(target < 0, np.nan, target) if target.min() < 0 else target
     chart.add("scatter", x=time, y=truth, name="truth", mode="lines", line=line)
-    chart.add("scatter", x=time, y=answer, name="answer", mode="markers", marker=dot)
+    chart.marks(time, answer, dot, "answer")
     few = {"dtick": 1} if max(answer.max(), target.max()) <= 12 else {"nticks": 8}
     chart.y("class", tickformat="d", **few)
     chart.layout["showlegend"] = True

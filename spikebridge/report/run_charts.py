@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spikebridge.report.theme import NEUTRAL, Chart, colour_of, label
+from spikebridge.report.theme import NEUTRAL, Chart, colour_of, label, shown
 from spikebridge.report.wording import Metric, metric_of, metric_text, number, scaled
 from spikebridge.runs.load import Run
 
@@ -14,13 +14,11 @@ LOSS = "loss (nats per {})"
 
 def column(epochs: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
     """One value per epoch, rounded to what a figure can show."""
-    values = [number(epoch.get(name)) for epoch in epochs]
-    return [None if value is None else float(f"{value:.5g}") for value in values]
+    return shown([number(epoch.get(name)) for epoch in epochs], 5)
 
 
 def metric_column(epochs: Sequence[Mapping[str, Any]], metric: Metric) -> list[float | None]:
-    values = [scaled(metric, epoch.get("valid")) for epoch in epochs]
-    return [None if value is None else float(f"{value:.5g}") for value in values]
+    return shown([scaled(metric, epoch.get("valid")) for epoch in epochs], 5)
 
 
 def loss_axis(run: Run | None) -> str:
@@ -58,7 +56,8 @@ def loss_curves(run: Run) -> Chart | None:
         _line(chart, epochs, column(run.epochs, name), title, colour, symbol)
     if metric_is_loss(run):
         _mark_best(chart, run, epochs, column(run.epochs, "valid_loss"), metric_of(run.metric))
-    _axes(chart, loss_axis(run), len(epochs))
+    epoch_axis(chart, len(epochs))
+    chart.y(title=loss_axis(run))
     values = [v for name, *_ in lines for v in column(run.epochs, name) if v is not None]
     steep(chart, values)
     return chart
@@ -73,7 +72,8 @@ def metric_curve(run: Run) -> Chart | None:
     chart = Chart(320, {"hovermode": "x unified"})
     _line(chart, epochs, values, "validation", colour_of(run.unit))
     _mark_best(chart, run, epochs, values, metric)
-    _axes(chart, f"validation {label(metric.axis, 60)}", len(epochs))
+    epoch_axis(chart, len(epochs))
+    chart.y(title=f"validation {label(metric.axis, 60)}")
     return chart
 
 
@@ -85,14 +85,8 @@ def step_curve(run: Run) -> Chart | None:
         return None
     metric = metric_of(run.metric)
     chart = Chart(300, {"showlegend": False})
-    chart.add(
-        "scatter",
-        x=[number(count) for count in steps],
-        y=[scaled(metric, value) for value in tests],
-        mode="lines+markers",
-        line={"color": colour_of(run.unit), "width": 2},
-        marker={"color": colour_of(run.unit), "size": 8},
-    )
+    x, y = map(number, steps), [scaled(metric, value) for value in tests]
+    chart.line(list(x), y, colour_of(run.unit), marks=True)
     step_axes(chart, [count for count in steps if number(count) is not None], metric)
     return chart
 
@@ -112,21 +106,9 @@ def step_axes(chart: Chart, steps: Sequence[int], metric: Metric) -> None:
 def _line(
     chart: Chart, x: list[Any], y: list[Any], title: str, colour: str, symbol: str = "circle"
 ) -> None:
-    chart.add(
-        "scatter",
-        x=x,
-        y=y,
-        name=title,
-        # A single epoch is a point, which a line alone would not show.
-        mode="lines" if len(x) > 1 else "markers",
-        line={"color": colour, "width": 2},
-        marker={
-            "color": colour,
-            "size": 8 if symbol == "circle" else 14,
-            "symbol": symbol,
-            "line": {"color": colour, "width": 2},
-        },
-    )
+    size, ring = 8 if symbol == "circle" else 14, {"color": colour, "width": 2}
+    marker = {"color": colour, "size": size, "symbol": symbol, "line": ring}
+    chart.line(x, y, colour, title, marker=marker)
 
 
 def _mark_best(
@@ -138,20 +120,13 @@ def _mark_best(
     value = values[epochs.index(float(best))]
     if value is None:
         return
-    chart.add(
-        "scatter",
-        x=[best],
-        y=[value],
-        name=f"best epoch ({best})",
-        mode="markers",
-        marker={"color": colour_of(run.unit), "size": 13, "symbol": "star"},
+    chart.marks(
+        [best],
+        [value],
+        {"color": colour_of(run.unit), "size": 13, "symbol": "star"},
+        f"best epoch ({best})",
         hovertemplate=f"best: {metric_text(metric, value / metric.scale)}<extra></extra>",
     )
-
-
-def _axes(chart: Chart, title: str, epochs: int) -> None:
-    epoch_axis(chart, epochs)
-    chart.y(title=title)
 
 
 def epoch_axis(chart: Chart, epochs: int, **more: Any) -> None:
@@ -205,7 +180,7 @@ def activity_bars(run: Run) -> Chart | None:
     chart.add(
         "bar",
         y=list(range(len(values))),
-        x=[float(f"{value:.4g}") for value in values],
+        x=shown(values, 4),
         orientation="h",
         width=0.6,
         marker={"color": colour_of(run.unit)},

@@ -7,7 +7,7 @@ import html
 import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,64 @@ class Chart:
     def add(self, kind: str, **trace: Any) -> None:
         self.traces.append({"type": kind, **trace})
 
+    def line(
+        self,
+        x: Sequence[Any] | np.ndarray,
+        y: Sequence[Any] | np.ndarray,
+        colour: str,
+        name: str | None = None,
+        *,
+        width: float = 2,
+        dash: str | None = None,
+        marks: bool = False,
+        **trace: Any,
+    ) -> None:
+        """A line, with marks where asked; a single point is a mark, which no line would show."""
+        style: dict[str, Any] = {"mode": "lines" if len(x) > 1 else "markers"}
+        if marks:
+            style = {"mode": "lines+markers", "marker": {"color": colour, "size": 8}}
+        line = {"color": colour, "width": width, "dash": dash}
+        self.add("scatter", x=x, y=y, name=_name(name), **{"line": line, **style, **trace})
+
+    def marks(
+        self,
+        x: Sequence[Any] | np.ndarray,
+        y: Sequence[Any] | np.ndarray,
+        marker: Mapping[str, Any],
+        name: str | None = None,
+        **trace: Any,
+    ) -> None:
+        """Marks without a line between them."""
+        self.add("scatter", x=x, y=y, name=_name(name), mode="markers", marker=marker, **trace)
+
+    def band(
+        self,
+        x: Sequence[float],
+        low: Sequence[float],
+        high: Sequence[float],
+        colour: str,
+        alpha: float = 0.16,
+        **trace: Any,
+    ) -> None:
+        """A faint ground between two lines."""
+        self.add(
+            "scatter",
+            x=[*x, *reversed(x)],
+            y=[*high, *reversed(low)],
+            fill="toself",
+            fillcolor=fade(colour, alpha),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            **trace,
+        )
+
+    def rows(self, names: Sequence[str]) -> None:
+        """A y axis of named rows at 0, 1, ..., the first on top."""
+        places, room = list(range(len(names))), [len(names) - 0.4, -0.6]
+        self.y(tickvals=places, ticktext=list(map(label, names)), range=room, showgrid=False)
+
     def x(self, title: str | None = None, **axis: Any) -> None:
         """Settings of the x axis, on top of earlier ones."""
         self._axis("xaxis", title, axis)
@@ -108,6 +166,23 @@ class Chart:
         """Text in the figure, where plotly's annotation settings say."""
         note = {"text": text, "showarrow": False, **place}
         self.layout.setdefault("annotations", []).append(note)
+
+
+def _name(name: str | None) -> str | None:
+    """A name for the legend, on one line and safe from plotly's own mark-up."""
+    return None if name is None else label(name, 40)
+
+
+def whiskers(half: float | Sequence[float] | None, **style: Any) -> dict[str, Any] | None:
+    """Error bars of so much to either side, as settings of a trace; None for none."""
+    if not half:
+        return None
+    return {"array": list(half) if isinstance(half, Sequence) else [half], **style}
+
+
+def shown(values: Iterable[float | None], figures: int = 6) -> list[float | None]:
+    """Numbers to as many figures as a chart can show; None stays."""
+    return [None if value is None else float(f"{value:.{figures}g}") for value in values]
 
 
 def suffix(number: int) -> str:
