@@ -8,11 +8,11 @@ from typing import Any
 
 from spikebridge.base.quantities import in_words
 from spikebridge.report import compare_charts, study_tables
-from spikebridge.report.examples import Panel, panels
+from spikebridge.report.examples import panels
 from spikebridge.report.on_chip import proof_text
 from spikebridge.report.run_charts import loss_axis
-from spikebridge.report.run_page import about, label_of, source_of, started
-from spikebridge.report.theme import Block, Drawer, Plot, Section, Table, colour_of
+from spikebridge.report.run_page import about, label_of, seed_of, source_of, started
+from spikebridge.report.theme import Block, Drawer, Section, Table, colour_of, figure, figures
 from spikebridge.report.wording import (
     NOTHING,
     Metric,
@@ -48,7 +48,6 @@ SEEDS = "A seed fixes all random choices of a run, so several seeds show what is
 
 def context(comparison: Comparison, page: Path) -> dict[str, Any]:
     """The values that compare.html needs; page is where the page will be, for its links."""
-    drawer = Drawer()
     facts, rows = comparison.facts, comparison.rows
     runs = [run for row in rows for run in row.runs]
     metric = metric_of(str(facts.get("metric") or (runs[0].metric if runs else "accuracy")))
@@ -60,18 +59,18 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "about": about_all(rows, data),
         "metric": metric,
         "rows": [table_row(row, metric, row is best) for row in rows],
-        "hardware": [
+        "sections": [
             section
             for section in (
-                study_tables.section(facts, drawer),
+                study_tables.section(facts, Drawer()),
                 memory_section(rows, metric),
                 chip_section(rows, metric, facts.get("rtl")),
+                Section("Results and cost", "", (result_figures(rows, metric),)),
+                Section("Learning", "", (learning_figures(rows, metric),)),
             )
-            if section
+            if section and any(block != Block() for block in section.blocks)
         ],
-        "results": [plot for plot in result_plots(rows, metric, drawer) if plot],
-        "learning": [plot for plot in learning_plots(rows, metric, drawer) if plot],
-        "examples": example_panels(rows, drawer),
+        "examples": example_panels(rows),
         "runs": [run_link(row, run, metric, page) for row in rows for run in row.runs],
         "settings": settings(rows),
         "started": started(runs[0]) if runs else "",
@@ -204,55 +203,55 @@ def why_absent(rows: list[Row]) -> str:
     return "".join(f" {', '.join(labels)}: {why}." for why, labels in reasons.items())
 
 
-def result_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot | None]:
+def result_figures(rows: list[Row], metric: Metric) -> Block:
     """What came out, and what it cost."""
     spread = "Whiskers reach one standard deviation over the seeds."
     trained = {row.facts["by_steps"]["trained_with"] for row in rows if row.facts.get("by_steps")}
     against_spikes = compare_charts.cost(rows, metric, "spikes_mean", "spikes per inference")
-    return [
-        drawer.plot(
+    return figures(
+        figure(
             compare_charts.dots(rows, metric),
             f"Test {metric.name} of every seed",
             f"{SEEDS} {metric.advice} A published figure may stem from a different set-up.",
             wide=True,
         ),
-        drawer.plot(
+        figure(
             compare_charts.cost(rows, metric, "parameters", "trained parameters"),
             f"Test {metric.name} against size",
             f"How good a unit is for its number of trained parameters. {spread}",
         ),
-        drawer.plot(
+        figure(
             against_spikes,
             f"Test {metric.name} against spikes",
             "How good a unit is for the spikes that it sends; units without spikes are absent. "
             f"{spread}",
         ),
-        drawer.plot(
+        figure(
             compare_charts.activity(rows),
             "Firing rate by layer",
             "Mean number of spikes per neuron and time step over the test set. Hatched bars are "
             "units that send graded values instead of spikes; they show the mean absolute value.",
             wide=against_spikes is not None,
         ),
-        drawer.plot(
+        figure(
             compare_charts.by_steps(rows, metric),
             f"Test {metric.name} against time steps",
             "The same networks, shown their inputs for fewer or more time steps at the test; "
             f"trained with {' or '.join(map(str, sorted(trained)))}. {spread}",
             wide=True,
         ),
-    ]
+    )
 
 
-def learning_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot | None]:
+def learning_figures(rows: list[Row], metric: Metric) -> Block:
     band = "Line: mean over the seeds still running. Band: from the lowest to the highest."
-    return [
-        drawer.plot(
+    return figures(
+        figure(
             compare_charts.learning(rows, "valid", metric, f"validation {metric.axis}"),
             f"Validation {metric.name}",
             f"Measured after each epoch on data not used for training. {metric.advice} {band}",
         ),
-        drawer.plot(
+        figure(
             compare_charts.learning(
                 rows,
                 "train_loss",
@@ -262,18 +261,16 @@ def learning_plots(rows: list[Row], metric: Metric, drawer: Drawer) -> list[Plot
             "Training loss",
             f"What training makes small, on the training data: lower is better. {band}",
         ),
-    ]
+    )
 
 
-def example_panels(rows: list[Row], drawer: Drawer) -> list[dict[str, Any]]:
+def example_panels(rows: list[Row]) -> list[dict[str, Any]]:
     """The first example of the first run of every unit, so that all units answer the same one."""
-    found: list[tuple[Row, list[Panel]]] = [
-        (row, panels(row.runs[0], 1)) for row in rows if row.runs
-    ]
+    shown = [(row, panels(row.runs[0], 1)) for row in rows if row.runs]
     return [
-        {"label": row.label, "colour": colour_of(row.look), "panel": shown[0]}
-        for row, shown in found
-        if shown
+        {"label": row.label, "colour": colour_of(row.look), "panel": panel}
+        for row, of_row in shown
+        for panel in of_row
     ]
 
 
@@ -286,7 +283,7 @@ def run_link(row: Row, run: Run, metric: Metric, page: Path) -> dict[str, str]:
     return {
         "name": run.directory.name,
         "label": row.label or label_of(run),
-        "seed": str(run.fact("seed", run.part("train").get("seed", NOTHING))),
+        "seed": seed_of(run),
         "test": metric_text(metric, run.fact("test")) if run.result else "not complete",
         "seconds": seconds_text(run.fact("seconds")),
         "link": link,

@@ -15,7 +15,6 @@ from spikebridge.report.theme import (
     INK,
     NEUTRAL,
     Chart,
-    Ramp,
     colour_of,
     colour_scale,
     fade,
@@ -157,10 +156,6 @@ def piano_roll(
     ticks = {"dtick": 1} if len(output) <= 12 else {}
     chart.x(x_title, range=[1.5, len(output) + 1.5], tickformat="d", showgrid=False, **ticks)
     return chart
-
-
-def roll_ramp(unit: str) -> Ramp:
-    return Ramp("predicted probability of the note", "0 %", "100 %", shades(unit))
 
 
 def note_bars(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from spikebridge.report import activity_charts, example_charts
-from spikebridge.report.theme import Plot, Ramp, colour_of, fade, figure, shades
+from spikebridge.report.theme import Plot, colour_of, fade, figure, probability_ramp
 from spikebridge.report.wording import frame_text, metric_of, metric_text, number, plural, scaled
 from spikebridge.runs.load import Examples, Run
 from spikebridge.settings.tasks import TASKS, MusicConfig
@@ -60,12 +61,13 @@ class Panel:
     """One example: what a tab shows and what stands behind it."""
 
     tab: str
-    image: str | None
-    right: bool | None
-    heading: str
-    plots: list[Plot]
-    """Figures over the whole width, above the others."""
-    columns: list[list[Plot]]
+    heading: str = ""
+    plots: Sequence[Plot | None] = ()
+    """Figures over the whole width, above the others; None is left out."""
+    columns: Sequence[Sequence[Plot | None]] = ((),)
+    image: str | None = None
+    right: bool | None = None
+    """Whether the answer is right; None where there is no one answer."""
 
 
 def panels(run: Run, most: int = EXAMPLES) -> list[Panel]:
@@ -81,28 +83,29 @@ def panel(run: Run, examples: Examples, index: int) -> Panel:
     head = head_panel(run, examples, index)
     if run.task == "music":
         examples = replace(examples, length=np.minimum(examples.length, ROLL_FRAMES))
-    found = activity_charts.bands(examples, index, show_input=run.task not in ("music", "text"))
+    bands = activity_charts.bands(examples, index, show_input=run.task not in ("music", "text"))
     x_title = f"frame heard{frame_text(run.data)}" if run.task == "music" else "time step"
-    spiking = any(band.spiking for band in found if not band.input)
+    spiking = any(band.spiking for band in bands if not band.input)
     raster = figure(
-        activity_charts.raster(found, run.unit, x_title),
+        activity_charts.raster(bands, run.unit, x_title),
         "Spike raster" if spiking else "Activity of the neurons",
-        (RASTER if spiking else MAP) + activity_charts.selection_text(found),
-        ramp=activity_charts.ramp(found, run.unit),
+        (RASTER if spiking else MAP) + activity_charts.selection_text(bands),
+        ramp=activity_charts.ramp(bands, run.unit),
     )
-    membrane = any(band.s is not None for band in found)
+    membrane = any(band.s is not None for band in bands)
     words = TRACES if spiking else SOFT_TRACES if membrane else OUTPUT_TRACES
-    if any(band.threshold is not None for band in found):
+    if any(band.threshold is not None for band in bands):
         words += THRESHOLD if examples.threshold else GUESSED
     lines = None
     if int(examples.length[index]) > 1:  # a line of one time step would be a dot
         lines = figure(
-            activity_charts.traces(found, run.unit, x_title),
+            activity_charts.traces(bands, run.unit, x_title),
             "Membrane states of a few neurons" if membrane else "Outputs of a few neurons",
             words,
         )
-    left, right = [*head.columns[0], lines], [raster]
-    columns = [[plot for plot in column if plot] for column in (left, right)]
+    columns = [
+        [plot for plot in column if plot] for column in ([*head.columns[0], lines], [raster])
+    ]
     return replace(head, columns=[column for column in columns if column])
 
 
@@ -127,16 +130,16 @@ def class_panel(run: Run, examples: Examples, index: int) -> Panel:
     names = examples.output_names if len(examples.output_names) == len(output) else ()
     digits = run.task in ("digits", "events") and not names
     noun = "digit" if digits else "class"
-    true, found = (names[k] if k < len(names) else str(k) for k in (truth, answer))
-    said = f"This is a {truth}. The network reads a {answer}{sure}."
+    true, given = (names[k] if k < len(names) else str(k) for k in (truth, answer))
+    heading = f"This is a {truth}. The network reads a {answer}{sure}."
     if not digits:
-        said = f"This is of class {true}. The network answers class {found}{sure}."
+        heading = f"This is of class {true}. The network answers class {given}{sure}."
     image = None
     if run.task == "digits":
         image = example_charts.digit_image(examples, index)
     elif run.task == "events":
         image = example_charts.event_image(examples, index)
-        said += EVENTS
+        heading += EVENTS
     bars = figure(
         example_charts.class_bars(output, truth, run.unit, noun, names),
         "Predicted class",
@@ -146,9 +149,8 @@ def class_panel(run: Run, examples: Examples, index: int) -> Panel:
         tab=true if digits or names else f"class {truth}",
         image=None if image is None else example_charts.png(image),
         right=answer == truth,
-        heading=said,
-        plots=[],
-        columns=[[bars] if bars else []],
+        heading=heading,
+        columns=[[bars]],
     )
 
 
@@ -167,12 +169,9 @@ def steps_panel(run: Run, examples: Examples, index: int) -> Panel:
     judged = int((target >= 0).sum())  # -1 is a step without an answer
     return Panel(
         tab=f"{sample_of(run)} {index + 1}",
-        image=None,
-        right=None,
         heading=f"{sample_of(run).capitalize()} {index + 1} of the test set: right at "
         f"{right:,} of {plural(judged, 'step')}{' with an answer' if judged < steps else ''}.",
-        plots=[chart] if chart else [],
-        columns=[[]],
+        plots=[chart],
     )
 
 
@@ -198,11 +197,8 @@ def numbers_panel(run: Run, examples: Examples, index: int) -> Panel:
         first = f"rows 1 to {len(target):,}"
     return Panel(
         tab=first,
-        image=None,
-        right=None,
         heading=f"{first[0].upper()}{first[1:]} of the test set{known}.",
-        plots=[plot] if plot else [],
-        columns=[[]],
+        plots=[plot],
     )
 
 
@@ -229,14 +225,13 @@ def text_panel(run: Run, examples: Examples, index: int) -> Panel:
         "Read one after the other",
         marked(run, examples, index),
         READING.format(run.counted),
+        wide=True,
+        ramp=probability_ramp("probability of what really came", run.unit),
     )
     return Panel(
         tab=f"part {index + 1}",
-        image=None,
-        right=None,
         heading=f"Part {index + 1} of the test text: {metric_of(run.metric).name} {shown}.",
-        plots=[replace(reading, wide=True, ramp=reading_ramp(run.unit))],
-        columns=[[]],
+        plots=[reading],
     )
 
 
@@ -247,18 +242,18 @@ def marked(run: Run, examples: Examples, index: int) -> str:
     for step in range(int(examples.length[index])):
         chance = float(np.clip(np.nan_to_num(examples.output[step, index, 0]), 0, 1))
         symbol = symbol_of(run, int(examples.target[step, index]))
-        told = f"{symbol}: {100 * chance:.2g} %"
+        hover = f"{symbol}: {100 * chance:.2g} %"
         if examples.top is not None:
             likeliest = zip(
                 examples.top[step, index], examples.output[step, index, 1:], strict=False
             )
-            told += "; expected: " + ", ".join(
+            hover += "; expected: " + ", ".join(
                 f"{symbol_of(run, int(number))} {100 * float(share):.2g} %"
                 for number, share in likeliest
             )
         style = f"background:{fade(colour_of(run.unit), round(0.75 * chance**0.5, 3))}"
         spans.append(
-            f'<span class="symbol" tabindex="0" style="{style}" title="{html.escape(told)}">'
+            f'<span class="symbol" tabindex="0" style="{style}" title="{html.escape(hover)}">'
             f"{html.escape(symbol)}</span>"
         )
     return f'<p class="reading">{(" " if by_words else "").join(spans)}</p>'
@@ -271,15 +266,10 @@ def symbol_of(run: Run, number: int) -> str:
     return SYMBOL_NAMES.get(run.symbols[number], run.symbols[number])
 
 
-def reading_ramp(unit: str) -> Ramp:
-    """The key of the colours."""
-    return Ramp("probability of what really came", "0 %", "100 %", shades(unit))
-
-
 def music_panel(run: Run, examples: Examples, index: int) -> Panel:
     steps = int(examples.length[index])
     if examples.output.ndim != 3 or examples.target.ndim != 3 or not steps:
-        return Panel(f"{index + 1}", None, None, "", [], [[]])
+        return Panel(f"{index + 1}")
     output, target = examples.output[:steps, index], examples.target[:steps, index]
     value = scaled(metric_of("nll"), example_charts.frame_nll(output, target))
     roll = figure(
@@ -293,20 +283,13 @@ def music_panel(run: Run, examples: Examples, index: int) -> Panel:
         "Piano roll: truth and prediction",
         ROLL,
         wide=True,
-        ramp=example_charts.roll_ramp(run.unit),
+        ramp=probability_ramp("predicted probability of the note", run.unit),
     )
     known = "" if value is None else f", NLL {value:.2f} nats per frame"
-    said = f"Piece {index + 1} of the test set: {plural(steps, 'predicted frame')}{known}."
+    heading = f"Piece {index + 1} of the test set: {plural(steps, 'predicted frame')}{known}."
     if steps > ROLL_FRAMES:
-        said += f" Shown are the first {ROLL_FRAMES}."
-    return Panel(
-        tab=f"piece {index + 1}",
-        image=None,
-        right=None,
-        heading=said,
-        plots=[roll] if roll else [],
-        columns=[[]],
-    )
+        heading += f" Shown are the first {ROLL_FRAMES}."
+    return Panel(f"piece {index + 1}", heading, [roll])
 
 
 def more_text(examples: Examples | None) -> str:

@@ -332,6 +332,11 @@ def colour_scale(colours: tuple[str, ...]) -> list[tuple[float, str]]:
     return list(zip(places, colours, strict=True))
 
 
+def probability_ramp(title: str, unit: str) -> Ramp:
+    """The key of shades that stand for probabilities."""
+    return Ramp(title, "0 %", "100 %", shades(unit))
+
+
 def label(text: str, width: int = 18) -> str:
     """Text for a figure: wrapped, cut to three lines, and safe from plotly's own mark-up."""
     lines = textwrap.wrap(text, width) or [""]
