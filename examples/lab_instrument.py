@@ -3,7 +3,7 @@
     python examples/lab_instrument.py           a try on this machine, with a fake instrument
     python examples/lab_instrument.py serve     serve it until Ctrl-C
 
-`spikebridge bench serve --device lab_instrument:connect --port 50051`, in this folder, does the
+`spikebridge bench serve --instrument lab_instrument:connect --port 50051`, in this folder, does the
 same; another machine then takes `RemoteDevice("bench.lab:50051", ...)` wherever a device is meant.
 The instrument understands text, in the manner of SCPI.  Only `connect` knows that it is a fake one:
 a resource of PyVISA has the same `write` and `query`.
@@ -84,7 +84,7 @@ class FakeInstrument:
 
 
 def connect() -> Device:
-    """The device that `spikebridge bench serve --device lab_instrument:connect` serves."""
+    """The device that `spikebridge bench serve --instrument lab_instrument:connect` serves."""
     return LabChip(FakeInstrument())  # pyvisa.ResourceManager().open_resource("GPIB0::12::INSTR")
 
 

@@ -44,7 +44,7 @@ def test_each_run_that_the_readme_names_is_made_by_one_of_its_commands() -> None
         if words[0] == "train":
             parsed = cli.parse(words)
             config = Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
-            made.add(str(parsed.options.out or rundir.default_folder(config)))
+            made.add(str(parsed.options.output.out or rundir.default_folder(config)))
         else:
             named |= {word for word in words if re.fullmatch(r"runs/[\w-]+-\d+", word)}
     assert named

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
@@ -31,14 +31,17 @@ class Bench:
     Needs grpcio: pip install 'spikebridge[remote]'.
     """
 
+    EXAMPLE: ClassVar[str] = "bench serve --shape 2 1 150 88"
+    MAIN: ClassVar[tuple[str, ...]] = ("instrument", "shape", "cells", "host", "port")
+
     what: tyro.conf.Positional[Literal["serve"]]
     """What is to be done."""
-    device: str = "simulated"
-    """simulated, or MODULE:FUNCTION of your own that returns a device; it is called with --shape,
-    or with nothing where none is given."""
+    instrument: str = ""
+    """MODULE:FUNCTION of your own that returns a device, called with --shape, or with nothing where
+    none is given; empty or simulated = cells of --cells."""
     shape: tuple[int, ...] = ()
     """Numbers of cells along each side: 2 PAIRS ROWS COLUMNS for a weight matrix."""
-    cell: Literal["accumulation", "accumulation-2020", "iterative", "ideal"] = "accumulation"
+    cells: Literal["accumulation", "accumulation-2020", "iterative", "ideal"] = "accumulation"
     """Model of the simulated cells."""
     seed: int = 0
     """Seed of the simulated cells."""
@@ -80,8 +83,8 @@ class Bench:
                     server.stop()
 
     def _device(self) -> Device:
-        if self.device != "simulated":
-            return load_device(self.device, self.shape)
+        if self.instrument not in ("", "simulated"):
+            return load_device(self.instrument, self.shape)
         if not self.shape or min(self.shape) < 1:
             raise UsageError(
                 f"shape={self.shape}: simulated cells need sides of at least 1; pass "
@@ -94,7 +97,7 @@ class Bench:
         from spikebridge.crossbar.network import cell_of
 
         protocol.check_limit(self.max_message_MiB, self.shape)  # before their memory is taken
-        cell = cell_of(CellConfig(self.cell))
+        cell = cell_of(CellConfig(self.cells))
         try:
             return SimulatedArray(self.shape, cell, seed=self.seed)
         except (MemoryError, RuntimeError) as error:
@@ -136,7 +139,7 @@ def load_device(place: str, shape: tuple[int, ...]) -> Device:
     """What a user's MODULE:FUNCTION returns; the current folder counts as well as the path."""
     name, _, function = place.partition(":")
     if not name or not function:
-        raise UsageError(f"device={place!r}: pass simulated, or MODULE:FUNCTION of your own")
+        raise UsageError(f"instrument={place!r}: pass MODULE:FUNCTION of your own")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -145,10 +148,10 @@ def load_device(place: str, shape: tuple[int, ...]) -> Device:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there; what it imports is not
         raise UsageError(
-            f"device={place!r}: there is no module {error.name}; start in its folder, or set "
+            f"instrument={place!r}: there is no module {error.name}; start in its folder, or set "
             "PYTHONPATH"
         ) from error
     make = getattr(module, function, None)
     if not callable(make):
-        raise UsageError(f"device={place!r}: {name} has no function {function}")
+        raise UsageError(f"instrument={place!r}: {name} has no function {function}")
     return make(shape) if shape else make()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikebridge.base.quantities import in_words, plural
 from spikebridge.base.records import RunError
 from spikebridge.cli import progress
-from spikebridge.cli.flags import Flag, refresh_page, say, settings_text
+from spikebridge.cli.flags import Flag, Output, Units, refresh_page, say, settings_of
 from spikebridge.runs import rundir
-from spikebridge.settings.config import Config, flatten, variant_of
-from spikebridge.settings.names import VariantName
+from spikebridge.settings.config import Config, data_name, variant_of
 
 if TYPE_CHECKING:
     from spikebridge.studies.plan import Planned
@@ -22,64 +21,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compare:
-    """What is compared, where it is written, and what is printed.
+    """Goes to runs/compare-DATA, with what differs from the presets.
 
     All other flags apply to every unit; a flag that is not given takes each unit's own preset.
     """
 
+    EXAMPLE: ClassVar[str] = "compare {task} --units snu lstm --seeds 0 1 2"
+    MAIN: ClassVar[tuple[str, ...]] = ("units", "seeds", "data", "jobs", "out")
     ABOUT: ClassVar[str] = "Compare units over seeds."
     PER_TASK: ClassVar[str] = "Compare units over seeds: {}."
 
-    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
-    """Units to compare; use this, not --unit."""
+    units: Units = ("snu", "softsnu", "lstm")
+    """Units to compare, such as snu or recurrent-snu; use this, not --unit."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds, one run of each unit per seed; use this, not --seed."""
     jobs: int = 1
     """Runs that train at the same time, each with its share of the cores."""
-    out: Path | None = None
-    """Folder of the comparison; by default runs/compare-DATA, with what differs from the presets.
-    Complete runs in it are kept."""
-    overwrite: Flag = False
-    """Do all runs anew, even if the folder holds them."""
-    json: Flag = False
-    """Print compare.json on stdout."""
-    no_report: Flag = False
-    """Do not write the folder's report.html at the end."""
+    verbose: Flag = False
+    """Say all settings, not only those that differ from the preset."""
+    output: Output = field(default_factory=Output)
 
     def run(self, configs: Sequence[Config], fixed: Collection[str]) -> None:
         """Train each config over the seeds and show them side by side."""
         from spikebridge.studies import compare
 
         contenders = [compare.of_unit(config) for config in configs]
-        out = self.out or compare.default_folder(contenders, self.seeds, self.jobs)
+        out = self.output.out or compare.default_folder(contenders, self.seeds, self.jobs)
         planned = compare.plan(contenders, self.seeds, out, jobs=self.jobs)
-        say(_shared_settings([run.config for run in planned]))
-        kept = 0 if self.overwrite else sum(run.complete for run in planned)
+        for variant, config in {variant_of(config.model): config for config in configs}.items():
+            say(f"{variant} on {data_name(config)}: {settings_of(config, self.verbose)}")
+        kept = 0 if self.output.overwrite else sum(run.complete for run in planned)
         tell_of_kernels(self.jobs)
         complete = f", {kept} of them complete" if kept else ""
         say(f"{plural(len(planned), 'run')} in {out}{complete}")
-        with progress.display(whole=ahead(planned, self.jobs, self.overwrite)) as display:
+        with progress.display(whole=ahead(planned, self.jobs, self.output.overwrite)) as display:
             content = compare.compare(
                 planned,
                 out,
                 jobs=self.jobs,
-                overwrite=self.overwrite,
+                overwrite=self.output.overwrite,
                 progress=display,
             )
-        if not self.no_report:
+        if not self.output.no_report:
             refresh_page(out)
-        show(content, out, not self.no_report, self.json)
-
-
-def _shared_settings(configs: Sequence[Config]) -> str:
-    """What all runs share, then what is each unit's own."""
-    first = flatten(configs[0])
-    shared = {k: v for k, v in first.items() if all(flatten(c).get(k) == v for c in configs)}
-    lines = [f"all:\n{settings_text(shared)}"]
-    for variant, config in {variant_of(config.model): config for config in configs}.items():
-        own = {k: v for k, v in flatten(config).items() if k not in shared and k != "seed"}
-        lines.append(f"{variant}:\n{settings_text(own)}")
-    return "\n".join(lines)
+        show(content, out, not self.output.no_report, self.output.json)
 
 
 def tell_of_kernels(jobs: int) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import tyro
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from spikebridge.base.records import to_plain
-from spikebridge.cli.flags import Flag
+from spikebridge.cli.flags import Output, RunFolder
 from spikebridge.runs import rundir
 
 if TYPE_CHECKING:
@@ -19,26 +16,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Measure size, sparsity and synaptic operations of a run's network, as NeuroBench does."""
+    """Measure size, sparsity and synaptic operations of a run's network, as NeuroBench does.
 
-    run_dir: tyro.conf.Positional[Path]
+    Writes complexity.json into the run's folder.
+    """
+
+    EXAMPLE: ClassVar[str] = "complexity runs/digits8x8-snu-0 --samples 1000"
+
+    run_dir: RunFolder
     """Folder of a finished run."""
     split: Literal["test", "valid"] = "test"
     """What it is measured on."""
     samples: int = 0
     """How many of its first samples; 0 = all."""
-    json: Flag = False
-    """Print one JSON object."""
+    output: Output = field(default_factory=Output)
 
     def run(self) -> None:
         from spikebridge.trained.complexity import of_run
 
-        content = of_run(self.run_dir, self.split, self.samples)
-        if self.json:
+        folder = self.output.folder(self.run_dir)
+        content = of_run(folder, self.split, self.samples)
+        if self.output.json:
             print(json.dumps(to_plain(content)))
             return
         print("\n".join(text_of(content)))
-        print(f"written: {self.run_dir / rundir.COMPLEXITY}")
+        print(f"written: {folder / rundir.COMPLEXITY}")
 
 
 def text_of(content: Measured) -> list[str]:

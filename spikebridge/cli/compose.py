@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-import tyro
-
-from spikebridge.cli.flags import Flag, page_of
+from spikebridge.cli.flags import Output, RunFolder, page_of
 
 
 @dataclass(frozen=True)
 class Compose:
-    """Let a network trained on music continue a phrase; writes MIDI, sound and the page."""
+    """Let a network trained on music continue a phrase; writes MIDI, sound and the page.
 
-    run_dir: tyro.conf.Positional[Path]
+    The files are composition.mid and composition.wav in the run's folder; another folder by --out
+    leaves the run and its page as they are.
+    """
+
+    EXAMPLE: ClassVar[str] = "compose runs/jsb-snu-0 --frames 64"
+    MAIN: ClassVar[tuple[str, ...]] = ("piece", "frames", "temperature", "tempo", "out")
+
+    run_dir: RunFolder
     """Folder of a finished `spikebridge train music`."""
     piece: int = 0
     """Number of the test piece whose beginning is the seed phrase, from 0."""
@@ -34,24 +39,19 @@ class Compose:
     """Quarter notes per minute."""
     seed: int = 0
     """Seed of the draws."""
-    out: Path | None = None
-    """Folder for composition.mid and composition.wav; by default that of the run."""
-    json: Flag = False
-    """Print one JSON object."""
-    no_report: Flag = False
-    """Do not write the run's report.html anew, with the composition; another --out never does."""
+    output: Output = field(default_factory=Output)
 
     def run(self) -> None:
         from spikebridge.trained import music
 
         names = [f.name for f in dataclasses.fields(music.Settings)]
         settings = music.Settings(**{name: getattr(self, name) for name in names})
-        written = music.compose(self.run_dir, settings, self.out)
+        written = music.compose(self.run_dir, settings, self.output.out)
         # The page shows what lies beside it.
         beside = written.midi.resolve().parent == self.run_dir.resolve()
-        page = page_of(self.run_dir) if beside and not self.no_report else None
+        page = page_of(self.run_dir) if beside and not self.output.no_report else None
         made = written.facts
-        if self.json:
+        if self.output.json:
             files = {"midi": str(written.midi), "wav": str(written.wav), "report": page}
             print(json.dumps({"made": made, **files}))
             return

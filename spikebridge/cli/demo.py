@@ -9,14 +9,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikebridge.base.records import RunError, SpikebridgeError
 from spikebridge.cli import progress
 from spikebridge.cli.compare import ahead, show, tell_of_kernels
-from spikebridge.cli.flags import Flag, page_of, refresh_page, say
+from spikebridge.cli.flags import Output, page_of, refresh_page, say
 from spikebridge.runs import rundir
 from spikebridge.settings.names import BASELINES
 from spikebridge.settings.tasks import DigitsConfig
@@ -37,23 +37,23 @@ NO_SIMULATOR = "no simulator is installed; make tools"
 
 @dataclass(frozen=True)
 class Demo:
-    """Train SNU, soft SNU and LSTM, three seeds each, on 8 x 8 digits; needs no network."""
+    """Train SNU, soft SNU and LSTM, three seeds each, on 8 x 8 digits; needs no network.
 
-    out: Path = Path("runs/demo")
-    """Folder of the comparison."""
+    All of it goes to runs/demo.
+    """
+
+    EXAMPLE: ClassVar[str] = "demo --jobs 2"
+
     jobs: int = 2
     """Runs that train at the same time, each with its share of the cores."""
-    overwrite: Flag = False
-    """Start anew, even if the demo is complete."""
-    json: Flag = False
-    """Print compare.json on stdout."""
+    output: Output = field(default_factory=Output)
 
     def run(self) -> None:
         from spikebridge.studies import compare
 
-        out, jobs = self.out, self.jobs
+        out, jobs = self.output.out or rundir.FOLDER / "demo", self.jobs
         planned = compare.plan(compare.demo_contenders(), compare.DEMO_SEEDS, out, jobs=jobs)
-        if compare.is_complete(planned) and not self.overwrite:
+        if compare.is_complete(planned) and not self.output.overwrite:
             say(f"The demo in {out} is complete already; --overwrite starts it anew.")
         else:
             tell_of_kernels(jobs)
@@ -62,23 +62,25 @@ class Demo:
 
         def finish(run: Planned) -> None:
             in_memory(run)
-            on_chip(run, rtl=run is first)
+            on_chip(run, rtl=run is first, page=not self.output.no_report)
 
         with (
             rundir.owning(out, "demo", make=True),
-            progress.display(whole=ahead(planned, jobs, self.overwrite)) as display,
+            progress.display(whole=ahead(planned, jobs, self.output.overwrite)) as display,
         ):
             content = compare.compare(
                 planned,
                 out,
                 jobs=jobs,
-                overwrite=self.overwrite,
+                overwrite=self.output.overwrite,
                 progress=display,
                 finish=finish,
             )
-        refresh_page(out)
-        show(content, out, True, self.json)
-        end(content, out, self.json)
+        page = not self.output.no_report
+        if page:
+            refresh_page(out)
+        show(content, out, page, self.output.json)
+        end(content, out, self.output.json)
         say("\n".join(what_next(out)))
 
 
@@ -134,7 +136,7 @@ def in_memory(run: Planned) -> None:
     on_cells.deploy(run.directory, on_cells.Plan(chips=5, times_s=on_cells.DEMO_TIMES_S))
 
 
-def on_chip(run: Planned, *, rtl: bool) -> None:
+def on_chip(run: Planned, *, rtl: bool, page: bool = True) -> None:
     """Compile a run for the chip, unless that was done or cannot be; rtl: simulate it too."""
     if run.config.model.unit not in ON_CHIP:
         return
@@ -147,7 +149,7 @@ def on_chip(run: Planned, *, rtl: bool) -> None:
     if not rtl:
         return
     proved = prove(run)
-    if exported or proved or not (run.directory / rundir.REPORT).exists():
+    if page and (exported or proved or not (run.directory / rundir.REPORT).exists()):
         page_of(run.directory)
 
 

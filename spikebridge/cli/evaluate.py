@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
-
-import tyro
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.records import to_plain
-from spikebridge.cli.flags import Flag, page_of, say
+from spikebridge.cli.flags import Output, RunFolder, page_of, say
 from spikebridge.runs import rundir
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Test a trained network at other numbers of time steps: accuracy against steps."""
+    """Test a trained network at other numbers of time steps: accuracy against steps.
 
-    run_dir: tyro.conf.Positional[Path]
+    Writes steps.json into the run's folder, and its page anew.
+    """
+
+    EXAMPLE: ClassVar[str] = "evaluate runs/digits8x8-snu-0 --steps 1 5 20"
+
+    run_dir: RunFolder
     """Folder of a finished `spikebridge train digits` or `events`."""
     steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
     """Numbers of time steps."""
-    json: Flag = False
-    """Print one JSON object."""
-    no_report: Flag = False
-    """Do not write the folder's report.html anew, with the curve."""
+    output: Output = field(default_factory=Output)
 
     def run(self) -> None:
         from spikebridge.trained import by_steps
 
-        with rundir.owning(self.run_dir, "evaluate"):
-            content = by_steps.by_steps(
-                self.run_dir, self.steps, lambda count: say(f"{count} steps tested")
-            )
-            page = None if self.no_report else page_of(self.run_dir)
-        if self.json:
+        folder = self.output.folder(self.run_dir)
+        with rundir.owning(folder, "evaluate"):
+            content = None if self.output.overwrite else by_steps.kept(folder, self.steps)
+            if content is None:
+                content = by_steps.by_steps(
+                    folder, self.steps, lambda count: say(f"{count} steps tested")
+                )
+            page = None if self.output.no_report else page_of(folder)
+        if self.output.json:
             print(json.dumps({**to_plain(content), "report": page}))
             return
         metric = METRICS[content.metric]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import in_si
 from spikebridge.base.records import UsageError, to_plain
-from spikebridge.cli.flags import Flag, page_of
+from spikebridge.cli.flags import Output, RunFolder, page_of
 from spikebridge.runs import rundir
 
 if TYPE_CHECKING:
@@ -29,9 +27,16 @@ SHOWN = 5e-5
 
 @dataclass(frozen=True)
 class Export:
-    """Compile a trained network for the digital chip: integers, energy, and Verilog."""
+    """Compile a trained network for the digital chip: integers, energy, and Verilog.
 
-    run_dir: tyro.conf.Positional[Path]
+    program.npz, digital.json and the page lie in the run's folder, the Verilog in its folder
+    verilog, or in --out.
+    """
+
+    EXAMPLE: ClassVar[str] = "export runs/digits8x8-snu-0 --to verilog"
+    MAIN: ClassVar[tuple[str, ...]] = ("to", "weight_bits", "fraction_bits", "samples", "out")
+
+    run_dir: RunFolder
     """Folder of a finished run of snu, binary-di or binary-ci."""
     to: Literal["program", "verilog"] = "program"
     """program tests the network in integers and writes program.npz and digital.json; verilog also
@@ -61,26 +66,21 @@ class Export:
     """Time steps of a sample, for digits and events; 0 = as the run was tested."""
     images: int = 20
     """Test samples that the test bench of --to verilog goes through."""
-    out: Path | None = None
-    """Folder for the Verilog of --to verilog; by default verilog in that of the run."""
-    json: Flag = False
-    """Print digital.json on stdout."""
-    no_report: Flag = False
-    """Do not write the run's report.html anew."""
+    output: Output = field(default_factory=Output)
 
     def run(self) -> None:
         if self.images < 1:
             raise UsageError(f"images={self.images}: at least 1; pass --images 20")
-        if self.out is not None and self.to != "verilog":
+        if self.output.out is not None and self.to != "verilog":
             raise UsageError(
-                f"out={self.out}: it is where Verilog goes, and program.npz and digital.json stay "
-                "with the run; pass --to verilog too, or leave --out out"
+                f"out={self.output.out}: it is where Verilog goes, and program.npz and "
+                "digital.json stay with the run; pass --to verilog too, or leave --out out"
             )
         from spikebridge.chip.files import load_program
         from spikebridge.trained import on_chip
 
         plan = on_chip.Plan(self._chip(), self.samples, self.split, self.steps)
-        folder = self.out or self.run_dir / VERILOG
+        folder = self.output.out or self.run_dir / VERILOG
         if self.to == "verilog":
             from spikebridge.chip import verilog
 
@@ -106,8 +106,8 @@ class Export:
         return found
 
     def _show(self, content: OnChip, written: Path | None) -> None:
-        page = None if self.no_report else page_of(self.run_dir)
-        if self.json:
+        page = None if self.output.no_report else page_of(self.run_dir)
+        if self.output.json:
             folder = None if written is None else str(written)
             print(json.dumps({**to_plain(content), "verilog": folder, "report": page}))
             return

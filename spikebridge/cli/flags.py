@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,11 +17,105 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from spikebridge.base.records import UsageError, near
-from spikebridge.settings.names import VARIANTS, is_place
+from spikebridge.runs import rundir
+from spikebridge.settings.config import Config, flatten
+from spikebridge.settings.names import VARIANTS, VariantName, is_place
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+RunFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+RunFolders = tyro.conf.Positional[
+    Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN [RUN ...]]")]
+]
+
+Units = Annotated[tuple[VariantName, ...], tyro.conf.arg(metavar="[UNIT [UNIT ...]]")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and what is printed."""
+
+    out: Path | None = None
+    """Where the results go, instead of where the text above says."""
+    overwrite: Flag = False
+    """Start anew; without it, work with the same settings goes on, or is shown where it is
+    complete."""
+    json: Flag = False
+    """Print the result as one JSON object on stdout."""
+    no_report: Flag = False
+    """Do not write the folder's report.html at the end."""
+
+    def folder(self, run: Path) -> Path:
+        """Where results of a run go: to its folder, or to --out, which gets a copy of the run.
+
+        Raises UsageError where --out holds another run.
+        """
+        if self.out is None or self.out.resolve() == run.resolve():
+            return run
+        rundir.check_network(run)
+        if rundir.has_run(self.out) and not self.overwrite:
+            same = all(_content(self.out / name) == _content(run / name) for name in _OF_A_RUN)
+            if same:
+                return self.out
+            raise UsageError(
+                f"{self.out}: another run lies there; pass another --out, or --overwrite to "
+                "replace it"
+            )
+        with rundir.owning(self.out, "copy", make=True):
+            rundir.clear(self.out)
+            for name in reversed(_OF_A_RUN):  # last what says that the run is complete
+                if (run / name).exists():
+                    rundir.replace(self.out / name, partial(shutil.copyfile, run / name))
+        return self.out
+
+
+# The files of a run itself, without what commands have made of its network.
+_OF_A_RUN = tuple(
+    name for name in rundir.FILES if name not in (*rundir.MADE, rundir.CHECKPOINT, rundir.REPORT)
+)
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
+
+
+class OldSpelling(UsageError):
+    """A spelling of earlier versions; `argv` is the same command as it is written now."""
+
+    def __init__(self, changes: str, argv: Sequence[str]) -> None:
+        self.argv = list(argv)
+        super().__init__(f"{changes}; run spikebridge {shlex.join(self.argv)}")
+
+
+# Flags of earlier versions, and what they are called now; the first that the command has.
+_RENAMED = {
+    "device": ("instrument", "cells"),
+    "device_table": ("cell_table",),
+    "cell": ("cells",),
+}
+
+
+def _refuse_old(known: Collection[str], argv: Sequence[str], prog: str) -> None:
+    """Raise OldSpelling, with all of the command as it is written now, for flags of before."""
+    new, changes = [], []
+    for place, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        name, values = _name(word), [value] if equals else _values(argv[place + 1 :])
+        now = next((now for now in _RENAMED.get(name, ()) if now in known), None)
+        if now is not None and name not in known:
+            now = f"--{now.replace('_', '-')}"
+        elif name == "seeds" and "count" in known and len(values) == 1 and "--count" not in argv:
+            now = "--count"  # a list of one seed comes with --count 1
+        else:
+            now = None
+        if now is not None:
+            changes.append(f"{flag} {' '.join(values)}: it is now {now}")
+        new.append(word if now is None else now + equals + value)
+    if changes:
+        raise OldSpelling("; ".join(changes), [*prog.split()[1:], *new])
+
+
 # Of every command, and of the command line itself.
-_ALWAYS = ("help", "tyro-print-completion", "tyro-write-completion")
+_ALWAYS = ("help", "help-all", "tyro-print-completion", "tyro-write-completion")
 
 
 def unit_with_recurrence(argv: Sequence[str]) -> list[str]:
@@ -75,6 +173,7 @@ def check_command(argv: Sequence[str], commands: Mapping[str, Sequence[str] | No
 def check_choices(kind: type, argv: Sequence[str], prog: str) -> None:
     """Raise UsageError for a flag that a command has not, and for a value that is no choice."""
     known = _flags(kind)
+    _refuse_old(known, argv, prog)
     for place, word in enumerate(argv):
         name = _name(word)
         if not name or name.replace("_", "-") in _ALWAYS:
@@ -166,11 +265,11 @@ def _choices(annotation: Any) -> tuple[tuple[str, ...], bool]:
     return (), False
 
 
-def page_of(directory: Path) -> str:
-    """Write the page of a folder; its path."""
+def page_of(directory: Path, file: Path | None = None) -> str:
+    """Write the page of a folder, to its report.html or to another file; its path."""
     from spikebridge.report.page import write
 
-    return str(write(directory))
+    return str(write(directory, file))
 
 
 def refresh_page(directory: Path) -> None:
@@ -178,6 +277,14 @@ def refresh_page(directory: Path) -> None:
     from spikebridge.report.page import refresh
 
     refresh(directory)
+
+
+def settings_of(config: Config, verbose: bool) -> str:
+    """What of a config differs from its preset; verbose: all of it."""
+    if verbose:
+        return f"\n{settings_text(flatten(config))}"
+    different = rundir.others(config)
+    return f"the preset but for\n{settings_text(different)}" if different else "the preset"
 
 
 def settings_text(settings: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import ClassVar
 
 from spikebridge.cli.flags import Flag
 from spikebridge.runs import environment
@@ -12,6 +13,8 @@ from spikebridge.runs import environment
 @dataclass(frozen=True)
 class Info:
     """Show versions, processor, kernels in use or why not, and where data lie."""
+
+    EXAMPLE: ClassVar[str] = "info --json"
 
     json: Flag = False
     """Print one JSON object."""

@@ -45,6 +45,8 @@ DESCRIPTION = (
 )
 
 
+# Tasks that cannot do without data of one's own, and the flag that names them.
+OWN = {"npz": "data_dir", "forecast": "file"}
 NOUNS = {"compare": "comparison", "search": "search"}
 PARTS = tuple(part.name for part in dataclasses.fields(Config))
 
@@ -97,10 +99,12 @@ def parse(argv: Sequence[str]) -> Any:
     argv = flags.unit_with_recurrence(argv)
     name, chosen = [*argv, "", ""][:2]
     if name in COMMANDS and not _has_tasks(name):
-        prog = f"spikebridge {name}"
-        flags.check_choices(record_of(name), argv[1:], prog)
-        return _cli(record_of(name), argv[1:], prog)
+        prog, kind = f"spikebridge {name}", record_of(name)
+        flags.check_choices(kind, argv[1:], prog)
+        _help(kind, None, kind, prog, argv)
+        return _cli(kind, argv[1:], prog)
     if name not in COMMANDS or chosen not in TASKS:
+        argv = ["--help" if word == "--help-all" else word for word in argv]
         return _cli(_everything(argv), argv, "spikebridge", DESCRIPTION)
     prog, rest = f"spikebridge {name} {chosen}", argv[2:]
     kind = _for_task(name, chosen)
@@ -108,11 +112,29 @@ def parse(argv: Sequence[str]) -> Any:
     first = _first(rest)
     # What it shows in its help are the settings of the first unit.
     unit = first.unit or "snu" if name == "train" else [*first.units, "snu"][0]
-    parsed = _cli(kind, rest, prog, default=_default(kind, _base(chosen, unit, first)))
+    default = _default(kind, _base(chosen, unit, first))
+    _help(kind, default, record_of(name), prog, rest)
+    parsed = _cli(kind, rest, prog, default=default)
     if name != "train":
         configs = _each_unit(kind, rest, parsed.options.units, first, prog)
         return parsed.options, configs, flags.given(kind, rest)
     return parsed
+
+
+def _help(kind: type, default: Any, options: Any, prog: str, argv: Sequence[str]) -> None:
+    """Show the help of a command and raise SystemExit, where argv asks for it."""
+    if not {"-h", "--help", "--help-all"} & set(argv):
+        return
+    from spikebridge.cli import help
+
+    task = prog.split()[-1]
+    own = OWN.get(task, "data")
+    main = [own if name == "data" else name for name in getattr(options, "MAIN", ())]
+    whole = "--help-all" in argv or not main
+    about = [kind.__doc__] if kind is options else [kind.__doc__, options.__doc__]
+    needed = f"{task} --{own.replace('_', '-')} MINE" if task in OWN else task
+    text = help.text(about, options.EXAMPLE.format(task=needed), prog, kind, whole=whole)
+    _cli(help.record(kind, default, main, whole=whole), ["--help"], prog, text)
 
 
 def _has_tasks(command: str) -> bool:
@@ -348,8 +370,9 @@ def _how_to_go_on(argv: Sequence[str]) -> str:
     if command in ("train", "continual"):
         if not rundir.has_begun():
             return "nothing was begun"
-        again = [word for word in argv if word not in ("--overwrite", "--resume")]
-        return f"go on with: spikebridge {shlex.join([*again, '--resume'])}"
+        again = [word for word in argv if word != "--overwrite"]
+        again += ["--resume"] * (command == "continual" and "--resume" not in again)
+        return f"go on with: spikebridge {shlex.join(again)}"
     if command not in ("compare", "demo", "reproduce", "search"):
         return "nothing was begun"
     # Without --overwrite, old runs that were not redone yet would be kept.

@@ -6,14 +6,12 @@ import json
 import statistics
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import tyro
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import in_si, in_words
 from spikebridge.base.records import UsageError, to_plain
-from spikebridge.cli.flags import Flag, page_of, say
+from spikebridge.cli.flags import Output, RunFolders, page_of, say
 from spikebridge.runs import rundir
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 
@@ -23,9 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Program:
-    """Program trained networks into memory cells: accuracy over time, energy, pictures."""
+    """Program trained networks into memory cells: accuracy over time, energy, pictures.
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    Writes memory.json into each run's folder, and its page anew; with --out and several runs into a
+    folder there for each.
+    """
+
+    EXAMPLE: ClassVar[str] = "program runs/digits8x8-snu-0 --chips 5"
+    MAIN: ClassVar[tuple[str, ...]] = ("cells", "chips", "times", "samples", "out")
+
+    runs: RunFolders
     """Folders of finished runs of spiking units or their soft form."""
     cells: CellConfig = field(default_factory=CellConfig)
     crossbar: CrossbarConfig = field(default_factory=CrossbarConfig)
@@ -39,10 +44,7 @@ class Program:
     """Seed of the chips."""
     split: Literal["test", "valid"] = "test"
     """What is tested on; valid is for choosing settings such as --w-max."""
-    json: Flag = False
-    """Print one JSON object."""
-    no_report: Flag = False
-    """Do not write the runs' report.html anew, with the pictures."""
+    output: Output = field(default_factory=Output)
 
     def run(self) -> None:
         from spikebridge.trained import on_cells
@@ -54,7 +56,11 @@ class Program:
         if not self.runs:
             raise UsageError("no run is named; give the folder of a finished run")
         contents = {}
-        for run in self.runs:
+        for folder in self.runs:
+            output = self.output
+            if output.out is not None and len(self.runs) > 1:
+                output = replace(output, out=output.out / folder.name)
+            run = output.folder(folder)
 
             def tell(number: int, time_s: float, value: float, run: Path = run) -> None:
                 time = in_words(time_s)
@@ -62,12 +68,12 @@ class Program:
 
             with rundir.owning(run, "program"):
                 contents[str(run)] = content = on_cells.deploy(run, plan, tell)
-                page = None if self.no_report else page_of(run)
-            if not self.json:
+                page = None if self.output.no_report else page_of(run)
+            if not self.output.json:
                 print("\n".join(text_of(content)))
                 if page:
                     print(f"page: {page}")
-        if self.json:
+        if self.output.json:
             print(json.dumps(to_plain(contents)))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
@@ -13,7 +14,7 @@ from spikebridge.base.quantities import plural
 from spikebridge.base.records import UsageError
 from spikebridge.cli import progress
 from spikebridge.cli.compare import ahead, show, tell_of_kernels
-from spikebridge.cli.flags import Flag, page_of, refresh_page, say, settings_text
+from spikebridge.cli.flags import Flag, Output, page_of, refresh_page, say, settings_text
 from spikebridge.runs import rundir
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, parts_of
 
@@ -25,42 +26,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Make a published table or figure again: runs over seeds, a table, a picture and a page."""
+    """Make a published table or figure again: runs over seeds, a table, a picture and a page.
+
+    All of it goes to runs/reproduce-NAME.
+    """
+
+    EXAMPLE: ClassVar[str] = "reproduce jsb --count 3 --jobs 2"
 
     name: tyro.conf.Positional[str] = ""
     """Which one; --list shows them all."""
     list: Flag = False
     """Show all entries with what they take on two cores."""
-    seeds: int = 0
-    """Number of seeds, 0, 1, 2, ..; 0 = as many as the entry says."""
+    seeds: tuple[int, ...] = ()
+    """Seeds; by default 0, 1, 2, .., as many as the entry says.  Of one seed: with --count 1."""
+    count: int = 0
+    """Number of seeds 0, 1, 2, .., instead of --seeds; 0 = as many as the entry says."""
     quick: Flag = False
     """A few epochs of one seed: to see that it works, not what it reaches."""
     jobs: int = 2
     """Runs that train at the same time, each with its share of the cores."""
-    out: Path | None = None
-    """Folder; by default runs/reproduce-NAME.  Complete runs in it are kept."""
-    overwrite: Flag = False
-    """Do all runs anew, even if the folder holds them."""
     record: Path | None = None
     """Folder for NAME.json with settings, seeds, versions, machine and commit, and for table and
     pictures; refused where a run was made from a changed source tree."""
-    json: Flag = False
-    """Print compare.json, or the list, on stdout."""
+
+    output: Output = field(default_factory=Output)
 
     @property
     def folder(self) -> Path:
         """Where all of it goes."""
         quick = "-quick" if self.quick else ""
-        return self.out or rundir.FOLDER / f"reproduce-{self.name}{quick}"
+        return self.output.out or rundir.FOLDER / f"reproduce-{self.name}{quick}"
+
+    def all_seeds(self, usual: int) -> Sequence[int]:
+        """The seeds asked for, of an entry that usually has so many."""
+        return self.seeds or range(self.count or (1 if self.quick else usual))
 
     def run(self) -> None:
         if self.list:
-            show_catalog(as_json=self.json)
+            show_catalog(as_json=self.output.json)
             return
         if not self.name:
             raise UsageError("no entry is named; `spikebridge reproduce --list` shows them all")
-        if self.seeds < 0:
-            raise UsageError(f"seeds={self.seeds}: a number of seeds, 0 or above; pass --seeds 5")
+        if self.count < 0:
+            raise UsageError(f"count={self.count}: a number of seeds, 0 or above; pass --count 5")
+        if self.seeds and self.count not in (0, len(self.seeds)):
+            raise UsageError(f"count={self.count}, seeds={self.seeds}: give one of them")
         from spikebridge.studies import catalog, record
         from spikebridge.studies.catalog.continual import FORGETTING
 
@@ -76,8 +86,8 @@ class Reproduce:
             if self.record is not None:
                 written = record.write(self.name, content, out, self.record)
                 say("record: " + ", ".join(map(str, written)))
-        show(content, out, True, self.json)
-        if not self.json:
+        show(content, out, not self.output.no_report, self.output.json)
+        if not self.output.json:
             for what, path in files:
                 print(f"{what}: {path}")
 
@@ -94,22 +104,24 @@ def _forgetting(options: Reproduce) -> None:
         content = forgetting.compare(
             entry,
             out,
-            seeds=range(options.seeds or (1 if options.quick else entry.seeds)),
+            seeds=options.all_seeds(entry.seeds),
             quick=options.quick,
             jobs=options.jobs,
-            overwrite=options.overwrite,
+            overwrite=options.output.overwrite,
             tell=say,
         )
         continual_text.write(content, out)
-        page = page_of(out)
+        page = None if options.output.no_report else page_of(out)
         if options.record is not None:
             written = record.write(options.name, content, out, options.record)
             say("record: " + ", ".join(map(str, written)))
-    if options.json:
+    if options.output.json:
         print(json.dumps(content))
         return
     print("\n".join(continual_text.lines(content)))
-    print(f"table: {out / 'table.md'}\nplot: {out / 'plot.png'}\npage: {page}")
+    print(f"table: {out / 'table.md'}\nplot: {out / 'plot.png'}")
+    if page:
+        print(f"page: {page}")
 
 
 def _make(
@@ -119,13 +131,12 @@ def _make(
     from spikebridge.studies import compare, tune
     from spikebridge.studies.verdict import verdict
 
-    quick, jobs, overwrite = options.quick, options.jobs, options.overwrite
+    quick, jobs, overwrite = options.quick, options.jobs, options.output.overwrite
     contenders = compare.of_entry(entry, quick=quick)
     contenders = tune.tune(
         entry, contenders, out, quick=quick, jobs=jobs, anew=overwrite, tell=_tell_of_trial
     )
-    count = options.seeds or (1 if quick else entry.seeds)
-    planned = compare.plan(contenders, range(count), out, jobs=jobs)
+    planned = compare.plan(contenders, options.all_seeds(entry.seeds), out, jobs=jobs)
     kept = 0 if overwrite else sum(run.complete for run in planned)
     takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
     complete = f"; {kept} are complete" if kept else ""
@@ -144,7 +155,8 @@ def _make(
         )
     from spikebridge.report import still
 
-    refresh_page(out)
+    if not options.output.no_report:
+        refresh_page(out)
     pictures = still.write(content, out, entry.source)
     return content, [("table", out / still.TABLE), *(("plot", path) for path in pictures)]
 

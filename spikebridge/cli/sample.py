@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
-from spikebridge.cli.flags import Flag
+from spikebridge.cli.flags import Flag, RunFolder
 
 
 @dataclass(frozen=True)
 class Sample:
     """Let a trained language model write."""
 
+    EXAMPLE: ClassVar[str] = "sample text runs/ptb-snu-0 --prompt 'the stock market'"
+
     what: tyro.conf.Positional[Literal["text"]]
     """What is to be produced."""
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: RunFolder
     """Folder of a finished `spikebridge train text`."""
     prompt: str = ""
     """Where to start; by default at the beginning of a line."""

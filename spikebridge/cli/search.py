@@ -4,52 +4,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import plural
 from spikebridge.cli import progress
-from spikebridge.cli.flags import Flag, say, settings_text
+from spikebridge.cli.flags import Output, Units, say, settings_text
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, variant_of
-from spikebridge.settings.names import VariantName
 
 THE_PRESET = "the preset"
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched for, how long, and where it is written.
+    """Goes to runs/search-DATA, with what differs from the presets.
 
     All other flags hold for every trial, and what they set is not drawn; the rest of each unit's
     settings starts from its own preset.
     """
 
+    EXAMPLE: ClassVar[str] = "search {task} --units snu lstm --trials 12"
+    MAIN: ClassVar[tuple[str, ...]] = ("units", "trials", "data", "epochs", "out")
     ABOUT: ClassVar[str] = (
         "Search the settings of units: the same trials and space for each, judged on validation."
     )
     PER_TASK: ClassVar[str] = "Search settings of units: {}."
 
-    units: tuple[VariantName, ...] = ("snu", "softsnu", "lstm")
-    """Units to search for; use this, not --unit."""
+    units: Units = ("snu", "softsnu", "lstm")
+    """Units to search for, such as snu or recurrent-snu; use this, not --unit."""
     trials: int = 12
     """Trials of each unit, the first with its preset."""
-    out: Path | None = None
-    """Folder; by default runs/search-DATA, with what differs from the presets.  A search that lies
-    there goes on."""
-    json: Flag = False
-    """Print the best settings as one JSON object."""
+    output: Output = field(default_factory=Output)
 
     def run(self, configs: Sequence[Config], fixed: Collection[str]) -> None:
         """Search from each config; what is fixed holds for all trials."""
-        out = self.out or rundir.shared_folder("search", configs)
+        out = self.output.out or rundir.shared_folder("search", configs)
+        if self.output.overwrite:
+            self._remove(configs, out)
         found = self._search(configs, fixed, out)
         from spikebridge.studies import search
 
         best = {unit: search.best(content) for unit, content in found.items()}
-        if self.json:
+        if self.output.json:
             print(json.dumps(best))
             return
         for unit, content in found.items():
@@ -62,6 +61,15 @@ class Search:
         print(f"all trials, the best first: {out / search.BEST}\ntrain with what was best:")
         for unit, content in found.items():
             print(f"  {search.command(content, out / unit)}")
+
+    def _remove(self, configs: Sequence[Config], out: Path) -> None:
+        """The searches that lie there, so that they start anew."""
+        from spikebridge.studies import search
+
+        with rundir.owning(out, "search", make=True):
+            for config in configs:
+                for name in (search.SEARCH, search.JOURNAL):
+                    (out / variant_of(config.model) / name).unlink(missing_ok=True)
 
     def _search(
         self, configs: Sequence[Config], fixed: Collection[str], out: Path

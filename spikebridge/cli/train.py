@@ -4,55 +4,57 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import plural
+from spikebridge.base.records import UsageError
 from spikebridge.cli import progress
-from spikebridge.cli.flags import Flag, page_of, say, settings_text
+from spikebridge.cli.flags import Flag, Output, page_of, say, settings_of
 from spikebridge.runs import rundir
 from spikebridge.runs.rundir import Result
-from spikebridge.settings.config import Config, flatten, variant_of
+from spikebridge.settings.config import Config, data_name, title_of, variant_of
 
 
 @dataclass(frozen=True)
 class Train:
-    """Where the run is written, and what is printed."""
+    """The run goes to runs/DATA-UNIT-SEED, with what differs from the preset before the seed: rule,
+    GRAPES, cells, start, and a digest of the rest."""
 
+    EXAMPLE: ClassVar[str] = "train {task} --unit lstm --epochs 5"
+    MAIN: ClassVar[tuple[str, ...]] = ("data", "unit", "epochs", "seed", "out")
     ABOUT: ClassVar[str] = "Train one unit."
     PER_TASK: ClassVar[str] = "Train one unit: {}."
 
-    out: Path | None = None
-    """Folder of the run; by default runs/DATA-UNIT-SEED, with what differs from the preset before
-    the seed: rule, GRAPES, device, start, and a digest of the rest."""
     config: Path | None = None
     """A config.json whose settings stand in for the presets; flags win over it."""
     resume: Flag = False
-    """Go on with the incomplete run in the folder; its settings hold where no flag is given."""
-    overwrite: Flag = False
-    """Start anew, even if the folder holds a run."""
-    json: Flag = False
-    """Print the result as one JSON object on stdout."""
-    no_report: Flag = False
-    """Do not write the folder's report.html at the end."""
+    """Go on with the run in the folder, whose own settings hold where no flag is given.  A run with
+    the settings asked for goes on without this flag."""
+    verbose: Flag = False
+    """Say all settings, not only those that differ from the preset."""
+    output: Output = field(default_factory=Output)
 
     def run(self, config: Config) -> None:
         """Train one unit and say what came out."""
-        out = self.out or rundir.default_folder(config)
-        if self.resume and self.out is None and not rundir.has_run(out):
+        out = self.output.out or rundir.default_folder(config)
+        if self.resume and self.output.overwrite:
+            raise UsageError("--resume and --overwrite exclude each other; give one of them")
+        if self.resume and self.output.out is None and not rundir.has_run(out):
             rundir.refuse_absent(config)
-        say(f"{out}:\n{settings_text(flatten(config))}")
+        unit = f"{title_of(config)}, seed {config.train.seed}"
+        say(f"{out}: {unit} on {data_name(config)}: {settings_of(config, self.verbose)}")
         rundir.refuse_reading(out, config)
         result = None
-        if rundir.is_complete(out) and not self.overwrite:  # answered before torch is loaded
-            result = rundir.earlier(out, config, self.resume)
+        if rundir.is_complete(out) and not self.output.overwrite:  # answered before torch is loaded
+            result = rundir.earlier(out, config, resume=True)
         with rundir.owning(out, "train", make=True) if result is None else nullcontext():
             if result is None:
                 result = self._train(config, out)
-            page = None if self.no_report else page_of(out)
-        if self.json:
+            page = None if self.output.no_report else page_of(out)
+        if self.output.json:
             print(json.dumps({**result.to_dict(), "directory": str(out), "report": page}))
             return
         print("\n".join(text_of(result)))
@@ -60,8 +62,8 @@ class Train:
             print(f"page: {page}")
 
     def _train(self, config: Config, out: Path) -> Result:
-        if rundir.has_run(out) and not self.overwrite:
-            rundir.earlier(out, config, self.resume)  # what is wrong is said before torch is loaded
+        if rundir.has_run(out) and not self.output.overwrite:
+            rundir.earlier(out, config, resume=True)  # what is wrong is said before torch is loaded
         from spikebridge.runs import training
 
         if reason := training.looped_by(config.model):
@@ -71,8 +73,8 @@ class Train:
             return training.run(
                 config,
                 out,
-                resume=self.resume,
-                overwrite=self.overwrite,
+                resume=not self.output.overwrite,
+                overwrite=self.output.overwrite,
                 progress=display(name),
             )
 

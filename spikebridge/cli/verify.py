@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -18,6 +18,8 @@ from spikebridge.runs import rundir
 @dataclass(frozen=True)
 class Verify:
     """Run exported Verilog in simulators and compare it with the integer model, bit for bit."""
+
+    EXAMPLE: ClassVar[str] = "verify runs/digits8x8-snu-0/verilog --simulators icarus"
 
     directory: tyro.conf.Positional[Path]
     """Folder that `spikebridge export RUN --to verilog` has written."""

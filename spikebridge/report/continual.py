@@ -114,7 +114,7 @@ def table_context(directory: Path) -> dict[str, Any]:
         "about": f"{_about(content)} Published: {content['source']}.",
         "sections": sections,
         "colour": NEUTRAL,
-        "command": [f"spikebridge reproduce {content['name']} --seeds {len(content['seeds'])}"],
+        "command": [f"spikebridge reproduce {content['name']} --count {len(content['seeds'])}"],
         "which": " of the first run",
         "settings": list(flatten(content["config"])),
         "environment": list(flatten(content["environment"])),

@@ -49,9 +49,14 @@ def by_steps(
 
 def tested(directory: Path, steps: Sequence[int]) -> None:
     """As `by_steps`, where that has not been done."""
-    known = load_by_steps(directory)
-    if known is None or known.steps != tuple(sorted(set(steps))):
+    if kept(directory, steps) is None:
         by_steps(directory, steps)
+
+
+def kept(directory: Path, steps: Sequence[int]) -> BySteps | None:
+    """What `by_steps` has written there for these numbers of steps; None where it has not."""
+    known = load_by_steps(directory)
+    return known if known is not None and known.steps == tuple(sorted(set(steps))) else None
 
 
 def with_steps(config: Config, directory: Path, count: int) -> dict[str, int]:

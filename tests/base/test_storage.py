@@ -456,7 +456,7 @@ def test_sigterm_ends_a_run_with_one_line(tmp_path: Path) -> None:
     assert child.returncode == 143
     assert "Traceback" not in rest
     assert rest.strip().splitlines()[-1] == (
-        f"spikebridge: terminated; go on with: spikebridge {line} --resume"
+        f"spikebridge: terminated; go on with: spikebridge {line}"
     )
     assert not list((tmp_path / "run").glob(".*"))
     assert (tmp_path / "run" / rundir.CHECKPOINT).exists()

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,9 @@ def test_train_prints_the_result_and_writes_the_page(capsys: pytest.CaptureFixtu
     assert f"run: {run}" in said.out
     assert f"page: {run}/report.html" in said.out
     assert (run / "report.html").exists()
+    assert "SNU, seed 3 on digits8x8: the preset but for\n  " in said.err
     assert "hidden=8" in said.err
+    assert "threshold=" not in said.err
     assert "snu-3  epoch 2/2  loss" in said.err
     assert flatten(rundir.read_config(run))["batch_size"] == 256
 
@@ -62,19 +63,22 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str])
     said = json.loads(capsys.readouterr().out)
     stored = json.loads((Path("run") / rundir.RESULT).read_text())
     assert said == stored | {"directory": "run", "report": None}
-    assert spikebridge(line) == 2
+    for again in (line, f"{line} --resume"):  # it is complete
+        assert spikebridge(again) == 0
+        assert json.loads(capsys.readouterr().out) == said
+    assert spikebridge(f"{line} --lr 0.5") == 2
     assert capsys.readouterr().out == ""
-    assert spikebridge(line + " --resume") == 0
-    assert json.loads(capsys.readouterr().out) == said
 
 
 def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
     line = f"train digits {TINY} --out run --no-report"
     assert spikebridge(line) == 0
-    assert spikebridge(line) == 2
-    assert "spikebridge: run: a complete run lies there; pass --resume" in capsys.readouterr().err
-    assert spikebridge(line + " --resume --lr 0.5") == 2
-    assert "lr (" in capsys.readouterr().err
+    assert spikebridge(line) == 0  # it is shown again
+    for resume in ("", " --resume"):
+        assert spikebridge(f"{line}{resume} --lr 0.5") == 2
+        said = capsys.readouterr().err
+        assert "run: the run there has other settings: lr (" in said
+        assert "or --overwrite to start anew" in said
     assert spikebridge("train digits --out run --resume --no-report") == 0  # its own settings hold
     assert spikebridge(f"train digits {TINY} --recurrent --seed 4 --no-report") == 0
     again = "train digits --recurrent --seed 4 --resume --no-report"  # its folder has to be found
@@ -221,14 +225,14 @@ def test_help_shows_the_preset_of_the_unit(
     monkeypatch.setitem(PRESETS, ("mnist", "lstm"), {"lr": 0.015625, "epochs": 77})
     assert spikebridge("train digits --help") == 0
     assert "(default: 77)" not in capsys.readouterr().out
-    assert spikebridge("train digits --unit lstm --data mnist --help") == 0
+    assert spikebridge("train digits --unit lstm --data mnist --help-all") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "(default: 77)" in said
     assert "0.015625" in said
 
 
 def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    assert spikebridge("train digits --help") == 0
+    assert spikebridge("train digits --help-all") == 0
     said = capsys.readouterr().out
     for name in flatten(preset("digits")):
         assert f"--{name.replace('_', '-')}" in said
@@ -250,7 +254,7 @@ def test_help_has_the_whole_sentence_of_a_task(
     ["train digits", "compare digits", "evaluate run", "compose run", "program run", "export run"],
 )
 def test_what_leaves_the_page_out_says_so(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert spikebridge(f"{line} --help") == 0
+    assert spikebridge(f"{line} --help-all") == 0
     said = " ".join(capsys.readouterr().out.replace("│", "").split()).partition("--no-report Do")[2]
     assert said.startswith(" not write the ")
     assert "report.html" in said[:60]
@@ -258,7 +262,7 @@ def test_what_leaves_the_page_out_says_so(line: str, capsys: pytest.CaptureFixtu
 
 
 def test_the_columns_of_a_table_of_a_device_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert spikebridge("program --help") == 0
+    assert spikebridge("program --help-all") == 0
     said = capsys.readouterr().out
     page = (ROOT / "docs" / "crossbar.md").read_text(encoding="utf-8")
     (told,) = (part for part in page.split("\n\n") if "--cell-table" in part)
@@ -282,7 +286,7 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert "±" in said.out
     (out,) = Path("runs").glob("compare-digits8x8-??????")  # these are not the presets
     assert f"page: {out}/report.html" in said.out
-    assert "unit=gru" in said.err
+    assert "gru on digits8x8: the preset but for\n  " in said.err
     assert spikebridge(line + " --json --no-report") == 0
     content = json.loads(capsys.readouterr().out)
     stored = json.loads((out / compare.COMPARE).read_text())
@@ -350,17 +354,18 @@ def test_help_comes_at_once_and_without_torch(line: str) -> None:
         "heavy = {'torch', 'plotly', 'sklearn', 'scipy', 'numpy'} & set(sys.modules); "
         "sys.exit(repr(heavy) if heavy else code)"
     )
-    seconds = []
+    seconds = []  # of the processor, whatever else it does
     for _ in range(2):  # the first start may have to compile
-        started = time.perf_counter()
+        before = os.times()
         subprocess.run(
             [sys.executable, "-c", code, *line.split()],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=ROOT,
         )
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 2
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
+    assert min(seconds) < 1
 
 
 def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
@@ -382,7 +387,7 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
     assert "Traceback" not in rest
     last = rest.strip().splitlines()[-1]
     command = last.removeprefix("spikebridge: interrupted; go on with: spikebridge ")
-    assert command == f"{line} --resume"
+    assert command == line
     assert not rundir.is_complete(Path("run"))
     assert spikebridge(command + " --json") == 0
     assert rundir.read_result(Path("run")).epochs == 60
@@ -393,11 +398,11 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
     [
         ("compare digits", "go on with: spikebridge compare digits\n"),
         ("compare digits --overwrite", "start again with: spikebridge compare digits --overwrite"),
-        ("train digits --overwrite", "go on with: spikebridge train digits --resume\n"),
+        ("train digits --overwrite", "go on with: spikebridge train digits\n"),
         ("search music", "go on with: spikebridge search music\n"),
         ("demo", "go on with: spikebridge demo\n"),
-        ("reproduce jsb --seeds 2", "go on with: spikebridge reproduce jsb --seeds 2\n"),
-        ("train digits --out 'a b'", "spikebridge train digits --out 'a b' --resume\n"),
+        ("reproduce jsb --count 2", "go on with: spikebridge reproduce jsb --count 2\n"),
+        ("train digits --out 'a b'", "spikebridge train digits --out 'a b'\n"),
         ("info", "nothing was begun"),
         ("continual", "nothing was begun"),
     ],
@@ -495,54 +500,6 @@ def test_without_tyro_the_module_is_an_import_error_and_the_command_says_what_it
     assert done.returncode == 1
     needs = "spikebridge: the command line needs tyro; pip install 'spikebridge[app]'\n"
     assert done.stderr == needs
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("trian digits", "trian: there is no such command (did you mean train?); the commands are"),
-        (
-            "train digit",
-            "digit: there is no such task (did you mean digits?); the tasks are digits",
-        ),
-        ("search musik", "musik: there is no such task (did you mean music?); the tasks are"),
-        (
-            "--verison",
-            "--verison: unknown option (did you mean --version?); run spikebridge --help",
-        ),
-        (
-            "train digits --unit lstmm",
-            "--unit: invalid choice 'lstmm' (did you mean lstm?); choose one of snu, softsnu, ",
-        ),
-        ("train digits --data=mnits", "--data: invalid choice 'mnits' (did you mean mnist?); cho"),
-        ("compare digits --units snu gruu", "'gruu' (did you mean gru?); choose from snu, soft"),
-        ("program run --cells pmc", "--cells: invalid choice 'pmc' (did you mean pcm?); choose"),
-        ("continual --unit=lsmt", "run spikebridge continual --help"),
-        (
-            "train digits --epocs 3",
-            "--epocs: unknown option (did you mean --epochs?); run spikebridge train digits --help",
-        ),
-        ("export run --weigth-bits 3", "did you mean --weight-bits"),
-        ("train digits --lr abc", "spikebridge train digits --help"),
-        ("train --lr 1 digits", "flags come after the task"),
-        ("train digits --unit recurrent-snu --no-recurrent", "contradicts recurrent-snu"),
-    ],
-)
-def test_misspelled_words(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert spikebridge(line) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert message in said.err
-    assert "None" not in said.err
-    if not line.startswith("train digits --lr "):  # tyro frames what it says itself
-        assert said.err.count("\n") == 1
-
-
-def test_suggestions_are_flags_of_the_command_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert spikebridge("info --levell") == 2  # `program` has --levels, `train text` --level
-    assert capsys.readouterr().err == (
-        "spikebridge: --levell: unknown option; run spikebridge info --help\n"
-    )
 
 
 @pytest.mark.parametrize("form", ["--unit recurrent-softsnu", "--unit=recurrent-softsnu"])

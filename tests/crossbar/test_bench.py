@@ -738,7 +738,7 @@ def test_a_second_ctrl_c_ends_a_bench_that_is_at_work(tmp_path: Path) -> None:
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells may set it off
         "sys.exit(main())"
     )
-    words = ["bench", "serve", "--port", "0", "--device", "slow:make"]
+    words = ["bench", "serve", "--port", "0", "--instrument", "slow:make"]
     with subprocess.Popen(
         [sys.executable, "-c", code, *words],
         stdout=subprocess.PIPE,
@@ -809,12 +809,12 @@ def test_the_command_finds_devices_of_ones_own(
     (tmp_path / "own_broken.py").write_text("import not_there_either\n")
     monkeypatch.setenv(bench.TOKEN, "secret-word")
 
-    def briefly(device: str, shape: tuple[int, ...] = ()) -> Any:
-        return run_briefly(Bench("serve", device, shape, port=0), monkeypatch)
+    def briefly(instrument: str, shape: tuple[int, ...] = ()) -> Any:
+        return run_briefly(Bench("serve", instrument, shape, port=0), monkeypatch)
 
     assert briefly("lab_instrument:connect") == ("ACME PS-12", (4, 3))
     assert briefly("own_chip:make", (2, 3)) == ("iterative", (2, 3))
-    assert briefly("simulated", (5,)) == ("accumulation", (5,))
+    assert briefly("", (5,)) == ("accumulation", (5,))
     said = capsys.readouterr()
     assert said.out.count("127.0.0.1:") == 3
     assert "a token" in said.err
@@ -827,10 +827,10 @@ def test_the_command_finds_devices_of_ones_own(
         briefly("own_broken:make")
     with pytest.raises(UsageError, match="own_chip has no function build"):
         briefly("own_chip:build")
-    with pytest.raises(UsageError, match="pass simulated, or MODULE:FUNCTION"):
+    with pytest.raises(UsageError, match="pass MODULE:FUNCTION of your own"):
         briefly("own_chip")
     with pytest.raises(UsageError, match="simulated cells need sides of at least 1"):
-        briefly("simulated")
+        briefly("")
     with pytest.raises(UsageError, match="pass --seed 0"):
         Bench("serve", shape=(1,), seed=-1).run()
 

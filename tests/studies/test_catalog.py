@@ -186,7 +186,7 @@ def test_quick_is_quick_and_apart(capsys: pytest.CaptureFixture[str]) -> None:
     config = rundir.read_config(Path("runs/reproduce-small-quick/snu-0"))
     assert config.train.epochs == 1
     assert not list(Path("runs").rglob(rundir.STEPS))
-    assert spikebridge("reproduce small --seeds 1 --jobs 1") == 0
+    assert spikebridge("reproduce small --count 1 --jobs 1") == 0
     assert not Path("runs/reproduce-small/snu-1").exists()
 
 
@@ -204,7 +204,7 @@ def test_the_list_says_what_each_takes(capsys: pytest.CaptureFixture[str]) -> No
     [
         ("reproduce", "no entry is named; `spikebridge reproduce --list`"),
         ("reproduce nothing", "'nothing': there is no such entry"),
-        ("reproduce small --seeds -1", "seeds=-1: a number of seeds"),
+        ("reproduce small --count -1", "count=-1: a number of seeds"),
         ("search digits --trials 0", "trials=0: it must be at least 1"),
         ("evaluate nowhere", "nowhere: there is no complete run in it"),
     ],

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.cli import commands
 from spikebridge.cli import main as cli
 from spikebridge.report import continual_text, page
 from spikebridge.report.wording import CORRECTED
@@ -18,6 +17,7 @@ from spikebridge.runs import continual, rundir
 from spikebridge.runs.transfer import MEASURES
 from spikebridge.settings.continual import override
 from spikebridge.studies import forgetting, forgetting_tuning
+from spikebridge.studies.catalog import continual as entries
 from spikebridge.studies.catalog.continual import FORGETTING, ForgettingEntry, ForgettingRow, find
 from spikebridge.studies.contrasts import paired
 
@@ -316,7 +316,7 @@ def test_reproduce_writes_and_prints_a_quick_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = tiny(name="grapes-forgetting-split", quick={"hidden": (8,), "tasks": 2})
-    monkeypatch.setattr(commands, "FORGETTING", (entry,))
+    monkeypatch.setattr(entries, "FORGETTING", (entry,))
     assert (
         cli.main(["reproduce", entry.name, "--quick", "--jobs", "1", "--out", str(tmp_path)]) == 0
     )
