@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from spikebridge.base.metrics import METRICS
@@ -32,7 +33,7 @@ class Evaluate:
 
         folder = self.output.folder(self.run_dir)
         with rundir.owning(folder, "evaluate"):
-            content = None if self.output.overwrite else by_steps.kept(folder, self.steps)
+            content = self.output.kept(partial(by_steps.kept, folder, self.steps))
             if content is None:
                 content = by_steps.by_steps(
                     folder, self.steps, lambda count: say(f"{count} steps tested")

@@ -7,20 +7,22 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from spikebridge.base.records import UsageError, near
+from spikebridge.base.records import SpikebridgeError, UsageError, near
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, flatten
 from spikebridge.settings.names import VARIANTS, VariantName, is_place
 
+Result = TypeVar("Result")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 RunFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
 RunFolders = tyro.conf.Positional[
@@ -43,6 +45,13 @@ class Output:
     """Print the result as one JSON object on stdout."""
     no_report: Flag = False
     """Do not write the folder's report.html at the end."""
+
+    def kept(self, load: Callable[[], Result | None]) -> Result | None:
+        """What lies there of an earlier call, unless it is damaged or --overwrite was given."""
+        if not self.overwrite:
+            with suppress(SpikebridgeError):
+                return load()
+        return None
 
     def folder(self, run: Path) -> Path:
         """Where results of a run go: to its folder, or to --out, which gets a copy of the run.

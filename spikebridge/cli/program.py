@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -67,7 +68,8 @@ class Program:
                 say(f"{run}  chip {number + 1}/{plan.chips}  {time:>9}  {value:.4f}")
 
             with rundir.owning(run, "program"):
-                contents[str(run)] = content = on_cells.deploy(run, plan, tell)
+                kept = self.output.kept(partial(on_cells.kept, run, plan))
+                contents[str(run)] = content = kept or on_cells.deploy(run, plan, tell)
                 page = None if self.output.no_report else page_of(run)
             if not self.output.json:
                 print("\n".join(text_of(content)))

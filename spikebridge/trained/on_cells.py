@@ -38,10 +38,11 @@ from spikebridge.runs.hardware_results import (
     Points,
     Tiles,
     Training,
+    load_on_cells,
     save,
 )
 from spikebridge.settings.config import Config
-from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
+from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, programmed
 
 HOUR_S, DAY_S = 3600.0, 86400.0
 MONTH_S, YEAR_S = 30 * DAY_S, 365 * DAY_S
@@ -89,6 +90,17 @@ class Plan:
             raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
         if not self.cells.used:
             raise UsageError("there are no cells; pass --cells iterative")
+
+
+def kept(directory: Path, plan: Plan) -> OnCells | None:
+    """What `deploy` has written there for this plan; None where it has not."""
+    known = load_on_cells(directory)
+    if known is None or plan.cells.cell_table:  # the table may have changed
+        return None
+    asked = programmed(dataclasses.asdict(plan.cells) | dataclasses.asdict(plan.crossbar))
+    of_plan = (plan.chips, plan.times_s, plan.samples, plan.seed, plan.split)
+    there = (known.chips, known.times_s, known.samples, known.seed, known.split)
+    return known if (known.memory, there) == (asked, of_plan) else None
 
 
 Tell = Callable[[int, float, float], None]

@@ -180,3 +180,23 @@ def test_verbose_says_all_settings(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     for name in flatten(preset("digits")):
         assert f"{name}=" in said
+
+
+def test_networks_on_cells_are_kept_until_they_are_overwritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert spikebridge(f"train digits {TINY} --out run --no-report") == 0
+    line = "program run --chips 2 --times 20 --samples 256 --json"
+    capsys.readouterr()
+    assert spikebridge(line) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert spikebridge(line) == 0
+    again = capsys.readouterr()
+    assert json.loads(again.out) == said
+    assert "chip 1/2" not in again.err
+    for other in ("--overwrite", "--dac-bits 8", "--seed 1"):
+        assert spikebridge(f"{line} {other}") == 0
+        assert "chip 1/2" in capsys.readouterr().err
+    (Path("run") / rundir.MEMORY).write_text("{")  # damaged: done anew
+    assert spikebridge(line) == 0
+    assert json.loads(capsys.readouterr().out) == said
