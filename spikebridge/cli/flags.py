@@ -20,7 +20,7 @@ import tyro
 from spikebridge.base.records import SpikebridgeError, UsageError, near
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, flatten
-from spikebridge.settings.names import VARIANTS, VariantName, is_place
+from spikebridge.settings.names import VARIANTS, VariantName, is_place, named
 
 Result = TypeVar("Result")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -274,11 +274,14 @@ def _choices(annotation: Any) -> tuple[tuple[str, ...], bool]:
     return (), False
 
 
-def page_of(directory: Path, file: Path | None = None) -> str:
-    """Write the page of a folder, to its report.html or to another file; its path."""
+def page_of(directory: Path, file: Path | None = None, sections: Sequence[str] = ()) -> str:
+    """Write the page of a folder, to its report.html or to another file; its path.
+
+    sections: places of a user's own, mypackage:function.
+    """
     from spikebridge.report.page import write
 
-    return str(write(directory, file))
+    return str(write(directory, file, sections=[named("section", place) for place in sections]))
 
 
 def refresh_page(directory: Path) -> None:

@@ -23,11 +23,14 @@ class Report:
     """The file to write instead, of one folder."""
     json: Flag = False
     """Print the pages' paths as one JSON object on stdout."""
+    section: tuple[str, ...] = ()
+    """Sections of your own on the pages of runs: each is mypackage:function, which takes the loaded
+    run and returns a spikebridge.report.Section."""
 
     def run(self) -> None:
         if not self.runs:
             raise UsageError("no folder is given; name one that train, compare or demo has written")
         if self.out is not None and len(self.runs) > 1:
             raise UsageError(f"out={self.out}: a file holds one page; name one folder")
-        pages = [page_of(run, self.out) for run in self.runs]
+        pages = [page_of(run, self.out, self.section) for run in self.runs]
         print(json.dumps({"pages": pages}) if self.json else "\n".join(pages))

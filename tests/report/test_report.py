@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.pages import page_of
+from helpers.pages import check_figures, page_of
 from PIL import Image
 
 from spikebridge import report
@@ -29,7 +29,17 @@ from spikebridge.report.page import TEMPLATES, engine
 from spikebridge.report.theme import COLOURS, colour_of, plain
 from spikebridge.runs.load import Run, load_run
 from spikebridge.settings import config
+from spikebridge.settings.names import VARIABLE
 
+OWN_SECTION = """
+from spikebridge.report import Chart, Section, figure, figures
+
+def norms(run):
+    chart = Chart(300)
+    x, y = zip(*((epoch["epoch"], epoch["grad_norm"]) for epoch in run.epochs))
+    chart.line(x, y, "#0072B2", "norm")
+    return Section("Gradients", "", (figures(figure(chart, "Norm of the gradients", "Mean.")),))
+"""
 PNG = "data:image/png;base64,"
 HOSTILE = "</script><script>alert('x')</script><b>&"
 LABELS = {"snu": "SNU", "softsnu": "soft SNU", "lstm": "LSTM", "relu": "ReLU"}
@@ -564,6 +574,21 @@ def test_a_section_of_ones_own_stands_before_the_examples(tmp_path: Path) -> Non
     study = write_comparison(tmp_path / "study")
     with pytest.raises(report.ReportError, match="name a run inside it"):
         report.write(study, sections=[own_section])
+
+
+def test_a_section_is_named_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    monkeypatch.setenv(VARIABLE, "")  # what the command allows ends with the test
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_to_show.py").write_text(OWN_SECTION)
+    assert cli.main(["report", str(run), "--section", "mine_to_show:norms"]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    check_figures(page)
+    assert "Norm of the gradients" in page
+    assert cli.main(["report", str(run), "--section", "mine_to_show:nothing"]) == 2
+    assert "mine_to_show has no nothing" in capsys.readouterr().err
 
 
 def test_units_keep_apart_in_colour_and_text() -> None:
