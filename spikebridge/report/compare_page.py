@@ -11,7 +11,7 @@ from spikebridge.report import compare_charts, study_tables
 from spikebridge.report.examples import panels
 from spikebridge.report.on_chip import proof_text
 from spikebridge.report.run_charts import loss_axis
-from spikebridge.report.run_page import about, label_of, seed_of, source_of, started
+from spikebridge.report.run_page import about, source_of, started
 from spikebridge.report.theme import Block, Drawer, Section, Table, colour_of, figure, figures
 from spikebridge.report.wording import (
     NOTHING,
@@ -28,6 +28,7 @@ from spikebridge.report.wording import (
 )
 from spikebridge.runs.hardware_results import ENDS, proof_of
 from spikebridge.runs.load import Comparison, Row, Run
+from spikebridge.settings.config import to_dict
 from spikebridge.settings.tasks import data_label, data_title
 
 ENERGIES = ("PCM crossbar", "digital, int8, events")
@@ -282,17 +283,17 @@ def run_link(row: Row, run: Run, metric: Metric, page: Path) -> dict[str, str]:
         link = Path(os.path.relpath(own.resolve(), page.resolve().parent)).as_posix()
     return {
         "name": run.directory.name,
-        "label": row.label or label_of(run),
-        "seed": seed_of(run),
-        "test": metric_text(metric, run.fact("test")) if run.result else "not complete",
-        "seconds": seconds_text(run.fact("seconds")),
+        "label": row.label or run.label,
+        "seed": str(run.seed),
+        "test": metric_text(metric, run.result.test) if run.result else "not complete",
+        "seconds": seconds_text(run.result and run.result.seconds),
         "link": link,
     }
 
 
 def settings(rows: list[Row]) -> dict[str, Any]:
     """All settings by unit; those in which units differ come first and are marked."""
-    columns = [(row.label, dict(flatten(row.runs[0].config))) for row in rows if row.runs]
+    columns = [(row.label, dict(flatten(to_dict(row.runs[0].config)))) for row in rows if row.runs]
     names = list(dict.fromkeys(name for _, config in columns for name in config))
     names = [name for name in names if name != "train.seed"]
     lines = []

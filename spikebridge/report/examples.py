@@ -12,7 +12,7 @@ from spikebridge.report import activity_charts, example_charts
 from spikebridge.report.theme import Plot, colour_of, fade, figure, probability_ramp
 from spikebridge.report.wording import frame_text, metric_of, metric_text, number, plural, scaled
 from spikebridge.runs.load import Examples, Run
-from spikebridge.settings.tasks import TASKS, MusicConfig
+from spikebridge.settings.tasks import MusicConfig
 from spikebridge.trained.midi import LOWEST
 
 EXAMPLES = 6
@@ -204,15 +204,15 @@ def numbers_panel(run: Run, examples: Examples, index: int) -> Panel:
 
 def ahead_text(run: Run) -> str:
     """How far ahead a forecast looks, as a sentence."""
-    ahead = number(run.part("task").get("horizon"))
-    if run.task != "forecast" or ahead is None:
-        return ""
-    return f" Each value was predicted {plural(int(ahead), 'row')} before it came."
+    ahead = getattr(run.config.task, "horizon", None)
+    return (
+        "" if ahead is None else f" Each value was predicted {plural(ahead, 'row')} before it came."
+    )
 
 
 def sample_of(run: Run) -> str:
     """What one example is called, such as "recording"."""
-    return TASKS[run.task].SAMPLE if run.task in TASKS else "sample"
+    return run.config.task.SAMPLE
 
 
 def text_panel(run: Run, examples: Examples, index: int) -> Panel:

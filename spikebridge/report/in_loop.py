@@ -57,10 +57,9 @@ def in_the_loop(run: Run, drawer: Drawer) -> Section | None:
 
 def about(run: Run) -> str:
     """On what and by which rule the run was trained."""
-    cells = run.part("cells")
-    name = str(cells.get("cells") or cells.get("cell_table") or "")
+    name = run.config.cells.cells or run.config.cells.cell_table
     model = f" of the model {name}" if name else ""
-    every = int(number(run.part("pulses").get("refresh_every")) or 0)
+    every = run.config.pulses.refresh_every
     anew = f" Every {plural(every, 'update')}, pairs that are used up are written anew."
     return (
         f"The weights lay on simulated cells{model} while they were trained. What an update adds "

@@ -7,6 +7,7 @@ from typing import Any
 
 from spikebridge.report.theme import NEUTRAL, Chart, colour_of, label, shown
 from spikebridge.report.wording import Metric, metric_of, metric_text, number, scaled
+from spikebridge.runs.hardware_results import load_by_steps
 from spikebridge.runs.load import Run
 
 LOSS = "loss (nats per {})"
@@ -38,9 +39,10 @@ def metric_is_loss(run: Run) -> bool:
 
 def best_epoch(run: Run) -> int | None:
     """The epoch whose network was kept, if any."""
-    told = number(run.fact("best_epoch"))
+    if run.result:
+        return run.result.best_epoch
     marked = [epoch["epoch"] for epoch in run.epochs if epoch.get("best") is True]
-    return int(told) if told is not None else int(marked[-1]) if marked else None
+    return int(marked[-1]) if marked else None
 
 
 def loss_curves(run: Run) -> Chart | None:
@@ -79,15 +81,14 @@ def metric_curve(run: Run) -> Chart | None:
 
 def step_curve(run: Run) -> Chart | None:
     """The test metric against the number of time steps at test."""
-    found = run.steps or {}
-    steps, tests = found.get("steps"), found.get("test")
-    if not isinstance(steps, list) or not isinstance(tests, list) or len(steps) != len(tests):
+    tested = load_by_steps(run.directory)
+    if tested is None:
         return None
     metric = metric_of(run.metric)
     chart = Chart(300, {"showlegend": False})
-    x, y = map(number, steps), [scaled(metric, value) for value in tests]
-    chart.line(list(x), y, colour_of(run.unit), marks=True)
-    step_axes(chart, [count for count in steps if number(count) is not None], metric)
+    y = [scaled(metric, value) for value in tested.test]
+    chart.line(list(tested.steps), y, colour_of(run.unit), marks=True)
+    step_axes(chart, tested.steps, metric)
     return chart
 
 
@@ -153,14 +154,10 @@ def steep(chart: Chart, values: Sequence[float]) -> None:
 
 def layer_activity(run: Run) -> tuple[dict[str, float], bool]:
     """Mean output per neuron and step by layer, and whether it counts spikes."""
-    for name, spiking in (("firing_rates", True), ("mean_activity", False)):
-        value = run.fact(name)
-        plain = value if isinstance(value, Mapping) else {"all layers": value}
-        rates = {str(k): number(v) for k, v in plain.items()}
-        known = {layer: rate for layer, rate in rates.items() if rate is not None}
-        if known:
-            return known, spiking
-    return {}, False
+    if run.result is None:
+        return {}, False
+    rates = run.result.firing_rates
+    return (rates, True) if rates else (run.result.mean_activity, False)
 
 
 def layer_name(name: str) -> str:

@@ -28,13 +28,14 @@ from spikebridge.report.wording import (
 )
 from spikebridge.runs.hardware_results import (
     OnCells,
+    load_by_steps,
     load_complexity,
     load_on_cells,
     load_on_chip,
     load_proof,
 )
 from spikebridge.runs.load import ReportError, Run
-from spikebridge.settings import config
+from spikebridge.settings.config import to_dict
 from spikebridge.settings.tasks import OwnConfig, data_label, data_title
 
 LOSS = (
@@ -59,16 +60,16 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
     metric = metric_of(run.metric)
     programmed = load_on_cells(run.directory)
     return {
-        "title": f"{label_of(run)} on {data_label(run.data)}",
-        "label": label_of(run),
+        "title": f"{run.label} on {data_label(run.data)}",
+        "label": run.label,
         "colour": colour_of(run.unit),
         "task": run.task,
         "about": about(run),
-        "notes": notes_of(run),
+        "notes": list(run.result.notes) if run.result else [],
         "complete": run.result is not None,
         "epochs_done": plural(len(run.epochs), "epoch"),
         "cards": cards(run, metric),
-        "source": source_of(run.fact("published")),
+        "source": source_of(run.result and run.result.published),
         "started": started(run),
         "sections": [
             *learning_section(run, metric),
@@ -79,11 +80,13 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
         "panels": panels(run),
         "more": more_text(run.examples),
         "epochs": epoch_table(run),
-        "config": list(flatten(run.config)),
+        "config": list(flatten(to_dict(run.config))),
         "environment": list(flatten(run.environment)),
-        "result": list(flatten(run.result or {})),
+        "result": list(flatten(run.result.to_dict())) if run.result else [],
         "memory": [] if programmed is None else list(flatten(programmed.memory)),
-        "command": [] if run.task == OwnConfig.NAME else command(["train", run.task], run.config),
+        "command": []
+        if run.task == OwnConfig.NAME
+        else command(["train", run.task], to_dict(run.config)),
         "metric_meaning": metric.meaning,
     }
 
@@ -110,31 +113,18 @@ def own_section(make: Callable[[Run], Section], run: Run) -> Section:
     return section
 
 
-def label_of(run: Run) -> str:
-    unit = run.unit
-    return str(run.fact("label") or (config.label_of(unit) if unit in config.VARIANTS else unit))
-
-
 def about(run: Run) -> str:
     """The network and the data in one line."""
     known = data_title(run.data, run.task)
-    hidden = run.part("model").get("hidden")
-    if not isinstance(hidden, list):
-        return known
+    model = run.config.model
+    hidden = model.hidden
     if run.examples is None:
         return f"{known} · hidden layers of {' and '.join(map(str, hidden))} neurons"
     sizes = [run.examples.x.shape[-1], *hidden, run.examples.output.shape[-1]]
     if run.symbols:
-        embedding = int(number(run.part("model").get("embedding")) or 0)
-        between = [embedding] if embedding else []
+        between = [model.embedding] if model.embedding else []
         sizes = [len(run.symbols), *between, *hidden, len(run.symbols)]
     return f"{known} · network {' → '.join(f'{size:,}' for size in sizes)}"
-
-
-def notes_of(run: Run) -> list[str]:
-    """What a user should know of the data, where the run kept it."""
-    kept = run.fact("notes", [])
-    return [str(note) for note in kept if note] if isinstance(kept, list) else []
 
 
 def source_of(published: Any) -> str:
@@ -150,16 +140,14 @@ def started(run: Run) -> str:
 
 def cards(run: Run, metric: Metric) -> list[Card]:
     """The headline figures: name, value and a line below."""
-    published = run.fact("published")
-    published = published if isinstance(published, dict) else {}
-    spikes = run.fact("spikes_per_inference")
-    best, epochs = run_charts.best_epoch(run), number(run.fact("epochs", len(run.epochs)))
+    result, best = run.result, run_charts.best_epoch(run)
+    published = (result and result.published) or {}
+    spikes = result and result.spikes_per_inference
     per = f"per {run.inference}"
     short = metric.unit == "%"
-    value = metric_text(metric, run.fact("test"), unit=short)
+    value = metric_text(metric, result and result.test, unit=short)
     known = metric_text(metric, published.get("value"), unit=short)
-    graded = run.result is not None and number(spikes) is None
-    operations = number(run.fact("operations_per_step"))
+    graded = result is not None and spikes is None
     return [
         Card(f"test {metric.name}", value, metric.below if value != NOTHING else "not known"),
         Card(f"published {metric.name}", known, "source below")
@@ -167,25 +155,22 @@ def cards(run: Run, metric: Metric) -> list[Card]:
         else Card(f"published {metric.name}", "unknown", "no published figure for this set-up"),
         Card(
             "parameters",
-            count_text(run.fact("parameters")),
+            count_text(result and result.parameters),
             "trained numbers"
-            if operations is None
-            else f"{operations:,.0f} multiplications per dense step",
+            if result is None
+            else f"{result.operations_per_step:,} multiplications per dense step",
         ),
         Card("spikes per inference", "none", "this unit sends graded values")
         if graded
         else Card("spikes per inference", count_text(spikes), f"all hidden layers, {per}"),
         Card(
             "training time",
-            seconds_text(run.fact("seconds")),
-            plural(int(epochs or 0), "epoch") + (f", best: {best}" if best is not None else ""),
+            seconds_text(result and result.seconds),
+            plural(result.epochs if result else len(run.epochs), "epoch")
+            + (f", best: {best}" if best is not None else ""),
         ),
-        Card("seed", seed_of(run), "fixes all random choices"),
+        Card("seed", str(run.seed), "fixes all random choices"),
     ]
-
-
-def seed_of(run: Run) -> str:
-    return str(run.fact("seed", run.part("train").get("seed", NOTHING)))
 
 
 def learning_section(run: Run, metric: Metric) -> list[Section]:
@@ -213,9 +198,9 @@ def learning_plots(run: Run, metric: Metric) -> list[Plot | None]:
 
 def steps_plot(run: Run) -> Plot | None:
     """How the result depends on how long the network may look."""
-    trained = number((run.steps or {}).get("trained_with"))
+    tested = load_by_steps(run.directory)
     title = f"{metric_of(run.metric).name.capitalize()} against time steps"
-    with_steps = "" if trained is None else f" It was trained with {trained:.0f}."
+    with_steps = "" if tested is None else f" It was trained with {tested.trained_with}."
     return figure(run_charts.step_curve(run), title, BY_STEPS + with_steps)
 
 

@@ -6,20 +6,21 @@ Every fault raises ReportError with the file, what is wrong with it and the reme
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from spikebridge.base.archives import MOST_BYTES, ArchiveError, read_arrays
 from spikebridge.base.quantities import number
-from spikebridge.base.records import ConfigError, RunError, UsageError
+from spikebridge.base.records import RunError, UsageError
 from spikebridge.runs import rundir
-from spikebridge.settings.crossbar import renewed
-from spikebridge.settings.tasks import TASKS
+from spikebridge.runs.rundir import Result
+from spikebridge.settings.config import Config, data_name, label_of, variant_of
 
+Content = TypeVar("Content")
 REPEAT = "run it again with --overwrite"
 COMPARE = "compare.json"
 RESUME = "go on with the run by --resume, or start it anew with --overwrite"
@@ -67,63 +68,56 @@ class Run:
     """One run directory; what an incomplete run has not written is None or empty."""
 
     directory: Path
-    config: dict[str, Any]
+    config: Config
     environment: dict[str, Any]
     epochs: list[dict[str, Any]]
-    result: dict[str, Any] | None
+    """The lines of metrics.jsonl; which columns there are depends on the run."""
+    result: Result | None
     examples: Examples | None
     symbols: tuple[str, ...] = ()
     """What the symbols of a text stand for, by number."""
-    steps: dict[str, Any] | None = None
-    """The content of steps.json: the test at other numbers of time steps."""
-
-    def part(self, name: str) -> dict[str, Any]:
-        """One of the nested records of the config: task, model or train."""
-        value = self.config.get(name)
-        return value if isinstance(value, dict) else {}
-
-    def fact(self, name: str, fallback: Any = None) -> Any:
-        """A value of result.json, or the fallback where there is none."""
-        return fallback if self.result is None else self.result.get(name, fallback)
 
     @property
     def task(self) -> str:
-        return str(self.fact("task") or self.part("task").get("name") or "unknown task")
+        return self.config.task.NAME
 
     @property
     def data(self) -> str:
-        return str(self.fact("data") or self.part("task").get("data") or "unknown data")
+        return self.result.data if self.result else data_name(self.config)
 
     @property
     def unit(self) -> str:
         """The unit with its recurrence, such as "recurrent-snu": what decides its colour."""
-        unit = str(self.fact("unit") or self.part("model").get("unit") or "unknown unit")
-        recurrent = self.part("model").get("recurrent") is True
-        plain = unit in ("rnn", "gru", "lstm") or unit.startswith("recurrent-")
-        return f"recurrent-{unit}" if recurrent and not plain else unit
+        return variant_of(self.config.model)
+
+    @property
+    def label(self) -> str:
+        return self.result.label if self.result else label_of(self.unit)
+
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
 
     @property
     def metric(self) -> str:
-        known = self.fact("metric") or (self.epochs[-1].get("metric") if self.epochs else None)
-        if known is None and self.task in TASKS:  # of an earlier version, and not complete
-            chars = self.part("task").get("level") == "char"
-            known = "bpc" if chars else TASKS[self.task].METRIC
-        return str(known or "accuracy")
+        if self.result:
+            return self.result.metric
+        known = self.epochs[-1].get("metric") if self.epochs else None
+        return str(known or self.config.task.metric() or "accuracy")
 
     @property
     def counted(self) -> str:
         """What the loss is a mean over, such as "frame"."""
-        if self.part("task").get("level") == "char":
-            return "character"
         classes = None if self.examples is None else self.examples.target
         if self.task in ("npz", "own") and classes is not None and classes.ndim > 1:
             return "step" if classes.dtype.kind != "f" or classes.ndim == 3 else "sample"
-        return TASKS[self.task].COUNTED if self.task in TASKS else "sample"
+        task = self.config.task
+        return task.step_name() if task.SAMPLE == "stream" else task.COUNTED
 
     @property
     def inference(self) -> str:
         """What one inference is: a sample, or a step of a stream that never ends."""
-        sample = TASKS[self.task].SAMPLE if self.task in TASKS else "sample"
+        sample = self.config.task.SAMPLE
         return self.counted if sample == "stream" else sample
 
 
@@ -163,16 +157,14 @@ def load_run(directory: Path, *, examples: bool = True) -> Run:
         if not (directory / name).exists():
             raise ReportError(f"{directory / name}: the file is missing; {remedy}")
     environment, archive = directory / rundir.ENVIRONMENT, directory / rundir.EXAMPLES
-    steps = directory / rundir.STEPS
     return Run(
         directory=directory,
-        config=_config(directory / rundir.CONFIG, remedy),
+        config=_read(rundir.read_config, directory, remedy),
         environment=_object(environment, remedy) if environment.exists() else {},
         epochs=_lines(directory / rundir.METRICS, complete),
-        result=_object(directory / rundir.RESULT, remedy) if complete else None,
+        result=_read(rundir.read_result, directory, remedy) if complete else None,
         examples=_examples(archive, remedy) if examples and archive.exists() else None,
         symbols=_symbols(directory / rundir.SYMBOLS, remedy),
-        steps=_object(steps, remedy) if steps.exists() else None,
     )
 
 
@@ -209,19 +201,13 @@ def _object(path: Path, remedy: str) -> dict[str, Any]:
         raise ReportError(str(error)) from error
 
 
-def _config(path: Path, remedy: str) -> dict[str, Any]:
-    """The settings; those of other versions are read too, so no more is checked than is needed."""
-    found = _object(path, remedy)
-    model = found.get("model")
-    hidden = model.get("hidden", []) if isinstance(model, dict) else []
-    if not isinstance(hidden, list) or not all(type(size) is int for size in hidden):
-        raise ReportError(
-            f"{path}: hidden={hidden!r}: the widths of the layers are whole numbers; {remedy}"
-        )
+def _read(read: Callable[[Path], Content], directory: Path, remedy: str) -> Content:
     try:
-        return renewed(found)
-    except ConfigError as error:
-        raise ReportError(f"{path}: {error}; {remedy}") from error
+        return read(directory)
+    except RunError as error:
+        raise ReportError(str(error)) from error
+    except UsageError as error:
+        raise ReportError(f"{error}; {remedy}") from error
 
 
 def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, from_content, to_plain
 from spikebridge.base.storage import owned as owned
 from spikebridge.base.storage import owning as owning
 from spikebridge.base.storage import parse_json as parse_json
@@ -126,15 +126,14 @@ class Result:
     seed: int
     published: dict[str, Any] | None
     """A published figure to compare with: {"value": .., "source": ..}."""
-    directory: Path
+    directory: Path = Path()
     """Where the run lies; not in result.json."""
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
     """What a user should know of the data, and what simple answers would score."""
 
     def to_dict(self) -> dict[str, Any]:
         """The content of result.json."""
-        names = [f.name for f in dataclasses.fields(self) if f.name != "directory"]
-        return {name: getattr(self, name) for name in names}
+        return {name: v for name, v in to_plain(self).items() if name != "directory"}
 
 
 def default_folder(config: Config) -> Path:
@@ -295,14 +294,12 @@ def is_complete(directory: Path) -> bool:
 
 def read_result(directory: Path) -> Result:
     """The result of a complete run.  Raises RunError where it is damaged."""
-    plain = read_json(directory / RESULT, "run it again with --overwrite")
+    remedy = "run it again with --overwrite"
+    plain = read_json(directory / RESULT, remedy)
     try:
-        return Result(**plain, directory=directory)
-    except TypeError as error:
-        raise RunError(
-            f"{directory / RESULT}: not the fields of a result ({error}); "
-            "run it again with --overwrite"
-        ) from error
+        return dataclasses.replace(from_content(Result, plain), directory=directory)
+    except ValueError as error:
+        raise RunError(f"{directory / RESULT}: {error}; {remedy}") from error
 
 
 def read_config(directory: Path) -> Config:

@@ -530,6 +530,6 @@ class _Run:
             seed=self.train.seed,
             published=published.headline(self.config),
             directory=self.directory,
-            notes=[*self.notes, *self.task.compared()],
+            notes=(*self.notes, *self.task.compared()),
             **activity._asdict(),
         )

@@ -198,6 +198,7 @@ def write_run(
         "best_epoch": max(line["epoch"] for line in lines if line["best"]),
         "epochs": epochs,
         "parameters": {"snu": 26250, "softsnu": 26638, "lstm": 232714}.get(unit, 1000),
+        "operations_per_step": 25856,
         "seconds": 31.2 * len(unit),
         "spikes_per_inference": spikes if spiking else None,
         "firing_rates": rates if spiking else {},
@@ -346,7 +347,7 @@ def test_arrays_are_packed_and_what_is_no_number_becomes_a_gap() -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    write_run(tmp_path, label=HOSTILE, unit=HOSTILE, data=HOSTILE, firing_rates={HOSTILE: 0.1})
+    write_run(tmp_path, label=HOSTILE, data=HOSTILE, firing_rates={HOSTILE: 0.1})
     page = page_of(tmp_path)
     assert "<script>alert" not in page
     assert "<b>&" not in page
@@ -360,14 +361,12 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_values_that_are_no_numbers_become_gaps(tmp_path: Path) -> None:
-    run = write_run(
-        tmp_path, test=None, seconds=math.nan, published={"value": None}, spikes_mean=""
-    )
+    run = write_run(tmp_path, published={"value": None}, spikes_mean="")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[3] = json.dumps(json.loads(lines[3]) | {"valid": None, "train_loss": math.nan})
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     page = page_of(run)
-    assert "not known" in page
+    assert "unknown" in page
     assert "NaN" not in page
     assert ">nan" not in page
 
@@ -425,6 +424,14 @@ def damage(name: str, content: bytes | None) -> Callable[[Path], None]:
     return spoil
 
 
+def change_result(**changes: Any) -> Callable[[Path], None]:
+    def spoil(run: Path) -> None:
+        content = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(content | changes))
+
+    return spoil
+
+
 def cut(run: Path) -> None:
     content = bytearray((run / "examples.npz").read_bytes())
     content[2000:2100] = bytes(100)
@@ -446,6 +453,9 @@ def change_array(name: str, array: np.ndarray | None) -> Callable[[Path], None]:
         (damage("config.json", None), "config.json", "missing"),
         (damage("config.json", b"[1]"), "config.json", "list"),
         (damage("result.json", b'{"test": 0.9'), "result.json", "cannot be read"),
+        (change_result(test=None), "result.json", '"test" is no number'),
+        (change_result(seconds=math.nan), "result.json", '"seconds" is no number'),
+        (damage("config.json", b'{"model": {"hidden": "a"}}'), "config.json", "hidden='a'"),
         (damage("environment.json", b"\xff\xfe"), "environment.json", "cannot be read"),
         (damage("metrics.jsonl", b'{"epoch": 1}\n{"ep\n'), "metrics.jsonl, line 2", "damaged"),
         (damage("metrics.jsonl", b'{"loss": 1}\n'), "metrics.jsonl, line 1", "epoch"),
@@ -548,7 +558,7 @@ def test_what_a_network_holds_and_does_stands_on_its_page(tmp_path: Path) -> Non
 
 def own_section(run: Run) -> report.Section:
     chart = report.Chart(200)
-    chart.add("bar", x=[HOSTILE], y=[run.fact("test")])
+    chart.add("bar", x=[HOSTILE], y=[run.result.test])
     return report.Section(
         HOSTILE,
         "My own measure.",
