@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -103,24 +103,30 @@ _RENAMED = {
 }
 
 
-def _refuse_old(known: Collection[str], argv: Sequence[str], prog: str) -> None:
+def _refuse_old(known: Set[str], argv: Sequence[str], prog: str) -> None:
     """Raise OldSpelling, with all of the command as it is written now, for flags of before."""
     new, changes = [], []
     for place, word in enumerate(argv):
         flag, equals, value = word.partition("=")
-        name, values = _name(word), [value] if equals else _values(argv[place + 1 :])
-        now = next((now for now in _RENAMED.get(name, ()) if now in known), None)
-        if now is not None and name not in known:
-            now = f"--{now.replace('_', '-')}"
-        elif name == "seeds" and "count" in known and len(values) == 1 and "--count" not in argv:
-            now = "--count"  # a list of one seed comes with --count 1
-        else:
+        values = [value] if equals else _values(argv[place + 1 :])
+        now = _today(_name(word), values, known)
+        if now == "--count" and now in argv:  # a list of one seed comes with --count 1
             now = None
         if now is not None:
             changes.append(f"{flag} {' '.join(values)}: it is now {now}")
         new.append(word if now is None else now + equals + value)
     if changes:
         raise OldSpelling("; ".join(changes), [*prog.split()[1:], *new])
+
+
+def _today(name: str, values: Sequence[str], known: Set[str]) -> str | None:
+    """What a flag of earlier versions is called now; None for one of today."""
+    if name == "seeds" and "count" in known and len(values) == 1:
+        return "--count"
+    if name == "device" and values[:1] in (["cpu"], ["cuda"]):  # those of torch
+        return None
+    now = next((now for now in _RENAMED.get(name, ()) if now in known), None)
+    return None if now is None or name in known - {"device"} else f"--{now.replace('_', '-')}"
 
 
 # Of every command, and of the command line itself.
@@ -182,7 +188,7 @@ def check_command(argv: Sequence[str], commands: Mapping[str, Sequence[str] | No
 def check_choices(kind: type, argv: Sequence[str], prog: str) -> None:
     """Raise UsageError for a flag that a command has not, and for a value that is no choice."""
     known = _flags(kind)
-    _refuse_old(known, argv, prog)
+    _refuse_old(set(known), argv, prog)
     for place, word in enumerate(argv):
         name = _name(word)
         if not name or name.replace("_", "-") in _ALWAYS:

@@ -107,6 +107,11 @@ def test_spellings_of_before_name_the_command_of_today(
     cli.parse(shlex.split(now))
 
 
+def test_devices_of_torch_are_no_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spikebridge("train music --device cuda") == 2
+    assert "cells" not in capsys.readouterr().err.partition("; run ")[0]
+
+
 def test_seeds_are_a_list_and_their_number_is_a_count() -> None:
     seeds = {}
     for words in ("", "--count 2", "--seeds 3 5", "--seeds 3 --count 1", "--quick"):
