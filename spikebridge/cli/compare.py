@@ -105,7 +105,7 @@ def _rehearsed(kinds: Mapping[str, Config]) -> dict[str, float]:
     from spikebridge.runs import training
 
     loaded: dict[Any, Any] = {}
-    found = {}
+    epoch_s = {}
     for name, config in kinds.items():
         if config.task not in loaded:
             loaded = {config.task: tasks.load(config.task)}  # one at a time: they may be large
@@ -113,10 +113,10 @@ def _rehearsed(kinds: Mapping[str, Config]) -> dict[str, float]:
             rehearsal = training.rehearse(config, loaded[config.task])
         except RunError:  # the run itself says so
             continue
-        found[name] = rehearsal.epoch_s
+        epoch_s[name] = rehearsal.epoch_s
         if rehearsal.loop is not None:
             say(f"{name} runs in the Python loop, which is slower: {rehearsal.loop}")
-    return found
+    return epoch_s
 
 
 def show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:

@@ -87,13 +87,13 @@ class Demo:
 def what_next(out: Path) -> list[str]:
     """Commands to go on with; first the one that brings the command into the shell."""
     scripts = Path(sys.executable).parent
-    found = shutil.which("spikebridge")
+    program = shutil.which("spikebridge")
     commands = [
         "spikebridge train digits --unit softsnu    # one network of your own; --help has the rest",
         f"spikebridge program {shlex.quote(str(out / 'snu-0'))} --cells pcm    # on memory cells",
         "spikebridge train npz --data-dir D         # your sequences: D/train.npz, D/test.npz",
     ]
-    if (found is None or Path(found).parent != scripts) and (scripts / "activate").exists():
+    if (program is None or Path(program).parent != scripts) and (scripts / "activate").exists():
         commands.insert(0, f"source {shlex.quote(_short(scripts / 'activate'))}")
     return ["next:", *(f"  {line}" for line in commands)]
 
@@ -119,11 +119,11 @@ def end(content: dict[str, Any], out: Path, as_json: bool) -> None:
     from spikebridge.runs.hardware_results import proof_of
 
     verilog, proof = out / rtl["run"] / VERILOG, proof_of(rtl)
-    told = proof_text(proof, DigitsConfig.SAMPLE)
+    text = proof_text(proof, DigitsConfig.SAMPLE)
     if proof is not None and proof.equal is False:
-        raise RunError(f"{verilog}: {told} Look closer with `spikebridge verify {verilog}`")
+        raise RunError(f"{verilog}: {text} Look closer with `spikebridge verify {verilog}`")
     if not as_json:
-        print(told)
+        print(text)
 
 
 def in_memory(run: Planned) -> None:
@@ -162,22 +162,22 @@ def prove(run: Planned) -> bool:
     from spikebridge.chip.verification import missing
     from spikebridge.runs.hardware_results import Proof, load_proof, program_sha256, save
 
-    found = [name for name in SIMULATORS if not missing(name)]
+    installed = [name for name in SIMULATORS if not missing(name)]
     known = load_proof(run.directory)
-    if known is not None and (known.equal is not None or not found):
+    if known is not None and (known.equal is not None or not installed):
         return False
     samples, equal, reason = 0, None, NO_SIMULATOR
-    if found:
-        say(f"{run.name}: its Verilog in {found[0]}, {RTL_SAMPLES} images")
+    if installed:
+        say(f"{run.name}: its Verilog in {installed[0]}, {RTL_SAMPLES} images")
         samples = RTL_SAMPLES
         # The trained networks stay, and are shown, whatever becomes of the simulator.
         try:
-            equal, reason = simulate(run, found[0])
+            equal, reason = simulate(run, installed[0])
         except (SpikebridgeError, OSError) as error:
-            reason = f"{found[0]} failed ({' '.join(str(error).split())})"
+            reason = f"{installed[0]} failed ({' '.join(str(error).split())})"
             say(f"{run.name}: {reason}")
     sha256 = program_sha256(run.directory)
-    save(run.directory / rundir.RTL, Proof(samples, tuple(found[:1]), equal, reason, sha256))
+    save(run.directory / rundir.RTL, Proof(samples, tuple(installed[:1]), equal, reason, sha256))
     return True
 
 
@@ -197,5 +197,5 @@ def simulate(run: Planned, simulator: str) -> tuple[bool, str]:
         digital.samples_for_rtl(run.directory, RTL_SAMPLES),
         about=run.name,
     )
-    found = verify.verify(directory, (simulator,), lint=False)["simulators"][simulator]
-    return found["passed"], "" if found["passed"] else found["verdict"]
+    outcome = verify.verify(directory, (simulator,), lint=False)["simulators"][simulator]
+    return outcome["passed"], "" if outcome["passed"] else outcome["verdict"]

@@ -99,11 +99,11 @@ class Export:
 
     def _chip(self) -> dict[str, Any]:
         names = ("decay_bits", "fraction_bits", "lanes", "queue", "clock_MHz")
-        found = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
         for name in ("weight_bits", "max_steps"):
             if getattr(self, name):
-                found[name] = getattr(self, name)
-        return found
+                settings[name] = getattr(self, name)
+        return settings
 
     def _show(self, content: OnChip, written: Path | None) -> None:
         page = None if self.output.no_report else page_of(self.run_dir)

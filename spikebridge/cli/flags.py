@@ -138,7 +138,7 @@ def unit_with_recurrence(argv: Sequence[str]) -> list[str]:
 
     Raises UsageError where --no-recurrent contradicts it.
     """
-    found: list[str] = []
+    words: list[str] = []
     contradicted = any(_name(word) == "no_recurrent" for word in argv)
     for place, word in enumerate(argv):
         flag, equals, value = word.partition("=")
@@ -148,12 +148,12 @@ def unit_with_recurrence(argv: Sequence[str]) -> list[str]:
             equals = ""
         plain = value.removeprefix("recurrent-")
         if not equals or plain == value or not (value in VARIANTS or is_place(plain)):
-            found.append(word)
+            words.append(word)
             continue
         if contradicted:
             raise UsageError(f"--no-recurrent contradicts {value}; leave out one of them")
-        found += [f"--unit={plain}" if equals == "=" else plain, "--recurrent"]
-    return found
+        words += [f"--unit={plain}" if equals == "=" else plain, "--recurrent"]
+    return words
 
 
 def check_command(argv: Sequence[str], commands: Mapping[str, Sequence[str] | None]) -> None:
@@ -226,22 +226,22 @@ def _name(word: str) -> str:
 
 
 def _values(rest: Sequence[str]) -> list[str]:
-    found = []
+    values = []
     for word in rest:
         if word.startswith("--"):
             break
-        found.append(word)
-    return found
+        values.append(word)
+    return values
 
 
 def _flags(kind: type) -> dict[str, tuple[tuple[str, ...], bool]]:
     """Per flag its choices (none: anything goes) and whether it takes several."""
-    found: dict[str, tuple[tuple[str, ...], bool]] = {}
+    flags: dict[str, tuple[tuple[str, ...], bool]] = {}
     for name, annotation in _fields(kind).items():
-        found[name] = _choices(annotation)
+        flags[name] = _choices(annotation)
         if _plain(annotation) is bool:
-            found[f"no_{name}"] = (), False
-    return found
+            flags[f"no_{name}"] = (), False
+    return flags
 
 
 def _fields(kind: type) -> dict[str, Any]:
@@ -251,11 +251,11 @@ def _fields(kind: type) -> dict[str, Any]:
 
 def _each_field(kind: type) -> Iterator[tuple[str, Any]]:
     hints = get_type_hints(kind, include_extras=True)
-    for one in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[one.name]):
-            yield from _each_field(hints[one.name])
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _each_field(hints[field.name])
         else:
-            yield one.name, hints[one.name]
+            yield field.name, hints[field.name]
 
 
 def _plain(annotation: Any) -> Any:

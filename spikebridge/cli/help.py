@@ -57,15 +57,15 @@ def _make(kind: Any, fields: Sequence[_Field]) -> type:
 
 def _rest(kind: Any, default: Any, without: Collection[str]) -> list[_Field]:
     """The fields of a record but for some, also of the records within it."""
-    found = []
+    fields = []
     for name, hint, value in _fields(kind, default):
         if not dataclasses.is_dataclass(hint):
-            found += [(name, hint, value)] * (name not in without)
-        elif fields := _rest(hint, value, without):
-            made = _make(hint, fields)
+            fields += [(name, hint, value)] * (name not in without)
+        elif inner := _rest(hint, value, without):
+            made = _make(hint, inner)
             title = made.__name__.removesuffix("Config").lower()  # no flag is called so
-            found += fields if name == "options" else [(title, made, made())]
-    return found
+            fields += inner if name == "options" else [(title, made, made())]
+    return fields
 
 
 def _flat(kind: Any, default: Any) -> Iterator[_Field]:

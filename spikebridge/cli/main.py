@@ -262,9 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     allow_named(argv)
     rundir.forget_begun()
-    with _asked_to_end() as asked:
+    with _ended_by_signals() as signals:
         try:
-            code = _answered(argv, asked)
+            code = _exit_code_of(argv, signals)
             sys.stdout.flush()  # here, where it can still be told
             return code
         except OSError as error:
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
 
-def _answered(argv: Sequence[str], asked: list[int]) -> int:
+def _exit_code_of(argv: Sequence[str], signals: list[int]) -> int:
     try:
         with _short_warnings():
             return _main(argv)
@@ -282,8 +282,8 @@ def _answered(argv: Sequence[str], asked: list[int]) -> int:
     except KeyboardInterrupt as stop:
         return _interrupted(argv, isinstance(stop, Terminated))
     except Exception as error:
-        if asked:  # an import that was interrupted may say so by an error of its own
-            return _interrupted(argv, asked[0] == signal.SIGTERM)
+        if signals:  # an import that was interrupted may say so by an error of its own
+            return _interrupted(argv, signals[0] == signal.SIGTERM)
         code = _exit_code(error)
         if code is None:
             raise
@@ -311,28 +311,28 @@ def _short_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _asked_to_end() -> Iterator[list[int]]:
+def _ended_by_signals() -> Iterator[list[int]]:
     """SIGTERM ends the work as Ctrl-C does; the signals that came."""
-    asked: list[int] = []
+    signals: list[int] = []
 
-    def heard(number: int, frame: object) -> None:
-        asked.append(number)
+    def handle(number: int, frame: object) -> None:
+        signals.append(number)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # signals are not its business
-        yield asked
+        yield signals
         return
     usual: dict[int, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
     }
-    ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
-    for number in ours:
-        signal.signal(number, heard)
+    replaced = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    for number in replaced:
+        signal.signal(number, handle)
     try:
-        yield asked
+        yield signals
     finally:
-        for number in ours:
+        for number in replaced:
             signal.signal(number, usual[number])
 
 

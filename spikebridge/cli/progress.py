@@ -56,7 +56,7 @@ class Whole:
 
     def seconds_left(self) -> float | None:
         """In all; None while nothing is known of some kind."""
-        rates = {kind: statistics.fmean(found) for kind, found in self.measured.items()}
+        rates = {kind: statistics.fmean(seconds) for kind, seconds in self.measured.items()}
         known = [rates[kind] / self.guesses[kind] for kind in rates if self.guesses.get(kind)]
         scale = statistics.fmean(known) if known else 1.0
         each = []
@@ -68,7 +68,7 @@ class Whole:
             each.append(epochs * (rate or 0.0))
         return max(sum(each) / self.jobs, max(each, default=0.0))
 
-    def told(self) -> str:
+    def text(self) -> str:
         """What is left, for people."""
         left = self.seconds_left()
         shown = "" if left is None else f"{in_words(float(f'{left:.2g}'))} left in all"
@@ -169,12 +169,12 @@ class _Line:
         if self.whole is None:
             ran = record["epoch"] - self.done
             left = (time.monotonic() - self.started) / ran * (self.epochs - record["epoch"])
-            told = f"{left:.0f} s left"
+            rest = f"{left:.0f} s left"
         else:
             self.whole.epoch(self.name, record["seconds"])
-            told = self.whole.told()
+            rest = self.whole.text()
         print(
-            f"{self.name}  {describe(record, self.epochs)}  {record['seconds']:.1f} s  {told}",
+            f"{self.name}  {describe(record, self.epochs)}  {record['seconds']:.1f} s  {rest}",
             file=self.stream,
             flush=True,
         )
@@ -190,13 +190,13 @@ class _Bars(Display):
         self.all: rich.progress.TaskID | None = None
         if whole is not None:
             self.total = sum(whole.left.values())
-            self.all = bars.add_task("in all", total=self.total, note=whole.told())
+            self.all = bars.add_task("in all", total=self.total, note=whole.text())
 
     def tell_whole(self) -> None:
         """Show what is left of all runs."""
         if self.all is not None and self.whole is not None:
             done = self.total - sum(self.whole.left.values())
-            self.bars.update(self.all, completed=done, note=self.whole.told())
+            self.bars.update(self.all, completed=done, note=self.whole.text())
 
     def __call__(self, name: str) -> Progress:
         return _Bar(name, self)

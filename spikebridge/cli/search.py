@@ -44,14 +44,14 @@ class Search:
         out = self.output.out or rundir.shared_folder("search", configs)
         if self.output.overwrite:
             self._remove(configs, out)
-        found = self._search(configs, fixed, out)
+        contents = self._search(configs, fixed, out)
         from spikebridge.studies import search
 
-        best = {unit: search.best(content) for unit, content in found.items()}
+        best = {unit: search.best(content) for unit, content in contents.items()}
         if self.output.json:
             print(json.dumps(best))
             return
-        for unit, content in found.items():
+        for unit, content in contents.items():
             metric, trial = METRICS[content["metric"]], rundir.ranked_trials(content)[0]
             print(
                 f"{unit}: validation {metric.axis} {metric.figure(trial['valid'])}, trial "
@@ -59,7 +59,7 @@ class Search:
                 f"{settings_text(best[unit]).strip() or THE_PRESET}"
             )
         print(f"all trials, the best first: {out / search.BEST}\ntrain with what was best:")
-        for unit, content in found.items():
+        for unit, content in contents.items():
             print(f"  {search.command(content, out / unit)}")
 
     def _remove(self, configs: Sequence[Config], out: Path) -> None:

@@ -75,7 +75,7 @@ def _check_current(directory: Path) -> None:
 
 def text_of(content: dict[str, Any]) -> list[str]:
     """What `chip.verification` found, in a few lines."""
-    lines = [f"{name}: {found['verdict']}" for name, found in content["simulators"].items()]
+    lines = [f"{name}: {outcome['verdict']}" for name, outcome in content["simulators"].items()]
     lint = content["lint"]
     if lint:
         lines.append(f"lint: {'clean' if lint['clean'] else '; '.join(lint['messages'])}")

@@ -37,7 +37,7 @@ def test_before_anything_is_measured_guesses_count() -> None:
     assert whole().seconds_left() == 10 + 10 + 20
     assert whole(jobs=2).seconds_left() == 20
     assert whole(jobs=8).seconds_left() == 20  # no sooner than the longest run
-    assert whole().told() == "0/3 runs done, 40 s left in all"
+    assert whole().text() == "0/3 runs done, 40 s left in all"
 
 
 def test_what_is_measured_corrects_all_guesses() -> None:
@@ -57,13 +57,13 @@ def test_runs_that_go_on_or_end_sooner() -> None:
     told.begin("snu-0", 7)
     assert told.seconds_left() == 3 + 10 + 20
     told.end("lstm-0")
-    assert told.told() == "1/3 runs done, 13 s left in all"
+    assert told.text() == "1/3 runs done, 13 s left in all"
 
 
 def test_what_nobody_knows_is_not_told() -> None:
     told = progress.Whole({"a": 3, "b": 2}, {}, {"a": 1.0})
     assert told.seconds_left() is None
-    assert told.told() == "0/2 runs done"
+    assert told.text() == "0/2 runs done"
     told.epoch("b", 5.0)
     assert told.seconds_left() == 3 + 5
 
