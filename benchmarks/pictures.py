@@ -37,28 +37,28 @@ def bars(axes: Any, table: dict[str, dict[str, float]], title: str, unit: str) -
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def speed(found: dict[str, Any]) -> None:
-    rec = found["recurrent"]
-    tables = found["peers"]["tables"]
+def speed(measured: dict[str, Any]) -> None:
+    rec = measured["recurrent"]
+    tables = measured["peers"]["tables"]
     figure, grid = plt.subplots(2, 2, figsize=(13, 7.2), layout="constrained")
     bars(grid[0, 0], tables[0]["rows"], "Layer, N=512, fp32", "x ours")
     bars(grid[0, 1], tables[1]["rows"], "Layer, N=2048, fp32", "x ours")
     bars(grid[1, 0], tables[2]["rows"], "Layer, N=2048, bf16", "x ours")
     bars(grid[1, 1], rec["rows"], "Recurrent, N=512, fp32", "x nn.RNN(relu)")
-    where = found["environment"]
+    where = measured["environment"]
     figure.suptitle(
         f"One layer, T=500, B=16, forward + backward; {where['cores']} cores, {where['cpu']}, "
-        f"torch {where['torch']}; medians of {found['rounds']} rounds in turn",
+        f"torch {where['torch']}; medians of {measured['rounds']} rounds in turn",
         fontsize=11,
     )
     figure.savefig(RESULTS / "speed-cpu.png", dpi=110)
     plt.close(figure)
 
 
-def scaling(found: dict[str, Any]) -> None:
+def scaling(measured: dict[str, Any]) -> None:
     labels = {"T": "time steps T", "B": "batch B", "N": "neurons N"}
     figure, grid = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    for axes, (name, points) in zip(grid, found["scaling"].items(), strict=True):
+    for axes, (name, points) in zip(grid, measured["scaling"].items(), strict=True):
         for row, colour, marker in (("scan", OURS, "o"), ("recurrent layer", FLOOR, "s")):
             part = [p for p in points if row in p["us_per_step"]]
             x = [p[name.lower()] for p in part]
@@ -72,21 +72,21 @@ def scaling(found: dict[str, Any]) -> None:
         axes.set_ylabel("µs per time step, fwd + bwd")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
-    low = min(v for p in found["scaling"]["T"] for v in p["us_per_step"].values())
-    high = max(v for p in found["scaling"]["T"] for v in p["us_per_step"].values())
+    low = min(v for p in measured["scaling"]["T"] for v in p["us_per_step"].values())
+    high = max(v for p in measured["scaling"]["T"] for v in p["us_per_step"].values())
     grid[0].set_ylim(low / 3, high * 3)
     grid[0].legend(frameon=False)
     figure.savefig(RESULTS / "scaling-cpu.png", dpi=110)
     plt.close(figure)
 
 
-def memory(found: dict[str, Any]) -> None:
+def memory(measured: dict[str, Any]) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     styles = zip(["#808080", OURS, "#56B4E9", FLOOR, "#009E73"], "vosd^", strict=True)
     for mode, (colour, marker) in zip(
-        dict.fromkeys(r["mode"] for r in found["rows"]), styles, strict=True
+        dict.fromkeys(r["mode"] for r in measured["rows"]), styles, strict=True
     ):
-        part = [r for r in found["rows"] if r["mode"] == mode]
+        part = [r for r in measured["rows"] if r["mode"] == mode]
         x, y = [r["t"] for r in part], [r["peak_bytes"] / 1e6 for r in part]
         axes.plot(x, y, marker=marker, color=colour, label=mode)
     axes.set_xscale("log", base=2)
@@ -94,7 +94,7 @@ def memory(found: dict[str, Any]) -> None:
     axes.set_xlabel("time steps T")
     axes.set_ylabel("peak memory of a training step, MB")
     axes.set_title(
-        f"{found['layers']} layers of {found['n']} SNUs, B={found['b']}, fp32", loc="left"
+        f"{measured['layers']} layers of {measured['n']} SNUs, B={measured['b']}, fp32", loc="left"
     )
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)

@@ -44,13 +44,13 @@ class Band:
 def bands(examples: Examples, index: int, *, show_input: bool) -> list[Band]:
     """The layers of one example over its real time steps, first to last."""
     steps = int(examples.length[index])
-    found = []
+    layers = []
     x = examples.x[:steps, index]
     if show_input and x.ndim == 2 and x.size and np.isin(x, (0, 1)).all():
-        found.append(Band("input", x, None, True, input=True))
+        layers.append(Band("input", x, None, True, input=True))
     for layer, y in examples.y.items():
         s = examples.s.get(layer)
-        found.append(
+        layers.append(
             Band(
                 f"layer {layer}",
                 np.nan_to_num(y[:steps, index].astype(np.float32)),
@@ -59,7 +59,7 @@ def bands(examples: Examples, index: int, *, show_input: bool) -> list[Band]:
                 thresholds(examples, layer),
             )
         )
-    return [band for band in found if band.y.size]
+    return [band for band in layers if band.y.size]
 
 
 def thresholds(examples: Examples, layer: int) -> np.ndarray | None:
@@ -97,31 +97,31 @@ def even(neurons: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, neurons - 1, min(most, neurons)).round().astype(int))
 
 
-def selection_text(found: list[Band]) -> str:
+def selection_text(layers: list[Band]) -> str:
     """Which neurons the raster shows, in words."""
-    most = _most(found)
+    most = _most(layers)
     parts = [
         f"{len(chosen(band, most)):,} of {band.y.shape[1]:,} in {band.name}"
-        for band in found
+        for band in layers
         if len(chosen(band, most)) < band.y.shape[1]
     ]
     return f" Shown are evenly spaced neurons: {', '.join(parts)}." if parts else ""
 
 
-def _most(found: list[Band]) -> int:
+def _most(layers: list[Band]) -> int:
     """Neurons to show of each layer: at most NEURONS, and about ROWS of all layers together."""
-    return min(NEURONS, max(12, ROWS // max(1, len(found))))
+    return min(NEURONS, max(12, ROWS // max(1, len(layers))))
 
 
-def raster(found: list[Band], unit: str, x_title: str) -> Chart | None:
+def raster(layers: list[Band], unit: str, x_title: str) -> Chart | None:
     """Layers stacked over a shared time axis: spikes as ticks, graded outputs as shades."""
-    if not found:
+    if not layers:
         return None
-    most = _most(found)
-    heights = [max(72.0, 2.2 * len(chosen(band, most))) for band in found]
-    chart = stacked(heights, 34, found[0].y.shape[0], x_title)
-    graded = [band for band in found if not band.spiking]
-    for row, (band, height) in enumerate(zip(found, heights, strict=True), start=1):
+    most = _most(layers)
+    heights = [max(72.0, 2.2 * len(chosen(band, most))) for band in layers]
+    chart = stacked(heights, 34, layers[0].y.shape[0], x_title)
+    graded = [band for band in layers if not band.spiking]
+    for row, (band, height) in enumerate(zip(layers, heights, strict=True), start=1):
         pick = chosen(band, most)
         if band.spiking:
             _ticks(chart, row, band, pick, height, unit)
@@ -210,9 +210,9 @@ def _shades(chart: Chart, row: int, band: Band, pick: np.ndarray) -> None:
     )
 
 
-def ramp(found: list[Band], unit: str) -> Ramp | None:
+def ramp(layers: list[Band], unit: str) -> Ramp | None:
     """The key of the shades of graded layers; None where all layers spike."""
-    graded = [band for band in found if not band.spiking]
+    graded = [band for band in layers if not band.spiking]
     if not graded:
         return None
     low, high = _range(graded)
@@ -227,9 +227,9 @@ def _range(graded: list[Band]) -> tuple[float, float]:
     return (-high if min(float(band.y.min()) for band in graded) < 0 else 0.0), high
 
 
-def traced(found: list[Band]) -> list[tuple[Band, int]]:
+def traced(layers: list[Band]) -> list[tuple[Band, int]]:
     """A few neurons worth watching: from lively ones to typical ones of each layer."""
-    layers = [band for band in found if not band.input]
+    layers = [band for band in layers if not band.input]
     each = max(1, TRACES // max(1, len(layers)))
     picked = []
     for band in layers[: TRACES + 2]:
@@ -241,9 +241,9 @@ def traced(found: list[Band]) -> list[tuple[Band, int]]:
     return picked
 
 
-def traces(found: list[Band], unit: str, x_title: str) -> Chart | None:
+def traces(layers: list[Band], unit: str, x_title: str) -> Chart | None:
     """Membrane states over time, one row per neuron, spikes marked; outputs where no membrane."""
-    picked = traced(found)
+    picked = traced(layers)
     if not picked:
         return None
     chart = stacked([64.0] * len(picked), 32, picked[0][0].y.shape[0], x_title)

@@ -35,8 +35,8 @@ SEED_PLACES = (0.2, -0.2, 0.1, -0.1, 0.0)
 def values_of(row: Row, metric: Metric) -> list[float]:
     """The test metric of every seed of a unit, in the unit it is shown in."""
     tests = row.facts.get("tests")
-    found = [scaled(metric, value) for value in (tests if isinstance(tests, list) else [])]
-    return [value for value in found if value is not None]
+    values = [scaled(metric, value) for value in (tests if isinstance(tests, list) else [])]
+    return [value for value in values if value is not None]
 
 
 def published_of(facts: dict[str, Any], metric: Metric) -> float | None:
@@ -211,18 +211,20 @@ def by_steps(rows: Sequence[Row], metric: Metric) -> Chart | None:
     if not known:
         return None
     chart = Chart(340 + _legend_room(rows))
-    for row, found in known:
-        spreads = [(number(spread) or 0.0) * metric.scale for spread in found["stds"]]
+    for row, by_steps in known:
+        spreads = [(number(spread) or 0.0) * metric.scale for spread in by_steps["stds"]]
         chart.line(
-            found["steps"],
-            [scaled(metric, mean) for mean in found["means"]],
+            by_steps["steps"],
+            [scaled(metric, mean) for mean in by_steps["means"]],
             colour_of(row.look),
             row.label,
             dash=dash_of(row.look),
             marks=True,
             error_y=whiskers(spreads, thickness=1.2),
         )
-    step_axes(chart, sorted({count for _, found in known for count in found["steps"]}), metric)
+    step_axes(
+        chart, sorted({count for _, by_steps in known for count in by_steps["steps"]}), metric
+    )
     return chart
 
 

@@ -93,13 +93,13 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
 
 def hardware(run: Run, programmed: OnCells | None) -> list[Section]:
     """The sections of memory cells, programmed or trained on, of the digital chip and of counts."""
-    found = [None if programmed is None else in_memory(programmed, run, Drawer())]
-    found.append(in_the_loop(run, Drawer()))
+    parts = [None if programmed is None else in_memory(programmed, run, Drawer())]
+    parts.append(in_the_loop(run, Drawer()))
     program = load_on_chip(run.directory)
     if program is not None:
-        found.append(on_chip(program, load_proof(run.directory), run, Drawer()))
-    found.append(complexity(run))
-    return [part for part in found if part]
+        parts.append(on_chip(program, load_proof(run.directory), run, Drawer()))
+    parts.append(complexity(run))
+    return [part for part in parts if part]
 
 
 def own_section(make: Callable[[Run], Section], run: Run) -> Section:

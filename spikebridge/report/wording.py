@@ -41,8 +41,8 @@ def metric_text(metric: Metric, value: Any, *, unit: bool = True) -> str:
     if shown is None:
         return NOTHING
     # A no-break space keeps a number and its unit on one line.
-    told = f"{shown:.{metric.decimals}f}" if abs(shown) < DIVERGED else f"{shown:.3g}"
-    return told + (f"\u00a0{metric.unit}" if unit and metric.unit else "")
+    text = f"{shown:.{metric.decimals}f}" if abs(shown) < DIVERGED else f"{shown:.3g}"
+    return text + (f"\u00a0{metric.unit}" if unit and metric.unit else "")
 
 
 def spread_text(metric: Metric, mean: Any, std: Any) -> str:
@@ -150,11 +150,11 @@ CORRECTED = (
 )
 
 
-def said_of(one: dict[str, Any], higher_is_better: bool) -> str:
+def said_of(contrast: dict[str, Any], higher_is_better: bool) -> str:
     """What a contrast with its corrected p-value says, in words."""
-    if one["low"] is None:
+    if contrast["low"] is None:
         return "unknown, one seed"
-    if not one["clear"]:
+    if not contrast["clear"]:
         return "not known to differ"
-    word = "better" if (one["mean"] > 0) == higher_is_better else "worse"
-    return word if one["corrected"] <= 0.05 else f"perhaps {word}, not after correction"
+    word = "better" if (contrast["mean"] > 0) == higher_is_better else "worse"
+    return word if contrast["corrected"] <= 0.05 else f"perhaps {word}, not after correction"
