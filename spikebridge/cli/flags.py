@@ -202,7 +202,7 @@ def check_choices(kind: type, argv: Sequence[str], prog: str) -> None:
         if name == "unit":
             choices = tuple(unit for unit in VARIANTS if unit.removeprefix("recurrent-") in choices)
         for value in values if several else values[:1]:
-            if choices and value not in choices and not is_place(value):
+            if choices and value not in choices and not is_place(value.removeprefix("recurrent-")):
                 raise UsageError(
                     f"{word.partition('=')[0]}: invalid choice {value!r}{near(value, choices)}; "
                     f"choose {'from' if several else 'one of'} {', '.join(choices)}; "

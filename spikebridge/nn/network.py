@@ -36,7 +36,7 @@ from spikebridge.nn.synapses import (
 )
 from spikebridge.nn.units import Unit, make_unit
 from spikebridge.settings.model import ModelConfig, check_fits
-from spikebridge.settings.names import BASELINES, BINARY, PLAIN
+from spikebridge.settings.names import BASELINES, BINARY, PLAIN, NotAllowedError
 
 __all__ = [
     "LayerTrace",
@@ -390,6 +390,7 @@ def load_network(path: str | Path, *, backend: Backend = "auto") -> Network:
 
     Raises:
         FileNotFoundError: no such file.
+        NotAllowedError: its unit or surrogate is of a module that the user has not named.
         ValueError: damaged, of another format, of a later version, with tensors that do not fit its
             description, or with values that no network can have.
     """
@@ -465,6 +466,8 @@ def _blaming(path: Path) -> Iterator[None]:
     """Errors become a ValueError that names the file: a wrong setting can lead to any kind."""
     try:
         yield
+    except NotAllowedError as error:
+        raise NotAllowedError(f"{path}: {error}") from error
     except Exception as error:
         raise ValueError(
             f"{path}: its description fits no network ({type(error).__name__}: {error}); restore "

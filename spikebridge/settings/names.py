@@ -53,6 +53,10 @@ VARIABLE = "SPIKEBRIDGE_MODULES"
 _PLACE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
+class NotAllowedError(UsageError):
+    """A file names a module that the user has not named."""
+
+
 def is_place(name: str) -> bool:
     """Whether a name is "module:Class"."""
     return _PLACE.fullmatch(name) is not None
@@ -91,12 +95,13 @@ def _allowed() -> list[str]:
 def named(what: str, place: str) -> Any:
     """What stands at "module:Class".
 
-    Raises UsageError where the module may not be imported, is not there, or holds no such thing.
+    Raises NotAllowedError where the module may not be imported, UsageError where it is not there
+    or holds no such thing.
     """
     module, _, name = place.partition(":")
     trusted = ["spikebridge", *_allowed()]
     if module not in sys.modules and not any(f"{module}.".startswith(f"{m}.") for m in trusted):
-        raise UsageError(
+        raise NotAllowedError(
             f"{what}={place!r}: it is a class of the module {module}, which is not imported just "
             f"because a file names it: that would run its code.  If you trust it, import {module} "
             f"first in your program, or set the environment variable {VARIABLE}={module}"
