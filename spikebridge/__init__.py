@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from spikebridge.crossbar.network import from_crossbar, to_crossbar
     from spikebridge.crossbar.optimizer import InMemory
     from spikebridge.data.task import Task
-    from spikebridge.nn.gradients import Surrogate, forward_as, modulate
+    from spikebridge.nn.gradients import Formula, Surrogate, forward_as, modulate
     from spikebridge.nn.layers import Layer
     from spikebridge.nn.network import Network, build, load_network, save_network
     from spikebridge.nn.recompute import spikes_as_bits
     from spikebridge.nn.rnn import SNU, SoftSNU
     from spikebridge.nn.scan import loop, scan
     from spikebridge.nn.synapses import Conv2d, Dense, Embedding
-    from spikebridge.nn.units import AdaptiveUnit, Rule, SNUnit, State, make_unit
+    from spikebridge.nn.units import AdaptiveUnit, Params, Rule, SNUnit, State, Unit, make_unit
+    from spikebridge.report.theme import Section
     from spikebridge.runs.rundir import Result
     from spikebridge.runs.training import run
     from spikebridge.settings.config import Config, TrainConfig, preset
@@ -50,21 +51,25 @@ _HOME = {
     "CrossbarConfig": "settings.crossbar",
     "Dense": "nn.synapses",
     "Embedding": "nn.synapses",
+    "Formula": "nn.gradients",
     "InMemory": "crossbar.optimizer",
     "Layer": "nn.layers",
     "LearningConfig": "settings.learning",
     "ModelConfig": "settings.model",
     "Network": "nn.network",
+    "Params": "nn.units",
     "PulseConfig": "settings.crossbar",
     "Result": "runs.rundir",
     "Rule": "nn.units",
     "SNU": "nn.rnn",
     "SNUnit": "nn.units",
+    "Section": "report.theme",
     "SoftSNU": "nn.rnn",
     "State": "nn.units",
     "Surrogate": "nn.gradients",
     "Task": "data.task",
     "TrainConfig": "settings.config",
+    "Unit": "nn.units",
     "build": "nn.network",
     "complexity": "trained.complexity",
     "forward_as": "nn.gradients",
@@ -92,20 +97,24 @@ __all__ = [
     "CrossbarConfig",
     "Dense",
     "Embedding",
+    "Formula",
     "InMemory",
     "Layer",
     "LearningConfig",
     "ModelConfig",
     "Network",
+    "Params",
     "PulseConfig",
     "Result",
     "Rule",
     "SNUnit",
+    "Section",
     "SoftSNU",
     "State",
     "Surrogate",
     "Task",
     "TrainConfig",
+    "Unit",
     "build",
     "complexity",
     "forward_as",

@@ -27,6 +27,7 @@ from spikebridge.crossbar.places import Place, copied, places
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.synapses import Embedding
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
+from spikebridge.settings.names import is_place, named
 
 __all__ = ["Crossbar", "CrossbarNetwork", "cell_of", "from_crossbar", "to_crossbar"]
 
@@ -45,6 +46,13 @@ def cell_of(config: CellConfig, *, pulsed: bool = False) -> Cell:
     models["pcm"] = pcm.ACCUMULATION if pulsed else pcm.ITERATIVE
     if config.cells == "ideal":
         return pcm.ideal(config.levels)
+    if is_place(config.cells):
+        cell = named("cells", config.cells)
+        if not isinstance(cell, Cell):
+            raise UsageError(
+                f"cells={config.cells!r}: it must be a spikebridge.crossbar.Cell, got {cell!r}"
+            )
+        return cell
     if config.cells not in models:
         raise UsageError("there are no cells; pass --cells accumulation")
     return models[config.cells]

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["FORMULAS", "Surrogate", "forward_as", "modulate"]
+from spikebridge.base.records import UsageError
+from spikebridge.settings.names import is_place, named
+
+__all__ = ["FORMULAS", "Formula", "Surrogate", "formula_of", "forward_as", "modulate"]
 
 # Of widths and heights: beyond, 1 / width is infinite in float32 and the gradient NaN.
 SMALLEST, LARGEST = 1e-30, 1e30
@@ -118,6 +121,21 @@ FORMULAS: dict[str, Formula] = {
 }
 
 
+def formula_of(name: str) -> Formula:
+    """The formula of a name, one of `FORMULAS` or "module:FORMULA" of a user's.
+
+    Raises ValueError for another name, UsageError for a module that the user has not named.
+    """
+    if name in FORMULAS:
+        return FORMULAS[name]
+    if not is_place(name):
+        raise ValueError(f"surrogate formula {name!r} is not known; choose one of {list(FORMULAS)}")
+    formula = named("surrogate", name)
+    if not isinstance(formula, Formula):
+        raise UsageError(f"surrogate={name!r}: it must be a spikebridge.Formula, got {formula!r}")
+    return formula
+
+
 class _Fire(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -141,7 +159,7 @@ class Surrogate:
     """The step 1[x > 0] with the derivative of a smooth function: height * f(x / width).
 
     Args:
-        formula: one of `FORMULAS`; f there has the peak 1 at x = 0.
+        formula: one of `FORMULAS`, or "module:FORMULA" of your own; f has the peak 1 at x = 0.
         width: scale of x, 1e-30 to 1e30.  Of "window" and "triangle" it is half the support.
         height: the derivative at the threshold, 1e-30 to 1e30.
         relaxed: the smooth function itself also in the forward pass.  Forward and backward then
@@ -156,10 +174,7 @@ class Surrogate:
     relaxed: bool = False
 
     def __post_init__(self) -> None:
-        if self.formula not in FORMULAS:
-            raise ValueError(
-                f"surrogate formula {self.formula!r} is not known; choose one of {list(FORMULAS)}"
-            )
+        formula_of(self.formula)
         for name in ("width", "height"):
             value = getattr(self, name)
             if not SMALLEST <= value <= LARGEST:
@@ -174,11 +189,11 @@ class Surrogate:
 
     def smooth(self, x: Tensor) -> Tensor:
         """The function whose derivative `grad` is: height * width * F(x / width)."""
-        return FORMULAS[self.formula].smooth(x / self.width) * (self.height * self.width)
+        return formula_of(self.formula).smooth(x / self.width) * (self.height * self.width)
 
     def grad(self, x: Tensor) -> Tensor:
         """The derivative used in the backward pass: height * f(x / width)."""
-        return FORMULAS[self.formula].grad(x / self.width) * self.height
+        return formula_of(self.formula).grad(x / self.width) * self.height
 
     def relax(self) -> Surrogate:
         """The same surrogate with its smooth function in the forward pass too."""

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from spikebridge.nn.gradients import FORMULAS
 from spikebridge.nn.kernels import ops
 from spikebridge.nn.kernels.product import plain, traced
 from spikebridge.nn.units import SNUnit, State, Unit, state_dtype
@@ -145,6 +146,8 @@ def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | N
         return f"{type(unit).__name__} has no {backend} kernel"
     if unit.rule.reset == "lateral":
         return "lateral inhibition couples the units of a layer: it runs in the loop"
+    if unit.rule.surrogate is not None and unit.rule.surrogate.formula not in FORMULAS:
+        return f"{unit.rule.surrogate.formula} is a formula of your own and runs in the loop"
     if unit.rule.surrogate is not None and unit.rule.surrogate.relaxed:
         return "a relaxed surrogate is for gradient checks and runs in the loop"
     if not torch.compiler.is_compiling() and traced():

@@ -84,9 +84,7 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
         "environment": list(flatten(run.environment)),
         "result": list(flatten(run.result.to_dict())) if run.result else [],
         "memory": [] if programmed is None else list(flatten(programmed.memory)),
-        "command": []
-        if run.task == OwnConfig.NAME
-        else command(["train", run.task], to_dict(run.config)),
+        "command": [] if _of_object(run) else command(["train", run.task], to_dict(run.config)),
         "metric_meaning": metric.meaning,
     }
 
@@ -100,6 +98,11 @@ def hardware(run: Run, programmed: OnCells | None) -> list[Section]:
         parts.append(on_chip(program, load_proof(run.directory), run, Drawer()))
     parts.append(complexity(run))
     return [part for part in parts if part]
+
+
+def _of_object(run: Run) -> bool:
+    """Whether its task was an object in a program, which no command can make."""
+    return isinstance(run.config.task, OwnConfig) and not run.config.task.task_class
 
 
 def own_section(make: Callable[[Run], Section], run: Run) -> Section:

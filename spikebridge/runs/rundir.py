@@ -223,7 +223,7 @@ def others(config: Config) -> dict[str, Any]:
 def marks(settings: Mapping[str, Any]) -> list[str]:
     """Words for a folder's name: rule, GRAPES, device and start in clear, a digest of the rest."""
     rest = dict(settings)
-    words = [rest.pop(name) for name in ("rule", "cells") if rest.get(name)]
+    words = [rest.pop(name).replace(":", ".") for name in ("rule", "cells") if rest.get(name)]
     grapes = rest.pop("grapes", "none")
     if grapes != "none":
         words.append("grapes" if grapes == "propagated" else f"grapes-{grapes}")

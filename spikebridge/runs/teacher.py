@@ -13,6 +13,7 @@ from spikebridge.nn.layers import Baseline
 from spikebridge.runs.objective import Objective
 from spikebridge.settings.config import Config
 from spikebridge.settings.learning import FEEDBACK, ONLINE
+from spikebridge.settings.names import is_place, named
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ class Teacher:
         self.feedback: Feedback | None = None
         self.grapes: Grapes | None = None
         self.online: Online | None = None
+        self.own: Any = None
         try:
             self._attach(config)
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -53,6 +55,9 @@ class Teacher:
 
     def _attach(self, config: Config) -> None:
         chosen = config.learning
+        if is_place(chosen.rule):
+            seed = seed_of(config.train.seed + chosen.feedback_seed, "feedback")
+            self.own = named("rule", chosen.rule)(self.network, seed=seed)
         if chosen.rule in ONLINE:
             self._teach_online(chosen.rule, config.train.batch_size)
         if chosen.rule in FEEDBACK:
@@ -97,6 +102,8 @@ class Teacher:
 
         Of a loss that is not finite there are none, or such as are not finite either.
         """
+        if hasattr(self.own, "learn"):
+            return self.own.learn(batch, self.task.loss), None
         if self.online is not None:
             return self.online.learn(batch, self.task.loss).loss, None
         if self.feedback is not None and self.learning.rule == "drtp":
@@ -114,7 +121,7 @@ class Teacher:
 
     def detach(self) -> None:
         """Take all parts off the network."""
-        for part in (self.grapes, self.feedback):
+        for part in (self.grapes, self.feedback, self.own):
             if part is not None:
                 part.detach()
 

@@ -81,7 +81,8 @@ def run(
             gradients are left out and counted), or the checkpoint is damaged.
     """
     directory = Path(directory)
-    if (task is not None) != isinstance(config.task, OwnConfig):
+    own = isinstance(config.task, OwnConfig) and not config.task.task_class
+    if (task is not None) != own:
         raise UsageError(
             "a task of your own goes with Config(task=OwnConfig(...)), and such a config with a "
             "task; give both or neither"

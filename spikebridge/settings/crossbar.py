@@ -8,10 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from spikebridge.base.records import RENAMED, at_least, check_types, refuse_unknown, require
+from spikebridge.settings.names import check_name
 
+CELLS = ("", "pcm", "accumulation", "accumulation-2020", "iterative", "ideal")
+if TYPE_CHECKING:
+    CellName: TypeAlias = str
+else:  # the command line lists these, and takes names of a user's module too
+    CellName = Literal[CELLS] | str
 # Largest steps of refreshing, as shares of what pulses can reach: aihwkit's OneSidedUnitCell.
 REFRESH_HIGH, REFRESH_LOW = 0.75, 0.25
 
@@ -20,9 +26,10 @@ REFRESH_HIGH, REFRESH_LOW = 0.75, 0.25
 class CellConfig:
     """The memory cells that hold the weights; none by default."""
 
-    cells: Literal["", "pcm", "accumulation", "accumulation-2020", "iterative", "ideal"] = ""
+    cells: CellName = ""
     """Model of the memory cells: single SET pulses (accumulation), programming with verification
-    (iterative), whichever of these two fits the purpose (pcm), or without errors (ideal); empty =
+    (iterative), whichever of these two fits the purpose (pcm), without errors (ideal), or
+    mypackage:CELL of your own; empty =
     the one in --cell-table, or else train without hardware, and program with iterative."""
     cell_table: str = ""
     """A CSV file with measured curves of your own cells, instead of --cells: columns g_uS
@@ -34,6 +41,7 @@ class CellConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_name("cells", self.cells, CELLS)
         require(
             self.levels == 0 or self.levels >= 2,
             f"levels={self.levels}: a cell holds 2 or more; pass --levels 16, or 0 for any",

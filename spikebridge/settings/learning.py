@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from spikebridge.base.records import check_types, require
+from spikebridge.settings.names import check_name
 
 ONLINE = ("ostl", "eprop")
 FEEDBACK = ("fa", "dfa", "drtp")
@@ -18,16 +19,21 @@ RULES = {
     "ostl": "OSTL",
     "eprop": "e-prop",
 }
+if TYPE_CHECKING:
+    RuleName: TypeAlias = str
+else:  # the command line lists these, and takes names of a user's module too
+    RuleName = Literal[tuple(RULES)] | str
 
 
 @dataclass(frozen=True)
 class LearningConfig:
     """How errors become changes of weights; backpropagation (through time) by default."""
 
-    rule: Literal["bptt", "fa", "dfa", "drtp", "ostl", "eprop"] = "bptt"
+    rule: RuleName = "bptt"
     """The learning rule: bptt (backpropagation, through time where there is time), fa (feedback
     alignment), dfa (direct feedback alignment), drtp (direct random target projection), ostl
-    (online, exact within a layer) or eprop (online, each neuron by itself)."""
+    (online, exact within a layer), eprop (online, each neuron by itself), or mypackage:MyRule, a
+    class of your own."""
     grapes: Literal["none", "propagated", "local", "outgoing"] = "none"
     """GRAPES: each neuron's error is multiplied by a factor from its weights, 2 |W| / max |W|
     summed over those that come in: on its way down (propagated), for the layer's own update only
@@ -43,6 +49,7 @@ class LearningConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_name("rule", self.rule, RULES)
         require(
             self.grapes_control == "none" or self.grapes != "none",
             f"grapes_control={self.grapes_control}: there is no GRAPES to be controlled; "
@@ -61,7 +68,7 @@ class LearningConfig:
     @property
     def name(self) -> str:
         """What tables call it, such as "FA + GRAPES"."""
-        parts = [RULES[self.rule]]
+        parts = [RULES.get(self.rule) or self.rule.rpartition(":")[2]]
         if self.grapes_control == "gain":
             parts.append("equal gain")
         elif self.grapes != "none":

@@ -39,6 +39,7 @@ SURROGATES = (
     "tanh_prime", "window", "triangle", "fast_sigmoid", "arctan", "sigmoid_prime",
 )  # fmt: skip
 
+
 if TYPE_CHECKING:
     UnitName: TypeAlias = str
     VariantName: TypeAlias = str
@@ -102,7 +103,7 @@ def named(what: str, place: str) -> Any:
     trusted = ["spikebridge", *_allowed()]
     if module not in sys.modules and not any(f"{module}.".startswith(f"{m}.") for m in trusted):
         raise NotAllowedError(
-            f"{what}={place!r}: it is a class of the module {module}, which is not imported just "
+            f"{what}={place!r}: it stands in the module {module}, which is not imported just "
             f"because a file names it: that would run its code.  If you trust it, import {module} "
             f"first in your program, or set the environment variable {VARIABLE}={module}"
         )

@@ -1,6 +1,6 @@
 """One frozen record per task: which data, and how they become sequences.  Loads no torch.
 
-Unannotated names in capitals belong to the class, not to the settings; see `Task`.
+Unannotated names in capitals belong to the class, not to the settings; see `TaskSettings`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DataSet(NamedTuple):
     files: str = ""
 
 
-class Task:
+class TaskSettings:
     """What each record says of its task, beside its settings."""
 
     NAME = ""
@@ -76,7 +76,7 @@ _OWN_SPACE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class DigitsConfig(Task):
+class DigitsConfig(TaskSettings):
     """Images, handwritten digits above all, each as a sequence of T time steps."""
 
     NAME = "digits"
@@ -165,7 +165,7 @@ _NEXT_FRAME = "predicting the notes of the next frame"
 
 
 @dataclass(frozen=True)
-class MusicConfig(Task):
+class MusicConfig(TaskSettings):
     """Polyphonic music, next-frame prediction over 88 notes."""
 
     NAME = "music"
@@ -231,7 +231,7 @@ class MusicConfig(Task):
 
 
 @dataclass(frozen=True)
-class TextConfig(Task):
+class TextConfig(TaskSettings):
     """Language modelling: predict the next word or character of a running text."""
 
     NAME = "text"
@@ -295,7 +295,7 @@ class TextConfig(Task):
 
 
 @dataclass(frozen=True)
-class EventsConfig(Task):
+class EventsConfig(TaskSettings):
     """Recordings of an event camera (N-MNIST), binned to frames."""
 
     NAME = "events"
@@ -339,7 +339,7 @@ class EventsConfig(Task):
 
 
 @dataclass(frozen=True)
-class NpzConfig(Task):
+class NpzConfig(TaskSettings):
     """Your own sequences: .npz files that hold x (n, T, I) and y."""
 
     NAME = "npz"
@@ -366,7 +366,7 @@ class NpzConfig(Task):
 
 
 @dataclass(frozen=True)
-class ForecastConfig(Task):
+class ForecastConfig(TaskSettings):
     """Time series: predict the values of some columns of a table some rows ahead."""
 
     NAME = "forecast"
@@ -412,7 +412,7 @@ class ForecastConfig(Task):
 
 
 @dataclass(frozen=True)
-class OwnConfig(Task):
+class OwnConfig(TaskSettings):
     """A task of your own: a class in a module of yours, or an object that `run` is given."""
 
     NAME, OWN_ONLY = "own", True

@@ -333,7 +333,6 @@ def test_the_example_of_a_task_of_ones_own_runs_and_learns(
     result = own_task.main(tmp_path / "run", epochs=8, samples=2000)
     assert result.test > 0.8, "by chance 0.5"
     assert (result.task, result.data) == ("own", "xor")
-    assert "by chance 50 %" in capsys.readouterr().out
     from spikebridge.report.page import write
 
     page = write(tmp_path / "run").read_text(encoding="utf-8")
@@ -342,4 +341,4 @@ def test_the_example_of_a_task_of_ones_own_runs_and_learns(
     assert "train own" not in page, "no command can name a task of one's own"
     for line in ("complexity {0}", "program {0} --chips 1 --times 20", "export {0}"):
         assert cli.main(line.format(tmp_path / "run").split()) == 2
-        assert "task='xor': it is a class in a program of yours" in capsys.readouterr().err
+        assert "task='xor': it is an object in a program of yours" in capsys.readouterr().err
