@@ -41,7 +41,8 @@ def spikebridge(line: str) -> int:
 
 def elsewhere(code: str) -> subprocess.CompletedProcess[str]:
     """A program in a process that has imported nothing of the user's."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}.", "OMP_NUM_THREADS": "1"}
+    ours = {"PYTHONPATH": f"{ROOT}{os.pathsep}.", "OMP_NUM_THREADS": "1", names.VARIABLE: ""}
+    environment = os.environ | ours
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
