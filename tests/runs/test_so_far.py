@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.tiny_runs import left, tiny
 from helpers.toy_music import toy_songs, write_mat
+from safetensors.torch import load_file
 from test_resume import Interrupting
 
 from spikebridge import data as tasks
@@ -20,7 +21,7 @@ from spikebridge.base.chance import generator
 from spikebridge.base.records import UsageError
 from spikebridge.cli import main as cli
 from spikebridge.nn.network import load_network
-from spikebridge.runs import checkpoint, evaluation, rundir, training
+from spikebridge.runs import evaluation, rundir, training
 from spikebridge.runs.optimizers import best_epoch
 from spikebridge.settings.config import Config, preset
 
@@ -75,7 +76,7 @@ def test_nothing_is_there_before_the_first_epoch_is_done(tmp_path: Path) -> None
 def test_only_a_better_epoch_replaces_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training._Run, "_is_best", lambda run, _: len(run.state.history) == 1)
     cut_off(tiny(epochs=4), tmp_path / "run", 4)
-    _, tensors = checkpoint._read(tmp_path / "run" / rundir.CHECKPOINT)
+    tensors = load_file(tmp_path / "run" / rundir.CHECKPOINT)
     stored = load_network(tmp_path / "run" / rundir.MODEL).state_dict()
     assert all(torch.equal(value, tensors[f"best/{name}"]) for name, value in stored.items())
     assert any(not torch.equal(value, tensors[f"model/{name}"]) for name, value in stored.items())
