@@ -83,9 +83,9 @@ def front(directory: Path, out: Path) -> None:
                 plan = {"lanes": lanes, "max_steps": steps}
                 if chosen is None:
                     valid = on_chip.measure(
-                        directory / name, on_chip.Plan(plan, split="valid", steps=steps)
+                        directory / name, on_chip.ChipPlan(plan, split="valid", steps=steps)
                     )[1].integer
-                _, chosen = on_chip.measure(directory / name, on_chip.Plan(plan, steps=steps))
+                _, chosen = on_chip.measure(directory / name, on_chip.ChipPlan(plan, steps=steps))
                 points.append(_point(name, steps, lanes, valid, chosen))
                 print(points[-1], flush=True)
     known = directory / "dense.json"

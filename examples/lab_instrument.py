@@ -4,7 +4,7 @@
     python examples/lab_instrument.py serve     serve it until Ctrl-C
 
 `spikebridge bench serve --instrument lab_instrument:connect --port 50051`, in this folder, does the
-same; another machine then takes `RemoteDevice("bench.lab:50051", ...)` wherever a device is meant.
+same; another machine then takes `RemoteArray("bench.lab:50051", ...)` wherever a device is meant.
 The instrument understands text, in the manner of SCPI.  Only `connect` knows that it is a fake one:
 a resource of PyVISA has the same `write` and `query`.
 """
@@ -17,7 +17,7 @@ import time
 import torch
 from torch import Tensor
 
-from spikebridge.crossbar import Device, RemoteDevice, serve
+from spikebridge.crossbar import CellArray, RemoteArray, serve
 
 
 class LabChip:
@@ -83,7 +83,7 @@ class FakeInstrument:
         return "ACME,PS-12,4,3" if command == "*IDN?" else ",".join(map(str, self._g_uS))
 
 
-def connect() -> Device:
+def connect() -> CellArray:
     """The device that `spikebridge bench serve --instrument lab_instrument:connect` serves."""
     return LabChip(FakeInstrument())  # pyvisa.ResourceManager().open_resource("GPIB0::12::INSTR")
 
@@ -95,7 +95,7 @@ def main(words: list[str]) -> Tensor | None:
         if words:
             server.wait()
             return None
-        with RemoteDevice(server.address, shape=(4, 3)) as device:
+        with RemoteArray(server.address, shape=(4, 3)) as device:
             where = torch.arange(12).reshape(4, 3) != 5
             device.reset(where)
             device.program(torch.full((4, 3), 3.0), where)

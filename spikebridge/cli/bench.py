@@ -19,7 +19,7 @@ from spikebridge.cli.flags import say
 from spikebridge.settings.crossbar import CellConfig
 
 if TYPE_CHECKING:
-    from spikebridge.crossbar.cells import Device
+    from spikebridge.crossbar.cells import CellArray
 
 TOKEN = "SPIKEBRIDGE_BENCH_TOKEN"
 
@@ -82,7 +82,7 @@ class Bench:
                     say("stopping once the command under way is done; Ctrl-C again stops at once")
                     server.stop()
 
-    def _device(self) -> Device:
+    def _device(self) -> CellArray:
         if self.instrument not in ("", "simulated"):
             return load_device(self.instrument, self.shape)
         if not self.shape or min(self.shape) < 1:
@@ -135,7 +135,7 @@ def read_token(file: Path | None) -> str:
     return token
 
 
-def load_device(place: str, shape: tuple[int, ...]) -> Device:
+def load_device(place: str, shape: tuple[int, ...]) -> CellArray:
     """What a user's MODULE:FUNCTION returns; the current folder counts as well as the path."""
     name, _, function = place.partition(":")
     if not name or not function:

@@ -133,7 +133,7 @@ def in_memory(run: Planned) -> None:
     from spikebridge.trained import on_cells
 
     say(f"{run.name}: programmed into simulated phase-change memory")
-    on_cells.deploy(run.directory, on_cells.Plan(chips=5, times_s=on_cells.DEMO_TIMES_S))
+    on_cells.deploy(run.directory, on_cells.CellPlan(chips=5, times_s=on_cells.DEMO_TIMES_S))
 
 
 def on_chip(run: Planned, *, rtl: bool, page: bool = True) -> None:

@@ -79,7 +79,7 @@ class Export:
         from spikebridge.chip.files import load_program
         from spikebridge.trained import on_chip
 
-        plan = on_chip.Plan(self._chip(), self.samples, self.split, self.steps)
+        plan = on_chip.ChipPlan(self._chip(), self.samples, self.split, self.steps)
         folder = self.output.out or self.run_dir / VERILOG
         if self.to == "verilog":
             from spikebridge.chip import verilog

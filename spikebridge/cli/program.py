@@ -53,7 +53,7 @@ class Program:
         # Not as the flag's default: beside it, --cell-table would be a second model.
         cells = self.cells if self.cells.used else replace(self.cells, cells="iterative")
         tested = (self.chips, self.times, self.samples, self.seed, self.split)
-        plan = on_cells.Plan(cells, self.crossbar, *tested)
+        plan = on_cells.CellPlan(cells, self.crossbar, *tested)
         if not self.runs:
             raise UsageError("no run is named; give the folder of a finished run")
         contents = {}

@@ -167,14 +167,14 @@ def _on_hardware(entry: catalog.Entry, run: Planned, quick: bool) -> None:
         from spikebridge.trained import on_chip
 
         say(f"{run.name}: exported to the digital chip")
-        on_chip.export(run.directory, on_chip.Plan(dict(entry.chip)))
+        on_chip.export(run.directory, on_chip.ChipPlan(dict(entry.chip)))
     if entry.cells is not None and not (run.directory / rundir.MEMORY).exists():
         from spikebridge.trained import on_cells
 
         say(f"{run.name}: programmed into memory cells")
         parts = parts_of(entry.cells)
         cells, crossbar = CellConfig(**parts["cells"]), CrossbarConfig(**parts["crossbar"])
-        plan = on_cells.Plan(cells, crossbar, chips=2 if quick else 10)
+        plan = on_cells.CellPlan(cells, crossbar, chips=2 if quick else 10)
         on_cells.deploy(run.directory, plan)
 
 

@@ -1,8 +1,8 @@
 """In-memory computing: weights as conductances of phase-change cells, in a simulation or a lab.
 
 `spikebridge.to_crossbar` puts a network on cells: those of a model (`pcm.ITERATIVE`, your own
-`Cell`, or `from_table` with measured curves), or any `Device` of yours.  `serve` and `RemoteDevice`
-lead to one over the network.
+`Cell`, or `from_table` with measured curves), or any `CellArray` of yours.  `serve` and
+`RemoteArray` lead to one over the network.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from spikebridge.base.doors import lazy
 
 if TYPE_CHECKING:
     from spikebridge.crossbar import pcm
-    from spikebridge.crossbar.bench.client import RemoteDevice
+    from spikebridge.crossbar.bench.client import RemoteArray
     from spikebridge.crossbar.bench.server import serve
-    from spikebridge.crossbar.cells import Device, SimulatedArray
+    from spikebridge.crossbar.cells import CellArray, SimulatedArray
     from spikebridge.crossbar.matrix import Crossbar
     from spikebridge.crossbar.measured import from_table, read_table
     from spikebridge.crossbar.network import CrossbarNetwork
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cell",
+    "CellArray",
     "Crossbar",
     "CrossbarNetwork",
-    "Device",
-    "RemoteDevice",
+    "RemoteArray",
     "SimulatedArray",
     "from_table",
     "pcm",
@@ -38,10 +38,10 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "Cell": "pcm",
+        "CellArray": "cells",
         "Crossbar": "matrix",
         "CrossbarNetwork": "network",
-        "Device": "cells",
-        "RemoteDevice": "bench.client",
+        "RemoteArray": "bench.client",
         "SimulatedArray": "cells",
         "from_table": "measured",
         "pcm": "pcm",

@@ -1,6 +1,6 @@
 """Arrays of devices: the protocol that a simulator, an instrument and a remote bench share.
 
-A `Device` is many memory cells of one shape with a clock.  It knows nothing of weights; what its
+A `CellArray` is many memory cells of one shape with a clock.  It knows nothing of weights; what its
 conductances stand for is the business of `memory.crossbar`.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.pcm import Cell, Cells
 
-__all__ = ["Device", "SimulatedArray", "checked_counts", "checked_targets"]
+__all__ = ["CellArray", "SimulatedArray", "checked_counts", "checked_targets"]
 
 # Pulses of one command, for a cell and for all: what a simulation does within seconds, since others
 # wait for it, and more than any cell needs.
@@ -23,7 +23,7 @@ MOST_AT_ONCE, MOST_IN_ALL = 2_000, 1_000_000_000
 
 
 @runtime_checkable
-class Device(Protocol):
+class CellArray(Protocol):
     """Memory cells of any shape that can be programmed, pulsed and read.
 
     Tensors have the shape of the device, conductances are in microsiemens and float32, and a write
@@ -230,7 +230,7 @@ class SimulatedArray(nn.Module):
         return f"{self.name}, {self.shape}"
 
 
-def checked_targets(target_uS: Tensor, device: Device) -> Tensor:
+def checked_targets(target_uS: Tensor, device: CellArray) -> Tensor:
     """Targets as float32 of the device's shape.  Raises ValueError for what cannot be meant."""
     if tuple(target_uS.shape) != tuple(device.shape):
         raise ValueError(f"target_uS must be {tuple(device.shape)}, got {tuple(target_uS.shape)}")
@@ -246,7 +246,7 @@ def checked_targets(target_uS: Tensor, device: Device) -> Tensor:
     return target
 
 
-def checked_counts(counts: Tensor, device: Device) -> Tensor:
+def checked_counts(counts: Tensor, device: CellArray) -> Tensor:
     """Numbers of pulses as int64 of the device's shape.  Raises ValueError, TypeError."""
     if tuple(counts.shape) != tuple(device.shape):
         raise ValueError(f"counts must be {tuple(device.shape)}, got {tuple(counts.shape)}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spikebridge.base.records import UsageError
-from spikebridge.crossbar.cells import Device
+from spikebridge.crossbar.cells import CellArray
 from spikebridge.nn.gradients import forward_as
 from spikebridge.settings.crossbar import REFRESH_HIGH, REFRESH_LOW, CrossbarConfig
 
@@ -36,7 +36,7 @@ class Crossbar(nn.Module):
         config: pairs, tile, w_max, wire_ohm.
     """
 
-    def __init__(self, shape: tuple[int, ...], device: Device, config: CrossbarConfig) -> None:
+    def __init__(self, shape: tuple[int, ...], device: CellArray, config: CrossbarConfig) -> None:
         super().__init__()
         self.weight_shape = tuple(shape)
         rows, columns = shape[0], math.prod(shape[1:])

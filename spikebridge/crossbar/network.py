@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spikebridge.base.records import UsageError
 from spikebridge.base.tensors import TensorFile
 from spikebridge.crossbar import pcm
-from spikebridge.crossbar.cells import Device, SimulatedArray
+from spikebridge.crossbar.cells import CellArray, SimulatedArray
 from spikebridge.crossbar.converters import Converted
 from spikebridge.crossbar.matrix import Crossbar
 from spikebridge.crossbar.measured import read_table
@@ -32,7 +32,7 @@ from spikebridge.settings.names import is_place, named
 __all__ = ["Crossbar", "CrossbarNetwork", "cell_of", "from_crossbar", "to_crossbar"]
 
 FILE = TensorFile("spikebridge-chip-1", "make it with the settings of its run", unsummed=True)
-MakeDevice = Callable[[tuple[int, ...]], Device]
+MakeCells = Callable[[tuple[int, ...]], CellArray]
 
 
 def cell_of(config: CellConfig, *, pulsed: bool = False) -> Cell:
@@ -142,7 +142,7 @@ class CrossbarNetwork:
 
 def to_crossbar(
     network: nn.Module,
-    cells: Cell | MakeDevice,
+    cells: Cell | MakeCells,
     config: CrossbarConfig | None = None,
     *,
     seed: int = 0,
@@ -161,7 +161,7 @@ def to_crossbar(
 
     Args:
         network: any torch module.
-        cells: a cell model to simulate, or what makes a `Device` of a shape.
+        cells: a cell model to simulate, or what makes a `CellArray` of a shape.
         config: pairs, tile, converters and the like.
         seed: of simulated devices; each matrix draws from a stream of its own.
         in_place: change `network` itself rather than a copy; an optimiser is made after that.
@@ -231,7 +231,9 @@ def _warn_of_digital(network: nn.Module, mapped: list[Place]) -> None:
         )
 
 
-def _device(cells: Cell | MakeDevice, weight: Tensor, config: CrossbarConfig, seed: int) -> Device:
+def _device(
+    cells: Cell | MakeCells, weight: Tensor, config: CrossbarConfig, seed: int
+) -> CellArray:
     shape = (2, config.pairs, weight.shape[0], math.prod(weight.shape[1:]))
     if isinstance(cells, Cell):
         return SimulatedArray(shape, cells, seed=seed, dead=config.dead, stuck=config.stuck)

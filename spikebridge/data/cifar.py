@@ -12,7 +12,7 @@ import numpy as np
 
 from spikebridge.data.files import DataError, fetch, find
 
-__all__ = ["NAMES", "Part", "parse", "read", "read_small", "unpack"]
+__all__ = ["NAMES", "LabelledImages", "parse", "read", "read_small", "unpack"]
 
 NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -27,22 +27,22 @@ SMALL_TEST = 1_000
 SMALL_FILES = (f"cifar10/{TRAIN[0]}", f"cifar10/test_batch_first{SMALL_TEST}.bin")
 
 
-class Part(NamedTuple):
+class LabelledImages(NamedTuple):
     """Colour images with their classes."""
 
     pixels: np.ndarray  # (n, 3, 32, 32) uint8: red, green, blue
     labels: np.ndarray  # (n,) uint8, 0..9, see NAMES
 
 
-def read() -> tuple[Part, Part]:
+def read() -> tuple[LabelledImages, LabelledImages]:
     """All 50,000 images to train and 10,000 to test.  Raises DataError."""
     path = fetch(ARCHIVE)
     parts = [parse(data, f"{path}:{name}") for name, data in unpack(path, (*TRAIN, TEST)).items()]
     joined = [np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True)]
-    return Part(*joined), parts[-1]
+    return LabelledImages(*joined), parts[-1]
 
 
-def read_small() -> tuple[Part, Part]:
+def read_small() -> tuple[LabelledImages, LabelledImages]:
     """The 10,000 images of the first training file and the first 1,000 to test.
 
     From those two parts where they lie under $SPIKEBRIDGE_DATA, else from the archive.  Raises
@@ -56,7 +56,7 @@ def read_small() -> tuple[Part, Part]:
     train, test = (
         parse(data, f"{path}:{name}") for name, data in unpack(path, (TRAIN[0], TEST)).items()
     )
-    return train, Part(test.pixels[:SMALL_TEST], test.labels[:SMALL_TEST])
+    return train, LabelledImages(test.pixels[:SMALL_TEST], test.labels[:SMALL_TEST])
 
 
 def unpack(path: Path, names: Sequence[str]) -> dict[str, bytes]:
@@ -84,7 +84,7 @@ def unpack(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     return {name: found[name] for name in names}
 
 
-def parse(data: bytes, name: str | Path) -> Part:
+def parse(data: bytes, name: str | Path) -> LabelledImages:
     """The images that bytes hold; name is for error messages.
 
     Format: for each image a byte with the class, then 1,024 bytes each of red, green and blue, row
@@ -100,4 +100,4 @@ def parse(data: bytes, name: str | Path) -> Part:
         expected = f"labels 0 to {len(NAMES) - 1}"
         place = int((labels >= len(NAMES)).argmax())
         raise DataError(name, expected, f"label {labels[place]} at image {place}", remedy)
-    return Part(records[:, 1:].reshape(-1, *SHAPE).copy(), labels)
+    return LabelledImages(records[:, 1:].reshape(-1, *SHAPE).copy(), labels)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spikebridge.base.metrics import MetricName
 from spikebridge.data.files import DataError, one_file
-from spikebridge.data.tables import Table, listed, read_table
+from spikebridge.data.tables import DataTable, listed, read_table
 from spikebridge.data.task import Batch, Readout, Task, check_batch_size, check_split, stream_chunks
 from spikebridge.settings.tasks import ForecastConfig
 
@@ -240,12 +240,12 @@ def fill_forward(values: np.ndarray) -> tuple[np.ndarray, int]:
     return np.take_along_axis(values, source, axis=0), int((~known).sum())
 
 
-def _read(path: Path, config: ForecastConfig) -> Table:
+def _read(path: Path, config: ForecastConfig) -> DataTable:
     decimal: Any = None if config.decimal == "auto" else config.decimal
     return read_table(path, missing=config.missing, decimal=decimal)
 
 
-def _notes(table: Table) -> Iterator[str]:
+def _notes(table: DataTable) -> Iterator[str]:
     """What was read, and what was made of it without asking."""
     yield from table.remarks
     gaps = np.isnan(table.values)

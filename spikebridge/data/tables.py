@@ -4,7 +4,7 @@ What is told apart by itself: the encoding (UTF-8, UTF-16, else Windows-1252), w
 fields (comma, semicolon, tab, vertical bar, blanks), decimal points and commas, thousands, marks of
 missing values, comment lines (#), lines above the header, a row of units below it, blank rows,
 separators at the end of rows, a torn last line.  What cannot be told is an error and never a guess;
-what was left out is said in `Table.remarks`.
+what was left out is said in `DataTable.remarks`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spikebridge.data.files import DataError
 from spikebridge.data.numerals import MISSING, Decimal, Form
 from spikebridge.data.rows import HEADER, LOOKED_AT, MEND, Rows, is_entry, read_rows
 
-__all__ = ["Table", "listed", "read_table"]
+__all__ = ["DataTable", "listed", "read_table"]
 
 _NAMED = {"\t": "tabs", " ": "blanks", "": "nothing, as there is one column"}
 # Different numbers, and words among them, that make a column one of numbers with marks.
@@ -32,7 +32,7 @@ MOST_UNITS = 3
 _SENTINELS = (-9999.0, -999.0, -99999.0, -32768.0, 9999.0, 99999.0)
 
 
-class Table(NamedTuple):
+class DataTable(NamedTuple):
     """The columns of a file that hold numbers."""
 
     names: tuple[str, ...]
@@ -47,7 +47,7 @@ def read_table(
     missing: Sequence[str] = (),
     decimal: Decimal | None = None,
     whole: bool = False,
-) -> Table:
+) -> DataTable:
     """The columns of a file that have a name and hold numbers; see the module.
 
     A column without numbers, such as dates, is left out.  One with some text among its numbers, or
@@ -90,7 +90,7 @@ def read_table(
         *_sentinels(names, values),
         *order.remarks(_dated(columns, kinds)),
     )
-    return Table(names, values, _left_out(columns, kinds), remarks)
+    return DataTable(names, values, _left_out(columns, kinds), remarks)
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

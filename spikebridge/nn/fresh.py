@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["GRU", "LSTM", "RNN", "Fresh", "Linear", "Table", "redraw"]
+__all__ = ["GRU", "LSTM", "RNN", "EmbeddingTable", "Fresh", "Linear", "redraw"]
 
 
 class Fresh(nn.Module):
@@ -173,7 +173,7 @@ class LSTM(_OfTorch, nn.LSTM):
     label = "LSTM"
 
 
-class Table(_OfTorch, nn.Embedding):
+class EmbeddingTable(_OfTorch, nn.Embedding):
     """torch.nn.Embedding whose vectors start uniform in [-0.1, 0.1)."""
 
     def reset_parameters(self) -> None:

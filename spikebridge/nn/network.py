@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from spikebridge.base.records import ConfigError
 from spikebridge.base.tensors import TensorFile
-from spikebridge.nn.fresh import Fresh, Table
+from spikebridge.nn.fresh import EmbeddingTable, Fresh
 from spikebridge.nn.gradients import Surrogate
 from spikebridge.nn.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction, leaf
 from spikebridge.nn.scan import BACKENDS, Backend
@@ -230,7 +230,7 @@ def build(
         dropout=model.dropout,
         dropout_in=model.dropout_in,
         same_mask=model.same_mask,
-        embedding=Table(input_size, width) if width else None,
+        embedding=EmbeddingTable(input_size, width) if width else None,
         embedding_scale=model.embedding_scale,
         tied=model.tied,
         read=read,

@@ -13,7 +13,7 @@ from spikebridge.base.quantities import in_words
 from spikebridge.report.run_charts import epoch_axis, steep
 from spikebridge.report.theme import COLOURS, NEUTRAL, Chart, colour_of, fade, label
 from spikebridge.report.wording import si_text
-from spikebridge.runs.hardware_results import Drift, Hardware, Histograms, Level, OnCells
+from spikebridge.runs.hardware_results import DriftCurves, Hardware, Histograms, Level, OnCells
 
 SPANS_S = (1.0, 60.0, 3600.0, 86400.0, 30 * 86400.0, 365 * 86400.0)
 # From low to high conductance.
@@ -220,7 +220,7 @@ def exponent(times_s: np.ndarray, level: Level) -> float | None:
     return -float(np.polyfit(np.log(times_s[late]), np.log(level.mean_uS[late]), 1)[0])
 
 
-def drift(found: Drift) -> Chart | None:
+def drift(found: DriftCurves) -> Chart | None:
     """Mean conductance of cells programmed to a few levels, over that of the first time."""
     levels = [level for level in found.curves if level.mean_uS[0] > 0]
     if not levels:

@@ -26,13 +26,13 @@ from spikebridge.report.theme import (
     whiskers,
 )
 from spikebridge.report.wording import Metric, count_text, number, scaled
-from spikebridge.runs.load import Row
+from spikebridge.runs.load import Compared
 
 # Beside the middle of a row, so that equal values of several seeds do not hide one another.
 SEED_PLACES = (0.2, -0.2, 0.1, -0.1, 0.0)
 
 
-def values_of(row: Row, metric: Metric) -> list[float]:
+def values_of(row: Compared, metric: Metric) -> list[float]:
     """The test metric of every seed of a unit, in the unit it is shown in."""
     tests = row.facts.get("tests")
     values = [scaled(metric, value) for value in (tests if isinstance(tests, list) else [])]
@@ -48,12 +48,12 @@ def symbol(index: int) -> str:
     return SYMBOLS[index % len(SYMBOLS)]
 
 
-def _legend_room(rows: Sequence[Row]) -> int:
+def _legend_room(rows: Sequence[Compared]) -> int:
     """Extra height, so that the legend of many units leaves room for the plot on a phone."""
     return 18 * max(0, len(rows) - 3)
 
 
-def dots(rows: Sequence[Row], metric: Metric) -> Chart | None:
+def dots(rows: Sequence[Compared], metric: Metric) -> Chart | None:
     """Test metric of every seed, with mean, one standard deviation and the published figure."""
     if not any(values_of(row, metric) for row in rows):
         return None
@@ -91,7 +91,7 @@ def dots(rows: Sequence[Row], metric: Metric) -> Chart | None:
     return chart
 
 
-def _published(chart: Chart, rows: Sequence[Row], metric: Metric) -> None:
+def _published(chart: Chart, rows: Sequence[Compared], metric: Metric) -> None:
     known = [(published_of(row.facts, metric), index) for index, row in enumerate(rows)]
     points = [(value, index) for value, index in known if value is not None]
     if points:
@@ -104,7 +104,7 @@ def _published(chart: Chart, rows: Sequence[Row], metric: Metric) -> None:
         )
 
 
-def learning(rows: Sequence[Row], name: str, metric: Metric, y_title: str) -> Chart | None:
+def learning(rows: Sequence[Compared], name: str, metric: Metric, y_title: str) -> Chart | None:
     """A value over the epochs: mean over the seeds of a unit, with a band from lowest to highest.
 
     name is a column of metrics.jsonl; "valid" is shown in the metric's unit.
@@ -144,7 +144,7 @@ def _over_seeds(seeds: list[list[float | None]]) -> tuple[list[Any], list[Any], 
 
 
 def _mean_and_band(
-    chart: Chart, row: Row, index: int, low: list[Any], mean: list[Any], high: list[Any]
+    chart: Chart, row: Compared, index: int, low: list[Any], mean: list[Any], high: list[Any]
 ) -> None:
     colour, epochs = colour_of(row.look), range(1, len(mean) + 1)
     inside = [(e, lo, hi) for e, lo, hi in zip(epochs, low, high, strict=True) if lo is not None]
@@ -172,7 +172,7 @@ def _mark(colour: str, index: int) -> dict[str, Any]:
     }
 
 
-def cost(rows: Sequence[Row], metric: Metric, name: str, title: str) -> Chart | None:
+def cost(rows: Sequence[Compared], metric: Metric, name: str, title: str) -> Chart | None:
     """Mean test metric of each unit against what it costs: a fact such as "parameters".
 
     None for fewer than two units, which would compare nothing.
@@ -205,7 +205,7 @@ def cost(rows: Sequence[Row], metric: Metric, name: str, title: str) -> Chart | 
     return chart
 
 
-def by_steps(rows: Sequence[Row], metric: Metric) -> Chart | None:
+def by_steps(rows: Sequence[Compared], metric: Metric) -> Chart | None:
     """Mean test metric of each unit against the number of time steps at the test."""
     known = [(row, row.facts["by_steps"]) for row in rows if row.facts.get("by_steps")]
     if not known:
@@ -233,7 +233,7 @@ def _round_numbers(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low / 2.5 <= tick <= high * 2.5]
 
 
-def activity(rows: Sequence[Row]) -> Chart | None:
+def activity(rows: Sequence[Compared]) -> Chart | None:
     """Firing rate by layer, or mean output of graded units (hatched), averaged over the seeds."""
     chart = Chart(340 + _legend_room(rows), {"barmode": "group"})
     for row in rows:

@@ -27,7 +27,7 @@ from spikebridge.report.wording import (
     spread_text,
 )
 from spikebridge.runs.hardware_results import ENDS, proof_of
-from spikebridge.runs.load import Comparison, Row, Run
+from spikebridge.runs.load import Compared, Comparison, Run
 from spikebridge.settings.config import to_dict
 from spikebridge.settings.tasks import data_label, data_title
 
@@ -80,17 +80,17 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
     }
 
 
-def loss_of(rows: list[Row]) -> str:
+def loss_of(rows: list[Compared]) -> str:
     return loss_axis(next((run for row in rows for run in row.runs), None))
 
 
-def about_all(rows: list[Row], data: str) -> str:
+def about_all(rows: list[Compared], data: str) -> str:
     """The data, and the network where all units have the same."""
     lines = {about(row.runs[0]) for row in rows if row.runs}
     return lines.pop() if len(lines) == 1 else data_title(data, "")
 
 
-def best_row(rows: list[Row], higher_is_better: bool) -> Row | None:
+def best_row(rows: list[Compared], higher_is_better: bool) -> Compared | None:
     known = [(number(row.facts.get("test_mean")), row) for row in rows]
     means = [(mean, row) for mean, row in known if mean is not None]
     if len(means) < 2:
@@ -98,7 +98,7 @@ def best_row(rows: list[Row], higher_is_better: bool) -> Row | None:
     return (max if higher_is_better else min)(means, key=lambda pair: pair[0])[1]
 
 
-def table_row(row: Row, metric: Metric, best: bool) -> dict[str, Any]:
+def table_row(row: Compared, metric: Metric, best: bool) -> dict[str, Any]:
     """One line of the result table, as text."""
     published = row.facts.get("published")
     value = published.get("value") if isinstance(published, dict) else None
@@ -120,7 +120,7 @@ def table_row(row: Row, metric: Metric, best: bool) -> dict[str, Any]:
     }
 
 
-def memory_section(rows: list[Row], metric: Metric) -> Section | None:
+def memory_section(rows: list[Compared], metric: Metric) -> Section | None:
     """What the units do in memory cells, where their runs have been programmed."""
     known = [
         (row, row.facts["memory"]) for row in rows if isinstance(row.facts.get("memory"), dict)
@@ -150,7 +150,7 @@ def memory_section(rows: list[Row], metric: Metric) -> Section | None:
     )
 
 
-def chip_section(rows: list[Row], metric: Metric, rtl: Any) -> Section | None:
+def chip_section(rows: list[Compared], metric: Metric, rtl: Any) -> Section | None:
     """What the units do on the digital chip, where their runs have been exported."""
     known = [row.facts["chip"] for row in rows if isinstance(row.facts.get("chip"), dict)]
     if not known:
@@ -193,7 +193,7 @@ def chip_section(rows: list[Row], metric: Metric, rtl: Any) -> Section | None:
     )
 
 
-def why_absent(rows: list[Row]) -> str:
+def why_absent(rows: list[Compared]) -> str:
     """Why units have no figures of the chip, a sentence for each reason."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -204,7 +204,7 @@ def why_absent(rows: list[Row]) -> str:
     return "".join(f" {', '.join(labels)}: {why}." for why, labels in reasons.items())
 
 
-def result_figures(rows: list[Row], metric: Metric) -> Block:
+def result_figures(rows: list[Compared], metric: Metric) -> Block:
     """What came out, and what it cost."""
     spread = "Whiskers reach one standard deviation over the seeds."
     trained = {row.facts["by_steps"]["trained_with"] for row in rows if row.facts.get("by_steps")}
@@ -244,7 +244,7 @@ def result_figures(rows: list[Row], metric: Metric) -> Block:
     )
 
 
-def learning_figures(rows: list[Row], metric: Metric) -> Block:
+def learning_figures(rows: list[Compared], metric: Metric) -> Block:
     band = "Line: mean over the seeds still running. Band: from the lowest to the highest."
     return figures(
         figure(
@@ -265,7 +265,7 @@ def learning_figures(rows: list[Row], metric: Metric) -> Block:
     )
 
 
-def example_panels(rows: list[Row]) -> list[dict[str, Any]]:
+def example_panels(rows: list[Compared]) -> list[dict[str, Any]]:
     """The first example of the first run of every unit, so that all units answer the same one."""
     shown = [(row, panels(row.runs[0], 1)) for row in rows if row.runs]
     return [
@@ -275,7 +275,7 @@ def example_panels(rows: list[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def run_link(row: Row, run: Run, metric: Metric, page: Path) -> dict[str, str]:
+def run_link(row: Compared, run: Run, metric: Metric, page: Path) -> dict[str, str]:
     """A run of the comparison; the link is empty where its own page has not been written."""
     own = run.directory / "report.html"
     link = ""
@@ -291,7 +291,7 @@ def run_link(row: Row, run: Run, metric: Metric, page: Path) -> dict[str, str]:
     }
 
 
-def settings(rows: list[Row]) -> dict[str, Any]:
+def settings(rows: list[Compared]) -> dict[str, Any]:
     """All settings by unit; those in which units differ come first and are marked."""
     columns = [(row.label, dict(flatten(to_dict(row.runs[0].config)))) for row in rows if row.runs]
     names = list(dict.fromkeys(name for _, config in columns for name in config))

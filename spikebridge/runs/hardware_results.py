@@ -48,7 +48,7 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Device:
+class CellModel:
     """A model of cells."""
 
     name: str
@@ -122,7 +122,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Drift:
+class DriftCurves:
     """Mean conductance of cells programmed to a few levels, over time, and its spread."""
 
     times_s: np.ndarray
@@ -164,7 +164,7 @@ class OnCells:
 
     metric: str
     higher_is_better: bool = True
-    device: Device
+    device: CellModel
     memory: dict[str, Any]
     """Settings of the hardware, under their names of today."""
     cells: int
@@ -184,7 +184,7 @@ class OnCells:
     programmed: tuple[Points, ...]
     """At the first and the last time."""
     limits: Limits
-    drift: Drift
+    drift: DriftCurves
     energy: Costs
     training: Training | None = None
 

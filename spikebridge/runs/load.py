@@ -122,7 +122,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Row:
+class Compared:
     """One unit of a comparison with its runs, one per seed."""
 
     unit: str
@@ -140,7 +140,7 @@ class Row:
 class Comparison:
     directory: Path
     facts: dict[str, Any]
-    rows: list[Row]
+    rows: list[Compared]
 
 
 def load_run(directory: Path, *, examples: bool = True) -> Run:
@@ -179,7 +179,7 @@ def load_comparison(directory: Path) -> Comparison:
     return Comparison(directory, facts, [_row(path, row, remedy) for row in rows])
 
 
-def _row(path: Path, facts: dict[str, Any], remedy: str) -> Row:
+def _row(path: Path, facts: dict[str, Any], remedy: str) -> Compared:
     names = facts.get("runs")
     if not isinstance(names, list):
         raise ReportError(f'{path}: "runs" of a row is not a list of folders; {remedy}')
@@ -191,7 +191,9 @@ def _row(path: Path, facts: dict[str, Any], remedy: str) -> Row:
             raise ReportError(f"{path.parent / name}: {path.name} names this run; {remedy}")
         runs.append(load_run(path.parent / name, examples=not runs))
     unit = runs[0].unit if runs else str(facts.get("unit", "unknown unit"))
-    return Row(unit, str(facts.get("label") or facts.get("unit") or "unknown unit"), facts, runs)
+    return Compared(
+        unit, str(facts.get("label") or facts.get("unit") or "unknown unit"), facts, runs
+    )
 
 
 def _object(path: Path, remedy: str) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from spikebridge.energy import costs as energy
 from spikebridge.nn.network import Network
 from spikebridge.runs import evaluation, rundir
 from spikebridge.runs.hardware_results import (
+    CellModel,
     Costs,
-    Device,
-    Drift,
+    DriftCurves,
     Hardware,
     Histograms,
     Level,
@@ -52,7 +52,7 @@ BINS, POINTS, LEVELS = 40, 600, (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellPlan:
     """What is tried.
 
     Args:
@@ -107,7 +107,7 @@ Tell = Callable[[int, float, float], None]
 
 
 @rundir.owned("program")
-def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> OnCells:
+def deploy(directory: Path, plan: CellPlan, tell: Tell | None = None) -> OnCells:
     """Program the network of a finished run into simulated chips and test them over time.
 
     Every chip is read with noise of its own at each time, without and with global drift
@@ -134,7 +134,7 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> OnCells:
     content = OnCells(
         metric=bench.task.metric,
         higher_is_better=bench.task.higher_is_better,
-        device=Device(look.cell.name, look.cell.source),
+        device=CellModel(look.cell.name, look.cell.source),
         memory=dataclasses.asdict(plan.cells) | dataclasses.asdict(plan.crossbar),
         cells=first.cells,
         samples=plan.samples,
@@ -159,7 +159,7 @@ def deploy(directory: Path, plan: Plan, tell: Tell | None = None) -> OnCells:
 class _Bench:
     """What all chips have in common."""
 
-    def __init__(self, network: Network, task: Task, config: Config, plan: Plan) -> None:
+    def __init__(self, network: Network, task: Task, config: Config, plan: CellPlan) -> None:
         self.network, self.task, self.plan = network, task, plan
         self.size, self.judge = config.train.batch_size, config.train.eval_seed
         self.per = config.task.step_name()
@@ -270,7 +270,7 @@ def _costs(crossbar: CrossbarConfig) -> energy.CrossbarCosts:
 class _Watched:
     """What is shown of one chip: targets, conductances, drift."""
 
-    def __init__(self, chip: CrossbarNetwork, plan: Plan) -> None:
+    def __init__(self, chip: CrossbarNetwork, plan: CellPlan) -> None:
         self.chip, self.plan, self.cell = chip, plan, cell_of(plan.cells)
         self.pairs: list[Points] = []
         self.histograms: list[Look] = []
@@ -299,7 +299,7 @@ def _exact(values: Tensor) -> np.ndarray:
     return values.double().numpy()
 
 
-def _drift(cell: pcm.Cell, plan: Plan) -> Drift:
+def _drift(cell: pcm.Cell, plan: CellPlan) -> DriftCurves:
     """Mean conductance of cells programmed to a few levels, over time, and its spread."""
     last = max(plan.times_s[-1], 10.0)
     times = torch.logspace(0, math.log10(last), 25).tolist()
@@ -316,7 +316,7 @@ def _drift(cell: pcm.Cell, plan: Plan) -> Drift:
             means.append(float(g.mean()))
             spreads.append(float(g.std()))
         curves.append(Level(target, np.array(means), np.array(spreads)))
-    return Drift(np.array(times), tuple(curves))
+    return DriftCurves(np.array(times), tuple(curves))
 
 
 def _layers(chip: CrossbarNetwork, errors: Sequence[dict[str, float]]) -> tuple[Tiles, ...]:

@@ -47,7 +47,7 @@ LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChipPlan:
     """What is tried.
 
     Args:
@@ -73,7 +73,7 @@ class Plan:
 
 
 @rundir.owned("export")
-def export(directory: Path, plan: Plan | None = None) -> OnChip:
+def export(directory: Path, plan: ChipPlan | None = None) -> OnChip:
     """Compile the network of a finished run and test the program beside it.
 
     Args:
@@ -83,13 +83,13 @@ def export(directory: Path, plan: Plan | None = None) -> OnChip:
     Returns the content of digital.json.  Raises UsageError where the run is not complete, or the
     chip cannot run its network or its inputs.
     """
-    program, content = measure(directory, plan or Plan())
+    program, content = measure(directory, plan or ChipPlan())
     save_program(program, directory / rundir.PROGRAM)
     save(directory / rundir.DIGITAL, content)
     return content
 
 
-def measure(directory: Path, plan: Plan) -> tuple[Program, OnChip]:
+def measure(directory: Path, plan: ChipPlan) -> tuple[Program, OnChip]:
     """The program of a finished run and the content of digital.json; nothing is written."""
     config, network = load(directory, plan.steps)
     task = tasks.load(config.task)
@@ -183,7 +183,7 @@ class _Trial:
     """A network and its program on the same inputs."""
 
     def __init__(
-        self, network: Network, program: Program, task: Task, config: Config, plan: Plan
+        self, network: Network, program: Program, task: Task, config: Config, plan: ChipPlan
     ) -> None:
         self.network, self.program, self.task, self.plan = network, program, task, plan
         self.size, self.judge = config.train.batch_size, config.train.eval_seed

@@ -19,9 +19,9 @@ from torch import Tensor
 from spikebridge.base.records import RunError
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.bench import client
-from spikebridge.crossbar.bench.client import RemoteDevice
+from spikebridge.crossbar.bench.client import RemoteArray
 from spikebridge.crossbar.bench.server import SESSIONS, Server, serve
-from spikebridge.crossbar.cells import Device, SimulatedArray
+from spikebridge.crossbar.cells import CellArray, SimulatedArray
 
 Plan = tuple[str, int, str] | None
 
@@ -86,7 +86,7 @@ class Proxy:
         self._listener.close()
 
 
-def random_command(device: Device, rng: random.Random, draws: torch.Generator) -> Tensor | None:
+def random_command(device: CellArray, rng: random.Random, draws: torch.Generator) -> Tensor | None:
     """One of the commands; the same ones from the same generators."""
     where = torch.rand(SHAPE, generator=draws) < 0.5
     match rng.choice(["pulse", "pulse", "program", "some", "reset", "read", "read", "wait"]):
@@ -122,7 +122,7 @@ def test_cutting_the_connection_100_times_loses_and_doubles_nothing(
     seeds = [(random.Random(1), torch.Generator().manual_seed(2)) for _ in range(2)]
     with Proxy(server.port, lambda: None) as proxy:
         proxy.plan = plan
-        with RemoteDevice(proxy.address, timeout_s=20, retry_s=20) as device:
+        with RemoteArray(proxy.address, timeout_s=20, retry_s=20) as device:
             done = 0
             while proxy.cuts < 100 or done < 100:
                 found, expected = (
@@ -139,7 +139,7 @@ def test_cutting_the_connection_100_times_loses_and_doubles_nothing(
 
 def test_a_remote_device_is_the_device(server: Server, array: SimulatedArray) -> None:
     with connect(server, shape=SHAPE) as device:
-        assert isinstance(device, Device)
+        assert isinstance(device, CellArray)
         for name in ("shape", "name", "g_max_uS", "clock_s", "pulse_curve_uS"):
             assert getattr(device, name) == getattr(array, name), name
         device.wait(1e9)  # no deadline is too far away
@@ -155,7 +155,7 @@ def test_a_line_that_falls_silent_is_left(server: Server, array: SimulatedArray)
     with Proxy(server.port, lambda: None) as proxy:
         plans: list[Plan] = [("down", 130, "silent")]
         proxy.plan = lambda: plans.pop() if plans else None
-        with RemoteDevice(proxy.address, timeout_s=0.5, retry_s=20) as device:
+        with RemoteArray(proxy.address, timeout_s=0.5, retry_s=20) as device:
             device.pulse(once())
         assert proxy.cuts == 1
     assert array.pulses.eq(1).all()
@@ -244,7 +244,7 @@ def test_sessions_are_numbered_by_themselves_and_bounded(
 
 
 def test_users_take_turns(server: Server, array: SimulatedArray) -> None:
-    def use(device: RemoteDevice) -> None:
+    def use(device: RemoteArray) -> None:
         for _ in range(10):
             device.pulse(once())
             device.read()

@@ -26,9 +26,9 @@ from spikebridge.cli import bench
 from spikebridge.cli.bench import Bench
 from spikebridge.crossbar.bench import protocol
 from spikebridge.crossbar.bench import server as serving
-from spikebridge.crossbar.bench.client import RemoteDevice, _Failure, _Link
+from spikebridge.crossbar.bench.client import RemoteArray, _Failure, _Link
 from spikebridge.crossbar.bench.server import Server, serve
-from spikebridge.crossbar.cells import Device, SimulatedArray
+from spikebridge.crossbar.cells import CellArray, SimulatedArray
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lab_instrument.py"
 
@@ -72,7 +72,7 @@ def test_beyond_loopback_it_takes_tls_and_a_token(
         serve(array, host=host, certificate=pem["certificate"], key=pem["key"])
     address = f"[{host}]:1" if ":" in host else f"{host}:1"
     with pytest.raises(UsageError, match="beyond this machine a token and all commands would be"):
-        RemoteDevice(address, token="t")
+        RemoteArray(address, token="t")
 
 
 @pytest.fixture(scope="module")
@@ -112,20 +112,20 @@ def test_tls(array: SimulatedArray, pem: dict[str, Path]) -> None:
     guards = {"token": "t", "certificate": pem["certificate"]}
     with serve(array, host="0.0.0.0", key=pem["key"], **guards) as server:  # type: ignore[arg-type]
         for host in ("localhost", "127.0.0.1"):
-            with RemoteDevice(f"{host}:{server.port}", **guards) as device:  # type: ignore[arg-type]
+            with RemoteArray(f"{host}:{server.port}", **guards) as device:  # type: ignore[arg-type]
                 device.pulse(once())
         local = f"localhost:{server.port}"
         with pytest.raises(UsageError, match="certificate is not trusted"):
-            RemoteDevice(local, token="t", certificate=pem["other_certificate"])
+            RemoteArray(local, token="t", certificate=pem["other_certificate"])
         with pytest.raises(RunError, match="with TLS where a certificate is given"):
-            RemoteDevice(local, token="t", retry_s=0)
+            RemoteArray(local, token="t", retry_s=0)
     assert array.pulses.eq(2).all()
     elsewhere = {"certificate": pem["else_certificate"], "key": pem["else_key"]}
     with (
         serve(array, **elsewhere) as server,  # type: ignore[arg-type]
         pytest.raises(UsageError, match="certificate is not trusted"),
     ):
-        RemoteDevice(server.address, certificate=pem["else_certificate"])
+        RemoteArray(server.address, certificate=pem["else_certificate"])
 
 
 def test_what_cannot_be_served_is_said(
@@ -141,22 +141,22 @@ def test_what_cannot_be_served_is_said(
         serve(array, certificate=pem["key"], key=pem["certificate"])
     with pytest.raises(UsageError, match=r"none.pem: cannot be read \(No such file"):
         serve(array, certificate=tmp_path / "none.pem", key=pem["key"])
-    with pytest.raises(UsageError, match="Tensor is no Device; it lacks clock_s, g_max_uS"):
+    with pytest.raises(UsageError, match="Tensor is no CellArray; it lacks clock_s, g_max_uS"):
         serve(once())  # type: ignore[arg-type]
     for address in ("127.0.0.1", "localhost:", ":5", "localhost:http"):
         with pytest.raises(UsageError, match="give HOST:PORT"):
-            RemoteDevice(address)
+            RemoteArray(address)
     with pytest.raises(UsageError, match="give finite numbers of seconds"):
-        RemoteDevice("localhost:1", timeout_s=0)
+        RemoteArray("localhost:1", timeout_s=0)
 
 
 def test_a_device_that_was_closed_says_so(server: Server) -> None:
     with connect(server) as device:
         device.pulse(once())
     device.close()
-    with pytest.raises(UsageError, match="this RemoteDevice was closed"):
+    with pytest.raises(UsageError, match="this RemoteArray was closed"):
         device.read()
-    with pytest.raises(UsageError, match="this RemoteDevice was closed"):
+    with pytest.raises(UsageError, match="this RemoteArray was closed"):
         _ = device.clock_s
 
 
@@ -164,7 +164,7 @@ def test_without_grpc_the_error_says_what_to_install(
     array: SimulatedArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "grpc", None)
-    for start in (lambda: serve(array), lambda: RemoteDevice("localhost:1")):
+    for start in (lambda: serve(array), lambda: RemoteArray("localhost:1")):
         with pytest.raises(UsageError, match=r"pip install 'spikebridge\[remote\]'"):
             start()
 
@@ -191,7 +191,7 @@ def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
     assert process.stdout is not None
     try:
         address = process.stdout.readline().strip()
-        with RemoteDevice(address, token="from-a-file", shape=SHAPE) as device:
+        with RemoteArray(address, token="from-a-file", shape=SHAPE) as device:
             device.pulse(once())
         process.send_signal(signal.SIGINT)
         out, told = process.communicate(timeout=30)
@@ -216,7 +216,7 @@ def make():
 """
 
 
-def cut_off(device: RemoteDevice) -> None:
+def cut_off(device: RemoteArray) -> None:
     with pytest.raises(RunError, match="may or may not have been carried out"):
         device.reset()
 
@@ -241,7 +241,7 @@ def test_a_second_ctrl_c_ends_a_bench_that_is_at_work(tmp_path: Path) -> None:
         try:
             address = process.stdout.readline().strip()
             assert address, process.stderr.read()
-            with RemoteDevice(address, timeout_s=20.0, retry_s=0.0) as device:
+            with RemoteArray(address, timeout_s=20.0, retry_s=0.0) as device:
                 caller = threading.Thread(target=cut_off, args=(device,))
                 caller.start()
                 while device._open is None:
@@ -273,7 +273,7 @@ def test_a_shape_beyond_messages_or_memory_is_refused_before_it_is_made(
         Bench("serve", shape=SHAPE).run()
 
 
-def run_briefly(request: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Device]:
+def run_briefly(request: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[str, CellArray]:
     """Name and shape of what a command serves, before it is interrupted."""
     found = []
 

@@ -18,14 +18,14 @@ from spikebridge.base.records import RunError, UsageError
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.bench import client, protocol
 from spikebridge.crossbar.bench import server as serving
-from spikebridge.crossbar.bench.client import RemoteDevice, _Failure, _Link
+from spikebridge.crossbar.bench.client import RemoteArray, _Failure, _Link
 from spikebridge.crossbar.bench.server import Server, serve
 from spikebridge.crossbar.cells import MOST_AT_ONCE, SimulatedArray, checked_counts
 
 SESSION = "0123456789abcdef"
 
 
-# What no RemoteDevice sends is said by hand.
+# What no RemoteArray sends is said by hand.
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_who_waits_for_a_bench_is_told_so(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(RunError, match="no answer within 1 s of trying again"):
-        RemoteDevice(address, retry_s=1.0)
+        RemoteArray(address, retry_s=1.0)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert told[0].startswith(f"{address}: no answer yet (UNAVAILABLE); trying again for 1 s")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spikebridge.base.records import UsageError
-from spikebridge.crossbar.cells import Device, SimulatedArray
+from spikebridge.crossbar.cells import CellArray, SimulatedArray
 from spikebridge.crossbar.network import CrossbarNetwork, from_crossbar, to_crossbar
 from spikebridge.crossbar.optimizer import InMemory
 from spikebridge.crossbar.pcm import ACCUMULATION, ITERATIVE, ideal
@@ -120,7 +120,7 @@ def test_which_cells_get_how_many_pulses() -> None:
 def test_nothing_is_read_to_verify_a_pulse() -> None:
     chip = to_crossbar(perceptron(), watched, CrossbarConfig(w_max=10.0))
     devices: list[Any] = [crossbar.device for crossbar in chip.crossbars.values()]
-    assert isinstance(devices[0], Device)
+    assert isinstance(devices[0], CellArray)
     network: Any = chip.network
     optimizer = in_memory(chip, epsilon=0.5, refresh_every=3)
     for number in range(1, 7):

@@ -30,9 +30,9 @@ from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 from spikebridge.settings.model import ModelConfig
 from spikebridge.settings.tasks import NpzConfig
 from spikebridge.trained import on_cells as deployment
-from spikebridge.trained.on_cells import Plan, deploy
+from spikebridge.trained.on_cells import CellPlan, deploy
 
-ON_PAPER = Plan(CellConfig("ideal"), chips=2, times_s=(0.0, 20.0, 3600.0))
+ON_PAPER = CellPlan(CellConfig("ideal"), chips=2, times_s=(0.0, 20.0, 3600.0))
 
 
 # --- runs ---
@@ -181,7 +181,7 @@ def test_on_an_ideal_device_it_stays_as_in_software(run: Path) -> None:
 
 
 def test_a_deployment_repeats_with_its_seed(run: Path) -> None:
-    plan = Plan(chips=2, times_s=(20.0, deployment.YEAR_S), samples=8)
+    plan = CellPlan(chips=2, times_s=(20.0, deployment.YEAR_S), samples=8)
     found = to_plain(deploy(run, plan))
     assert to_plain(deploy(run, plan)) == found
     assert found["layers"] != to_plain(deploy(run, dataclasses.replace(plan, seed=5)))["layers"]
@@ -195,7 +195,7 @@ def test_plans_that_cannot_be() -> None:
     wrong += [{"times_s": times} for times in ((), (5.0, 5.0), (-1.0, 5.0))]
     for more in wrong:
         with pytest.raises(UsageError, match=r"pass --(chips|times|samples|seed|cells)"):
-            Plan(**more)
+            CellPlan(**more)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_the_command_takes_a_device_or_a_table_of_one(
 
 def test_what_cannot_be_deployed(tmp_path: Path, run: Path) -> None:
     with pytest.raises(UsageError, match="no complete run in it; name a finished run"):
-        deploy(tmp_path, Plan())
+        deploy(tmp_path, CellPlan())
     deploy(run, dataclasses.replace(ON_PAPER, crossbar=CrossbarConfig(adc_bits=14)))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn, tensor
 
 from spikebridge.base.records import UsageError
 from spikebridge.crossbar import pcm
-from spikebridge.crossbar.cells import Device, SimulatedArray
+from spikebridge.crossbar.cells import CellArray, SimulatedArray
 from spikebridge.crossbar.measured import COLUMNS, from_table, read_table
 from spikebridge.crossbar.pcm import ACCUMULATION, ACCUMULATION_2020, ITERATIVE, Cell, ideal
 
@@ -241,7 +241,7 @@ def exercise(array: SimulatedArray) -> list[Tensor]:
     """Some of everything; what was read."""
     top = None if array.cell.overshoot else array.g_max_uS
     draw, found = torch.Generator().manual_seed(3), []
-    assert isinstance(array, Device)
+    assert isinstance(array, CellArray)
     for _ in range(2):
         chance = torch.rand(array.shape, generator=draw)
         array.program(torch.rand(array.shape, generator=draw) * array.g_max_uS, chance < 0.7)

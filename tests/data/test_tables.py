@@ -16,18 +16,18 @@ from spikebridge.crossbar import measured
 from spikebridge.data import numerals
 from spikebridge.data.files import DataError
 from spikebridge.data.forecast import Forecast
-from spikebridge.data.tables import Table, read_table
+from spikebridge.data.tables import DataTable, read_table
 from spikebridge.runs import rundir
 from spikebridge.settings.tasks import ForecastConfig
 
 
-def read(path: Path, content: str | bytes, **more: Any) -> Table:
+def read(path: Path, content: str | bytes, **more: Any) -> DataTable:
     file = path / "t.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return read_table(file, **more)
 
 
-def same(table: Table, **columns: list[float]) -> None:
+def same(table: DataTable, **columns: list[float]) -> None:
     assert table.names == tuple(columns)
     np.testing.assert_array_equal(table.values.T, list(columns.values()))
 

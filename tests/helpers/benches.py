@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikebridge.crossbar import pcm
-from spikebridge.crossbar.bench.client import RemoteDevice
+from spikebridge.crossbar.bench.client import RemoteArray
 from spikebridge.crossbar.bench.server import Server, serve
 from spikebridge.crossbar.cells import SimulatedArray
 
@@ -25,8 +25,8 @@ def once(counts: int = 1) -> Tensor:
     return torch.full(SHAPE, counts)
 
 
-def connect(server: Server, **more: Any) -> RemoteDevice:
-    return RemoteDevice(server.address, **({"timeout_s": 20.0, "retry_s": 0.3} | more))
+def connect(server: Server, **more: Any) -> RemoteArray:
+    return RemoteArray(server.address, **({"timeout_s": 20.0, "retry_s": 0.3} | more))
 
 
 def assert_equal_state(a: SimulatedArray, b: SimulatedArray) -> None:

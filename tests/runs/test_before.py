@@ -178,11 +178,11 @@ def test_a_run_is_asked_the_same_again(run: Path) -> None:
     """In software, in integers and on cells."""
     steps, digital = content(run, "steps.json"), content(run, "digital.json")
     assert by_steps.by_steps(run, steps["steps"]).test == pytest.approx(steps["test"])
-    on_chip.export(run, on_chip.Plan(samples=64))
+    on_chip.export(run, on_chip.ChipPlan(samples=64))
     again = content(run, "digital.json")
     for name in ("integer", "software", "counts", "area_mm2", "program", "chip"):
         assert again[name] == pytest.approx(digital[name])
-    plan = on_cells.Plan(
+    plan = on_cells.CellPlan(
         cells=on_cells.CellConfig("iterative"), chips=1, times_s=(20.0,), samples=64
     )
     on_cells.deploy(run, plan)

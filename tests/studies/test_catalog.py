@@ -47,7 +47,10 @@ SMALL = Entry(
     source="ours",
     task="digits",
     data="digits8x8",
-    rows=(Row("snu"), Row("snu", {"weight_bits": 3}, name="rounded", label="SNU, 3 bits")),
+    rows=(
+        Row("snu"),
+        Row("snu", {"weight_bits": 3}, name="rounded", label="SNU, 3 bits"),
+    ),
     settings=TINY | {"epochs": 2},
     seeds=2,
     minutes=0.1,

@@ -62,7 +62,7 @@ def other_tasks(folder: Path) -> dict[str, Any]:
 def test_integers_answer_as_software_does(name: str, tmp_path: Path) -> None:
     config = other_tasks(tmp_path)[name]
     training.run(config, tmp_path / "run")
-    content = to_plain(on_chip.export(tmp_path / "run", on_chip.Plan(WIDE)))
+    content = to_plain(on_chip.export(tmp_path / "run", on_chip.ChipPlan(WIDE)))
     result = rundir.read_result(tmp_path / "run")
     assert content["software"] == pytest.approx(result.test, rel=1e-5)
     assert content["integer"] == pytest.approx(content["software"], rel=2e-2, abs=0.02)
@@ -86,7 +86,7 @@ def test_padding_is_no_time_step(tmp_path: Path) -> None:
 
 
 def test_the_file_tells_what_the_engine_does(digits: Path) -> None:
-    content = to_plain(on_chip.export(digits, on_chip.Plan({"lanes": 8})))
+    content = to_plain(on_chip.export(digits, on_chip.ChipPlan({"lanes": 8})))
     written = json.loads((digits / rundir.DIGITAL).read_text())
     assert written == json.loads(json.dumps(content))
     program = load_program(digits / rundir.PROGRAM)
@@ -103,15 +103,17 @@ def test_the_file_tells_what_the_engine_does(digits: Path) -> None:
 
 
 def test_what_is_measured_is_not_chosen_by_the_test_set(digits: Path) -> None:
-    valid = to_plain(on_chip.measure(digits, on_chip.Plan(split="valid"))[1])
-    test = to_plain(on_chip.measure(digits, on_chip.Plan())[1])
+    valid = to_plain(on_chip.measure(digits, on_chip.ChipPlan(split="valid"))[1])
+    test = to_plain(on_chip.measure(digits, on_chip.ChipPlan())[1])
     assert (valid["split"], test["split"]) == ("valid", "test")
     assert valid["software"] == pytest.approx(rundir.read_result(digits).valid, abs=1e-9)
     assert not list(digits.glob("*.part"))
 
 
 def test_more_steps_cost_more(digits: Path) -> None:
-    found = [to_plain(on_chip.measure(digits, on_chip.Plan(steps=count))[1]) for count in (1, 8)]
+    found = [
+        to_plain(on_chip.measure(digits, on_chip.ChipPlan(steps=count))[1]) for count in (1, 8)
+    ]
     assert [one["steps"] for one in found] == [1, 8]
     energies = [one["energy"]["nominal"]["total_pJ"] for one in found]
     assert energies[1] > 4 * energies[0]
@@ -119,16 +121,16 @@ def test_more_steps_cost_more(digits: Path) -> None:
 
 
 def test_samples_are_only_some(digits: Path) -> None:
-    _, content = on_chip.measure(digits, on_chip.Plan(samples=100))
+    _, content = on_chip.measure(digits, on_chip.ChipPlan(samples=100))
     assert content.samples == 256  # whole batches
 
 
 def test_bits_are_those_of_the_training(tmp_path: Path) -> None:
     training.run(tiny("snu", weight_bits=3, epochs=1), tmp_path)
-    program, content = on_chip.measure(tmp_path, on_chip.Plan())
+    program, content = on_chip.measure(tmp_path, on_chip.ChipPlan())
     assert program.weight_bits == 3
     assert content.layers[0].weight_error < 1e-6
-    assert on_chip.measure(tmp_path, on_chip.Plan({"weight_bits": 6}))[0].weight_bits == 6
+    assert on_chip.measure(tmp_path, on_chip.ChipPlan({"weight_bits": 6}))[0].weight_bits == 6
 
 
 def test_numbers_are_no_spikes(tmp_path: Path) -> None:
@@ -159,11 +161,11 @@ def test_wrong_plans_are_refused(digits: Path, tmp_path: Path) -> None:
         on_chip.export(tmp_path)
     for wrong, words in (({"samples": -1}, "samples"), ({"split": "train"}, "split")):
         with pytest.raises(UsageError, match=words):
-            replace(on_chip.Plan(), **wrong)
+            replace(on_chip.ChipPlan(), **wrong)
     with pytest.raises(UsageError, match="a sample has 4 time steps"):
-        on_chip.export(digits, on_chip.Plan({"max_steps": 2}))
+        on_chip.export(digits, on_chip.ChipPlan({"max_steps": 2}))
     with pytest.raises(ConfigError, match="lanes=3"):
-        on_chip.export(digits, on_chip.Plan({"lanes": 3}))
+        on_chip.export(digits, on_chip.ChipPlan({"lanes": 3}))
 
 
 def test_a_run_that_starts_anew_takes_its_program_along(digits: Path) -> None:

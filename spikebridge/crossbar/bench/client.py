@@ -1,4 +1,4 @@
-"""A chip on another machine: a `Device` whose commands travel to a bench (`memory.bench`).
+"""A chip on another machine: a `CellArray` whose commands travel to a bench (`memory.bench`).
 
 A connection that is cut is made anew and the command sent again under its old number, so that the
 bench carries it out exactly once.
@@ -22,7 +22,7 @@ from spikebridge.crossbar.bench import protocol
 from spikebridge.crossbar.bench.protocol import MAX_MESSAGE_MiB
 from spikebridge.crossbar.cells import checked_counts, checked_targets
 
-__all__ = ["RemoteDevice"]
+__all__ = ["RemoteArray"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 2.0
 SILENT_S = 1.0  # of trying again, after which a user is told what is waited for
@@ -38,7 +38,7 @@ REFUSALS = {
 UNSENT = ("failed to connect to all addresses", "dns resolution failed")
 
 
-class RemoteDevice:
+class RemoteArray:
     """The device of a bench, as if it were here.
 
     Wrong arguments are refused at once; what the device raises is raised here, as ValueError,
@@ -161,7 +161,7 @@ class RemoteDevice:
             if self._open is not None:
                 raise RunError(
                     f"{self.address}: {self._open} is still in doubt; call settle() to finish it, "
-                    "or look at the cells through a new RemoteDevice"
+                    "or look at the cells through a new RemoteArray"
                 )
             header = {"call": call, "session": self._session, "sequence": self._sequence + 1}
             message = protocol.pack({**header, **more}, tensors)
@@ -188,7 +188,7 @@ class RemoteDevice:
             raise RunError(
                 f"{self.address}: {failure}; {command} may or may not have been carried out: call "
                 "settle() to finish it once the bench is back, or look at the cells through a new "
-                "RemoteDevice"
+                "RemoteArray"
             ) from failure
         self._open, self._sequence = None, command.sequence
         return protocol.opened(reply)[1]
@@ -206,7 +206,7 @@ class RemoteDevice:
     def _exchange(self, message: bytes, longer_s: float = 0.0) -> bytes:
         if self._closed:
             raise _Failure(
-                "this RemoteDevice was closed; connect a new one", usage=True, harmless=True
+                "this RemoteArray was closed; connect a new one", usage=True, harmless=True
             )
         return self._link.send(message, longer_s)
 
@@ -214,7 +214,7 @@ class RemoteDevice:
         kind = UsageError if failure.usage else RunError
         raise kind(f"{self.address}: {failure}{known}") from failure
 
-    def __enter__(self) -> RemoteDevice:
+    def __enter__(self) -> RemoteArray:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,10 +222,10 @@ class RemoteDevice:
 
     def __reduce__(self) -> NoReturn:
         # Two holders of one session would take each other's replies for their own.
-        raise TypeError("a RemoteDevice cannot be copied or pickled; connect another one")
+        raise TypeError("a RemoteArray cannot be copied or pickled; connect another one")
 
     def __repr__(self) -> str:
-        return f"RemoteDevice({self.address!r}, {self.name}, {self.shape})"
+        return f"RemoteArray({self.address!r}, {self.name}, {self.shape})"
 
 
 @dataclass

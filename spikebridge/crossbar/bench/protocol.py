@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.crossbar.cells import Device
+from spikebridge.crossbar.cells import CellArray
 
 VERSION = 1
 PATH = "/spikebridge.Bench/Call"  # the service and its only method
@@ -84,7 +84,7 @@ def opened(reply: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def checked_where(where: Tensor | None, device: Device) -> Tensor | None:
+def checked_where(where: Tensor | None, device: CellArray) -> Tensor | None:
     """A choice of cells, bool of the device's shape.  Raises ValueError."""
     if where is None:
         return None

@@ -1,4 +1,4 @@
-"""The bench: any `Device` served to another machine, which sees it as a `RemoteDevice`.
+"""The bench: any `CellArray` served to another machine, which sees it as a `RemoteArray`.
 
 Every command is carried out exactly once.  A user's session numbers its commands 1, 2, 3, ..; the
 bench carries out the next number, answers the last one again from the reply that it has kept, and
@@ -32,7 +32,7 @@ from torch import Tensor
 from spikebridge.base.records import UsageError, listed
 from spikebridge.crossbar.bench import protocol
 from spikebridge.crossbar.bench.protocol import MAX_MESSAGE_MiB
-from spikebridge.crossbar.cells import Device, checked_counts, checked_targets
+from spikebridge.crossbar.cells import CellArray, checked_counts, checked_targets
 
 __all__ = ["SESSIONS", "Server", "serve"]
 
@@ -49,7 +49,7 @@ MEMBERS = (
 
 
 def serve(
-    device: Device,
+    device: CellArray,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -78,7 +78,7 @@ def serve(
     _check_exposure(host, token, certificate, key)
     missing = [name for name in MEMBERS if not hasattr(device, name)]
     if missing:
-        raise UsageError(f"{type(device).__name__} is no Device; it lacks {listed(missing)}")
+        raise UsageError(f"{type(device).__name__} is no CellArray; it lacks {listed(missing)}")
     limit = protocol.check_limit(max_message_MiB, tuple(device.shape))
     desk = _Desk(device, limit)
     workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="bench")
@@ -233,7 +233,7 @@ class _Session:
 class _Desk:
     """Keeps the sessions and hands their commands to the device in turn."""
 
-    def __init__(self, device: Device, limit: int) -> None:
+    def __init__(self, device: CellArray, limit: int) -> None:
         self._device = device
         self._turns, self._table = threading.Lock(), threading.Lock()
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
@@ -326,7 +326,7 @@ class _Desk:
         if type(sequence) is not int or sequence != session.last + 1:
             raise _Refusal(
                 "FAILED_PRECONDITION",
-                f"command {sequence} is not next after {session.last}; a RemoteDevice belongs to "
+                f"command {sequence} is not next after {session.last}; a RemoteArray belongs to "
                 "one process: connect again",
             )
         reply = self._carry_out(header, tensors)
