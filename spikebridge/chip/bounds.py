@@ -56,8 +56,8 @@ def _reach(layer: ProgramLayer, fraction_bits: int) -> tuple[np.ndarray, np.ndar
     weight = layer.weight.reshape(-1, layer.width).astype(np.int64)
     # Every place of a square that is pooled hears each tap once.
     times = layer.geometry.pool**2 if layer.geometry is not None else 1
-    found = [part.sum(0) * times << fraction_bits for part in (weight.clip(max=0), weight.clip(0))]
-    down, up = (np.repeat(part, layer.neurons // layer.width) for part in found)
+    sums = [part.sum(0) * times << fraction_bits for part in (weight.clip(max=0), weight.clip(0))]
+    down, up = (np.repeat(part, layer.neurons // layer.width) for part in sums)
     return down, up
 
 

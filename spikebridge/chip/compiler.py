@@ -84,7 +84,7 @@ def compile(network: Network, chip: ChipConfig | None = None) -> Program:
 
 def losses(network: Network, program: Program) -> list[Loss]:
     """What rounding took from each layer of a program of this network."""
-    found = []
+    losses = []
     for layer, wanted in zip(program.layers, _all(network), strict=True):
         scale = layer.scale.reshape(layer.width, -1)[:, 0]
         error = layer.weight * scale - wanted.weight
@@ -92,7 +92,7 @@ def losses(network: Network, program: Program) -> list[Loss]:
         decay = layer.decay / (1 << program.decay_bits) - wanted.decay
         largest = np.abs(wanted.weight).max() or 1.0
         size = math.sqrt(float((wanted.weight**2).mean())) or 1.0
-        found.append(
+        losses.append(
             Loss(
                 wanted.name,
                 math.sqrt(float((error**2).mean())) / size,
@@ -100,7 +100,7 @@ def losses(network: Network, program: Program) -> list[Loss]:
                 float(np.abs(drive).max() / largest),
             )
         )
-    return found
+    return losses
 
 
 class _Wanted(NamedTuple):
@@ -234,7 +234,7 @@ def _each(values: np.ndarray, size: int) -> np.ndarray:
 def _rounded(wanted: _Wanted, chip: ChipConfig, fraction: int) -> ProgramLayer:
     weight, scale = _weights(wanted, chip.weight_bits, fraction)
     scale = _each(scale, len(wanted.threshold))
-    per_unit, one = (1 << fraction) / scale, 1 << chip.decay_bits
+    per_unit, unity = (1 << fraction) / scale, 1 << chip.decay_bits
     top = 1 << MEMBRANE_BITS - 1
     # A sum of whole weights is above a threshold where it is above the whole number below it.
     threshold = np.floor(wanted.threshold * per_unit).clip(-top, top - 1)
@@ -243,12 +243,12 @@ def _rounded(wanted: _Wanted, chip: ChipConfig, fraction: int) -> ProgramLayer:
         weight=weight,
         bias=_whole(wanted.drive * per_unit),
         threshold=threshold.astype(np.int64),
-        decay=_whole(wanted.decay * one),
+        decay=_whole(wanted.decay * unity),
         amount=_whole(wanted.amount * per_unit),
         scale=scale,
         inputs=wanted.inputs,
         reset=wanted.reset,
-        slope=round(wanted.slope * one),
+        slope=round(wanted.slope * unity),
         recurrent=wanted.recurrent,
         geometry=wanted.geometry,
         reduce=wanted.reduce,

@@ -257,11 +257,14 @@ def _counts(program: Program, tally: list[int]) -> ChipCounts:
     for number, layer in enumerate(program.layers):
         events, inside, outside, spikes = rest[4 * number : 4 * number + 4]
         if layer.geometry is None:
-            one, taken = dense_counts(program, layer, 0), dense_counts(program, layer, events)
+            silent, taken = (
+                dense_counts(program, layer, 0),
+                dense_counts(program, layer, events),
+            )
         else:
-            one = conv_counts(program, layer, 0, 0, 0)
+            silent = conv_counts(program, layer, 0, 0, 0)
             taken = conv_counts(program, layer, events, inside, outside)
-        total += taken + _times(one, steps - 1)
+        total += taken + _times(silent, steps - 1)
         answers = 0
         if layer.reduce is not None:
             answers = layer.neurons * (steps if layer.reduce == "each" else samples)
@@ -278,22 +281,22 @@ def _times(counts: ChipCounts, factor: int) -> ChipCounts:
 
 def _numbers(events: Any) -> np.ndarray:
     """(n,) int64; ValueError where they are not whole numbers in a row."""
-    found = np.asarray(events)
-    if found.ndim != 1:
+    numbers = np.asarray(events)
+    if numbers.ndim != 1:
         raise ValueError(
-            f"events have shape {found.shape}: they must be a row of numbers, one per input that "
+            f"events have shape {numbers.shape}: they must be a row of numbers, one per input that "
             "spikes; pass np.flatnonzero(x) for spikes x (I,)"
         )
-    if not len(found) and not isinstance(events, np.ndarray):
+    if not len(numbers) and not isinstance(events, np.ndarray):
         return np.zeros(0, np.int64)  # an empty list has no dtype of its own
-    if found.dtype.kind not in "iu":
+    if numbers.dtype.kind not in "iu":
         raise ValueError(
-            f"events are {found.dtype}: they must be whole numbers of inputs; pass "
+            f"events are {numbers.dtype}: they must be whole numbers of inputs; pass "
             "np.flatnonzero(x) for spikes x (I,), or cast with .astype(np.int64)"
         )
-    if found.dtype.kind == "u" and found.dtype.itemsize == 8:
-        found = np.minimum(found, np.uint64(np.iinfo(np.int64).max))  # no wrapping below zero
-    return found.astype(np.int64)
+    if numbers.dtype.kind == "u" and numbers.dtype.itemsize == 8:
+        numbers = np.minimum(numbers, np.uint64(np.iinfo(np.int64).max))  # no wrapping below zero
+    return numbers.astype(np.int64)
 
 
 def _refusal(program: Program, events: np.ndarray, steps: int) -> str | None:
@@ -328,21 +331,21 @@ def _too_long(program: Program, steps: int) -> str:
 
 def _spikes(program: Program, x: Any) -> np.ndarray:
     """x (T, B, I) as uint8, float32 or float64, its values not looked at yet."""
-    found = np.asarray(x)
-    if found.ndim != 3 or found.shape[2] != program.inputs or not found.shape[0]:
+    array = np.asarray(x)
+    if array.ndim != 3 or array.shape[2] != program.inputs or not array.shape[0]:
         raise ValueError(
-            f"x has shape {found.shape}: it must be (T, B, {program.inputs}), time steps (at least "
+            f"x has shape {array.shape}: it must be (T, B, {program.inputs}), time steps (at least "
             "1), samples, inputs; pass x[None] for samples of one step"
         )
-    if program.max_steps and found.shape[0] > program.max_steps:
-        raise ValueError(_too_long(program, found.shape[0]))
-    if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8:
-        raise ValueError(f"x is {found.dtype}: spikes are numbers 0 or 1; pass a bool array")
-    if found.dtype in (np.bool_, np.uint8):
-        return np.ascontiguousarray(found).view(np.uint8)
+    if program.max_steps and array.shape[0] > program.max_steps:
+        raise ValueError(_too_long(program, array.shape[0]))
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise ValueError(f"x is {array.dtype}: array are numbers 0 or 1; pass a bool array")
+    if array.dtype in (np.bool_, np.uint8):
+        return np.ascontiguousarray(array).view(np.uint8)
     # No number but 1 becomes 1 in float64, and none but 0 becomes 0.
-    kind = np.float32 if found.dtype == np.float32 else np.float64
-    return np.require(found, kind, ["C", "A"])
+    kind = np.float32 if array.dtype == np.float32 else np.float64
+    return np.require(array, kind, ["C", "A"])
 
 
 def _not_a_spike(x: np.ndarray, place: int) -> str:

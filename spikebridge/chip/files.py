@@ -53,9 +53,10 @@ def load_program(path: str | Path) -> Program:
             f"{path} is not a whole program ({error}); export the network again"
         ) from error
     if not isinstance(head, dict) or head.get("format") != FORMAT:
-        found = head.get("format") if isinstance(head, dict) else None
+        version = head.get("format") if isinstance(head, dict) else None
         raise ValueError(
-            f"{path} has format {found!r}, this version reads {FORMAT!r}; export the network again"
+            f"{path} has format {version!r}, this version reads {FORMAT!r}; export the network "
+            "again"
         )
     try:
         return _bounded(_program(head, arrays))
@@ -76,13 +77,13 @@ def _program(head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Program:
 
 def digest(program: Program) -> str:
     """What tells programs apart: sha256 over all that they hold."""
-    found = hashlib.sha256(repr(program.chip).encode())
-    found.update(repr([getattr(program, name) for name in NUMBERS]).encode())
+    hashed = hashlib.sha256(repr(program.chip).encode())
+    hashed.update(repr([getattr(program, name) for name in NUMBERS]).encode())
     for layer in program.layers:
-        found.update(repr(_plain(layer)).encode())
+        hashed.update(repr(_plain(layer)).encode())
         for name in ARRAYS:
-            found.update(np.ascontiguousarray(getattr(layer, name)).tobytes())
-    return found.hexdigest()
+            hashed.update(np.ascontiguousarray(getattr(layer, name)).tobytes())
+    return hashed.hexdigest()
 
 
 def _bounded(program: Program) -> Program:
@@ -98,9 +99,9 @@ def _bounded(program: Program) -> Program:
 
 def _plain(layer: ProgramLayer) -> dict[str, Any]:
     names = ("name", "inputs", "reset", "slope", "recurrent", "reduce")
-    found = {name: getattr(layer, name) for name in names}
-    found["geometry"] = None if layer.geometry is None else dataclasses.asdict(layer.geometry)
-    return found
+    plain = {name: getattr(layer, name) for name in names}
+    plain["geometry"] = None if layer.geometry is None else dataclasses.asdict(layer.geometry)
+    return plain
 
 
 def _layer(plain: dict[str, Any], arrays: dict[str, Any]) -> ProgramLayer:

@@ -179,12 +179,12 @@ def lists(program: Program) -> list[tuple[int, int]]:
 
     The readout has none; its entry is the end of all lists.
     """
-    found, end = [], program.inputs
+    ends, end = [], program.inputs
     for layer in program.layers[:-1]:
         second = end + layer.neurons if layer.recurrent else end
-        found.append((end, second))
+        ends.append((end, second))
         end = second + layer.neurons
-    return [*found, (end, end)]
+    return [*ends, (end, end)]
 
 
 def codes(program: Program, number: int, size: ImageSizes) -> np.ndarray:
@@ -226,13 +226,13 @@ def weight_rows(program: Program, number: int, size: ImageSizes) -> np.ndarray:
 
 def weight_image(program: Program, size: ImageSizes) -> np.ndarray:
     """Bits of the weight memory, (words, bits)."""
-    found = np.concatenate([weight_rows(program, n, size) for n in range(len(program.layers))])
-    return bits(_at_least_two(found), size.weight)
+    rows_of = np.concatenate([weight_rows(program, n, size) for n in range(len(program.layers))])
+    return bits(_at_least_two(rows_of), size.weight)
 
 
 def parameter_image(program: Program, size: ImageSizes) -> np.ndarray:
     """Bits of the parameter memory: {decays, biases, amounts, thresholds}, lane 0 lowest."""
-    found = []
+    images = []
     for layer in program.layers:
         values = (layer.decay, layer.bias, layer.amount, layer.threshold)
         wide = (size.factor + 1, *[size.membrane] * 3)
@@ -240,8 +240,8 @@ def parameter_image(program: Program, size: ImageSizes) -> np.ndarray:
             bits(rows(program, layer, value.astype(np.int64)), width)
             for value, width in zip(values, wide, strict=True)
         ]
-        found.append(np.concatenate(parts, 1))
-    return np.concatenate(found)
+        images.append(np.concatenate(parts, 1))
+    return np.concatenate(images)
 
 
 def descriptor_image(program: Program, size: ImageSizes) -> np.ndarray:
@@ -264,8 +264,8 @@ def _fields(program: Program, number: int, size: ImageSizes) -> dict[str, int]:
     else:
         code_x = layer.width
         code_y = code_x * (g.out_shape[2] if g else 1)
-    one = 1 << program.decay_bits
-    found = {
+    unity = 1 << program.decay_bits
+    fields = {
         "last_row": program.rows(layer) - 1,
         "last_chunk": chunks - 1,
         "lanes_used": layer.width - (chunks - 1) * program.chip.lanes,
@@ -276,7 +276,7 @@ def _fields(program: Program, number: int, size: ImageSizes) -> dict[str, int]:
         "last_x": g.out_shape[2] - 1 if g else 0,
         "code_x": code_x,
         "code_y": code_y,
-        "slope": one if layer.reduce else layer.slope,
+        "slope": unity if layer.reduce else layer.slope,
         "conv": int(g is not None),
         "recurrent": int(layer.recurrent),
         "readout": int(layer.reduce is not None),
@@ -288,7 +288,7 @@ def _fields(program: Program, number: int, size: ImageSizes) -> dict[str, int]:
     if g is not None:
         within = zip(g.rows_columns, g.out_shape[1:], strict=True)
         height, width = (min(before, after * g.pool) for before, after in within)
-        found |= {
+        fields |= {
             "height": height,
             "width": width,
             "padding": g.padding,
@@ -300,7 +300,7 @@ def _fields(program: Program, number: int, size: ImageSizes) -> dict[str, int]:
             "row_x": chunks,
             "row_y": chunks * g.out_shape[2],
         }
-    return found
+    return fields
 
 
 def _word(fields: dict[str, int], size: ImageSizes) -> np.ndarray:
@@ -324,8 +324,8 @@ def _word(fields: dict[str, int], size: ImageSizes) -> np.ndarray:
 def bits(values: np.ndarray, width: int) -> np.ndarray:
     """Bits of rows of integers, (R, L) to (R, L x width): highest bit of the last lane first."""
     shifts = np.arange(width - 1, -1, -1)
-    found = (values[:, ::-1, None].astype(np.int64) >> shifts) & 1
-    return found.astype(np.uint8).reshape(len(values), -1)
+    bits_of = (values[:, ::-1, None].astype(np.int64) >> shifts) & 1
+    return bits_of.astype(np.uint8).reshape(len(values), -1)
 
 
 def hexadecimal(words: np.ndarray) -> list[str]:

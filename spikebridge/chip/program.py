@@ -106,13 +106,13 @@ class Geometry:
 
         Only taps that the stride allows are tried; axis is 0 for rows, 1 for columns.
         """
-        found = []
+        pairs = []
         before, after = self.rows_columns[axis], self.out_shape[1 + axis]
         for tap in range((at + self.padding) % self.stride, self.kernel, self.stride):
             out = (at + self.padding - tap) // self.stride
             inside = 0 <= out < before and out // self.pool < after
-            found.append((tap, out // self.pool if inside else -1))
-        return found
+            pairs.append((tap, out // self.pool if inside else -1))
+        return pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +183,9 @@ class Program:
     @property
     def multiplies(self) -> bool:
         """Whether any factor needs a multiplier: none does where all are 0 or 1."""
-        one = 1 << self.decay_bits
+        unity = 1 << self.decay_bits
         return any(
-            layer.slope not in (0, one) or not np.isin(layer.decay, (0, one)).all()
+            layer.slope not in (0, unity) or not np.isin(layer.decay, (0, unity)).all()
             for layer in self.layers
         )
 
@@ -336,10 +336,10 @@ def _check_layer(program: Program, layer: ProgramLayer) -> None:
         -top <= layer.weight.min(initial=0) and layer.weight.max(initial=0) < top,
         f"{name}: a weight does not fit into {program.weight_bits} bits",
     )
-    one = 1 << program.decay_bits
+    unity = 1 << program.decay_bits
     _rule(
-        layer.decay.min() >= 0 and layer.decay.max() <= one and 0 <= layer.slope <= one,
-        f"{name}: decays and slopes lie in 0 to {one}",
+        layer.decay.min() >= 0 and layer.decay.max() <= unity and 0 <= layer.slope <= unity,
+        f"{name}: decays and slopes lie in 0 to {unity}",
     )
     top = 1 << program.membrane_bits - 1
     for part in ("bias", "threshold", "amount"):

@@ -103,15 +103,15 @@ def verify(
             with _told(tell, what), tempfile.TemporaryDirectory(prefix="spikebridge-") as scratch:
                 done[name] = _simulate(ways[name], directory, Path(scratch), plus, limit_s)
             _check_counts(done[name], record["bench"])
-    found: dict[str, Any] = {"simulators": done, "missing": absent, "lint": {}}
+    report: dict[str, Any] = {"simulators": done, "missing": absent, "lint": {}}
     if lint and (why := missing("verilator")):
         absent["verilator"] = why
     elif lint:
         with _told(tell, "lint by verilator"):
-            found["lint"] = _lint(directory, limit_s)
+            report["lint"] = _lint(directory, limit_s)
     right = [each["passed"] for each in done.values()]
-    right += [found["lint"]["clean"]] if found["lint"] else []
-    return {"passed": bool(right) and all(right), **found}
+    right += [report["lint"]["clean"]] if report["lint"] else []
+    return {"passed": bool(right) and all(right), **report}
 
 
 def synthesise(
@@ -190,31 +190,31 @@ def _checksums(
     path: Path, record: dict[str, Any], key: str, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Checksum and length for each name; RunError where one of them is missing."""
-    found = record.get(key)
+    entries = record.get(key)
     for name in names:
-        entry = found.get(name) if isinstance(found, dict) else None
+        entry = entries.get(name) if isinstance(entries, dict) else None
         whole = isinstance(entry, dict) and all(
             type(entry.get(part)) is kind for part, kind in (("sha256", str), ("bytes", int))
         )
         if not whole:
             raise RunError(f"{path}: {key!r} has no sha256 and bytes of {name}; {_AGAIN}")
-    return found  # type: ignore[return-value]
+    return entries  # type: ignore[return-value]
 
 
 def _check_file(directory: Path, name: str, wanted: dict[str, Any]) -> None:
     path = directory / name
     try:
-        found = described(path)
+        content = described(path)
     except OSError as error:
         raise RunError(f"{path}: {error.strerror}; {_AGAIN}") from error
-    if found["bytes"] != wanted["bytes"]:
+    if content["bytes"] != wanted["bytes"]:
         raise RunError(
-            f"{path} has {found['bytes']:,} bytes instead of {wanted['bytes']:,}; "
+            f"{path} has {content['bytes']:,} bytes instead of {wanted['bytes']:,}; "
             f"it was cut off or changed; {_AGAIN}"
         )
-    if found["sha256"] != wanted["sha256"]:
+    if content["sha256"] != wanted["sha256"]:
         raise RunError(f"{path} was changed (another sha256); {_AGAIN}")
-    if name.startswith("rtl/") and found != described(SOURCES / path.name):
+    if name.startswith("rtl/") and content != described(SOURCES / path.name):
         raise UsageError(
             f"{path} is not the one of this version of spikebridge: it was changed, or another "
             f"version wrote it; {_AGAIN}"
@@ -260,8 +260,8 @@ def _check_arguments(simulators: Sequence[str], stall: int) -> None:
 
 
 def _sources(directory: Path) -> list[str]:
-    found = sorted(f"rtl/{path.name}" for path in (directory / "rtl").glob("*.v"))
-    return [name for name in found if name != BENCH]
+    sources = sorted(f"rtl/{path.name}" for path in (directory / "rtl").glob("*.v"))
+    return [name for name in sources if name != BENCH]
 
 
 def _simulate(way: Any, directory: Path, scratch: Path, plus: list[str], limit_s: float) -> Any:
@@ -278,13 +278,13 @@ def _simulate(way: Any, directory: Path, scratch: Path, plus: list[str], limit_s
     return {"passed": passed, "verdict": verdict[0], **counts, **seconds}
 
 
-def _check_counts(found: dict[str, Any], bench: dict[str, int]) -> None:
+def _check_counts(result: dict[str, Any], bench: dict[str, int]) -> None:
     """A bench that compared less than was written has not passed."""
     wanted = {name: bench[name] for name in ("samples", "rows", "outputs")}
-    if found["passed"] and any(found.get(name) != n for name, n in wanted.items()):
-        told = ", ".join(f"{n} {name}" for name, n in wanted.items())
-        found["passed"] = False
-        found["verdict"] = f"FAIL: {found['verdict'][6:]} instead of {told}; {_AGAIN}"
+    if result["passed"] and any(result.get(name) != n for name, n in wanted.items()):
+        expected = ", ".join(f"{n} {name}" for name, n in wanted.items())
+        result["passed"] = False
+        result["verdict"] = f"FAIL: {result['verdict'][6:]} instead of {expected}; {_AGAIN}"
 
 
 def _icarus(directory: Path, scratch: Path, limit_s: float) -> list[str]:
@@ -356,7 +356,7 @@ def _cells(text: str) -> dict[str, Any]:
 
 
 def _memories(text: str) -> dict[str, Any]:
-    found = {}
+    memories = {}
     for block in text.split("cell $mem_v2")[1:]:
         numbers = {
             name: int(re.search(rf"parameter (?:signed )?\\{name} (\d+)", block)[1])  # type: ignore[index]
@@ -365,5 +365,5 @@ def _memories(text: str) -> dict[str, Any]:
         name = re.search(r'parameter \\MEMID "([^"]*)"', block)[1]  # type: ignore[index]
         name = name.replace("\\", "").removeprefix("core.").removesuffix(".memory")
         words, width = numbers["SIZE"], numbers["WIDTH"]
-        found[name] = {"words": words, "word_bits": width, "bits": words * width}
-    return {"memories": found, "memory_bits": sum(each["bits"] for each in found.values())}
+        memories[name] = {"words": words, "word_bits": width, "bits": words * width}
+    return {"memories": memories, "memory_bits": sum(each["bits"] for each in memories.values())}

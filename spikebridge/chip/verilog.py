@@ -154,15 +154,15 @@ def check_free(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise UsageError(f"{directory} is a file; name a new folder")
-    found = {path.name for path in directory.iterdir()}
-    if not found:
+    names = {path.name for path in directory.iterdir()}
+    if not names:
         return
     try:
         ours = parse_json((directory / "program.json").read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError):
         ours = None
     sources = {path.name for path in (directory / "rtl").glob("*")}
-    others = (found - set(WRITTEN)) | (sources - {path.name for path in SOURCES.glob("*.v")})
+    others = (names - set(WRITTEN)) | (sources - {path.name for path in SOURCES.glob("*.v")})
     if ours != FORMAT or others:
         named = f", such as {min(others)}" if others else ""
         raise UsageError(f"{directory} holds other files{named}; name a new folder")

@@ -77,14 +77,14 @@ class Converted(nn.Module):
 
     def _sides(self, sizes: torch.Size) -> tuple[int, int]:
         """Rows and columns of the output, of those of the padded image."""
-        found = []
+        sides = []
         for axis, (size, k) in enumerate(zip(sizes, self.crossbar.weight_shape[2:], strict=True)):
             stride, dilation = (
                 value[axis] if isinstance(value, tuple) else value
                 for value in (self.array.stride, getattr(self.array, "dilation", 1))
             )
-            found.append((size - dilation * (k - 1) - 1) // stride + 1)
-        return found[0], found[1]
+            sides.append((size - dilation * (k - 1) - 1) // stride + 1)
+        return sides[0], sides[1]
 
     def _product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """x (..., I) and the matrix (N, I) to (..., N)."""

@@ -184,9 +184,9 @@ class Crossbar(nn.Module):
         half = curve[0] + (max(curve) - curve[0]) / 2
         count = max(sum(g <= half for g in curve) - 1, 1)
         step_uS = (curve[count] - curve[0]) / count
-        found = step_uS / (self.config.pairs * self.scale)
-        first = float(found[0, 0])
-        return first if bool((found == first).all()) else found.reshape(self.weight_shape)
+        steps = step_uS / (self.config.pairs * self.scale)
+        first = float(steps[0, 0])
+        return first if bool((steps == first).all()) else steps.reshape(self.weight_shape)
 
     def _matrix(self, weight: Tensor) -> Tensor:
         if tuple(weight.shape) != self.weight_shape:
@@ -251,10 +251,10 @@ def _behind_wires(g_uS: Tensor, tile: int, wire_ohm: float) -> Tensor:
     Cell j of a column sees its input less R sum_m min(j, m) G_m x_m, with rows counted from the
     converter, while half of all rows are driven.
     """
-    found = g_uS.clone()
+    seen_uS = g_uS.clone()
     for start in range(0, g_uS.shape[-1], tile):
         part = g_uS[..., start : start + tile]
         rows = torch.arange(1, part.shape[-1] + 1, dtype=part.dtype)
         lost = part @ torch.minimum(rows[:, None], rows) * (0.5e-6 * wire_ohm)
-        found[..., start : start + tile] = part * (1 - lost).clamp_min(0)
-    return found
+        seen_uS[..., start : start + tile] = part * (1 - lost).clamp_min(0)
+    return seen_uS

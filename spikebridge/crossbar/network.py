@@ -131,13 +131,13 @@ class CrossbarNetwork:
 
         Where all weights are meant to be 0, over 1.
         """
-        found = {}
+        errors = {}
         for name, crossbar in self.crossbars.items():
-            meant = self.aimed[name].float().cpu()
-            gap = crossbar.weights() - meant
-            size = float(meant.square().mean().sqrt())
-            found[name] = float(gap.square().mean().sqrt()) / (size or 1.0)
-        return found
+            aimed = self.aimed[name].float().cpu()
+            gap = crossbar.weights() - aimed
+            size = float(aimed.square().mean().sqrt())
+            errors[name] = float(gap.square().mean().sqrt()) / (size or 1.0)
+        return errors
 
 
 def to_crossbar(
@@ -177,25 +177,25 @@ def to_crossbar(
             "cells of your own have theirs; leave both out"
         )
     network = network if in_place else copied(network)
-    if not (found := places(network)):
+    if not (mapped := places(network)):
         raise UsageError(
             "the network has no Linear, Conv2d or spiking layer to put on a crossbar; name one "
             "that has"
         )
-    _warn_of_digital(network, found)
+    _warn_of_digital(network, mapped)
     seeds = torch.Generator().manual_seed(seed)
     chip = CrossbarNetwork(network, {}, {})
-    for place in found:
+    for place in mapped:
         own = int(torch.randint(2**62, (), generator=seeds))
         weight = place.value()
         crossbar = Crossbar(tuple(weight.shape), _device(cells, weight, config, own), config)
         crossbar.program(weight)
         chip.crossbars[place.name], chip.aimed[place.name] = crossbar, weight
     # The network is changed once nothing can fail any more.
-    for place in found:
+    for place in mapped:
         place.put(chip.crossbars[place.name], chip.aimed[place.name])
     if config.dac_bits or config.adc_bits:
-        for place in found:
+        for place in mapped:
             if not isinstance(place.module, Layer | Embedding | nn.Embedding):
                 new = Converted(place.module, chip.crossbars[place.name])
                 chip.network = _swapped(chip.network, place.module, new)

@@ -107,9 +107,9 @@ class InMemory(torch.optim.Optimizer):
 
     def taken(self) -> dict[str, int]:
         """Pulses and refreshed pairs since the last call."""
-        found = {"pulses": self.pulses, "refreshed": self.refreshed}
+        counts = {"pulses": self.pulses, "refreshed": self.refreshed}
         self.pulses = self.refreshed = 0
-        return found
+        return counts
 
     def state_dict(self) -> dict[str, Any]:
         """That of the wrapped optimiser, chi included, and the updates so far.
@@ -120,7 +120,7 @@ class InMemory(torch.optim.Optimizer):
             before(self)
         state = self.optimizer.state_dict() | {OWN: {"updates": self.updates}}
         for after in self._optimizer_state_dict_post_hooks.values():
-            state = found if (found := after(self, state)) is not None else state
+            state = replaced if (replaced := after(self, state)) is not None else state
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ class InMemory(torch.optim.Optimizer):
         """
         state = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state = found if (found := before(self, state)) is not None else state
+            state = replaced if (replaced := before(self, state)) is not None else state
         own = state.pop(OWN, {})
         self.optimizer.load_state_dict(state)
         self.updates = int(own.get("updates", self.updates))
@@ -234,11 +234,11 @@ def in_memory(
 
 def _originals(chip: CrossbarNetwork) -> list[tuple[str, nn.Parameter]]:
     """The digital parameter behind each mapped weight."""
-    found = []
+    originals = []
     for name in chip.crossbars:
         owner, _, field = name.rpartition(".")
         module: Any = chip.network.get_submodule(owner)
         if isinstance(module, Converted):
             module = module.array
-        found.append((name, module.parametrizations[field].original))
-    return found
+        originals.append((name, module.parametrizations[field].original))
+    return originals

@@ -208,18 +208,18 @@ def _pulse(
     assert cell.pulse is not None
     # A pulse meets the conductance that drift has left.
     now = Cells(*(part.view(-1)[at] for part in cells))
-    found, memory = conductance(cell, now, now_s), now.memory.clone()
+    g_uS, memory = conductance(cell, now, now_s), now.memory.clone()
     # The most pulses first: what still gets some then lies at the front, and needs no gathering.
     left, order = left.sort(descending=True)
-    g, m = found[order], memory[order]
+    g, m = g_uS[order], memory[order]
     last = int(left[0])
     ends = torch.searchsorted(-left, -torch.arange(1, last + 1), right=True).tolist()
     for end in ends:  # so many get a first, a second, .. pulse
         new, kept = cell.pulse.step(g[:end], m[:end], normal(g[:end], generator))
         g[:end], m[:end] = new.clamp_(cell.g_min_uS, cell.g_max_uS), kept
-    found[order], memory[order] = g, m
+    g_uS[order], memory[order] = g, m
     cells.memory.view(-1)[at] = memory
-    _put(cell, cells, at, found, found, now_s, generator)
+    _put(cell, cells, at, g_uS, g_uS, now_s, generator)
 
 
 def write(
@@ -294,16 +294,16 @@ def mean_curve_uS(cell: Cell) -> Tensor:
             f"the device model {cell.name!r} knows no single pulses; take 'accumulation'"
         )
     g, memory = torch.tensor(cell.reset_uS), torch.tensor(cell.pulse.memory_start)
-    found, strongest = [g], 0.0
-    while len(found) <= MOST_PULSES:
+    curve, strongest = [g], 0.0
+    while len(curve) <= MOST_PULSES:
         change, memory = cell.pulse.mean_step_uS(g, memory)
         g = (g + change).clamp(cell.g_min_uS, cell.g_max_uS)
-        rise = float(g - found[-1])
+        rise = float(g - curve[-1])
         strongest = max(strongest, rise)
         if rise <= 1e-3 * strongest:
             break
-        found.append(g)
-    return torch.stack(found)
+        curve.append(g)
+    return torch.stack(curve)
 
 
 def pulses_for(cell: Cell, target_uS: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class Place:
             originals = [chain.original] if chain.is_tensor else list(chain.parameters(False))
             return [p for p in originals if p is not None]
         names = [self.field + end for end in ("", "_orig", "_g", "_v")]
-        found = [self.module._parameters.get(name) for name in names]
-        return [p for p in found if p is not None]
+        stored = [self.module._parameters.get(name) for name in names]
+        return [p for p in stored if p is not None]
 
     @torch.no_grad()
     def value(self) -> Tensor:
@@ -155,8 +155,8 @@ def remade(hook: Any) -> str | None:
 def places(network: nn.Module) -> list[Place]:
     """Each matrix that goes on a crossbar; UsageError for what cannot."""
     owners: dict[int, str] = {}
-    found = list(_places(network))
-    for place in found:
+    mapped = list(_places(network))
+    for place in mapped:
         place.check()
         for parameter in place.stored:
             other = owners.setdefault(id(parameter), place.name)
@@ -166,7 +166,7 @@ def places(network: nn.Module) -> list[Place]:
                     f"{names[0]} and {names[1]} share a weight, which cells cannot; give each its "
                     "own"
                 )
-    return found
+    return mapped
 
 
 def _places(network: nn.Module) -> Iterator[Place]:

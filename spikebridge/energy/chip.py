@@ -89,9 +89,9 @@ def area_mm2(program: Program, *, logic: str = "nominal", bank_KB: int = 32) -> 
         for part in _parts(ChipCounts(), program, NOMINAL, bank_KB)
     }
 
-    def cells(count: int, one: Cost) -> Cost:
-        value = count * one.value * 1e-6  # um2 to mm2
-        return Cost(value, "mm2", NODE_NM, f"{count} x {one.source}", "derived")
+    def cells(count: int, component: Cost) -> Cost:
+        value = count * component.value * 1e-6  # um2 to mm2
+        return Cost(value, "mm2", NODE_NM, f"{count} x {component.source}", "derived")
 
     adders = path.lanes * (path.adders + 1)
     area["adders and comparators"] = cells(adders, parts_of.adder_area.wide(path.bits))
@@ -142,7 +142,7 @@ def _datapath(program: Program) -> Datapath:
 
 def _multipliers(program: Program) -> int:
     """Of each lane: one for decays and one for slopes, where a factor is neither 0 nor 1."""
-    one = 1 << program.decay_bits
-    decays = any(not np.isin(layer.decay, (0, one)).all() for layer in program.layers)
-    slopes = any(layer.slope not in (0, one) for layer in program.layers)
+    unity = 1 << program.decay_bits
+    decays = any(not np.isin(layer.decay, (0, unity)).all() for layer in program.layers)
+    slopes = any(layer.slope not in (0, unity) for layer in program.layers)
     return int(decays) + int(slopes)

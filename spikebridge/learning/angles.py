@@ -26,13 +26,13 @@ def angle_deg(a: Gradients, b: Gradients) -> float:
     Raises ValueError where names or shapes differ.
     """
     pairs = _pairs(a, b).values()
-    one, other = (torch.cat([_flat(t) for t in side]) for side in zip(*pairs, strict=True))
-    return _angle(one, other)
+    a_flat, b_flat = (torch.cat([_flat(t) for t in side]) for side in zip(*pairs, strict=True))
+    return _angle(a_flat, b_flat)
 
 
 def angles_deg(a: Gradients, b: Gradients) -> dict[str, float]:
     """As `angle_deg`, for each tensor on its own; by its name, or its number as text."""
-    return {name: _angle(_flat(one), _flat(other)) for name, (one, other) in _pairs(a, b).items()}
+    return {name: _angle(_flat(g), _flat(h)) for name, (g, h) in _pairs(a, b).items()}
 
 
 def gradients_of(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
@@ -62,22 +62,22 @@ def gradients_of(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tens
 
 
 def _pairs(a: Gradients, b: Gradients) -> dict[str, tuple[Tensor, Tensor]]:
-    one, other = (
+    left, right = (
         dict(side) if isinstance(side, Mapping) else {str(k): t for k, t in enumerate(side)}
         for side in (a, b)
     )
-    if not one or one.keys() != other.keys():
+    if not left or left.keys() != right.keys():
         raise ValueError(
             "an angle is between gradients of the same parameters, got "
-            f"{sorted(one)} and {sorted(other)}; give both the same names"
+            f"{sorted(left)} and {sorted(right)}; give both the same names"
         )
-    for name in one:
-        if one[name].shape != other[name].shape:
+    for name in left:
+        if left[name].shape != right[name].shape:
             raise ValueError(
-                f"{name}: gradients of shapes {tuple(one[name].shape)} and "
-                f"{tuple(other[name].shape)} have no angle; give both the same shape"
+                f"{name}: gradients of shapes {tuple(left[name].shape)} and "
+                f"{tuple(right[name].shape)} have no angle; give both the same shape"
             )
-    return {name: (one[name], other[name]) for name in one}
+    return {name: (left[name], right[name]) for name in left}
 
 
 def _flat(t: Tensor) -> Tensor:

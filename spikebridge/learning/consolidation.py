@@ -42,14 +42,14 @@ class _Anchors:
             raise ValueError(
                 f"strength={strength}: a penalty must be finite and not negative; pass 0 for none"
             )
-        found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not found:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trained:
             raise ValueError("the model has no parameters that are trained; there is none to hold")
-        self.parameters = found
+        self.parameters = trained
         self.strength, self.factor = strength, factor
         self.tasks = 0
         """Tasks that were consolidated."""
-        self.importance = {name: torch.zeros_like(p) for name, p in found.items()}
+        self.importance = {name: torch.zeros_like(p) for name, p in trained.items()}
         self.anchor = self._now()
 
     def penalty(self) -> Tensor:

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from spikebridge.learning.feedback_direct import (
     Cut,
-    Told,
+    Notice,
     direct,
     features_of,
     link,
@@ -135,20 +135,20 @@ class Feedback:
             raise ValueError(f"rule={rule!r} is not known; choose one of {list(get_args(Rule))}")
         known = nodes(model, output)
         self.left = apart(model, known)
-        found = _kept(known, named(skip, [node.name for node in known], self.left))
+        kept = _kept(known, named(skip, [node.name for node in known], self.left))
         _check_free(model)
         self.rule, self.seed = rule, seed
-        self.layers = tuple(node.name for node in found)
+        self.layers = tuple(node.name for node in kept)
         self._targets = Targets()
         self._matrices = Matrices(rule, seed, matrices)
-        self._check_given(found)
+        self._check_given(kept)
         self._hooks: list[Any] = []
-        for number, node in enumerate(found):
+        for number, node in enumerate(kept):
             self._hook(node, number)
         for module in model.modules():
             if isinstance(module, Readout):
                 self._hooks.append(module.register_forward_pre_hook(_whole, with_kwargs=True))
-                if module.linear is found[-1].module:
+                if module.linear is kept[-1].module:
                     self._reduced = module.reduce
         compile_anew()
 
@@ -211,13 +211,13 @@ class Feedback:
     def _receiver(self, number: int) -> str:
         return self.layers[number - 1] if number else INPUT
 
-    def _check_given(self, found: list[Node]) -> None:
+    def _check_given(self, kept: list[Node]) -> None:
         if self.rule == "fa":
-            shapes = {node.name: weight_shape(node.array) for node in found}
+            shapes = {node.name: weight_shape(node.array) for node in kept}
             sending = {name: shape for name, shape in shapes.items() if shape is not None}
             self._matrices.check(set(sending), sending)
         else:
-            self._matrices.check({self._receiver(number) for number in range(len(found))}, {})
+            self._matrices.check({self._receiver(number) for number in range(len(kept))}, {})
 
 
 class _Site:
@@ -319,7 +319,7 @@ class _Hidden(_Site):
         return watched(link(output, cut), cut, self.feedback.layers[-1])
 
     def cut(self, x: Tensor) -> Cut:
-        return Cut(self.receiver, self.node, x, Told())
+        return Cut(self.receiver, self.node, x, Notice())
 
 
 class _Output(_Hidden):

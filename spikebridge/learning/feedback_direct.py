@@ -27,7 +27,7 @@ KEY = "spikebridge.learning.direct"
 Reduced = Literal["last", "mean", "each"]
 
 
-class Told:
+class Notice:
     """Which backward pass last sent an error to a cut input."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Cut(NamedTuple):
     name: str  # of the layer whose outputs it holds
     node: Node  # what takes it
     x: Tensor
-    told: Told
+    notice: Notice
 
 
 def _task() -> int:
@@ -102,15 +102,15 @@ def watched(output: Any, cut: Cut, last: str) -> Any:
         y = watched(y.view_as(y), cut, last)
         return type(output)(y, *states) if hasattr(output, "_fields") else (y, *states)
     if isinstance(output, Tensor) and output.requires_grad:
-        output.register_hook(partial(_arrived, cut.told, cut.node.name, last))
+        output.register_hook(partial(_arrived, cut.notice, cut.node.name, last))
     return output
 
 
-def _arrived(told: Told, name: str, last: str, grad: Tensor | None) -> None:
+def _arrived(notice: Notice, name: str, last: str, grad: Tensor | None) -> None:
     # Autograd gets here after all that leads here: what goes through the output layer has been.
-    if grad is None or told.task == _task():
+    if grad is None or notice.task == _task():
         return
-    if told.again:
+    if notice.again:
         raise RuntimeError(
             f"{name}: a reentrant checkpoint computes it again in the backward pass, and errors "
             f"of the output layer {last!r} cannot be sent into that; pass use_reentrant=False to "
@@ -129,7 +129,7 @@ def upstream(x: Tensor) -> list[Cut]:
     The search goes through what lies between layers, never into a layer: what a layer remembers
     from an earlier call leads nowhere.
     """
-    found: dict[int, Cut] = {}
+    cuts: dict[int, Cut] = {}
     seen: set[Any] = set()
     ahead: list[Any] = [x.grad_fn]
     while ahead:
@@ -141,10 +141,10 @@ def upstream(x: Tensor) -> list[Cut]:
             ahead += [following for following, _ in node.next_functions]
             continue
         cut = node.metadata[KEY]
-        if cut is not None and id(cut) not in found:
-            found[id(cut)] = cut
+        if cut is not None and id(cut) not in cuts:
+            cuts[id(cut)] = cut
             ahead.append(cut.x.grad_fn)
-    return list(found.values())
+    return list(cuts.values())
 
 
 def features_of(module: nn.Module, t: Tensor) -> int:
@@ -216,12 +216,12 @@ class _Direct(torch.autograd.Function):
         output: Tensor,
         features: int,
         error: Callable[[Tensor], Tensor],
-        told: Sequence[Told],
+        notices: Sequence[Notice],
         spreads: Sequence[Spread],
         matrices: Sequence[Tensor],
         *xs: Tensor,
     ) -> Tensor:
-        ctx.features, ctx.error, ctx.told, ctx.spreads = features, error, told, spreads
+        ctx.features, ctx.error, ctx.notices, ctx.spreads = features, error, notices, spreads
         ctx.shapes = [(x.shape, x.dtype) for x in xs]
         ctx.save_for_backward(*matrices)
         return output.clone()
@@ -230,8 +230,8 @@ class _Direct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         (g,) = grads
-        for told in ctx.told:
-            told.task = _task()
+        for notice in ctx.notices:
+            notice.task = _task()
         error = ctx.error(g.flatten(g.dim() - ctx.features))
         sent = [
             injected(error, matrix, spread, shape).to(dtype)
@@ -258,5 +258,5 @@ def direct(
         error: gradient (samples..., O) to what is sent, of the same shape.
         cuts, spreads, matrices: the inputs, and for each how and through which B (O, N).
     """
-    xs, told = [cut.x for cut in cuts], [cut.told for cut in cuts]
-    return _Direct.apply(output, features, error, told, tuple(spreads), tuple(matrices), *xs)
+    xs, notices = [cut.x for cut in cuts], [cut.notice for cut in cuts]
+    return _Direct.apply(output, features, error, notices, tuple(spreads), tuple(matrices), *xs)

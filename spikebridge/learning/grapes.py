@@ -119,8 +119,8 @@ def attach(
             'importance="outgoing" scales updates, form="propagated" errors; leave one of them out'
         )
     bounds = checked_clip((None if outgoing else (1.0, 2.0)) if clip == "published" else clip)
-    found = nodes(model, output)
-    layers, left = {node.name: node.module for node in found}, apart(model, found)
+    known_layers = nodes(model, output)
+    layers, left = {node.name: node.module for node in known_layers}, apart(model, known_layers)
     chosen = _chosen(list(layers), _skipped(skip, list(layers), left), outgoing, output is not None)
     taken = {id(m) for handle in _attached for node in handle._nodes for m in node.module.modules()}
     twice = [n for n in chosen if not taken.isdisjoint(id(m) for m in layers[n].modules())]
@@ -318,20 +318,20 @@ class Grapes:
         plan = self._plans.get(which := tuple(which))
         if plan is None:
             plan = self._plans[which] = self._plan(which)
-        rows, to, found = plan
+        rows, to, values = plan
         for bank, members in rows:
             bank.update(members)
-        torch._foreach_copy_(to, found)
+        torch._foreach_copy_(to, values)
 
     def _plan(self, which: Iterable[int]) -> _Plan:
         rows: dict[int, tuple[Bank, list[int]]] = {}
-        to, found = [], []
+        to, values = [], []
         for k in which:
             bank, row = self._banks[k]
             rows.setdefault(id(bank), (bank, []))[1].append(row)
             to += self._targets[k]
-            found += [bank.factors[row]] * len(self._targets[k])
-        return list(rows.values()), to, found
+            values += [bank.factors[row]] * len(self._targets[k])
+        return list(rows.values()), to, values
 
     def _stepped(self, optimizer: Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -69,12 +69,12 @@ def absolute_sums(
     # On a CPU that norm runs number by number; |W| and a plain sum are four times as fast.
     rows = min(max(1, _PIECE * len(weight) // max(weight.numel(), 1)), len(weight))
     sizes = (Scratch() if scratch is None else scratch).like(weight[:rows])
-    for begin in range(0, len(weight), rows):
-        part = weight[begin : begin + rows]
+    for start in range(0, len(weight), rows):
+        part = weight[start : start + rows]
         absolute = torch.abs(part, out=sizes[: len(part)])
         if axis == 0:
-            torch.sum(absolute, over, dtype=wide, out=out[begin : begin + rows])
-        elif begin == 0:
+            torch.sum(absolute, over, dtype=wide, out=out[start : start + rows])
+        elif start == 0:
             torch.sum(absolute, over, dtype=wide, out=out)
         else:
             out += torch.sum(absolute, over, dtype=wide)

@@ -133,9 +133,9 @@ class LayerFactors:
             parts = path.split(".")
             hidden = "parametrizations" in parts
             name = parts[parts.index("parametrizations") + 1] if hidden else parts[-1]
-            found = self._rows_of(name, parameter)
-            if found is not None:
-                yield parameter, *found
+            rows = self._rows_of(name, parameter)
+            if rows is not None:
+                yield parameter, *rows
             elif parameter.dim():  # a decay that a layer shares belongs to none of its neurons
                 raise ValueError(
                     f"{self.name!r}: the parameter {path} {tuple(parameter.shape)} has no row for "

@@ -45,26 +45,26 @@ def nodes(model: nn.Module, output: str | None = None) -> list[Node]:
 
     Raises ValueError where there is none, or none of that name.
     """
-    found = list(_within(model, "", set()))
-    if not found:
+    layers = list(_within(model, "", set()))
+    if not layers:
         raise ValueError(
             "the model has no layer that a learning rule knows; it needs a spikebridge Layer or "
             "Plain, or torch's Linear, Conv, RNN, GRU or LSTM"
         )
-    if output is not None and output not in (names := [node.name for node in found]):
+    if output is not None and output not in (names := [node.name for node in layers]):
         raise ValueError(
             f"output={output!r} is no layer of this model; its layers are {names}, name the one "
             "that gives the outputs"
         )
-    return found if output is None else sorted(found, key=lambda node: node.name == output)
+    return layers if output is None else sorted(layers, key=lambda node: node.name == output)
 
 
-def apart(model: nn.Module, found: Sequence[Node]) -> dict[str, str]:
+def apart(model: nn.Module, layers: Sequence[Node]) -> dict[str, str]:
     """What multiplies by matrices of its own and is no layer: name, and kind in words.
 
     No rule reaches into it: it keeps exact backpropagation.  Tables and normalisations are none.
     """
-    inside = {id(m) for node in found for m in node.module.modules()}
+    inside = {id(m) for node in layers for m in node.module.modules()}
     names: dict[str, str] = {}
     for name, module in model.named_modules():
         if id(module) in inside:
@@ -91,7 +91,7 @@ def named(skip: Sequence[str], layers: Sequence[str], others: dict[str, str]) ->
     """
     if isinstance(skip, str):
         raise ValueError(f"skip takes names in a list, got {skip!r}; pass [{skip!r}]")
-    meant: list[str] = []
+    skipped: list[str] = []
     for name in skip:
         own = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
         if not own and not any(name == o or name.startswith(f"{o}.") for o in others):
@@ -99,8 +99,8 @@ def named(skip: Sequence[str], layers: Sequence[str], others: dict[str, str]) ->
             raise ValueError(
                 f"skip={[name]} are no layers of this model; its layers are {list(layers)}{beside}"
             )
-        meant += own
-    return meant
+        skipped += own
+    return skipped
 
 
 def warn_of(others: dict[str, str], skip: Sequence[str] | None) -> None:

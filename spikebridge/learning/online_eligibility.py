@@ -115,10 +115,10 @@ class Diagonal:
 
     def collect(self) -> Tensor:
         """The gradients, (N, K + 2), which start at zero again: synapses, b, decay."""
-        found = torch.cat([self.sums[0].sum(0), self.sums[1].sum(1).t()], 1)
+        gradient = torch.cat([self.sums[0].sum(0), self.sums[1].sum(1).t()], 1)
         for part in self.sums:
             part.zero_()
-        return found
+        return gradient
 
 
 class Full:
@@ -170,9 +170,9 @@ class Full:
 
     def collect(self) -> Tensor:
         """The gradients, (N, K + 2), which start at zero again: synapses, b, decay."""
-        found = self.sums.clone()
+        gradient = self.sums.clone()
         self.sums.zero_()
-        return found
+        return gradient
 
 
 class Forward:

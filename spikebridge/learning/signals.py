@@ -71,9 +71,9 @@ class Matrices:
         return ready
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        if (found := tuple(self._given[name].shape)) != shape:
+        if (given := tuple(self._given[name].shape)) != shape:
             raise ValueError(
-                f"matrices[{name!r}] has shape {found}, this model and rule={self.rule!r} need "
+                f"matrices[{name!r}] has shape {given}, this model and rule={self.rule!r} need "
                 f"{shape}; give one of that shape, or leave it out"
             )
 
