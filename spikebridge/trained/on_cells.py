@@ -92,7 +92,7 @@ class CellPlan:
             raise UsageError("there are no cells; pass --cells iterative")
 
 
-def kept(directory: Path, plan: Plan) -> OnCells | None:
+def kept(directory: Path, plan: CellPlan) -> OnCells | None:
     """What `deploy` has written there for this plan; None where it has not."""
     known = load_on_cells(directory)
     if known is None or plan.cells.cell_table:  # the table may have changed
