@@ -43,48 +43,26 @@ if TYPE_CHECKING:
 DOORS = ("chip", "crossbar", "data", "learning")
 # Names are loaded when first used: the command line answers --help without loading torch.
 _HOME = {
-    "AdaptiveUnit": "nn.units",
-    "CellConfig": "settings.crossbar",
-    "Complexity": "trained.complexity",
-    "Config": "settings.config",
-    "Conv2d": "nn.synapses",
-    "CrossbarConfig": "settings.crossbar",
-    "Dense": "nn.synapses",
-    "Embedding": "nn.synapses",
-    "Formula": "nn.gradients",
-    "InMemory": "crossbar.optimizer",
-    "Layer": "nn.layers",
-    "LearningConfig": "settings.learning",
-    "ModelConfig": "settings.model",
-    "Network": "nn.network",
-    "Params": "nn.units",
-    "PulseConfig": "settings.crossbar",
-    "Result": "runs.rundir",
-    "Rule": "nn.units",
-    "SNU": "nn.rnn",
-    "SNUnit": "nn.units",
-    "Section": "report.theme",
-    "SoftSNU": "nn.rnn",
-    "State": "nn.units",
-    "Surrogate": "nn.gradients",
-    "Task": "data.task",
-    "TrainConfig": "settings.config",
-    "Unit": "nn.units",
-    "build": "nn.network",
-    "complexity": "trained.complexity",
-    "forward_as": "nn.gradients",
-    "from_crossbar": "crossbar.network",
-    "load_network": "nn.network",
-    "loop": "nn.scan",
-    "make_unit": "nn.units",
-    "modulate": "nn.gradients",
-    "predict": "trained.prediction",
-    "preset": "settings.config",
-    "run": "runs.training",
-    "save_network": "nn.network",
-    "scan": "nn.scan",
-    "spikes_as_bits": "nn.recompute",
-    "to_crossbar": "crossbar.network",
+    "crossbar.network": "from_crossbar to_crossbar",
+    "crossbar.optimizer": "InMemory",
+    "data.task": "Task",
+    "nn.gradients": "Formula Surrogate forward_as modulate",
+    "nn.layers": "Layer",
+    "nn.network": "Network build load_network save_network",
+    "nn.recompute": "spikes_as_bits",
+    "nn.rnn": "SNU SoftSNU",
+    "nn.scan": "loop scan",
+    "nn.synapses": "Conv2d Dense Embedding",
+    "nn.units": "AdaptiveUnit Params Rule SNUnit State Unit make_unit",
+    "report.theme": "Section",
+    "runs.rundir": "Result",
+    "runs.training": "run",
+    "settings.config": "Config TrainConfig preset",
+    "settings.crossbar": "CellConfig CrossbarConfig PulseConfig",
+    "settings.learning": "LearningConfig",
+    "settings.model": "ModelConfig",
+    "trained.complexity": "Complexity complexity",
+    "trained.prediction": "predict",
 }
 
 __all__ = [
@@ -132,7 +110,7 @@ __all__ = [
     "to_crossbar",
 ]
 
-__getattr__, __dir__ = lazy(__name__, _HOME | {door: door for door in DOORS})
+__getattr__, __dir__ = lazy(__name__, _HOME | dict.fromkeys(DOORS, ""))
 
 
 def _register() -> None:

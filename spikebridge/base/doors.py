@@ -65,14 +65,18 @@ def _exists(module: str) -> bool:
 
 
 def lazy(
-    package: str, homes: Mapping[str, str]
+    package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package whose names are loaded when they are first used.
 
     Args:
         package: its dotted name.
-        homes: by name the module inside that has it, or the name itself, where it is a module.
+        modules: by the name of a module inside, what it gives: names apart by blanks, or "" where
+            it is the module itself.
     """
+    homes = {
+        name: module for module, names in modules.items() for name in names.split() or [module]
+    }
 
     def get(name: str) -> Any:
         if name in homes:

@@ -36,15 +36,12 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "ChipConfig": "program",
-        "ChipCounts": "program",
-        "Engine": "engine",
-        "Golden": "golden",
-        "Program": "program",
-        "compile": "compiler",
-        "load_program": "files",
-        "save_program": "files",
-        "verify": "verification",
-        "verilog": "verilog",
+        "compiler": "compile",
+        "engine": "Engine",
+        "files": "load_program save_program",
+        "golden": "Golden",
+        "program": "ChipConfig ChipCounts Program",
+        "verification": "verify",
+        "verilog": "",
     },
 )

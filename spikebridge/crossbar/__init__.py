@@ -37,15 +37,12 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "Cell": "pcm",
-        "CellArray": "cells",
-        "Crossbar": "matrix",
-        "CrossbarNetwork": "network",
-        "RemoteArray": "bench.client",
-        "SimulatedArray": "cells",
-        "from_table": "measured",
-        "pcm": "pcm",
-        "read_table": "measured",
-        "serve": "bench.server",
+        "bench.client": "RemoteArray",
+        "bench.server": "serve",
+        "cells": "CellArray SimulatedArray",
+        "matrix": "Crossbar",
+        "measured": "from_table read_table",
+        "network": "CrossbarNetwork",
+        "pcm": "Cell pcm",
     },
 )

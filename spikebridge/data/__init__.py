@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "OwnConfig", "Task", "load", "other", "sample_batches"]
 
-__getattr__, __dir__ = lazy(__name__, {"Batch": "task", "Task": "task", "sample_batches": "task"})
+__getattr__, __dir__ = lazy(__name__, {"task": "Batch Task sample_batches"})
 
 
 def load(task_config: TaskConfig) -> Task:

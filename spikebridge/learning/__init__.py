@@ -18,4 +18,4 @@ if TYPE_CHECKING:
 
 __all__ = ["angles", "consolidation", "feedback", "grapes", "online"]
 
-__getattr__, __dir__ = lazy(__name__, {name: name for name in __all__})
+__getattr__, __dir__ = lazy(__name__, dict.fromkeys(__all__, ""))
