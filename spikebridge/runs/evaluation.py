@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikebridge.base.archives import write_arrays
 from spikebridge.base.metrics import from_mean
-from spikebridge.base.records import RunError
+from spikebridge.base.records import RunError, UsageError
 from spikebridge.nn.network import load_network
 from spikebridge.nn.units import SNUnit
 from spikebridge.runs import rundir
@@ -43,13 +43,20 @@ class Activity(NamedTuple):
     mean_activity: dict[str, float]
 
 
-def trained(directory: Path) -> tuple[Config, Network]:
+def trained(directory: Path, task: str = "", lack: str = "") -> tuple[Config, Network]:
     """Settings and network of a run: of one that was cut off, with a warning, the best so far.
 
-    Raises UsageError where there is no network yet, RunError where it is damaged.
+    Raises UsageError where there is no network yet, or one of another task than `task`, which has a
+    `lack`, such as "writes no text"; RunError where it is damaged.
     """
-    rundir.check_network(directory)
+    kind = f"finished run of `spikebridge train {task}`" if task else "finished run"
+    rundir.check_network(directory, kind)
     config = rundir.read_config(directory)
+    if task and task != config.task.NAME:
+        raise UsageError(
+            f"{directory}: it is a run of the task {config.task.NAME}, which {lack}; name one of "
+            f"`spikebridge train {task}`"
+        )
     try:
         return config, load_network(directory / rundir.MODEL)
     except (FileNotFoundError, ValueError) as error:

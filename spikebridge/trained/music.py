@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from spikebridge.base.records import RunError, UsageError, at_least, check_types, require
-from spikebridge.nn.network import Network, load_network
+from spikebridge.base.records import UsageError, at_least, check_types, require
+from spikebridge.nn.network import Network
 from spikebridge.runs import rundir
-from spikebridge.runs.evaluation import evaluating
+from spikebridge.runs.evaluation import evaluating, trained
 from spikebridge.runs.load import load_run
 from spikebridge.settings.tasks import MusicConfig
 from spikebridge.trained import midi as sound
@@ -69,7 +69,8 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
     Raises UsageError where the folder holds no finished run of the task music, or the seed phrase
     is not to be had or has no notes; RunError where the run is damaged.
     """
-    task = _music_of(directory)
+    config, network = trained(directory, "music", "makes no music")
+    task: Any = config.task
     folder = directory if out is None else out
     _refuse_reading(settings.midi, folder)
     phrase = seed_phrase(task, settings)
@@ -78,7 +79,7 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
     _check_duration(frames_in_all * per_frame_s)
     voices = settings.voices or _usual_voices(directory)
     frames = go_on(
-        _network_of(directory),
+        network,
         phrase,
         settings.frames,
         temperature=settings.temperature,
@@ -196,22 +197,6 @@ def log_sums(logits: np.ndarray, most: int) -> np.ndarray:
     return table
 
 
-def _music_of(directory: Path) -> MusicConfig:
-    if not rundir.has_run(directory):
-        raise UsageError(
-            f"{directory}: there is no run in it; name the folder of a finished "
-            "`spikebridge train music`"
-        )
-    task = rundir.read_config(directory).task
-    if not isinstance(task, MusicConfig):
-        raise UsageError(
-            f"{directory}: it is a run of the task {task.NAME}, which makes no music; name one of "
-            "`spikebridge train music`"
-        )
-    rundir.check_network(directory, "finished run of `spikebridge train music`")
-    return task
-
-
 def _refuse_reading(midi: str, folder: Path) -> None:
     ours = folder / rundir.COMPOSITION[0]
     if midi and Path(midi).expanduser().resolve() == ours.resolve():
@@ -219,14 +204,6 @@ def _refuse_reading(midi: str, folder: Path) -> None:
             f"midi={midi!r}: the composition would be written over it; give another folder with "
             "--out, or copy the file elsewhere"
         )
-
-
-def _network_of(directory: Path) -> Network:
-    path = directory / rundir.MODEL
-    try:
-        return load_network(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise RunError(f"{error}; train again with --overwrite") from error
 
 
 def _usual_voices(directory: Path) -> int:

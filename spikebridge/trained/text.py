@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.nn.network import Network, load_network
 from spikebridge.runs import rundir
-from spikebridge.runs.evaluation import evaluating
+from spikebridge.runs.evaluation import evaluating, trained
 
 END, UNKNOWN = "<eos>", "<unk>"
 
@@ -24,13 +23,7 @@ class Writer:
     """
 
     def __init__(self, directory: Path) -> None:
-        rundir.check_network(directory, "finished run of `spikebridge train text`")
-        config = rundir.read_config(directory)
-        if config.task.NAME != "text":
-            raise UsageError(
-                f"{directory}: it is a run of the task {config.task.NAME}, which writes no text; "
-                "name one of `spikebridge train text`"
-            )
+        config, self.network = trained(directory, "text", "writes no text")
         self.by_words = getattr(config.task, "level", "word") == "word"
         found = rundir.read_json(directory / rundir.SYMBOLS, "train again with --overwrite")
         self.symbols: list[str] = found.get("symbols", [])
@@ -41,7 +34,13 @@ class Writer:
                 "--overwrite"
             )
         self.numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
-        self.network = _load(directory / rundir.MODEL, len(self.symbols))
+        readout = self.network.readout
+        bias: Any = readout.bias if self.network.tied else readout.linear.bias
+        if len(bias) != len(self.symbols):
+            raise RunError(
+                f"{directory / rundir.MODEL}: the network has {len(bias)} outputs, "
+                f"{rundir.SYMBOLS} names {len(self.symbols)} symbols; train again with --overwrite"
+            )
 
     def encode(self, prompt: str) -> list[int]:
         """Numbers of a prompt's symbols.  Raises UsageError where training did not hold one."""
@@ -105,20 +104,6 @@ class Writer:
         if not self.by_words:
             return "".join(pieces)
         return " ".join(pieces).replace(f" {END}", "\n").replace(f"{END}", "").replace("\n ", "\n")
-
-
-def _load(path: Path, symbols: int) -> Network:
-    try:
-        network = load_network(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise RunError(str(error)) from error
-    sizes: Any = network.readout.bias if network.tied else network.readout.linear.bias
-    if len(sizes) != symbols:
-        raise RunError(
-            f"{path}: the network has {len(sizes)} outputs, {rundir.SYMBOLS} names {symbols} "
-            "symbols; train again with --overwrite"
-        )
-    return network
 
 
 def _check(length: int, temperature: float, top: int, seed: int) -> None:

@@ -439,7 +439,7 @@ def test_wrong_settings(changed: dict[str, Any]) -> None:
 
 def test_folders_that_cannot_compose(run: Path, tmp_path: Path) -> None:
     wanted = music.Settings(frames=2)
-    with pytest.raises(UsageError, match=r"there is no run in it; name .*train music"):
+    with pytest.raises(UsageError, match=r"there is no complete run in it; name .*train music"):
         music.compose(tmp_path / "nowhere", wanted)
     digits = training.run(tiny(epochs=1), tmp_path / "digits").directory
     with pytest.raises(UsageError, match=r"a run of the task digits, which makes no music"):
