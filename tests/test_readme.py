@@ -14,7 +14,6 @@ from spikebridge.nn.network import build, save_network
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, ModelConfig
 from spikebridge.studies.catalog import CATALOG
-from spikebridge.studies.catalog.continual import FORGETTING
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -103,4 +102,4 @@ def test_the_results_name_entries_of_the_catalog() -> None:
     text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`reproduce ([\w-]+)`", text))
     assert len(named) > 15
-    assert named <= {entry.name for entry in (*CATALOG, *FORGETTING)}
+    assert named <= {entry.name for entry in CATALOG}

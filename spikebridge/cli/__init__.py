@@ -17,5 +17,4 @@ COMMANDS = (
     "verify",
     "complexity",
     "bench",
-    "continual",
 )

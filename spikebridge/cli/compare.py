@@ -84,13 +84,13 @@ def ahead(planned: Sequence[Planned], jobs: int, overwrite: bool) -> progress.Wh
     if not todo:
         return None
     kinds = {run.contender.name: run.config for run in todo}
-    epochs = {run.name: run.config.train.epochs for run in todo}
+    epochs = {run.name: run.config.epochs for run in todo}
     alike = {run.name: run.contender.name for run in todo}
     guesses = _rehearsed(kinds)
     whole = progress.Whole(epochs, alike, guesses, min(jobs, len(todo)))
     left = whole.seconds_left()
     takes = "" if left is None else f", about {in_words(float(f'{left:.2g}'))} in all"
-    several = sorted({config.train.epochs for config in kinds.values()})
+    several = sorted({config.epochs for config in kinds.values()})
     shown = " to ".join(map(str, dict.fromkeys((several[0], several[-1]))))
     say(
         f"{plural(len(todo), 'training')} of {shown} "
@@ -126,14 +126,14 @@ def show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from spikebridge.studies import compare
+    from spikebridge.cli import tables
 
     console = Console()
     if not console.is_terminal:  # a file has no width; never fold the table there
         console = Console(width=160)
-    console.print(compare.table(content))
-    for more in (compare.memory_table(content), compare.chip_table(content)):
-        if more is not None:
+    console.print(tables.table(content))
+    for make in (tables.sequence_table, tables.memory_table, tables.chip_table):
+        if (more := make(content)) is not None:
             console.print(more)
     if page:
         print(f"page: {out / rundir.REPORT}")

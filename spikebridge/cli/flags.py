@@ -167,6 +167,12 @@ def check_command(argv: Sequence[str], commands: Mapping[str, Sequence[str] | No
             close = near(name, known)
             raise UsageError(f"{name}: unknown option{close}; run spikebridge --help")
         return
+    if name == "continual":
+        raise UsageError(
+            "continual: tasks one after the other are trained as others are; the command is now "
+            "spikebridge train digits --protocol permuted (or split) --data mnist, with the same "
+            "flags"
+        )
     if name not in commands:
         raise UsageError(
             f"{name}: there is no such command{near(name, commands)}; the commands are "

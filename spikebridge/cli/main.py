@@ -57,6 +57,12 @@ def record_of(command: str) -> Any:
     return getattr(module, command.capitalize())
 
 
+def _parts(command: str, task: str) -> list[str]:
+    """The parts of a config that a command sets: tasks follow each other where they are images."""
+    sequences = task == "digits" and command != "search"
+    return [part for part in PARTS if part != "sequence" or sequences]
+
+
 def _for_task(command: str, task: str) -> type:
     """A command's record for a task: the settings of its config, and the command's own."""
     options = record_of(command)
@@ -66,7 +72,7 @@ def _for_task(command: str, task: str) -> type:
     return dataclasses.make_dataclass(
         f"{options.__name__}{task.capitalize()}",
         [
-            *((part, hints[part]) for part in PARTS),
+            *((part, hints[part]) for part in _parts(command, task)),
             ("options", options, field(default_factory=options)),
         ],
         frozen=True,
@@ -85,6 +91,7 @@ class _First:
     data_dir: str = ""
     file: str = ""
     level: str = ""
+    protocol: str = ""
     config: Path | None = None
     out: Path | None = None
     resume: bool = False
@@ -188,11 +195,12 @@ def _nested(command: str) -> Any:
 
 
 def _default(kind: type, config: Config) -> Any:
-    return kind(**{part: getattr(config, part) for part in PARTS})
+    known = {own.name for own in dataclasses.fields(kind)}
+    return kind(**{part: getattr(config, part) for part in PARTS if part in known})
 
 
 def _config_of(parsed: Any) -> Config:
-    return Config(**{part: getattr(parsed, part) for part in PARTS})
+    return Config(**{part: getattr(parsed, part) for part in PARTS if hasattr(parsed, part)})
 
 
 def _base(task: str, unit: str, first: _First) -> Config:
@@ -233,6 +241,8 @@ def _data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:
     data = first.data or (kind.OWN_DATA or None if own else None)
     if first.level and "level" in known:
         own["level"] = first.level
+    if first.protocol and task == "digits":
+        own["protocol"] = first.protocol
     return data, own
 
 
@@ -367,11 +377,10 @@ def _exit_code(error: Exception) -> int | None:
 
 def _how_to_go_on(argv: Sequence[str]) -> str:
     command = argv[0] if argv else ""
-    if command in ("train", "continual"):
+    if command == "train":
         if not rundir.has_begun():
             return "nothing was begun"
         again = [word for word in argv if word != "--overwrite"]
-        again += ["--resume"] * (command == "continual" and "--resume" not in again)
         return f"go on with: spikebridge {shlex.join(again)}"
     if command not in ("compare", "demo", "reproduce", "search"):
         return "nothing was begun"

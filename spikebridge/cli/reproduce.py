@@ -14,14 +14,14 @@ from spikebridge.base.quantities import plural
 from spikebridge.base.records import UsageError
 from spikebridge.cli import progress
 from spikebridge.cli.compare import ahead, show, tell_of_kernels
-from spikebridge.cli.flags import Flag, Output, page_of, refresh_page, say, settings_text
+from spikebridge.cli.flags import Flag, Output, refresh_page, say, settings_text
 from spikebridge.runs import rundir
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, parts_of
 
 if TYPE_CHECKING:
     from spikebridge.studies import catalog
-    from spikebridge.studies.catalog.continual import ForgettingEntry
     from spikebridge.studies.plan import Planned
+    from spikebridge.studies.tune import Trial
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,7 @@ class Reproduce:
         if self.seeds and self.count not in (0, len(self.seeds)):
             raise UsageError(f"count={self.count}, seeds={self.seeds}: give one of them")
         from spikebridge.studies import catalog, record
-        from spikebridge.studies.catalog.continual import FORGETTING
 
-        if any(self.name == entry.name for entry in FORGETTING):
-            _forgetting(self)
-            return
         entry = catalog.find(self.name)
         out = self.folder
         say(f"{entry.title}\n{entry.source}")
@@ -92,51 +88,20 @@ class Reproduce:
                 print(f"{what}: {path}")
 
 
-def _forgetting(options: Reproduce) -> None:
-    """Make a table of forgetting again."""
-    from spikebridge.report import continual_text
-    from spikebridge.studies import forgetting, record
-    from spikebridge.studies.catalog.continual import find
-
-    entry, out = find(options.name), options.folder
-    say(f"{entry.title}\n{entry.source}")
-    with rundir.owning(out, "reproduce", make=True):
-        content = forgetting.compare(
-            entry,
-            out,
-            seeds=options.all_seeds(entry.seeds),
-            quick=options.quick,
-            jobs=options.jobs,
-            overwrite=options.output.overwrite,
-            tell=say,
-        )
-        continual_text.write(content, out)
-        page = None if options.output.no_report else page_of(out)
-        if options.record is not None:
-            written = record.write(options.name, content, out, options.record)
-            say("record: " + ", ".join(map(str, written)))
-    if options.output.json:
-        print(json.dumps(content))
-        return
-    print("\n".join(continual_text.lines(content)))
-    print(f"table: {out / 'table.md'}\nplot: {out / 'plot.png'}")
-    if page:
-        print(f"page: {page}")
-
-
 def _make(
     options: Reproduce, entry: catalog.Entry, out: Path
 ) -> tuple[dict[str, Any], list[tuple[str, Path]]]:
     """The content of an entry's compare.json, and the files that show it."""
     from spikebridge.studies import compare, tune
-    from spikebridge.studies.verdict import verdict
+    from spikebridge.studies.summary import by_role
 
     quick, jobs, overwrite = options.quick, options.jobs, options.output.overwrite
     contenders = compare.of_entry(entry, quick=quick)
+    seeds = options.all_seeds(entry.seeds)
     contenders = tune.tune(
-        entry, contenders, out, quick=quick, jobs=jobs, anew=overwrite, tell=_tell_of_trial
+        entry, contenders, out, seeds=seeds, quick=quick, jobs=jobs, anew=overwrite, tell=_say_trial
     )
-    planned = compare.plan(contenders, options.all_seeds(entry.seeds), out, jobs=jobs)
+    planned = compare.plan(contenders, seeds, out, jobs=jobs)
     kept = 0 if overwrite else sum(run.complete for run in planned)
     takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
     complete = f"; {kept} are complete" if kept else ""
@@ -151,7 +116,7 @@ def _make(
             about=entry.title,
             finish=lambda run: _on_hardware(entry, run, quick),
             by_steps=() if quick else entry.by_steps,
-            more=lambda: verdict(entry, planned, out),
+            more=lambda: by_role(entry, planned, out),
         )
     from spikebridge.report import still
 
@@ -178,17 +143,17 @@ def _on_hardware(entry: catalog.Entry, run: Planned, quick: bool) -> None:
         on_cells.deploy(run.directory, plan)
 
 
-def _tell_of_trial(row: str, settings: dict[str, Any], seed: int, valid: float | None) -> None:
-    told = "failed" if valid is None else f"valid {valid:.5g}"
-    say(f"{row}  {settings_text(settings).strip()}  seed {seed}  {told}")
+def _say_trial(trial: Trial, valid: float | None) -> None:
+    outcome = "failed" if valid is None else f"valid {valid:.5g}"
+    settings, seed = settings_text(trial.settings).strip(), trial.config.train.seed
+    say(f"{trial.row}  {settings}  seed {seed}  {outcome}")
 
 
 def show_catalog(*, as_json: bool) -> None:
     """List what `reproduce` can make, and what it takes on two cores."""
     from spikebridge.studies import catalog
-    from spikebridge.studies.catalog.continual import FORGETTING
 
-    entries: list[catalog.Entry | ForgettingEntry] = [*catalog.CATALOG, *FORGETTING]
+    entries = catalog.CATALOG
     if as_json:
         rows = [
             {"name": e.name, "title": e.title, "seeds": e.seeds, "minutes": e.minutes}

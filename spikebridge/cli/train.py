@@ -15,13 +15,14 @@ from spikebridge.cli import progress
 from spikebridge.cli.flags import Flag, Output, page_of, say, settings_of
 from spikebridge.runs import rundir
 from spikebridge.runs.rundir import Result
+from spikebridge.runs.transfer import SequenceResult
 from spikebridge.settings.config import Config, data_name, title_of, variant_of
 
 
 @dataclass(frozen=True)
 class Train:
-    """The run goes to runs/DATA-UNIT-SEED, with what differs from the preset before the seed: rule,
-    GRAPES, cells, start, and a digest of the rest."""
+    """The run goes to runs/DATA-UNIT-SEED, with what differs from the preset before the seed:
+    method, rule, GRAPES, cells, start, and a digest of the rest."""
 
     EXAMPLE: ClassVar[str] = "train {task} --unit lstm --epochs 5"
     MAIN: ClassVar[tuple[str, ...]] = ("data", "unit", "epochs", "seed", "out")
@@ -79,8 +80,29 @@ class Train:
             )
 
 
+def _sequence_text(result: Result, sequence: SequenceResult) -> list[str]:
+    """The matrix of accuracies and the measures of tasks one after the other."""
+    tasks = "  ".join(f"task {number:<2}" for number in range(1, sequence.tasks + 1))
+    lines = [f"test accuracy (%)  {tasks}"]
+    for k, row in enumerate([sequence.first, *sequence.matrix]):
+        when = f"after task {k}" if k else "at first"
+        lines.append(f"{when:<17}  " + "  ".join(f"{100 * value:7.2f}" for value in row))
+    measures = sequence.measures
+    return [
+        *lines,
+        f"average accuracy {100 * measures.average_accuracy:.2f} %, forgetting "
+        f"{100 * measures.forgetting:.2f}, backward transfer {100 * measures.backward_transfer:.2f}"
+        f", forward transfer {100 * measures.forward_transfer:.2f} points",
+        f"tasks before they are learned: {100 * measures.unseen:.2f} % (guessing: "
+        f"{100 * sequence.chance:.3g} %)",
+        f"{result.label}: {result.parameters:,} parameters, {result.seconds:.1f} s of training",
+    ]
+
+
 def text_of(result: Result) -> list[str]:
     metric = METRICS[result.metric]
+    if result.sequence is not None:
+        return [*_sequence_text(result, result.sequence), f"run: {result.directory}"]
     lines = [
         f"{result.label} on {result.data}: {plural(result.parameters, 'parameter')}, "
         f"{plural(result.epochs, 'epoch')} in {result.seconds:.1f} s",

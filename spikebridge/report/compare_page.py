@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge.base.quantities import in_words
-from spikebridge.report import compare_charts, study_tables
+from spikebridge.report import compare_charts, continual, study_tables
 from spikebridge.report.examples import panels
 from spikebridge.report.on_chip import proof_text
 from spikebridge.report.run_charts import loss_axis
@@ -63,6 +63,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "sections": [
             section
             for section in (
+                *continual.sections(facts, comparison.directory, Drawer()),
                 study_tables.section(facts, Drawer()),
                 memory_section(rows, metric),
                 chip_section(rows, metric, facts.get("rtl")),

@@ -54,18 +54,19 @@ def refresh(directory: Path) -> None:
 
 
 def _write(directory: Path, path: Path, sections: Sequence[Callable[[Run], Section]]) -> Path:
-    if (directory / "forgetting.json").exists():
-        from spikebridge.report.continual import table_context
-
-        name, values = "sections.html", table_context(directory)
-    elif (directory / "continual.json").exists():
-        from spikebridge.report.continual import run_context as sequence_context
-
-        name, values = "sections.html", sequence_context(directory)
-    elif (directory / COMPARE).exists():
+    if (directory / COMPARE).exists():
         from spikebridge.report.compare_page import context
 
         name, values = "compare.html", context(load_comparison(directory), path)
+    elif (directory / "forgetting.json").exists():
+        raise ReportError(
+            f"{directory}: a table of an earlier version; make it again into this folder with "
+            "`spikebridge reproduce`, which keeps its runs"
+        )
+    elif rundir.of_sequence(directory):
+        from spikebridge.report.continual import run_context as sequence_context
+
+        name, values = "sections.html", sequence_context(directory)
     elif rundir.has_run(directory):
         from spikebridge.report.run_page import context as run_context
 

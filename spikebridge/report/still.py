@@ -9,7 +9,7 @@ from typing import Any
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import in_words
-from spikebridge.report import study_tables
+from spikebridge.report import continual, study_tables
 from spikebridge.report.theme import colour_of
 from spikebridge.report.wording import (
     count_text,
@@ -109,13 +109,17 @@ def write(content: dict[str, Any], directory: Path, source: str) -> list[Path]:
 
     Raises ReportError where matplotlib is not installed.
     """
-    told = [markdown(content, source), hardware(content), study_tables.markdown(content)]
-    rundir.write_text(directory / TABLE, "\n".join(text for text in told if text))
+    parts = [markdown(content, source), hardware(content), continual.markdown(content)]
+    parts.append(study_tables.markdown(content))
+    rundir.write_text(directory / TABLE, "\n".join(part for part in parts if part))
     draw(content, directory / "plot.png")
     pictures = [directory / "plot.png"]
     if content.get("contrasts"):
         study_tables.draw(content, directory / "contrasts.png")
         pictures.append(directory / "contrasts.png")
+    if any(row.get("sequence") for row in content["rows"]):
+        continual.draw(content, directory / "tasks.png")
+        pictures.append(directory / "tasks.png")
     if any(row.get("by_steps") for row in content["rows"]):
         draw_steps(content, directory / "steps.png")
         pictures.append(directory / "steps.png")

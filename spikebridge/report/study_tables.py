@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from spikebridge.base.metrics import METRICS
 from spikebridge.report.theme import NEUTRAL, Block, Chart, Drawer, Section, Table, colour_of, label
 from spikebridge.report.wording import CORRECTED, plural, said_of, table_lines
 from spikebridge.runs import rundir
+from spikebridge.runs.transfer import HIGHER_IS_BETTER, MEASURES
 from spikebridge.studies.contrasts import corrected
 
+PLAIN = ("tests", "slowness")
+COMPARED = ("average_accuracy", "forgetting", "unseen")
+"""Measures of tasks one after the other that are compared."""
 ABOUT = (
     "The same seeds give the same first weights and the same order of samples, so each rule is "
     "compared with its control seed by seed."
@@ -26,10 +31,14 @@ SLOWNESS = (
 )
 
 
-def _of(content: dict[str, Any], what: str) -> list[dict[str, Any]]:
-    found = content.get("contrasts") or []
-    marked = zip(found, corrected(found), strict=True)
-    return [{**one, "corrected": p} for one, p in marked if one["of"] == what]
+def _shown(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The contrasts that stand in tables, each with its p-value corrected for their number."""
+    shown = [one for one in content.get("contrasts") or [] if one["of"] in (*PLAIN, *COMPARED)]
+    return [{**one, "corrected": p} for one, p in zip(shown, corrected(shown), strict=True)]
+
+
+def _of(content: dict[str, Any], *what: str) -> list[dict[str, Any]]:
+    return [one for one in _shown(content) if one["of"] in what]
 
 
 def _difference(one: dict[str, Any], scale: float, decimals: int) -> str:
@@ -43,12 +52,12 @@ def _difference(one: dict[str, Any], scale: float, decimals: int) -> str:
 
 def judged(one: dict[str, Any], higher_is_better: bool) -> str:
     """What a contrast says, in words."""
-    return said_of(one, higher_is_better and one["of"] == "tests")
+    return said_of(one, HIGHER_IS_BETTER.get(one["of"], higher_is_better and one["of"] == "tests"))
 
 
 def _about(content: dict[str, Any]) -> str:
     gain = any(row["role"] == "gain" for row in content["learning"])
-    count = len(content.get("contrasts") or [])
+    count = len(_shown(content))
     several = f" There are {count} intervals of 95 % here; {CORRECTED}." if count else ""
     return ABOUT + (ABOUT_GAIN if gain else "") + several
 
@@ -63,7 +72,16 @@ def _below(content: dict[str, Any]) -> str:
 def _contrast_rows(content: dict[str, Any]) -> list[list[str]]:
     metric = METRICS[content["metric"]]
     slow = {(one["label"], one["other"]): one for one in _of(content, "slowness")}
-    rows = []
+    rows = [
+        [
+            f"{one['label']} against {one['other']}",
+            MEASURES[one["of"]],
+            str(one["n"]),
+            _difference(one, metric.scale, metric.decimals),
+            judged(one, metric.higher_is_better),
+        ]
+        for one in _of(content, *COMPARED)
+    ]
     for one in _of(content, "tests"):
         other = slow.get((one["label"], one["other"]))
         line = [
@@ -81,6 +99,8 @@ def _contrast_rows(content: dict[str, Any]) -> list[list[str]]:
 def _heads(content: dict[str, Any]) -> tuple[str, ...]:
     metric = METRICS[content["metric"]]
     points = "points" if metric.unit == "%" else metric.unit
+    if _of(content, *COMPARED):
+        return ("", "measure", "seeds", f"difference ({points}), 95 % interval", "so it is")
     heads = ("", "seeds", f"difference in {metric.name} ({points}), 95 % interval", "so it is")
     if not _of(content, "slowness"):
         return heads
@@ -91,12 +111,21 @@ def _setting_rows(content: dict[str, Any]) -> list[list[str]]:
     """What was chosen and how fast it learns; empty where nothing is known of either."""
     found = []
     for row in content["learning"]:
-        chosen = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
+        chosen = chosen_text(row["chosen"], row.get("at_edge"))
         slow, spread = row["slowness_mean"], row["slowness_std"]
         text = "-" if slow is None else f"{slow:.4f}"
-        mark = "*" if row.get("at_edge") else ""
-        found.append([row["label"], f"{chosen}{mark}" or "-", _plus(text, spread)])
+        found.append([row["label"], chosen or "-", _plus(text, spread)])
     return found if any(row[1:] != ["-", "-"] for row in found) else []
+
+
+def chosen_text(chosen: Mapping[str, Any], at_edge: Sequence[str] | bool | None = ()) -> str:
+    """Settings in words, with a mark at those at an end of what was tried."""
+    if isinstance(at_edge, bool):  # as earlier versions wrote it, of all of them together
+        at_edge = tuple(chosen) if at_edge else ()
+    return ", ".join(
+        f"{name} {value:g}{'*' if name in (at_edge or ()) else ''}"
+        for name, value in chosen.items()
+    )
 
 
 def _plus(text: str, spread: float | None) -> str:
@@ -129,7 +158,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     metric = METRICS[content["metric"]]
-    rows = _of(content, "tests")
+    rows = _of(content, "tests", *COMPARED[:2])
     figure = Figure(figsize=(7.5, 1.4 + 0.42 * len(rows)), dpi=150, layout="constrained")
     axes = figure.subplots()
     for at, one in enumerate(rows):
@@ -140,11 +169,13 @@ def draw(content: dict[str, Any], path: Path) -> None:
             axes.plot(ends, [at, at], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([mean], [at], "o", color=colour, markersize=7)
     axes.axvline(0, color="#30343B", linewidth=1)
-    names = [f"{one['label']}\nagainst {one['other']}" for one in rows]
+    names = [f"{_measure(one, chr(10))}{one['label']}\nagainst {one['other']}" for one in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     points = "points" if metric.unit == "%" else metric.unit
-    axes.set_xlabel(f"difference in test {metric.name} ({points}); {metric.better}")
+    what = f"test {metric.name} ({points}); {metric.better}"
+    measures = _of(content, *COMPARED)
+    axes.set_xlabel(f"difference ({points})" if measures else f"difference in {what}")
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -159,8 +190,13 @@ def draw(content: dict[str, Any], path: Path) -> None:
     rundir.replace(path, lambda part: figure.savefig(part, format="png"))
 
 
-def _chart(content: dict[str, Any], what: str, axis: str, scale: float) -> Chart | None:
-    rows = _of(content, what)
+def _measure(one: dict[str, Any], after: str) -> str:
+    """The name of a contrast's measure, where there are several."""
+    return f"{MEASURES[one['of']]}{after}" if one["of"] in MEASURES else ""
+
+
+def _chart(content: dict[str, Any], what: Sequence[str], axis: str, scale: float) -> Chart | None:
+    rows = _of(content, *what)
     if not rows:
         return None
     chart = Chart(90 + 54 * len(rows))
@@ -178,7 +214,9 @@ def _chart(content: dict[str, Any], what: str, axis: str, scale: float) -> Chart
             hovertemplate="%{x}<extra></extra>",
             showlegend=False,
         )
-    texts = [label(f"{one['label']} against {one['other']}", 26) for one in rows]
+    texts = [
+        label(f"{_measure(one, ', ')}{one['label']} against {one['other']}", 26) for one in rows
+    ]
     chart.y(
         tickvals=list(range(len(rows))),
         ticktext=texts,
@@ -201,14 +239,21 @@ def section(facts: dict[str, Any], drawer: Drawer) -> Section | None:
     points = "points" if metric.unit == "%" else metric.unit
     plots = (
         drawer.plot(
-            _chart(facts, "tests", f"difference in {metric.name} ({points})", metric.scale),
+            _chart(facts, ("tests",), f"difference in {metric.name} ({points})", metric.scale),
             f"Difference in test {metric.name}",
             f"Mean over the seeds and its 95 % interval (Student, paired by seed); an interval "
             f"that holds 0 compares what is not known to differ. {metric.advice}",
             wide=True,
         ),
         drawer.plot(
-            _chart(facts, "slowness", "difference in slowness (epochs)", 1.0),
+            _chart(facts, COMPARED[:2], f"difference ({points})", metric.scale),
+            "Differences in accuracy and forgetting",
+            "Mean over the seeds and its 95 % interval (Student, paired by seed); an interval that "
+            "holds 0 compares what is not known to differ.",
+            wide=True,
+        ),
+        drawer.plot(
+            _chart(facts, ("slowness",), "difference in slowness (epochs)", 1.0),
             "Difference in slowness",
             f"{SLOWNESS} Below 0 the first of the two is faster.",
             wide=True,

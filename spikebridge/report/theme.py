@@ -31,6 +31,7 @@ COLOURS = {
 }
 # Rows of one unit that differ in how they learn; units of those colours do not stand beside them.
 WAYS = {"gain": "#56B4E9", "grapes": "#009E73", "online": "#CC79A7"}
+WAYS |= {"ewc": "#E69F00", "si": "#CC79A7"}
 UNKNOWN = "#5B6BB5"
 NEUTRAL = "#808080"
 GRID = "rgba(128,128,128,0.2)"

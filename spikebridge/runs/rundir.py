@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from spikebridge.base.records import RunError, UsageError, from_content, to_plain
 from spikebridge.base.storage import owned as owned
@@ -25,6 +25,7 @@ from spikebridge.base.storage import read_json as read_json
 from spikebridge.base.storage import replace as replace
 from spikebridge.base.storage import write_json as write_json
 from spikebridge.base.storage import write_text as write_text
+from spikebridge.runs.transfer import SequenceResult
 from spikebridge.settings.config import (
     Config,
     flatten,
@@ -36,6 +37,7 @@ from spikebridge.settings.config import (
     unit_in_path,
     variant_of,
 )
+from spikebridge.settings.continual import STRENGTHS
 from spikebridge.settings.names import VARIANTS
 
 FOLDER = Path("runs")
@@ -59,10 +61,10 @@ COMPLEXITY = "complexity.json"
 PREDICTIONS = ("predictions.npz", "predictions.csv")
 RESULT = "result.json"
 CONTINUAL = "continual.json"
+"""Of a sequence of tasks, in folders of before; now it is a part of result.json."""
 TENSORBOARD = "tensorboard"
 VERILOG = "verilog"
 REPORT = "report.html"
-WRITTEN_BY = {"train": RESULT, "continual": CONTINUAL}
 # What `compose` adds to a run of the task music; the last says that the others are whole.
 COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
 # What commands make of the network of a run.
@@ -70,6 +72,7 @@ MADE = (*PREDICTIONS, STEPS, MEMORY, PROGRAM, DIGITAL, RTL, COMPLEXITY)
 # Removed in this order when a run is overwritten: first what says that it is complete.
 FILES = (
     RESULT,
+    CONTINUAL,
     CHECKPOINT,
     METRICS,
     MODEL,
@@ -130,10 +133,15 @@ class Result:
     """Where the run lies; not in result.json."""
     notes: tuple[str, ...] = ()
     """What a user should know of the data, and what simple answers would score."""
+    sequence: SequenceResult | None = None
+    """What came of each task of a sequence; then `test`, `test_loss` and `valid` are means over all
+    tasks after the last one.  Not in result.json of a single task."""
 
     def to_dict(self) -> dict[str, Any]:
         """The content of result.json."""
-        return {name: v for name, v in to_plain(self).items() if name != "directory"}
+        plain = to_plain(self)
+        left_out = {"directory"} if self.sequence else {"directory", "sequence"}
+        return {name: value for name, value in plain.items() if name not in left_out}
 
 
 def default_folder(config: Config) -> Path:
@@ -205,6 +213,7 @@ def others(config: Config) -> dict[str, Any]:
     """The settings that are not those of the preset, without data, unit and seed."""
     variant = variant_of(config.model)
     own = {name: getattr(config.task, name, "") for name in ("data_dir", "file", "level")}
+    own["protocol"] = config.sequence.protocol if config.sequence.used else ""
     tuned = preset(
         task_name(config),
         variant if variant in VARIANTS else config.model.unit,
@@ -212,6 +221,7 @@ def others(config: Config) -> dict[str, Any]:
         **{name: value for name, value in own.items() if value},
     )
     usual = flatten(tuned)
+    usual["strength"] = STRENGTHS.get(config.sequence.method)
     named = {"seed", "unit", "recurrent"}
     return {
         name: value
@@ -221,9 +231,10 @@ def others(config: Config) -> dict[str, Any]:
 
 
 def marks(settings: Mapping[str, Any]) -> list[str]:
-    """Words for a folder's name: rule, GRAPES, device and start in clear, a digest of the rest."""
+    """Words for a folder's name: method, rule, GRAPES, device, start; a digest of the rest."""
     rest = dict(settings)
-    words = [rest.pop(name).replace(":", ".") for name in ("rule", "cells") if rest.get(name)]
+    named = ("method", "rule", "cells")
+    words = [rest.pop(name).replace(":", ".") for name in named if rest.get(name)]
     grapes = rest.pop("grapes", "none")
     if grapes != "none":
         words.append("grapes" if grapes == "propagated" else f"grapes-{grapes}")
@@ -243,22 +254,6 @@ def marks(settings: Mapping[str, Any]) -> list[str]:
 def has_run(directory: Path) -> bool:
     """Whether any file of a run lies there."""
     return any((directory / name).exists() for name in FILES if name != REPORT)
-
-
-def refuse_other(directory: Path, command: Literal["train", "continual"]) -> None:
-    """Raise UsageError where the other command has written a run there: files would mix."""
-    found = {name for name, file in WRITTEN_BY.items() if (directory / file).exists()}
-    if (directory / CONFIG).exists():
-        try:
-            plain = read_json(directory / CONFIG, "")
-            found.add("continual" if "sequence" in plain else "train")
-        except RunError:  # damaged: --overwrite is the remedy
-            pass
-    for other in found - {command}:
-        raise UsageError(
-            f"{directory}: a run of `spikebridge {other}` lies there, and --overwrite replaces one "
-            f"of `spikebridge {command}` alone; pass another --out, or remove the folder"
-        )
 
 
 def begin(directory: Path, config: dict[str, Any], environment: dict[str, Any]) -> None:
@@ -290,6 +285,13 @@ def refuse_reading(directory: Path, config: Config) -> None:
 def is_complete(directory: Path) -> bool:
     """Whether the run there has come to its end."""
     return (directory / RESULT).exists()
+
+
+def of_sequence(directory: Path) -> bool:
+    """Whether a run of tasks one after the other has come to its end there."""
+    if not is_complete(directory):
+        return (directory / CONTINUAL).exists()
+    return read_result(directory).sequence is not None
 
 
 def read_result(directory: Path) -> Result:
@@ -381,7 +383,6 @@ def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
     None where there is a run to go on with.  Raises UsageError where it may not be touched: resume
     was not given, or it has other settings.
     """
-    refuse_other(directory, "train")
     complete = is_complete(directory)
     if not resume:
         state = "a complete" if complete else "an incomplete"

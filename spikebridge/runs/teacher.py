@@ -148,3 +148,12 @@ class Teacher:
                 f"its random projections are of classes, and the targets of {self.task.name} are "
                 "none; pass --rule dfa"
             )
+
+
+def detached(state: Any) -> Any:
+    """A state, however nested, cut off from the graph; None, which some layers have, stays."""
+    if state is None:
+        return None
+    if hasattr(state, "detach"):
+        return state.detach()
+    return tuple(detached(part) for part in state)

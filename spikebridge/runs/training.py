@@ -8,6 +8,7 @@ the same bits as one that was not.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import statistics
 import tempfile
@@ -33,11 +34,13 @@ from spikebridge.nn.synapses import noisy_weights, plain_weights
 from spikebridge.runs import checkpoint, environment, evaluation, first_look, rundir
 from spikebridge.runs.averaging import Average
 from spikebridge.runs.callbacks import Progress, Silent, board, tell_board
+from spikebridge.runs.continual import EVALUATED_AT_ONCE, Phases, sequence, without_bias
+from spikebridge.runs.divergence import diverged
 from spikebridge.runs.optimizers import best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.runs.rundir import Result
-from spikebridge.runs.teacher import Teacher
+from spikebridge.runs.teacher import Teacher, detached
 from spikebridge.settings import published
-from spikebridge.settings.config import Config, data_name, title_of, to_dict
+from spikebridge.settings.config import Config, data_name, override, title_of, to_dict
 from spikebridge.settings.model import ModelConfig
 from spikebridge.settings.names import BASELINES, PLAIN
 from spikebridge.settings.tasks import OwnConfig
@@ -61,6 +64,9 @@ def run(
 ) -> Result:
     """Train, test once with the weights that were best on validation, and write it all down.
 
+    A sequence of tasks is learned in its order, with one network and one optimiser; all of them are
+    tested after each, and the last weights count.
+
     Args:
         config: all settings.
         directory: where the run is written; made if need be.
@@ -74,9 +80,9 @@ def run(
 
     Raises:
         UsageError: a run is going on there, or lies there and neither resume nor overwrite was
-            given, or both were, or it has other settings, or is one of `continual`, or is the one
-            to start from; the data are missing (tasks.files.DataError); a task of your own without
-            its OwnConfig, or the reverse.
+            given, or both were, or it has other settings, or is the one to start from; the data are
+            missing (tasks.files.DataError); a task of your own without its OwnConfig, or the
+            reverse.
         RunError: a loss is not finite, or no gradient of an epoch is (single updates with such
             gradients are left out and counted), or the checkpoint is damaged.
     """
@@ -99,7 +105,6 @@ def run(
         limited_threads(config.train.threads),
         torch.random.fork_rng(devices=[]),
     ):
-        rundir.refuse_other(directory, "train")
         if rundir.has_run(directory) and not overwrite:
             done = rundir.earlier(directory, config, resume)
             if done is not None:
@@ -117,15 +122,34 @@ def validate(
 
     Returns the lines of metrics.jsonl.  Raises as `run`.
     """
+    with _trial(config, progress, task) as trial:
+        return trial.state.history
+
+
+def validation(config: Config) -> float:
+    """The validation metric that a run comes to; the test set is not read.
+
+    That of the best epoch, or of a sequence the mean over all tasks after the last one.  Raises as
+    `run`.
+    """
+    with _trial(config) as trial:
+        return trial.validation()
+
+
+@contextmanager
+def _trial(
+    config: Config, progress: Progress | None = None, task: Task | None = None
+) -> Iterator[_Run]:
+    """A run to its last epoch that leaves nothing behind."""
     with (
         tempfile.TemporaryDirectory(prefix="spikebridge-") as folder,
         limited_threads(config.train.threads),
         torch.random.fork_rng(devices=[]),
     ):
-        begun = _Run(config, Path(folder), progress or Silent(), task)
-        begun.keeps_model = False
-        begun.train_all()
-        return begun.state.history
+        trial = _Run(config, Path(folder), progress or Silent(), task)
+        trial.keeps_model = False
+        trial.train_all()
+        yield trial
 
 
 class Rehearsal(NamedTuple):
@@ -171,15 +195,6 @@ def limited_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def detached(state: Any) -> Any:
-    """A state, however nested, cut off from the graph; None, which some layers have, stays."""
-    if state is None:
-        return None
-    if hasattr(state, "detach"):
-        return state.detach()
-    return tuple(detached(part) for part in state)
-
-
 class _Run:
     """One run while it goes on."""
 
@@ -188,12 +203,15 @@ class _Run:
     ) -> None:
         self.config, self.directory, self.progress = config, directory, progress
         self.keeps_model = True
-        """Whether the best network so far is written after an epoch that was better."""
-        self.train = config.train
+        """Whether the best network so far is written after an epoch that was better, and tested."""
+        self.train = dataclasses.replace(config.train, epochs=config.epochs)
         # Data that are missing must not leave a begun run behind.
-        self.task = tasks.load(config.task) if task is None else task
+        parts = sequence(config) if config.sequence.used else []
+        self.task: Task = parts[0] if parts else task or tasks.load(config.task)
         torch.manual_seed(seed_of(self.train.seed, "init"))
         self.network = self._build()
+        if parts and config.model.unit in PLAIN:
+            without_bias(self.network)
         if self.task.prior is not None:
             self.network.readout.start_at(self.task.prior)
         if self.train.start:
@@ -215,6 +233,8 @@ class _Run:
         self.optimizer: Any = make_optimizer(self.train, self.parameters)
         if self.chip is not None:
             self.optimizer = in_memory(self.optimizer, self.chip, config.pulses)
+        self.phases = Phases(config, self.network, parts) if parts else None
+        self.judged_at_once = EVALUATED_AT_ONCE if parts else self.train.batch_size
         self.batches = self.task.count_batches(self.train.batch_size)
         self.state = checkpoint.Position(step=0, history=[], best={})
         self.average = Average(self.network, self.train.ema)
@@ -262,9 +282,12 @@ class _Run:
                 to_dict(self.config),
             )
             self._go_on()
+        elif self.phases is not None and self.keeps_model:
+            self.phases.rows.append(self.phases.accuracies("test"))
         self._write_metrics()
         events = board(self.directory, len(self.state.history))
-        self.progress.begin(self.config, len(self.state.history))
+        shown = override(self.config, epochs=self.train.epochs)
+        self.progress.begin(shown, len(self.state.history))
         self.progress.remarks(self.notes)
         try:
             while not finished(self.train, self.state.history):
@@ -290,11 +313,19 @@ class _Run:
         averaged = more.get("averaged", torch.tensor(self.state.step))
         whole = averaged.numel() == 1 and averaged.dtype == torch.int64
         whole &= bool(self.state.average) == bool(self.train.ema)
-        if not whole or any("valid_loss" not in record for record in self.state.history):
+        if self.phases is None:
+            whole &= all("valid_loss" in record for record in self.state.history)
+        path = self.directory / rundir.CHECKPOINT
+        if not whole:
             raise checkpoint.CheckpointError(
-                f"{self.directory / rundir.CHECKPOINT}: it lacks averaged weights or losses; "
-                f"{checkpoint.REMEDY}"
+                f"{path}: it lacks averaged weights or losses; {checkpoint.REMEDY}"
             )
+        if self.phases is not None:
+            try:
+                self.phases.load_state_dict(more, len(self.state.history))
+            except (KeyError, ValueError, TypeError, RuntimeError) as error:
+                raise checkpoint.CheckpointError(f"{path}: {error}; {checkpoint.REMEDY}") from error
+            self._take_up(len(self.state.history) + 1)
         steps = int(averaged)
         self.average.restore(self.state.average, steps)
         if self.chip is not None:
@@ -304,12 +335,32 @@ class _Run:
         rundir.clear_made(self.directory)
         self._write_model()
 
+    def _take_up(self, epoch: int) -> None:
+        """Turn to the task of an epoch."""
+        phases: Any = self.phases
+        self.teacher.detach()
+        self.task = phases.parts[min(phases.number(epoch), len(phases.parts) - 1)]
+        self.batches = self.task.count_batches(self.train.batch_size)
+        self.teacher = Teacher(self.config, self.network, self.task)
+
+    def _put_down(self, epoch: int) -> None:
+        """After the last epoch of a task: hold what mattered to it."""
+        phases: Any = self.phases
+        self.teacher.detach()
+        try:
+            phases.hold(epoch, self.data)
+        except FloatingPointError as error:
+            raise self._diverged(f"{error} became infinite or nan", epoch) from error
+
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """Train for an epoch, validate, save; returns its line of metrics.jsonl."""
         started = time.perf_counter()
+        phases = self.phases
+        if phases is not None and phases.begins(epoch):
+            self._take_up(epoch)
         trained = self._train(epoch)
         judge = generator(self.train.eval_seed, "valid")
-        size = self.train.batch_size
+        size = self.judged_at_once
         with self.average.applied():
             valid = evaluation.evaluate(self.network, self.task, "valid", size, judge)
             self._check_finite("validation loss", valid.loss, epoch)
@@ -317,8 +368,12 @@ class _Run:
             if best:
                 weights = self.network.state_dict()
                 self.state.best = {name: value.detach().clone() for name, value in weights.items()}
+        ends = phases is not None and phases.ends(epoch)
+        if ends:
+            self._put_down(epoch)
         record = {
             "epoch": epoch,
+            **({} if phases is None else {"task": phases.number(epoch)}),
             **trained,
             "valid_loss": valid.loss,
             "valid": valid.metric,
@@ -327,8 +382,20 @@ class _Run:
             "metric": self.task.metric,
         }
         self.state.history.append(record)
+        if phases is not None and ends and self.keeps_model:
+            phases.rows.append(phases.accuracies("test"))
+        self._save()
+        self._write_metrics()
+        if best:
+            self._write_model()
+        return record
+
+    def _save(self) -> None:
+        """Write the checkpoint after an epoch."""
         self.state.average = self.average.values
         self.state.more = {"averaged": torch.tensor(self.average.steps)}
+        if self.phases is not None:
+            self.state.more |= self.phases.state_dict()
         if self.signature is not None:
             self.state.more["data"] = self.signature
         checkpoint.save(
@@ -339,10 +406,6 @@ class _Run:
             self.state,
             to_dict(self.config),
         )
-        self._write_metrics()
-        if best:
-            self._write_model()
-        return record
 
     def seconds_of_epoch(self, limit_s: float) -> float:
         """Roughly, from the first batches; the first of them may have to warm up."""
@@ -404,13 +467,19 @@ class _Run:
             value, after = self.teacher.gradients(batch, state, self.data)
             self._check_finite("loss", value, epoch)
             state = detached(after) if self.task.carries_state else None
+            if self.phases is not None:
+                self.phases.before_step()
             norm = self._clip().item()
+            if self.phases is not None:  # SI's paths have no gaps
+                self._check_finite("norm of the gradient", norm, epoch)
             # Through many recurrent steps a gradient may overflow where the loss does not: such an
             # update is left out, and counted.
             if math.isfinite(norm):
                 norms += norm
                 self.optimizer.step()
                 self.average.update()
+                if self.phases is not None:
+                    self.phases.after_step()
                 if self.chip is not None:  # cells change without an optimiser's knowing
                     self.teacher.refresh()
             else:
@@ -437,37 +506,18 @@ class _Run:
     def _check_finite(self, what: str, value: float, epoch: int) -> float:
         if math.isfinite(value):
             return value
-        done = len(self.state.history)
-        kept = f"the checkpoint after epoch {done} is kept" if done else "no epoch was finished"
-        remedies = [f"a lower --lr (now {self.train.lr:g})"]
-        if what == "loss" or what.startswith("validation"):
-            remedies.append(f"a lower --clip-norm (now {self.train.clip_norm:g}; 0 = none)")
-        else:
-            remedies = [*self._against_overflow(), *remedies]
-        raise RunError(
-            f"{self.directory}: the {what} became {value} in epoch {epoch}; {kept}; "
-            f"start anew with --overwrite and {' or '.join(remedies)}"
-        )
+        raise self._diverged(f"the {what} became {value}", epoch)
 
-    def _against_overflow(self) -> list[str]:
-        """What keeps gradients through many steps finite; what is infinite no clipping mends.
-
-        A recurrent SNU over 1,301 steps whose gradients grew to 1e18 and overflowed stayed below
-        0.1 with a surrogate of half the width or height, and learned.
-        """
-        model = self.config.model
-        if model.unit in (*BASELINES, *PLAIN, "softsnu"):
-            return []
-        width = model.surrogate_width
-        found = [f"--surrogate-width {width / 2:g} (now {width:g})"]
-        return [*found, "--reset gate (now none)"] if model.reset == "none" else found
+    def _diverged(self, what: str, epoch: int) -> RunError:
+        return diverged(self.config, self.directory, what, epoch, len(self.state.history))
 
     def _is_best(self, valid: evaluation.Score) -> bool:
         """By the metric; where that is equal (accuracy on few samples), by the loss.
 
-        Memory cells cannot go back to an earlier epoch: there it is always the last.
+        Memory cells cannot go back to an earlier epoch, nor does a sequence of tasks: there it is
+        always the last.
         """
-        if self.chip is not None:
+        if self.chip is not None or self.phases is not None:
             return True
         epoch = best_epoch(self.state.history)
         if not epoch:
@@ -489,10 +539,12 @@ class _Run:
         self.network.load_state_dict(self.state.best)
         if self.train.weight_noise:
             plain_weights(self.network)
-        size, seed = self.train.batch_size, self.train.eval_seed
-        test, activity = evaluation.observe(
-            self.network, self.task, "test", size, generator(seed, "test")
-        )
+        size, seed = self.judged_at_once, self.train.eval_seed
+        if self.phases is None:
+            judge = generator(seed, "test")
+            test, activity = evaluation.observe(self.network, self.task, "test", size, judge)
+        else:
+            test, activity = self.phases.observe()
         if self.chip is not None:
             self.chip.settle()
             self.chip.save(self.directory / rundir.CHIP)
@@ -510,9 +562,15 @@ class _Run:
         rundir.write_json(self.directory / rundir.RESULT, result.to_dict())
         return result
 
+    def validation(self) -> float:
+        """The validation metric of the best epoch, or of a sequence over all tasks in the end."""
+        if self.phases is not None:
+            return statistics.fmean(self.phases.accuracies("valid"))
+        history = self.state.history
+        return float(history[best_epoch(history) - 1]["valid"])
+
     def _result(self, test: evaluation.Score, activity: evaluation.Activity) -> Result:
         history = self.state.history
-        epoch = best_epoch(history)
         return Result(
             task=self.task.name,
             data=data_name(self.config),
@@ -522,8 +580,8 @@ class _Run:
             higher_is_better=self.task.higher_is_better,
             test=test.metric,
             test_loss=test.loss,
-            valid=history[epoch - 1]["valid"],
-            best_epoch=epoch,
+            valid=self.validation(),
+            best_epoch=best_epoch(history) or len(history),
             epochs=len(history),
             parameters=sum(p.numel() for p in self.parameters),
             operations_per_step=network.operations(self.network),
@@ -532,5 +590,6 @@ class _Run:
             published=published.headline(self.config),
             directory=self.directory,
             notes=(*self.notes, *self.task.compared()),
+            sequence=None if self.phases is None else self.phases.result(),
             **activity._asdict(),
         )

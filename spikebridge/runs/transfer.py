@@ -39,6 +39,20 @@ class Transfer:
     """mean over k < j of A[k][j]: tasks that were not learned yet; compare it with chance."""
 
 
+@dataclass(frozen=True)
+class SequenceResult:
+    """What came of T tasks that were learned one after the other."""
+
+    tasks: int
+    chance: float
+    """Accuracy of guessing among the classes that are asked."""
+    first: tuple[float, ...]
+    """(T,) test accuracy on each task before any was learned."""
+    matrix: tuple[tuple[float, ...], ...]
+    """(T, T) test accuracy on task j after task k: matrix[k][j]."""
+    measures: Transfer
+
+
 def transfer(matrix: Matrix, first: Sequence[float]) -> Transfer:
     """The measures of a matrix of accuracies (T, T) and those (T,) before anything was learned.
 

@@ -22,7 +22,8 @@ from spikebridge.base.records import (
     to_plain,
 )
 from spikebridge.base.records import flatten as flatten
-from spikebridge.base.records import override as override
+from spikebridge.base.records import override as override_records
+from spikebridge.settings.continual import METHODS, SequenceConfig
 from spikebridge.settings.crossbar import (
     CellConfig,
     CrossbarConfig,
@@ -146,6 +147,8 @@ class Config:
     """How weights are trained on them."""
     learning: LearningConfig = field(default_factory=LearningConfig)
     """The learning rule."""
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    """The tasks that follow each other, if any."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -161,6 +164,13 @@ class Config:
             "computed twice would draw other noise; leave one of them out",
         )
         self._check_cells()
+        if self.sequence.used:
+            self._check_sequence()
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training data in all, at most."""
+        return self.train.epochs * (self.sequence.tasks if self.sequence.used else 1)
 
     def _check_rule(self) -> None:
         """What an online rule forms gradients of is the loss of each step, and nothing else."""
@@ -185,6 +195,28 @@ class Config:
                 given == without,
                 f"rule={self.learning.rule}, {name}={given}: that is for rules that go backwards; "
                 f"pass --{name} {without}",
+            )
+
+    def _check_sequence(self) -> None:
+        chosen = f"protocol={self.sequence.protocol}"
+        require(
+            isinstance(self.task, DigitsConfig),
+            f"{chosen}, task={self.task.NAME}: tasks are made of images; leave --protocol out",
+        )
+        require(
+            not self.cells.used,
+            f"{chosen}, cells={self.cells.cells or self.cells.cell_table}: a sequence is not "
+            "trained on memory cells; leave one of them out",
+        )
+        of_one_task = {
+            "schedule": "constant", "ema": 0, "patience": 0, "sampled": 0, "weight_noise": 0,
+            "start": "",
+        }  # fmt: skip
+        for name, without in of_one_task.items():
+            given = getattr(self.train, name)
+            require(
+                given == without,
+                f"{chosen}, {name}={given}: that is for a single task; leave --{name} out",
             )
 
     def _check_cells(self) -> None:
@@ -224,7 +256,8 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
 
     task is one of `task_configs.TASKS`; unit a unit or a variant such as "recurrent-softsnu"; data
     one of the task's data sets (None: its default); settings replace those of the preset, and
-    level="char" among them takes the one for characters.
+    level="char" among them takes the one for characters, protocol="permuted" or "split" the one of
+    sequences of tasks, the same for all images: that of the first public notebook of GRAPES.
     Raises ConfigError for names that do not exist.
     """
     if task not in TASKS:
@@ -237,15 +270,21 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
     name, recurrent = split_variant(unit)
     found: dict[str, Any] = {}
     rows = [("", ""), (data, ""), ("", unit), (data, unit)]
-    if "level" in settings:
+    if settings.get("protocol", "none") != "none":
+        rows = [("sequence", ""), ("sequence", unit)]
+    elif "level" in settings:
         finer = f"{data} {settings['level']}"
         rows += [(finer, ""), (finer, unit)]
     for row in rows:
         found |= PRESETS.get(row, {})
     found |= {"unit": name, "recurrent": recurrent} | settings
     # Built at once, not overridden: a task's settings may only make sense together.
-    mine = {f.name: found.pop(f.name) for f in dataclasses.fields(kind) if f.name in found}
-    return override(Config(task=kind(**{"data": data, **mine})), **found)
+    mine, order = (
+        {f.name: found.pop(f.name) for f in dataclasses.fields(record) if f.name in found}
+        for record in (kind, SequenceConfig)
+    )
+    config = Config(task=kind(**{"data": data, **mine}), sequence=SequenceConfig(**order))
+    return override(config, **found)
 
 
 def default_data(kind: type[TaskConfig]) -> str:
@@ -289,8 +328,14 @@ def label_of(variant: str) -> str:
 
 
 def title_of(config: Config) -> str:
-    """The unit of a config, with its learning rule where that is not backpropagation."""
+    """The unit of a config, with its learning rule where that is not backpropagation.
+
+    Of a sequence of tasks with rule and method, such as "ReLU, backpropagation + GRAPES, EWC".
+    """
     label = label_of(variant_of(config.model))
+    if config.sequence.used:
+        parts = (label, config.learning.name, METHODS[config.sequence.method])
+        return ", ".join(part for part in parts if part)
     plain = config.learning == LearningConfig()
     return label if plain else f"{label}, {config.learning.name}"
 
@@ -307,12 +352,31 @@ def data_name(config: Config) -> str:
 
 def folder_name(config: Config) -> str:
     """What tells runs of a data set from others: characters are not words of the same text."""
+    if config.sequence.used:
+        return f"{data_name(config)}-{config.sequence.protocol}"
     return data_name(config) + ("-char" if getattr(config.task, "level", "") == "char" else "")
 
 
+def override(config: Config, **settings: Any) -> Config:
+    """A copy with some fields of the nested records replaced, named without their record.
+
+    Other fields stay: level="char" does not bring the preset for characters, as it does in
+    `preset`; but a new method against forgetting has a strength of its own.  Raises ConfigError.
+    """
+    if settings.get("method", config.sequence.method) != config.sequence.method:
+        settings = {"strength": None} | settings
+    return override_records(config, **settings)
+
+
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain data that JSON can hold; `from_dict` gives the config back."""
-    return to_plain(config)
+    """Plain data that JSON can hold; `from_dict` gives the config back.
+
+    What no run of a single task knows is left out of its data.
+    """
+    plain = to_plain(config)
+    if not config.sequence.used:
+        del plain["sequence"]
+    return plain
 
 
 def from_dict(plain: Mapping[str, Any]) -> Config:

@@ -95,6 +95,20 @@ _GRAPES: dict[str, Any] = {
     "clip_norm": 0.0,
 }
 
+# What the first public notebook of GRAPES does with static images; spiking units get rates.
+_SEQUENCE: dict[str, Any] = {
+    "hidden": (256, 256),
+    "g": "leaky_relu",
+    "coding": "rate",
+    "steps": 20,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "batch_size": 64,
+    "epochs": 1,
+    "clip_norm": 0.0,
+}
+_SEQUENCE_AT_ONCE: dict[str, Any] = {"coding": "current", "steps": 1, "optimizer": "sgd"}
+
 # A small network of convolutions, about 20 s for 10,000 images on one core.
 _CIFAR10: dict[str, Any] = {
     "channels": (32, 64, 64),
@@ -140,6 +154,10 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("", "binary-ci"): _BINARY,
     ("", "recurrent-binary-di"): _BINARY,
     ("", "recurrent-binary-ci"): _BINARY,
+    # Of tasks one after the other, on all images; `preset` takes nothing else then.
+    ("sequence", ""): _SEQUENCE,
+    ("sequence", "relu"): _SEQUENCE_AT_ONCE,
+    ("sequence", "tanh"): _SEQUENCE_AT_ONCE,
     ("digits8x8", ""): {
         "hidden": (128, 128),
         "steps": 20,

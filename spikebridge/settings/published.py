@@ -139,7 +139,7 @@ def headline(config: Config) -> dict[str, object] | None:
 
     All of them are of backpropagation.
     """
-    if config.learning != LearningConfig():
+    if config.learning != LearningConfig() or config.sequence.used:
         return None
     for figure in figures(config):
         if figure.headline:

@@ -26,7 +26,7 @@ from spikebridge.studies.plan import (
     of_unit,
     plan,
 )
-from spikebridge.studies.summary import chip_table, memory_table, summary, table
+from spikebridge.studies.summary import summary
 
 if TYPE_CHECKING:
     from spikebridge.runs.training import Progress
@@ -36,16 +36,13 @@ __all__ = [
     "DEMO_SEEDS",
     "Contender",
     "Planned",
-    "chip_table",
     "compare",
     "default_folder",
     "demo_contenders",
     "is_complete",
-    "memory_table",
     "of_entry",
     "of_unit",
     "plan",
-    "table",
 ]
 
 COMPARE = "compare.json"

@@ -87,12 +87,19 @@ def plan(
     for one in contenders:
         for seed in seeds:
             name = f"{one.name}-{seed}"
-            seeded = override(one.config, seed=seed)
+            config = seeded(one.config, seed)
             if one.config.train.threads == 0:
                 begun = _threads_of(directory / name)
-                seeded = override(seeded, threads=share if begun is None else begun)
-            planned.append(Planned(name, directory / name, seeded, one))
+                config = override(config, threads=share if begun is None else begun)
+            planned.append(Planned(name, directory / name, config, one))
     return planned
+
+
+def seeded(config: Config, seed: int) -> Config:
+    """A config with a seed, which a sequence's tasks are drawn with too, after --sequence-seed."""
+    if not config.sequence.used:
+        return override(config, seed=seed)
+    return override(config, seed=seed, sequence_seed=config.sequence.sequence_seed + seed)
 
 
 def _threads_of(directory: Path) -> int | None:

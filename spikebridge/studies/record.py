@@ -16,12 +16,12 @@ from typing import Any
 
 from spikebridge.base.records import UsageError
 from spikebridge.runs import rundir
-from spikebridge.studies.trials import TUNING
+from spikebridge.studies.tune import Tuning
 
 VERSIONS = ("spikebridge", "python", "torch", "numpy")
 MACHINE = ("cpu", "cores", "threads", "kernels", "system", "machine")
 FILES = {"table.md": ".md", "plot.png": ".png", "contrasts.png": "-contrasts.png"}
-FILES |= {"steps.png": "-steps.png"}
+FILES |= {"steps.png": "-steps.png", "tasks.png": "-tasks.png"}
 """What a table's folder holds for documents: names there, ends of names in the record."""
 
 
@@ -89,10 +89,13 @@ def _of(content: dict[str, Any]) -> list[str]:
     return missing
 
 
-def _tuning(kept: dict[str, Any]) -> dict[str, Any]:
+def _tuning(out: Path) -> dict[str, Any]:
     """What was tried and chosen; what a trial shares with its row stands in the row's settings."""
-    trials = [{k: v for k, v in one.items() if k != "config"} for one in kept["trials"]]
-    return {"trials": trials, "chosen": kept["chosen"]}
+    tuning = Tuning.read(out)
+    if not tuning.trials:
+        return {}
+    trials = [{k: v for k, v in trial.items() if k != "config"} for trial in tuning.trials]
+    return {"tuning": {"trials": trials, "chosen": tuning.chosen}}
 
 
 def write(name: str, content: dict[str, Any], out: Path, folder: Path) -> list[Path]:
@@ -100,7 +103,7 @@ def write(name: str, content: dict[str, Any], out: Path, folder: Path) -> list[P
 
     Args:
         name: of the entry of the catalog.
-        content: of compare.json or forgetting.json, of complete runs.
+        content: of compare.json, of complete runs.
         out: the table's folder.
         folder: where the record goes, such as docs/results.
 
@@ -112,8 +115,7 @@ def write(name: str, content: dict[str, Any], out: Path, folder: Path) -> list[P
             f"{out}: as a record it lacks {', '.join(missing)}; make all its runs again with "
             "--overwrite, from a source tree without uncommitted changes"
         )
-    if "tuning" not in content and (out / TUNING).exists():
-        content |= {"tuning": _tuning(rundir.read_json(out / TUNING, "remove it to tune anew"))}
+    content = _tuning(out) | content
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json"]
     rundir.write_json(written[0], content)

@@ -127,6 +127,10 @@ def search_from(
     """As `search`, from a config, which is the first trial; what is fixed is not drawn."""
     if trials < 1:
         raise UsageError(f"trials={trials}: it must be at least 1; pass --trials 12")
+    if base.sequence.used:
+        raise UsageError(
+            f"protocol={base.sequence.protocol}: a search is of a single task; leave --protocol out"
+        )
     base = override(base, **_first_fold(base.task.NAME, folds))
     variant = variant_of(base.model)
     whole = space(base.task.NAME, variant, base)

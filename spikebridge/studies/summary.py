@@ -1,15 +1,16 @@
-"""What came out of a comparison: the content of compare.json, and tables for a terminal."""
+"""What came out of a comparison: the content of compare.json."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from spikebridge.base.metrics import METRICS
-from spikebridge.base.quantities import in_words, plural
-from spikebridge.base.records import to_plain
+from safetensors import safe_open
+
+from spikebridge.base.records import RunError, to_plain
 from spikebridge.runs import rundir
 from spikebridge.runs.hardware_results import (
     ENDS,
@@ -20,12 +21,17 @@ from spikebridge.runs.hardware_results import (
     load_proof,
 )
 from spikebridge.runs.rundir import Result
+from spikebridge.runs.transfer import MEASURES
 from spikebridge.settings.config import Config, data_name, task_name, to_dict, variant_of
+from spikebridge.studies.catalog import Entry, Row
+from spikebridge.studies.contrasts import paired
 from spikebridge.studies.plan import Planned
 from spikebridge.studies.record import environment_of
+from spikebridge.studies.slowness import Slowness, slowness
+from spikebridge.studies.tune import Tuning, at_edge
 
-if TYPE_CHECKING:
-    from rich.table import Table
+AGAINST = {"grapes": ("gain", "plain"), "online": ("plain",)}
+"""Roles and the controls that each is compared with, seed by seed."""
 
 Content = TypeVar("Content")
 
@@ -72,7 +78,7 @@ def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
         "look": one.look,
         "n": len(results),
         "test_mean": statistics.fmean(tests),
-        "test_std": statistics.stdev(tests) if len(tests) > 1 else None,
+        "test_std": _deviation(tests),
         "tests": tests,
         "valid_mean": statistics.fmean(result.valid for result in results),
         "parameters": results[0].parameters,
@@ -83,15 +89,46 @@ def _row(group: list[tuple[Planned, Result]]) -> dict[str, Any]:
         "memory": _in_memory([run.directory for run, _ in group]),
         "chip": _on_chip([run.directory for run, _ in group]),
         "by_steps": _by_steps([run.directory for run, _ in group]),
+        "sequence": _sequence(results),
         "runs": [run.name for run, _ in group],
         "seeds": [run.config.train.seed for run, _ in group],
         "settings": _without_seed(group[0][0].config),
     }
 
 
+def _sequence(results: Sequence[Result]) -> dict[str, Any] | None:
+    """Of tasks one after the other: measures of each run, accuracies as means over runs."""
+    runs = [result.sequence for result in results if result.sequence is not None]
+    if len(runs) < len(results) or not runs:
+        return None
+    count = range(runs[0].tasks)
+    matrices = [run.matrix for run in runs]
+    cells = [[[m[k][j] for m in matrices] for j in count] for k in count]
+    return {
+        "tasks": runs[0].tasks,
+        "chance": runs[0].chance,
+        "measures": {
+            name: _spread([getattr(run.measures, name) for run in runs]) for name in MEASURES
+        },
+        "first": [statistics.fmean(run.first[j] for run in runs) for j in count],
+        "matrix": [[statistics.fmean(values) for values in row] for row in cells],
+        "matrix_std": [[_deviation(values) for values in row] for row in cells],
+    }
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": statistics.fmean(values), "std": _deviation(values), "values": values}
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
 def _without_seed(config: Config) -> dict[str, Any]:
     plain = to_dict(config)
     del plain["train"]["seed"]
+    if "sequence" in plain:
+        del plain["sequence"]["sequence_seed"]  # which is another one for each seed
     return plain
 
 
@@ -183,10 +220,6 @@ def _all(
     return found if same and len(found) == len(directories) else []
 
 
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
 def _proof(planned: Sequence[Planned]) -> dict[str, Any] | None:
     """What simulators said of the Verilog of the first run that has been put to them."""
     for run in planned:
@@ -197,104 +230,103 @@ def _proof(planned: Sequence[Planned]) -> dict[str, Any] | None:
     return None
 
 
-def chip_table(content: dict[str, Any]) -> Table | None:
-    """What the units do on the digital chip, as a table for a terminal; None where none does."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def by_role(entry: Entry, planned: Sequence[Planned], out: Path) -> dict[str, Any]:
+    """What compare.json says of rows against their controls, where rows have roles; else {}.
 
-    found = [row["chip"] for row in content["rows"] if row.get("chip")]
-    if not found:
+    Args:
+        entry: the table.
+        planned: its runs, all complete.
+        out: its folder, with tuning.json where settings were chosen.
+    """
+    if not any(row.role for row in entry.rows):
+        return {}
+    tuning = Tuning.read(out)
+    runs: dict[str, list[Planned]] = {}
+    for run in planned:
+        runs.setdefault(run.contender.name, []).append(run)
+    rows = [
+        _in_group(entry, row, runs[name], tuning)
+        for row, name in zip(entry.rows, runs, strict=True)
+    ]
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    contrasts = [contrast for group in groups for contrast in _contrasts(group, rows)]
+    return {"learning": rows, "contrasts": contrasts}
+
+
+def _in_group(entry: Entry, row: Row, runs: Sequence[Planned], tuning: Tuning) -> dict[str, Any]:
+    name = runs[0].contender.name
+    chosen = tuning.chosen.get(name, {})
+    results = [rundir.read_result(run.directory) for run in runs]
+    fits = [_slowness(run, result) for run, result in zip(runs, results, strict=True)]
+    values = [fit.slowness for fit in fits if fit is not None]
+    return {
+        "name": name,
+        "label": runs[0].contender.label,
+        "group": row.group,
+        "role": row.role,
+        "chosen": chosen,
+        "at_edge": at_edge(entry, row, chosen),
+        "tests": [result.test for result in results],
+        **_measures(results),
+        "slowness": values,
+        "slowness_mean": statistics.fmean(values) if values else None,
+        "slowness_std": _deviation(values),
+    }
+
+
+def _measures(results: Sequence[Result]) -> dict[str, Any]:
+    sequence = _sequence(results)
+    if sequence is None:
+        return {}
+    return {"measures": {name: one["values"] for name, one in sequence["measures"].items()}}
+
+
+def _slowness(run: Planned, result: Result) -> Slowness | None:
+    """Of the accuracy on validation, since the test set is read only once; None elsewhere."""
+    if result.metric != "accuracy" or result.sequence is not None:
         return None
-    metric, first = METRICS[content["metric"]], found[0]
-    title = (
-        f"On the digital chip, 40 nm, {first['lanes']} lanes at {first['clock_MHz']:g} MHz: "
-        f"{metric.axis}, mean of {plural(first['networks'], 'network')}; "
-        f"nJ and cycles per {first['per']}"
-    )
-    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    built.add_column("unit")
-    for name in ("bits", "in software", "in integers", "nJ", "low to high", "cycles"):
-        built.add_column(name, justify="right")
-    for row in content["rows"]:
-        chip = row.get("chip")
-        if not chip:
-            built.add_row(row["label"], *["-"] * 6)
+    path = run.directory / rundir.METRICS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        curve = [float(rundir.parse_json(line)["valid"]) for line in lines]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{path}: it cannot be read ({error}); do the run again") from error
+    if len(curve) < 2:
+        return None
+    return slowness(curve, 1 / _classes(run.directory))
+
+
+def _classes(directory: Path) -> int:
+    path = directory / rundir.MODEL
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return int(json.loads(file.metadata()["sizes"])["output_size"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: it does not say how many classes there are ({error})") from error
+
+
+def _contrasts(group: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a group is about against its controls, in the metric and in slowness.
+
+    Of tasks one after the other, in each measure of them.
+    """
+    mine = {row["role"]: row for row in rows if row["group"] == group}
+    contrasts = []
+    for role, against in ((r, other) for r, others in AGAINST.items() for other in others):
+        if role not in mine or against not in mine:
             continue
-        low, nominal, high = (_nanojoules(chip["energy_pJ"][name]) for name in ENDS)
-        built.add_row(
-            row["label"],
-            str(chip["weight_bits"]),
-            metric.figure(chip["software_mean"]),
-            _spread(metric, chip["mean"], chip["std"]),
-            nominal,
-            f"{low} to {high}",
-            f"{chip['cycles']:,.0f}",
-        )
-    return built
+        ours, theirs = _values(mine[role]), _values(mine[against])
+        for what in ours:
+            if ours[what] and len(ours[what]) == len(theirs[what]):
+                contrast = paired(ours[what], theirs[what])
+                contrasts.append(
+                    {"group": group, "role": role, "against": against, "of": what}
+                    | {"label": mine[role]["label"], "other": mine[against]["label"]}
+                    | contrast.to_dict()
+                    | {"clear": contrast.clear}
+                )
+    return contrasts
 
 
-def _nanojoules(energy_pJ: float) -> str:
-    value = energy_pJ / 1e3
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def memory_table(content: dict[str, Any]) -> Table | None:
-    """What the units do in memory cells, as a table for a terminal; None where nobody tried."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    rows = [row for row in content["rows"] if row.get("memory")]
-    if not rows:
-        return None
-    metric, first = METRICS[content["metric"]], rows[0]["memory"]
-    title = (
-        f"In {first['device']} phase-change cells, drift compensated: {metric.axis}, mean of "
-        f"{first['networks']} networks x {first['chips']} chips"
-    )
-    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    built.add_column("unit")
-    names = ["in software", *(in_words(time_s) for time_s in first["times_s"])]
-    for name in (*names, "nJ on PCM", "nJ digital int8"):
-        built.add_column(name, justify="right")
-    for row in rows:
-        memory = row["memory"]
-        energies = [memory["energy_pJ"][name] for name in ("PCM crossbar", "digital, int8, events")]
-        built.add_row(
-            row["label"],
-            metric.figure(row["test_mean"]),
-            *(_spread(metric, *pair) for pair in zip(memory["means"], memory["stds"], strict=True)),
-            *(f"{value / 1e3:,.0f}" for value in energies),
-        )
-    return built
-
-
-def _spread(metric: Any, mean: float, std: float | None) -> str:
-    text = metric.figure(mean)
-    return text if std is None else f"{text} ± {metric.figure(std)}"
-
-
-def table(content: dict[str, Any]) -> Table:
-    """The comparison as a table for a terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    metric = METRICS[content["metric"]]
-    title = f"{content['task']} ({content['data']}): {metric.axis}, {metric.better}"
-    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    built.add_column("unit")
-    # Short enough for 80 columns.
-    for name in ("test", "valid", "seeds", "params", "MACs", "spikes", "s/run", "paper"):
-        built.add_column(name, justify="right")
-    for row in content["rows"]:
-        built.add_row(
-            row["label"],
-            _spread(metric, row["test_mean"], row["test_std"]),
-            metric.figure(row["valid_mean"]),
-            str(row["n"]),
-            f"{row['parameters']:,}",
-            f"{row['operations']:,}",
-            "-" if row["spikes_mean"] is None else f"{row['spikes_mean']:,.0f}",
-            f"{row['seconds_median']:.1f}",
-            metric.figure(row["published"]["value"]) if row["published"] else "-",
-        )
-    return built
+def _values(row: dict[str, Any]) -> dict[str, list[float]]:
+    return row.get("measures") or {"tests": row["tests"], "slowness": row["slowness"]}

@@ -99,7 +99,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train digits --out held --overwrite",
         "train digits --out held --resume",
         "train digits --out held",
-        "continual --out held",
+        "train digits --protocol permuted --out held",
         "compare digits --out held",
         "search digits --units snu --out .",
         "demo --out held",

@@ -19,7 +19,7 @@ from spikebridge.base.records import RunError
 from spikebridge.cli import demo, progress, train
 from spikebridge.cli import main as cli
 from spikebridge.crossbar.measured import COLUMNS
-from spikebridge.runs import continual, rundir, training
+from spikebridge.runs import rundir, training
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import PRESETS, Config, flatten, override, preset, to_dict
 from spikebridge.settings.tasks import TASKS
@@ -404,7 +404,6 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
         ("reproduce jsb --count 2", "go on with: spikebridge reproduce jsb --count 2\n"),
         ("train digits --out 'a b'", "spikebridge train digits --out 'a b'\n"),
         ("info", "nothing was begun"),
-        ("continual", "nothing was begun"),
     ],
 )
 def test_ctrl_c_says_how_to_go_on(
@@ -419,7 +418,6 @@ def test_ctrl_c_says_how_to_go_on(
             rundir.begin(tmp_path, {}, {})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(continual, "run", interrupted)
     monkeypatch.chdir(tmp_path)
     for name in ("compare", "train", "info", "reproduce", "search", "demo"):
         monkeypatch.setattr(cli.record_of(name), "run", interrupted)
@@ -507,8 +505,10 @@ def test_a_unit_is_named_with_its_recurrence(form: str) -> None:
     expected = preset("music", "recurrent-softsnu", hidden=(9,))
     assert parsed(f"train music {form} --hidden 9") == expected
     assert parsed("train music --recurrent --hidden 9 --unit softsnu") == expected
-    one = cli.parse(shlex.split(f"continual {form}"))
-    assert (one.model.unit, one.model.recurrent) == ("softsnu", True)
+    one = cli.parse(shlex.split(f"train digits --protocol split {form}"))
+    expected = preset("digits", "recurrent-softsnu", protocol="split")
+    assert (one.task, one.model, one.train) == (expected.task, expected.model, expected.train)
+    assert one.sequence == expected.sequence
 
 
 def test_the_demo_says_what_to_do_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("train digits --data=mnits", "--data: invalid choice 'mnits' (did you mean mnist?); cho"),
         ("compare digits --units snu gruu", "'gruu' (did you mean gru?); choose from snu, soft"),
         ("program run --cells pmc", "--cells: invalid choice 'pmc' (did you mean pcm?); choose"),
-        ("continual --unit=lsmt", "run spikebridge continual --help"),
+        ("continual --unit=relu", "now spikebridge train digits --protocol permuted (or split)"),
         (
             "train digits --epocs 3",
             "--epocs: unknown option (did you mean --epochs?); run spikebridge train digits --help",

@@ -15,7 +15,7 @@ from spikebridge.settings.tasks import TASKS
 WITH_TASKS = [name for name in COMMANDS if hasattr(cli.record_of(name), "PER_TASK")]
 LINES = [
     *(f"{name} {task}" for name in WITH_TASKS for task in TASKS),
-    *(name for name in COMMANDS if name not in (*WITH_TASKS, "continual")),
+    *(name for name in COMMANDS if name not in WITH_TASKS),
 ]
 
 

@@ -14,11 +14,10 @@ import pytest
 from spikebridge.cli import flags
 from spikebridge.cli import main as cli
 from spikebridge.studies.catalog import CATALOG
-from spikebridge.studies.catalog.continual import FORGETTING
 
 ROOT = Path(cli.__file__).parents[2]
 RESULTS = sorted((ROOT / "docs/results").glob("*.json"))
-ENTRIES = {entry.name for entry in (*CATALOG, *FORGETTING)}
+ENTRIES = {entry.name for entry in CATALOG}
 
 
 def commands(content: Any) -> Iterator[str]:

@@ -10,16 +10,15 @@ import pytest
 
 from spikebridge.base.storage import write_json
 from spikebridge.cli import main as cli
-from spikebridge.cli.continual import _name
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, to_dict
-from spikebridge.settings.continual import ContinualConfig
 from spikebridge.studies import compare
 
 
 def config_of(line: str) -> Config:
     parsed = cli.parse(shlex.split(line))
-    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
+    parts = {f.name for f in dataclasses.fields(Config)} & vars(parsed).keys()
+    return Config(**{name: getattr(parsed, name) for name in parts})
 
 
 def folder(line: str) -> str:
@@ -123,11 +122,10 @@ def test_comparisons_are_told_apart_too() -> None:
 
 def test_tasks_one_after_the_other_are_told_apart_too() -> None:
     def name(line: str) -> str:
-        p = cli.parse(["continual", *shlex.split(line)])
-        return _name(ContinualConfig(p.task, p.model, p.sequence, p.train, p.learning))
+        return folder(f"train digits --unit relu --protocol permuted {line}")
 
-    assert name("") == "continual-permuted-mnist-relu-0"
-    assert name("--method ewc --seed 3") == "continual-permuted-mnist-relu-ewc-3"
+    assert name("") == "runs/digits8x8-permuted-relu-0"
+    assert name("--data mnist --method ewc --seed 3") == "runs/mnist-permuted-relu-ewc-3"
     lines = ["", "--method ewc", "--method ewc --strength 5", "--tasks 4", "--lr 0.5"]
     assert len({name(line) for line in lines}) == len(lines)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from test_on_cells_page import HOSTILE, cells_of, changed, page_of, part, write_run
 
 from spikebridge.chip.program import ChipCounts
+from spikebridge.cli import tables
 from spikebridge.energy import PUBLISHED
 from spikebridge.report import on_chip, write
 from spikebridge.runs.hardware_results import (
@@ -457,7 +458,7 @@ def export(run: compare.Planned, content: dict[str, Any]) -> None:
 
 def shown(content: dict[str, Any]) -> str:
     console = Console(width=160, file=io.StringIO())
-    table = compare.chip_table(content)
+    table = tables.chip_table(content)
     assert table is not None
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -504,7 +505,7 @@ def test_a_comparison_holds_means_over_its_networks(tmp_path: Path) -> None:
 def test_only_runs_that_were_exported_alike_stand_together(tmp_path: Path) -> None:
     planned = compared(tmp_path, "snu", "recurrent-snu")
     content = compare.compare(planned, tmp_path)
-    assert compare.chip_table(content) is None
+    assert tables.chip_table(content) is None
     assert "On the digital chip" not in page_of(tmp_path)
     for run in planned:
         export(run, digital())

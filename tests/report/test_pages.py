@@ -18,12 +18,10 @@ from spikebridge.base.metrics import METRICS
 from spikebridge.cli import main as cli
 from spikebridge.report import cell_charts, compare_charts, run_charts
 from spikebridge.report.theme import Chart
-from spikebridge.runs import continual, evaluation, rundir
+from spikebridge.runs import evaluation, rundir, training
 from spikebridge.runs import training as experiment
 from spikebridge.runs.load import load_run
-from spikebridge.settings.continual import ContinualConfig, SequenceConfig, StepsConfig
-from spikebridge.settings.model import ModelConfig
-from spikebridge.settings.tasks import DigitsConfig
+from spikebridge.settings.config import Config, preset, to_dict
 
 ACCURACY = METRICS["accuracy"]
 
@@ -131,21 +129,16 @@ def test_files_without_thresholds_tell_them_by_their_spikes(run: Path, tmp_path:
 
 
 def test_the_page_of_tasks_in_turn_repeats_itself_nowhere_and_says_how_to(tmp_path: Path) -> None:
-    config = ContinualConfig(
-        task=DigitsConfig(coding="current", steps=1),
-        model=ModelConfig(unit="relu", hidden=(5,)),
-        sequence=SequenceConfig(protocol="permuted", tasks=2, method="ewc", strength=30.0),
-        train=StepsConfig(epochs=1, threads=1),
-    )
-    continual.run(config, tmp_path / "run")
+    settings = {"tasks": 2, "method": "ewc", "strength": 30.0, "hidden": (5,), "threads": 1}
+    config = preset("digits", "relu", protocol="permuted", **settings)
+    training.run(config, tmp_path / "run")
     page = text_of(report.write(tmp_path / "run").read_text(encoding="utf-8"))
     assert page.count("Column: tested on which") == 1
     assert "points lost by earlier tasks" in page
     assert re.search(r"forgetting -?\d+\.\d\d points", page)
-    (line,) = re.findall(r"Repeat this run spikebridge (continual .*?) All details", page)
+    (line,) = re.findall(r"Repeat this run spikebridge (train digits .*?) All details", page)
     parsed = cli.parse(shlex.split(line))
-    again = (parsed.task, parsed.model, parsed.sequence, parsed.train, parsed.learning)
-    assert ContinualConfig(*again) == config
+    assert Config(**{part: getattr(parsed, part) for part in to_dict(config)}) == config
 
 
 def test_wide_tables_keep_their_first_column_and_say_that_they_go_on() -> None:

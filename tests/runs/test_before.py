@@ -22,7 +22,7 @@ from spikebridge.nn.network import Network, build
 from spikebridge.nn.scan import loop
 from spikebridge.nn.units import State, make_unit
 from spikebridge.report import page
-from spikebridge.runs import checkpoint, continual, rundir, training
+from spikebridge.runs import checkpoint, rundir, training
 from spikebridge.runs.hardware_results import (
     load_by_steps,
     load_on_cells,
@@ -194,7 +194,21 @@ def test_a_run_is_asked_the_same_again(run: Path) -> None:
 
 def test_a_run_of_tasks_one_after_the_other_is_read(tmp_path: Path) -> None:
     run = Path(shutil.copytree(BEFORE / "sequence", tmp_path / "sequence"))
-    outcome = continual.read_outcome(run)
-    assert outcome.matrix == content(run, "continual.json")["matrix"]
-    assert continual.run(outcome.config, run, resume=True) == outcome
-    assert "after" in page.write(run).read_text()
+    before, config = content(run, "continual.json"), rundir.read_config(run)
+    assert config.sequence.used
+    forgetting = f"{100 * before['measures']['forgetting']:.2f}"
+    assert forgetting in page.write(run).read_text()
+    result = training.run(config, run, resume=True)
+    sequence = result.to_dict()["sequence"]
+    assert {name: before[name] for name in sequence} == json.loads(json.dumps(sequence))
+    assert (result.label, result.parameters) == (before["label"], before["parameters"])
+    assert forgetting in page.write(run).read_text()
+
+
+def test_a_run_of_tasks_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    """With the bits of one that was not."""
+    run = Path(shutil.copytree(BEFORE / "sequence-stopped", tmp_path / "run"))
+    config = rundir.read_config(run)
+    assert (config.sequence.method, config.sequence.strength) == ("si", 1.0)
+    whole = training.run(config, tmp_path / "whole").sequence
+    assert training.run(config, run, resume=True).sequence == whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,20 @@ from spikebridge.runs.callbacks import Silent
 from spikebridge.runs.checkpoint import CheckpointError
 from spikebridge.runs.teacher import Teacher
 from spikebridge.runs.transfer import transfer
-from spikebridge.settings.config import Config
-from spikebridge.settings.config import override as override_plain
-from spikebridge.settings.continual import (
-    ContinualConfig,
+from spikebridge.settings.config import (
+    Config,
     flatten,
-    for_unit,
     from_dict,
     override,
+    preset,
+    title_of,
     to_dict,
 )
 
 
-def tiny(**settings: Any) -> ContinualConfig:
+def tiny(**settings: Any) -> Config:
     given = {
-        "data": "digits8x8",
+        "protocol": "permuted",
         "hidden": (24,),
         "tasks": 3,
         "lr": 0.04,
@@ -44,7 +44,14 @@ def tiny(**settings: Any) -> ContinualConfig:
         "threads": 1,
     }
     unit = settings.pop("unit", "relu")
-    return for_unit(unit, **(given | {"fisher_samples": 40} | settings))
+    return preset("digits", unit, **(given | {"fisher_samples": 40} | settings))
+
+
+def begun(config: Config) -> training._Run:
+    """A run that leaves nothing behind, before its first epoch."""
+    run = training._Run(config, Path(tempfile.mkdtemp()), Silent(), None)
+    run.keeps_model = False
+    return run
 
 
 def batch_of(part: Part, split: str = "valid") -> Batch:
@@ -64,11 +71,10 @@ class Interrupting(Silent):
 
 def left(directory: Path) -> dict[str, Any]:
     """All that a run has left which must repeat bit for bit."""
-    content = rundir.read_json(directory / continual.CONTINUAL, "")
+    content = rundir.read_json(directory / rundir.RESULT, "")
     passes = [json.loads(line) for line in (directory / rundir.METRICS).read_text().splitlines()]
     for record in (content, *passes):
         del record["seconds"]
-    del content["environment"]
     tensors = {
         f"{name}/{key}": value.numpy().tobytes()
         for name in (rundir.MODEL, rundir.CHECKPOINT)
@@ -190,26 +196,27 @@ def test_what_is_no_matrix_of_accuracies_is_refused() -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing has disturbed."""
     directory = tmp_path_factory.mktemp("continual") / "run"
-    continual.run(tiny(method="si", dropout=0.1), directory)
+    training.run(tiny(method="si", dropout=0.1), directory)
     return directory
 
 
 def test_what_is_written_is_what_is_returned(whole: Path) -> None:
     config = tiny(method="si", dropout=0.1)
-    outcome = continual.run(config, whole, resume=True)
-    content = rundir.read_json(whole / continual.CONTINUAL, "")
-    assert content.pop("environment")["torch"]
-    assert content == json.loads(json.dumps(outcome.to_dict()))
-    assert outcome.config == config
-    assert outcome.measures == transfer(outcome.matrix, outcome.first)
-    assert (outcome.tasks, outcome.chance, outcome.label) == (
-        3,
-        0.1,
-        "ReLU, backpropagation, SI",
-    )
-    assert outcome.parameters == 64 * 24 + 24 * 10  # no biases
-    assert np.shape(outcome.matrix) == (3, 3)
-    assert min(outcome.matrix[k][k] for k in range(3)) > 0.5
+    result = training.run(config, whole, resume=True)
+    content = rundir.read_json(whole / rundir.RESULT, "")
+    assert content == json.loads(json.dumps(result.to_dict()))
+    assert rundir.read_config(whole) == config
+    sequence: Any = result.sequence
+    assert sequence.measures == transfer(sequence.matrix, sequence.first)
+    assert (sequence.tasks, sequence.chance) == (3, 0.1)
+    assert result.label == "ReLU, backpropagation, SI"
+    assert result.parameters == 64 * 24 + 24 * 10  # no biases
+    assert np.shape(sequence.matrix) == (3, 3)
+    assert min(sequence.matrix[k][k] for k in range(3)) > 0.5
+    # What stands for the whole is the mean over all tasks after the last one.
+    assert result.test == pytest.approx(sequence.measures.average_accuracy)
+    assert result.valid == training.validation(config)
+    assert result.published is None
 
 
 def test_the_network_of_the_file_has_the_last_accuracies(whole: Path) -> None:
@@ -220,7 +227,7 @@ def test_the_network_of_the_file_has_the_last_accuracies(whole: Path) -> None:
     network = load_network(whole / rundir.MODEL)
     judge = generator(config.train.eval_seed, "test")
     found = [evaluate(network, p, "test", 500, judge).metric for p in continual.sequence(config)]
-    assert found == continual.read_outcome(whole).matrix[-1]
+    assert tuple(found) == rundir.read_result(whole).sequence.matrix[-1]  # type: ignore[union-attr]
 
 
 STATES = [
@@ -233,22 +240,22 @@ STATES = [
 @pytest.fixture(scope="module", params=STATES, ids=["si", "ewc", "snu"])
 def undisturbed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ContinualConfig, dict[str, Any]]:
+) -> tuple[Config, dict[str, Any]]:
     config, directory = tiny(**request.param), tmp_path_factory.mktemp("undisturbed")
-    continual.run(config, directory)
+    training.run(config, directory)
     return config, left(directory)
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(
-    tmp_path: Path, undisturbed: tuple[ContinualConfig, dict[str, Any]], epoch: int
+    tmp_path: Path, undisturbed: tuple[Config, dict[str, Any]], epoch: int
 ) -> None:
     config, whole = undisturbed
-    at = min(epoch, config.sequence.tasks * config.train.epochs)
+    at = min(epoch, config.epochs)
     with pytest.raises(KeyboardInterrupt):
-        continual.run(config, tmp_path / "run", progress=Interrupting(at))
-    assert not (tmp_path / "run" / continual.CONTINUAL).exists()
-    continual.run(config, tmp_path / "run", resume=True)
+        training.run(config, tmp_path / "run", progress=Interrupting(at))
+    assert not (tmp_path / "run" / rundir.RESULT).exists()
+    training.run(config, tmp_path / "run", resume=True)
     assert left(tmp_path / "run") == whole
 
 
@@ -256,33 +263,35 @@ def test_an_earlier_run_is_not_touched_unasked(tmp_path: Path, whole: Path) -> N
     config = tiny(method="si", dropout=0.1)
     before = left(whole)
     with pytest.raises(UsageError, match="a complete run lies there; pass --resume"):
-        continual.run(config, whole)
+        training.run(config, whole)
     with pytest.raises(UsageError, match=r"other settings: lr \(0.04 there, 0.5 asked for\)"):
-        continual.run(override(config, lr=0.5), whole, resume=True)
+        training.run(override(config, lr=0.5), whole, resume=True)
     with pytest.raises(UsageError, match="exclude each other"):
-        continual.run(config, whole, resume=True, overwrite=True)
+        training.run(config, whole, resume=True, overwrite=True)
     assert left(whole) == before
-    continual.run(tiny(tasks=2), tmp_path)
-    again = continual.run(tiny(tasks=2, lr=0.03), tmp_path, overwrite=True)
-    assert again.config.train.lr == 0.03
+    training.run(tiny(tasks=2), tmp_path)
+    training.run(tiny(tasks=2, lr=0.03), tmp_path, overwrite=True)
+    assert rundir.read_config(tmp_path).train.lr == 0.03
 
 
 def test_a_damaged_outcome_is_told(tmp_path: Path, whole: Path) -> None:
-    content = rundir.read_json(whole / continual.CONTINUAL, "")
-    del content["chance"]
-    rundir.write_json(tmp_path / continual.CONTINUAL, content)
+    content = rundir.read_json(whole / rundir.RESULT, "")
+    del content["sequence"]["chance"]
+    rundir.write_json(tmp_path / rundir.RESULT, content)
     with pytest.raises(RunError, match="--overwrite"):
-        continual.read_outcome(tmp_path)
+        rundir.read_result(tmp_path)
 
 
 def test_a_run_that_diverges_is_told_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"the loss became .* a lower --lr \(now 1e\+30\)"):
-        continual.run(tiny(lr=1e30), tmp_path)
+    with pytest.raises(
+        RunError, match=r"became (inf|nan) in epoch 1; .* a lower --lr \(now 1e\+30\)"
+    ):
+        training.run(tiny(lr=1e30), tmp_path)
 
 
 def test_a_penalty_that_diverges_is_told() -> None:
     with pytest.raises(RunError, match=r"a lower --strength \(now 1e\+38\)"):
-        continual.validate(tiny(method="si", strength=1e38))
+        training.validation(tiny(method="si", strength=1e38))
 
 
 def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(
@@ -297,8 +306,8 @@ def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(
         return found
 
     monkeypatch.setattr(Teacher, "gradients", spoilt)
-    with pytest.raises(RunError, match=r"a weight became infinite or nan in pass 1.*--overwrite"):
-        continual.validate(tiny(unit="snu", steps=2))
+    with pytest.raises(RunError, match=r"gradient became nan in epoch 1; .*--overwrite"):
+        training.validation(tiny(unit="snu", steps=2))
 
 
 @pytest.mark.parametrize("labels", ["model", "true"])
@@ -309,34 +318,29 @@ def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(
 def test_fisher_information_that_is_not_finite_is_told(
     first: float, last: float, words: str, labels: str
 ) -> None:
-    learner = continual._Learner(tiny(method="ewc", labels=labels), Silent())
+    run = begun(tiny(method="ewc", labels=labels))
     with torch.no_grad():
-        for p, size in zip(learner.parameters, (first, last), strict=True):
+        for p, size in zip(run.parameters, (first, last), strict=True):
             p.mul_(size)
     with pytest.raises(RunError, match=f"{words}.*lower --lr"):
-        learner._hold(learner.parts[0])
+        run._put_down(1)
 
 
-def test_runs_of_different_commands_do_not_mix(tmp_path: Path, whole: Path) -> None:
+def test_a_sequence_and_a_single_task_do_not_mix(tmp_path: Path, whole: Path) -> None:
     before = left(whole)
-    plain = override_plain(
-        Config(), data="digits8x8", hidden=(8,), epochs=1, steps=2, batch_size=512
-    )
-    for more in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(UsageError, match="a run of `spikebridge continual` lies there"):
-            training.run(plain, whole, **more)
+    plain = override(Config(), hidden=(8,), epochs=1, steps=2, batch_size=512)
+    with pytest.raises(UsageError, match="a complete run lies there; pass --resume"):
+        training.run(plain, whole)
+    with pytest.raises(
+        UsageError, match=r"other settings: .*protocol \(permuted there, none asked"
+    ):
+        training.run(plain, whole, resume=True)
     assert left(whole) == before
     training.run(plain, tmp_path)
-    for complete in (True, False):  # and one that was stopped, which only its config.json tells
-        if not complete:
-            (tmp_path / rundir.RESULT).unlink()
-        files = sorted(path.name for path in tmp_path.iterdir())
-        for more in ({}, {"resume": True}, {"overwrite": True}):
-            with pytest.raises(UsageError, match=r"`spikebridge train` lies there.*--out"):
-                continual.run(tiny(), tmp_path, **more)
-        assert sorted(path.name for path in tmp_path.iterdir()) == files
-    (tmp_path / rundir.CONFIG).write_text("{")  # of nobody knows what: overwriting is the remedy
-    rundir.refuse_other(tmp_path, "train")
+    with pytest.raises(UsageError, match=r"protocol \(none there, permuted asked"):
+        training.run(tiny(), tmp_path, resume=True)
+    assert "sequence" not in rundir.read_json(tmp_path / rundir.CONFIG, "")
+    assert "sequence" not in rundir.read_json(tmp_path / rundir.RESULT, "")
 
 
 def test_validation_reads_no_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,11 +352,11 @@ def test_validation_reads_no_test_images(monkeypatch: pytest.MonkeyPatch) -> Non
         return plain(self, split, *rest)
 
     monkeypatch.setattr(Part, "batches", noted)
-    found = continual.validate(tiny())
+    found = training.validation(tiny())
     assert set(read) == {"train", "valid"}
     assert 0.3 < found < 1
-    assert found == continual.validate(tiny())
-    assert found != continual.validate(tiny(seed=1))
+    assert found == training.validation(tiny())
+    assert found != training.validation(tiny(seed=1))
 
 
 # What methods do.
@@ -361,10 +365,9 @@ def test_validation_reads_no_test_images(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_naive_is_one_training_after_another() -> None:
     """The same steps by hand, on the same batches."""
     config = tiny(tasks=2)
-    learner = continual._Learner(config, Silent())
-    weights = [p.detach().clone() for p in learner.parameters]
-    for number in range(2):
-        learner.learn(number)
+    run = begun(config)
+    weights = [p.detach().clone() for p in run.parameters]
+    run.train_all()
     data = generator(config.train.seed, "data")
     first, second, rate = *(w.double() for w in weights), config.train.lr
     speed = [torch.zeros_like(first), torch.zeros_like(second)]
@@ -376,7 +379,7 @@ def test_naive_is_one_training_after_another() -> None:
             slopes = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, batch.target), w)
             speed = [0.9 * v + g for v, g in zip(speed, slopes, strict=True)]
             first, second = first - rate * speed[0], second - rate * speed[1]
-    for ours, theirs in zip(learner.parameters, (first, second), strict=True):
+    for ours, theirs in zip(run.parameters, (first, second), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -392,11 +395,9 @@ def test_what_holds_weights_keeps_more_of_the_earlier_tasks(method: str, strengt
     assert held[1] > 0.7
 
 
-def _accuracies(config: ContinualConfig) -> list[float]:
-    learner = continual._Learner(config, Silent())
-    for number in range(config.sequence.tasks):
-        learner.learn(number)
-    return learner.accuracies("valid")
+def _accuracies(config: Config) -> list[float]:
+    with training._trial(config) as run:
+        return run.phases.accuracies("valid")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("method", ["ewc", "si"])
@@ -407,12 +408,10 @@ def test_a_strength_of_nearly_nothing_is_naive(method: str) -> None:
         assert torch.equal(none, _learned(tiny()))
 
 
-def _learned(config: ContinualConfig) -> torch.Tensor:
+def _learned(config: Config) -> torch.Tensor:
     """All weights in the end."""
-    learner = continual._Learner(config, Silent())
-    for number in range(config.sequence.tasks):
-        learner.learn(number)
-    return torch.cat([p.detach().flatten() for p in learner.parameters])
+    with training._trial(config) as run:
+        return torch.cat([p.detach().flatten() for p in run.parameters])
 
 
 @pytest.mark.parametrize("method", ["ewc", "si"])
@@ -426,8 +425,7 @@ def test_the_record_holds_the_strength_that_is_used(method: str) -> None:
     # An explicit 0 stays one, and another method has a strength of its own.
     zero = tiny(method=method, strength=0)
     assert zero.sequence.strength == 0
-    learner = continual._Learner(zero, Silent())
-    assert (learner.ewc or learner.si).strength == 0
+    assert begun(zero).phases.held.strength == 0  # type: ignore[union-attr]
     other = {"ewc": "si", "si": "ewc"}[method]
     assert override(config, method=other) == tiny(method=other)
     naive = override(config, method="naive")
@@ -441,7 +439,8 @@ def test_the_record_holds_the_strength_that_is_used(method: str) -> None:
 
 def test_strengths_of_the_command_line_are_those_of_the_record() -> None:
     def asked(*flags: str) -> float | None:
-        return cli.parse(["continual", *flags]).sequence.strength
+        argv = ["train", "digits", "--protocol", "permuted", *flags]
+        return cli.parse(argv).sequence.strength
 
     assert asked() is None
     assert asked("--method", "ewc") == 30
@@ -454,7 +453,7 @@ def test_settings_go_through_json_and_bad_ones_are_refused() -> None:
     config = tiny(method="ewc", strength=3.0, grapes="propagated", hidden=(5, 6))
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert flatten(config)["strength"] == config.sequence.strength == 3.0
-    assert config.label == "ReLU, backpropagation + GRAPES, EWC"
+    assert title_of(config) == "ReLU, backpropagation + GRAPES, EWC"
     for settings, words in (
         ({"tasks": 1}, "2 to 20"),
         ({"tasks": 21}, "2 to 20"),
@@ -462,6 +461,9 @@ def test_settings_go_through_json_and_bad_ones_are_refused() -> None:
         ({"strength": 1.0}, "--method"),
         ({"damping": 0.0}, "damping"),
         ({"lr": 0.0}, "learning rate"),
+        ({"ema": 0.9}, "protocol=permuted, ema=0.9: that is for a single task; leave --ema out"),
+        ({"schedule": "cosine"}, "leave --schedule out"),
+        ({"cells": "ideal"}, "not trained on memory cells"),
         ({"fisher_samples": 0}, "fisher_samples"),
         ({"colour": 1}, "unknown key"),
     ):
@@ -469,41 +471,45 @@ def test_settings_go_through_json_and_bad_ones_are_refused() -> None:
             tiny(**settings)
     with pytest.raises(ConfigError, match="unknown key"):
         from_dict({"train": {"lrr": 1.0}})
+    with pytest.raises(ConfigError, match=r"tasks=3: there is no sequence.*pass --protocol"):
+        override(Config(), tasks=3)
+    with pytest.raises(ConfigError, match="task=music: tasks are made of images"):
+        preset("music", protocol="permuted")
 
 
 def test_defaults_are_those_of_the_notebook() -> None:
-    config = ContinualConfig()
+    config = preset("digits", "relu", "mnist", protocol="permuted")
     assert (config.train.lr, config.train.batch_size, config.train.epochs) == (1e-3, 64, 1)
     assert (config.model.unit, config.model.hidden) == ("relu", (256, 256))
     assert config.sequence.tasks == 5
-    learner = continual._Learner(tiny(hidden=(256, 256)), Silent())
-    shapes = [tuple(p.shape) for p in learner.parameters]
+    run = begun(tiny(hidden=(256, 256)))
+    shapes = [tuple(p.shape) for p in run.parameters]
     assert shapes == [(256, 64), (256, 256), (10, 256)]
-    for p in learner.parameters:
+    for p in run.parameters:
         bound = (6 / p.shape[1]) ** 0.5  # He et al. 2015, uniform
         assert p.abs().max() <= bound
         assert p.detach().std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
-    assert learner.network.readout.linear.bias.abs().max() == 0
+    assert run.network.readout.linear.bias.abs().max() == 0
     assert dataclasses.replace(config) == config
 
 
 def test_a_kill_between_checkpoint_and_metrics_loses_no_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, run, real = tiny(tasks=2), tmp_path / "run", continual._write_metrics
+    config, run, real = tiny(tasks=2), tmp_path / "run", training._Run._write_metrics
 
-    def killed(learner: Any, directory: Path) -> None:
-        if len(learner.history) == 2 * config.train.epochs:  # the last task has its checkpoint
+    def killed(self: training._Run) -> None:
+        if len(self.state.history) == config.epochs:  # the last task has its checkpoint
             raise KeyboardInterrupt
-        real(learner, directory)
+        real(self)
 
-    monkeypatch.setattr(continual, "_write_metrics", killed)
+    monkeypatch.setattr(training._Run, "_write_metrics", killed)
     with pytest.raises(KeyboardInterrupt):
-        continual.run(config, run)
+        training.run(config, run)
     monkeypatch.undo()
-    continual.run(config, run, resume=True)
+    training.run(config, run, resume=True)
     epochs = [json.loads(line)["epoch"] for line in (run / rundir.METRICS).read_text().splitlines()]
-    assert epochs == list(range(1, 2 * config.train.epochs + 1))
+    assert epochs == list(range(1, config.epochs + 1))
 
 
 @pytest.mark.parametrize(
@@ -517,7 +523,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[s
 
     for name, settings in (("mine", {}), ("other", change)):
         with pytest.raises(KeyboardInterrupt):
-            continual.run(tiny(epochs=2, **settings), tmp_path / name, progress=AfterFirst())
+            training.run(tiny(epochs=2, **settings), tmp_path / name, progress=AfterFirst())
     (tmp_path / "other" / rundir.CHECKPOINT).replace(tmp_path / "mine" / rundir.CHECKPOINT)
     with pytest.raises(CheckpointError, match=f"other settings: .*{next(iter(change))}"):
-        continual.run(tiny(epochs=2), tmp_path / "mine", resume=True)
+        training.run(tiny(epochs=2), tmp_path / "mine", resume=True)

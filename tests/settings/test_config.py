@@ -31,7 +31,6 @@ from spikebridge.settings.config import (
     to_dict,
     variant_of,
 )
-from spikebridge.settings.continual import ContinualConfig, for_unit
 from spikebridge.settings.model import ModelConfig
 from spikebridge.settings.names import BINARY, PLAIN, SURROGATES, UNITS, VARIANTS
 from spikebridge.settings.tasks import (
@@ -346,7 +345,8 @@ def test_presets_do_not_lean_on_the_default_nonlinearity() -> None:
         ("text", "softsnu", "ptb", "identity"),
     ]:
         assert preset(task, variant, data).model.g == g, (task, variant, data)
-    assert ContinualConfig().model.g == for_unit("snu").model.g == "leaky_relu"
+    for unit in ("relu", "snu"):
+        assert preset("digits", unit, protocol="permuted").model.g == "leaky_relu"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -25,7 +25,6 @@ from spikebridge.settings.names import BASELINES, BINARY, PLAIN
 from spikebridge.settings.tasks import TASKS
 from spikebridge.studies import catalog, compare, search
 from spikebridge.studies.catalog import CATALOG, Entry, Row
-from spikebridge.studies.catalog.continual import FORGETTING
 
 # Symbols or notes of each table whose recurrent units are as large as each other, not as wide.
 BY_PARAMETERS = {
@@ -196,10 +195,10 @@ def test_quick_is_quick_and_apart(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_list_says_what_each_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge("reproduce --list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(CATALOG) + len(FORGETTING)
+    assert len(lines) == 1 + len(CATALOG)
     assert spikebridge("reproduce --list --json") == 0
     rows = json.loads(capsys.readouterr().out)["entries"]
-    assert [row["name"] for row in rows] == [entry.name for entry in (SMALL, *CATALOG, *FORGETTING)]
+    assert [row["name"] for row in rows] == [entry.name for entry in (SMALL, *CATALOG)]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from spikebridge.base.records import RunError, UsageError
+from spikebridge.cli import tables
 from spikebridge.report import page as pages
 from spikebridge.runs import environment, rundir, training
 from spikebridge.settings.config import Config, override, preset
@@ -227,7 +228,7 @@ def test_the_table_reads_as_people_write() -> None:
         ],
     }
     file = io.StringIO()
-    Console(width=140, file=file).print(compare.table(content))
+    Console(width=140, file=file).print(tables.table(content))
     for word in (
         "nats per frame), lower is better",
         "8.721 ",

@@ -1,4 +1,4 @@
-"""Tables of forgetting: what is chosen and on what, what is kept, what is told; the command."""
+"""Tables of forgetting: what is chosen and on what, what is kept, what is shown; the commands."""
 
 from __future__ import annotations
 
@@ -9,51 +9,76 @@ from typing import Any
 
 import pytest
 
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import UsageError, to_plain
 from spikebridge.cli import main as cli
-from spikebridge.report import continual_text, page
+from spikebridge.report import continual as continual_page
+from spikebridge.report import page, still, study_tables
 from spikebridge.report.wording import CORRECTED
-from spikebridge.runs import continual, rundir
-from spikebridge.runs.transfer import MEASURES
-from spikebridge.settings.continual import override
-from spikebridge.studies import forgetting, forgetting_tuning
-from spikebridge.studies.catalog import continual as entries
-from spikebridge.studies.catalog.continual import FORGETTING, ForgettingEntry, ForgettingRow, find
+from spikebridge.runs import continual, rundir, training
+from spikebridge.runs.transfer import MEASURES, SequenceResult
+from spikebridge.settings.config import from_dict, override
+from spikebridge.studies import catalog, compare, tune
+from spikebridge.studies.catalog import Entry, find
+from spikebridge.studies.catalog.continual import FORGETTING
 from spikebridge.studies.contrasts import paired
+from spikebridge.studies.summary import by_role
 
-TINY = {"data": "digits8x8", "hidden": (24,), "batch_size": 32, "tasks": 3, "fisher_samples": 30}
+TINY = {"hidden": (24,), "batch_size": 32, "tasks": 3, "fisher_samples": 30, "threads": 1}
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
-def tiny(**more: Any) -> ForgettingEntry:
-    rows = find("grapes-forgetting-permuted").rows[:3]
-    given = {"settings": TINY, "grid": {"lr": (0.02, 0.05)}, "rows": rows}
-    return dataclasses.replace(find("grapes-forgetting-permuted"), **(given | more))
+def tiny(**more: Any) -> Entry:
+    entry = find("grapes-forgetting-permuted")
+    given = {
+        "data": "digits8x8",
+        "settings": TINY | {"protocol": "permuted"},
+        "grid": {"lr": (0.02, 0.05)},
+        "rows": entry.rows[:3],
+    }
+    return dataclasses.replace(entry, **(given | more))
+
+
+def table(entry: Entry, out: Path, seeds: range | list[int], jobs: int = 1) -> dict[str, Any]:
+    """What `reproduce` does, without its words."""
+    contenders = tune.tune(entry, compare.of_entry(entry), out, seeds=seeds)
+    planned = compare.plan(contenders, seeds, out, jobs=jobs)
+    return compare.compare(
+        planned, out, jobs=jobs, about=entry.title, more=lambda: by_role(entry, planned, out)
+    )
+
+
+def sequence_of(directory: Path) -> SequenceResult:
+    sequence = rundir.read_result(directory).sequence
+    assert sequence is not None
+    return sequence
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A small table, with its page and picture."""
+    """A small table, with its page and pictures."""
     out = tmp_path_factory.mktemp("table")
-    content = forgetting.compare(tiny(), out, seeds=range(3))
-    continual_text.write(content, out)
+    content = table(tiny(), out, range(3))
+    still.write(content, out, tiny().source)
     page.write(out)
     return out, content
 
 
 def test_the_rows_are_the_means_of_their_runs(made: tuple[Path, dict[str, Any]]) -> None:
     out, content = made
-    assert content == rundir.read_json(out / forgetting.FORGETTING, "")
-    for row in content["rows"]:
-        runs = [continual.read_outcome(out / f"{row['name']}-{seed}") for seed in range(3)]
+    assert content == rundir.read_json(out / compare.COMPARE, "")
+    for row, of_role in zip(content["rows"], content["learning"], strict=True):
+        runs = [sequence_of(out / name) for name in row["runs"]]
+        assert row["test_mean"] == row["sequence"]["measures"]["average_accuracy"]["mean"]
         for name in MEASURES:
             values = [getattr(run.measures, name) for run in runs]
-            assert row["measures"][name]["values"] == values
-            assert row["measures"][name]["mean"] == pytest.approx(sum(values) / 3)
+            assert row["sequence"]["measures"][name]["values"] == values
+            assert row["sequence"]["measures"][name]["mean"] == pytest.approx(sum(values) / 3)
         for k in range(3):
             for j in range(3):
                 mean = sum(run.matrix[k][j] for run in runs) / 3
-                assert row["matrix"][k][j] == pytest.approx(mean)
-        assert all(run.config.train.lr == row["chosen"]["lr"] for run in runs)
+                assert row["sequence"]["matrix"][k][j] == pytest.approx(mean)
+        configs = [rundir.read_config(out / name) for name in row["runs"]]
+        assert all(config.train.lr == of_role["chosen"]["lr"] for config in configs)
 
 
 def test_a_seed_has_the_same_tasks_and_first_weights_in_all_rows(
@@ -61,33 +86,37 @@ def test_a_seed_has_the_same_tasks_and_first_weights_in_all_rows(
 ) -> None:
     out, content = made
     for seed in range(3):
-        runs = [continual.read_outcome(out / f"{row['name']}-{seed}") for row in content["rows"]]
+        folders = [out / row["runs"][seed] for row in content["rows"]]
+        runs = [sequence_of(folder) for folder in folders]
         assert len({tuple(run.first) for run in runs}) == 1
-        orders = [
-            [part.order.tolist() for part in continual.sequence(run.config)[1:]] for run in runs
-        ]
+        configs = [rundir.read_config(folder) for folder in folders]
+        orders = [[p.order.tolist() for p in continual.sequence(c)[1:]] for c in configs]
         assert orders[0] == orders[1] == orders[2]
+        assert {config.sequence.sequence_seed for config in configs} == {seed}
         assert len({tuple(map(tuple, run.matrix)) for run in runs}) == 3
 
 
 def test_differences_are_paired_by_seed(made: tuple[Path, dict[str, Any]]) -> None:
     _, content = made
-    rows = {row["role"]: row["measures"] for row in content["rows"]}
+    rows = {row["role"]: row["measures"] for row in content["learning"]}
     assert {c["against"] for c in content["contrasts"]} == {"gain", "plain"}
     assert len(content["contrasts"]) == 2 * len(MEASURES)
     for one in content["contrasts"]:
-        ours, theirs = (rows[role][one["measure"]]["values"] for role in ("grapes", one["against"]))
-        found = paired(ours, theirs)
-        assert (one["mean"], one["low"], one["high"]) == (found.mean, found.low, found.high)
+        expected = paired(rows["grapes"][one["of"]], rows[one["against"]][one["of"]])
+        assert (one["mean"], one["low"], one["high"]) == (
+            expected.mean,
+            expected.low,
+            expected.high,
+        )
 
 
 def test_the_best_on_validation_is_chosen_by_other_seeds(
     made: tuple[Path, dict[str, Any]],
 ) -> None:
     out, content = made
-    trials = rundir.read_json(out / forgetting_tuning.TUNING, "")["trials"]
-    assert {trial["seed"] for trial in trials} == {1000, 1001}
-    for row in content["rows"]:
+    trials = tune.Tuning.read(out).trials
+    assert {trial["seed"] for trial in trials} == set(tune.SEEDS)
+    for row in content["learning"]:
         means = {}
         for rate in (0.02, 0.05):
             mine = [
@@ -101,8 +130,11 @@ def test_the_best_on_validation_is_chosen_by_other_seeds(
         assert row["at_edge"] == ["lr"]  # of two values both are ends
     one = trials[0]
     row = next(r for r in tiny().rows if r.name == one["row"])
-    config = override(tiny().config(row, one["seed"]), **one["settings"])
-    assert continual.validate(config) == one["valid"]
+    seeds = {"seed": one["seed"], "sequence_seed": one["seed"]}
+    assert (
+        training.validation(override(tiny().config(row), **one["settings"], **seeds))
+        == (one["valid"])
+    )
 
 
 def test_what_is_done_is_not_done_again(
@@ -110,134 +142,83 @@ def test_what_is_done_is_not_done_again(
 ) -> None:
     out, content = made
 
-    def never(*args: Any) -> Any:
+    def never(*args: Any, **more: Any) -> Any:
         raise AssertionError("it was done already")
 
-    monkeypatch.setattr(forgetting_tuning, "_validate", never)
-    monkeypatch.setattr(forgetting, "_run", never)
-    assert forgetting.compare(tiny(), out, seeds=range(3)) == content
-    fewer = forgetting.compare(tiny(), out, seeds=[1])
+    monkeypatch.setattr(training, "validation", never)
+    monkeypatch.setattr(training, "run", never)
+    assert table(tiny(), out, range(3)) == content
+    fewer = table(tiny(), out, [1])
     assert fewer["rows"][0]["n"] == 1
     assert fewer["contrasts"][0]["low"] is None
-    assert "one seed" in continual_text.markdown(fewer)
-    forgetting.compare(tiny(), out, seeds=range(3))
+    assert "one seed" in study_tables.markdown(fewer)
+    table(tiny(), out, range(3))
 
 
 def test_a_table_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry, plain = tiny(rows=tiny().rows[:1]), forgetting_tuning._validate
-    calls = []
+    entry, plain = tiny(rows=tiny().rows[:1]), training.validation
+    rates = []
 
-    def stopped(config: dict[str, Any]) -> Any:
-        calls.append(config["train"]["lr"])
-        if len(calls) == 3:
+    def stopped(config: Any) -> Any:
+        rates.append(config.train.lr)
+        if len(rates) == 3:
             raise KeyboardInterrupt
         return plain(config)
 
-    monkeypatch.setattr(forgetting_tuning, "_validate", stopped)
+    monkeypatch.setattr(training, "validation", stopped)
     with pytest.raises(KeyboardInterrupt):
-        forgetting.compare(entry, tmp_path, seeds=[0])
-    assert len(rundir.read_json(tmp_path / forgetting_tuning.TUNING, "")["trials"]) == 2
-    forgetting.compare(entry, tmp_path, seeds=[0])
-    assert calls == [0.02, 0.02, 0.05, 0.05, 0.05]
-    # Other settings: their trials count no more, and their runs are done anew.
-    other = dataclasses.replace(entry, settings={**TINY, "hidden": (16,)})
-    content = forgetting.compare(other, tmp_path, seeds=[0])
-    assert len(content["trials"]) == 4
-    assert content["config"]["model"]["hidden"] == [16]
+        table(entry, tmp_path, [0])
+    assert len(tune.Tuning.read(tmp_path).trials) == 2
+    table(entry, tmp_path, [0])
+    assert rates == [0.02, 0.02, 0.05, 0.05, 0.05]
+    # Runs with other settings would mix two tables.
+    other = dataclasses.replace(entry, settings=entry.settings | {"hidden": (16,)})
+    with pytest.raises(UsageError, match=r"other settings: hidden .* --overwrite"):
+        table(other, tmp_path, [0])
 
 
 def test_trials_that_diverge_are_not_chosen(tmp_path: Path) -> None:
-    rows = (ForgettingRow("plain", "plain", "plain"),)
-    entry = tiny(rows=rows, grid={"lr": (1e-3, 1e30)})
-    told: list[str] = []
-    content = forgetting.compare(entry, tmp_path, seeds=[0], tell=told.append)
-    assert content["rows"][0]["chosen"] == {"lr": 1e-3}
-    assert [t["valid"] is None for t in content["trials"]] == [False, False, True, True]
-    assert any("lower --lr" in text for text in told)
-    with pytest.raises(RunError, match="all trials diverged"):
-        forgetting.compare(
-            dataclasses.replace(entry, grid={"lr": (1e29, 1e30)}), tmp_path / "b", seeds=[0]
-        )
+    entry = tiny(rows=tiny().rows[:1], grid={"lr": (1e-3, 1e30)})
+    content = table(entry, tmp_path, [0])
+    assert content["learning"][0]["chosen"] == {"lr": 1e-3}
+    trials = tune.Tuning.read(tmp_path).trials
+    assert [t["valid"] is None for t in trials] == [False, False, True, True]
 
 
-def test_a_table_of_another_grid_reports_the_trials_of_that_grid_alone(tmp_path: Path) -> None:
-    rows = (ForgettingRow("ewc", "EWC", "ewc", {"method": "ewc"}, {"strength": (3.0, 30.0)}),)
-    entry = tiny(rows=rows, grid={"lr": (0.02,)})
-    forgetting.compare(entry, tmp_path, seeds=[0])
-    path = tmp_path / forgetting_tuning.TUNING
-    kept = rundir.read_json(path, "")
-    for record in kept["trials"]:  # the best of all was 3, by far
-        record["valid"] = 1.0 if record["settings"]["strength"] == 3 else 0.5
-    rundir.write_json(path, kept)
-    other = (dataclasses.replace(rows[0], grid={"strength": (30.0, 60.0, 300.0)}),)
-    told: list[str] = []
-    content = forgetting.compare(
-        dataclasses.replace(entry, rows=other), tmp_path, seeds=[0], tell=told.append
-    )
-    assert [t["settings"]["strength"] for t in content["trials"]] == [30, 30, 60, 60, 300, 300]
-    assert [t["valid"] for t in content["trials"]][:2] == [0.5, 0.5]  # not done again
-    assert len([text for text in told if text.startswith("trial")]) == 4
-    row = content["rows"][0]
-    assert row["chosen"]["strength"] in (30.0, 60.0, 300.0)
-    assert row["at_edge"] == (["strength"] if row["chosen"]["strength"] != 60 else [])
-    assert "3 settings tried" in continual_text.markdown(content)
-    config = continual.read_outcome(tmp_path / "ewc-0").config
-    assert config.sequence.strength == row["chosen"]["strength"]
-
-
-def test_of_equal_means_the_first_of_the_grid_is_chosen_and_anew_is_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = tiny(rows=tiny().rows[:1], grid={"lr": (0.01, 0.02, 0.05)})
-    valid = {0.01: 0.5, 0.02: 0.75, 0.05: 0.75}
-    calls = []
-
-    def known(plain: dict[str, Any]) -> float:
-        calls.append(plain["train"]["lr"])
-        return valid[plain["train"]["lr"]]
-
-    monkeypatch.setattr(forgetting_tuning, "_validate", known)
-    tell = calls.append
-
-    def chosen(**more: Any) -> dict[str, float]:
-        return forgetting_tuning.tune(entry, tmp_path, tell=tell, **more)["chosen"]["plain"]
-
-    assert chosen() == {"lr": 0.02}
-    path = tmp_path / forgetting_tuning.TUNING
-    kept = rundir.read_json(path, "")
-    rundir.write_json(path, kept | {"trials": kept["trials"][::-1]})  # as they came in
-    calls.clear()
-    assert chosen() == {"lr": 0.02}
-    assert calls == []
-    assert rundir.read_json(path, "") == kept
-    valid[0.05] = 0.8
-    assert chosen() == {"lr": 0.02}
-    assert chosen(anew=True) == {"lr": 0.05}
-    # What was written before trials held their settings does not count.
-    for record in kept["trials"]:
-        del record["config"]
-    rundir.write_json(path, kept)
-    assert chosen() == {"lr": 0.05}
+def test_a_grid_may_hold_strengths_of_a_method(tmp_path: Path) -> None:
+    row = dataclasses.replace(FORGETTING[0].rows[3], grid={"strength": (3.0, 30.0, 300.0)})
+    content = table(tiny(rows=(row,), grid={"lr": (0.02,)}), tmp_path, [0])
+    chosen = content["learning"][0]["chosen"]
+    assert rundir.read_config(tmp_path / "ewc-0").sequence.strength == chosen["strength"]
+    assert content["learning"][0]["at_edge"] == (["strength"] if chosen["strength"] != 30 else [])
 
 
 def test_seeds_of_trials_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="take other seeds"):
-        forgetting.compare(tiny(), tmp_path, seeds=[0, 1000])
+        table(tiny(), tmp_path, [0, 1000])
 
 
 @pytest.mark.parametrize("entry", FORGETTING, ids=lambda e: e.name)
-def test_entries_have_configs_and_grids_that_rise(entry: ForgettingEntry) -> None:
+def test_entries_have_configs_and_grids_that_rise(entry: Entry) -> None:
     assert find(entry.name) is entry
     for row in entry.rows:
-        config = entry.config(row, 3)
-        assert config.train.seed == config.sequence.sequence_seed == 3
-        assert config.sequence.tasks == 5
-        assert entry.config(row, 0, quick=True).sequence.tasks == 2
+        config = entry.config(row)
+        assert (config.sequence.tasks, config.train.threads) == (5, 1)
+        assert entry.config(row, quick=True).sequence.tasks == 2
         for values in {**entry.grid, **row.grid}.values():
             assert list(values) == sorted(set(values))
     assert [row.role for row in entry.rows] == ["plain", "gain", "grapes", "ewc", "si"]
-    with pytest.raises(UsageError, match="choose one of"):
-        find("nothing")
+
+
+@pytest.mark.parametrize("entry", FORGETTING, ids=lambda e: e.name)
+def test_the_tables_in_the_documents_have_the_settings_of_their_entries(entry: Entry) -> None:
+    """They were made when a sequence had a config of its own."""
+    content = json.loads((RESULTS / f"{entry.name}.json").read_text(encoding="utf-8"))
+    config = override(entry.config(entry.rows[0]), **content["rows"][0]["chosen"])
+    assert from_dict(content["config"]) == config
+    for row, made in zip(entry.rows, content["rows"], strict=True):
+        assert (row.name, row.label, row.role) == (made["name"], made["label"], made["role"])
+        assert made["chosen"].keys() == {**entry.grid, **row.grid}.keys()
 
 
 def test_the_page_shows_all_rows_and_loads_nothing(made: tuple[Path, dict[str, Any]]) -> None:
@@ -247,56 +228,48 @@ def test_the_page_shows_all_rows_and_loads_nothing(made: tuple[Path, dict[str, A
     assert "<link rel=stylesheet" not in text
     for row in content["rows"]:
         assert text.count(row["label"]) > 3
-        assert continual_text.spread(row["measures"]["forgetting"]) in text
-    assert f"spikebridge reproduce {content['name']}" in text
-    told = f"The table holds 6 intervals of 95 %; {CORRECTED}."
-    for shown in (
-        text,
-        continual_text.markdown(content),
-        "\n".join(continual_text.lines(content)),
-    ):
-        assert told in shown
-    assert (out / "plot.png").stat().st_size > 10_000
-    table = (out / "table.md").read_text(encoding="utf-8")
+        assert continual_page.spread(row["sequence"]["measures"]["forgetting"]) in text
+    several = f"There are 6 intervals of 95 % here; {CORRECTED}."
+    markdown = (out / still.TABLE).read_text(encoding="utf-8")
+    for shown in (text, markdown):
+        assert several in shown
+    for name in ("plot.png", "tasks.png", "contrasts.png"):
+        assert (out / name).stat().st_size > 10_000
     for row in content["rows"]:
-        assert f"| {row['label']} |" in table
+        assert markdown.count(f"| {row['label']} |") == 3
     # A run of the table has a page of its own.
     own = page.write(out / "grapes-0").read_text(encoding="utf-8")
     assert "GRAPES" in own
-    assert f"{100 * continual.read_outcome(out / 'grapes-0').measures.forgetting:.2f}" in own
+    assert f"{100 * sequence_of(out / 'grapes-0').measures.forgetting:.2f}" in own
 
 
 def test_a_difference_is_judged_by_what_is_better() -> None:
-    def one(measure: str, low: float, high: float) -> dict[str, Any]:
-        clear = not low <= 0 <= high
-        mean = (low + high) / 2
-        found = {"measure": measure, "low": low, "high": high, "mean": mean, "clear": clear}
-        return found | {"corrected": 0.01}
+    def one(measure: str, low: float | None, high: float) -> str:
+        clear = low is not None and not low <= 0 <= high
+        ends = {"low": low, "high": high, "mean": ((low or 0.0) + high) / 2}
+        return study_tables.judged({"of": measure, "clear": clear, "corrected": 0.01} | ends, True)
 
-    assert continual_text.judged(one("forgetting", -0.2, -0.1)) == "better"
-    assert continual_text.judged(one("average_accuracy", -0.2, -0.1)) == "worse"
-    assert continual_text.judged(one("average_accuracy", 0.1, 0.2)) == "better"
-    assert continual_text.judged(one("unseen", -0.1, 0.2)) == "not known to differ"
-    assert continual_text.judged(one("forgetting", 0.1, 0.2) | {"low": None}).startswith("unknown")
+    assert one("forgetting", -0.2, -0.1) == "better"
+    assert one("average_accuracy", -0.2, -0.1) == "worse"
+    assert one("average_accuracy", 0.1, 0.2) == "better"
+    assert one("unseen", -0.1, 0.2) == "not known to differ"
+    assert one("forgetting", None, 0.2).startswith("unknown")
 
 
 def test_processes_give_the_same_as_one(tmp_path: Path) -> None:
     entry = tiny(rows=tiny().rows[:1], grid={"lr": (0.02,)})
-    one, two = (
-        forgetting.compare(entry, tmp_path / str(jobs), seeds=[0, 1], jobs=jobs) for jobs in (1, 2)
-    )
-    assert one["trials"] == []
-    assert one["rows"][0]["chosen"] == {"lr": 0.02}
-    for name in ("measures", "matrix", "first"):
-        assert one["rows"][0][name] == two["rows"][0][name]
+    one, two = (table(entry, tmp_path / str(jobs), [0, 1], jobs) for jobs in (1, 2))
+    assert one["learning"][0]["chosen"] == {"lr": 0.02}
+    assert one["rows"][0]["sequence"] == two["rows"][0]["sequence"]
 
 
-def test_the_command_writes_a_run_and_tells_of_it(
+def test_the_command_writes_a_run_and_says_what_came_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def call(*more: str) -> tuple[int, str, str]:
-        flags = ["--data", "digits8x8", "--hidden", "16", "--lr", "0.02", "--tasks", "2"]
-        code = cli.main(["continual", *flags, "--out", str(tmp_path / "run"), *more])
+        flags = ["--unit", "relu", "--hidden", "16", "--lr", "0.02", "--tasks", "2"]
+        out = ["--out", str(tmp_path / "run")]
+        code = cli.main(["train", "digits", "--protocol", "permuted", *flags, *out, *more])
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -305,36 +278,38 @@ def test_the_command_writes_a_run_and_tells_of_it(
     assert "ReLU, backpropagation + GRAPES" in out
     assert "after task 2" in out
     content = json.loads(call("--grapes", "propagated", "--resume", "--json")[1])
-    assert content["matrix"] == continual.read_outcome(tmp_path / "run").matrix
+    assert content["sequence"] == to_plain(sequence_of(tmp_path / "run"))
     assert Path(content["report"]).exists()
     code, _, err = call()
     assert code == 2
-    assert "--resume" in err
+    assert "other settings: grapes" in err
 
 
 def test_reproduce_writes_and_prints_a_quick_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = tiny(name="grapes-forgetting-split", quick={"hidden": (8,), "tasks": 2})
-    monkeypatch.setattr(entries, "FORGETTING", (entry,))
-    assert (
-        cli.main(["reproduce", entry.name, "--quick", "--jobs", "1", "--out", str(tmp_path)]) == 0
-    )
+    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    flags = ["--quick", "--jobs", "1", "--out", str(tmp_path)]
+    assert cli.main(["reproduce", entry.name, *flags]) == 0
     said = capsys.readouterr()
-    assert "GRAPES against equal gain" in said.out
-    assert "run 3/3" in said.err
-    for name in ("table.md", "plot.png", rundir.REPORT, forgetting.FORGETTING):
+    assert "2 tasks one after the other" in said.out
+    assert "3 runs in" in said.err
+    for name in ("table.md", "plot.png", "tasks.png", rundir.REPORT):
         assert (tmp_path / name).exists()
-        assert name == forgetting.FORGETTING or str(tmp_path / name) in said.out
+        assert str(tmp_path / name) in said.out
+    assert "GRAPES against equal gain" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
-def test_ctrl_c_tells_how_to_go_on(
+def test_ctrl_c_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: Any, **more: Any) -> Any:
         rundir.begin(tmp_path, {}, {})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(continual, "run", interrupted)
-    assert cli.main(["continual", "--overwrite", "--out", str(tmp_path)]) == 130
-    assert f"spikebridge continual --out {tmp_path} --resume" in capsys.readouterr().err
+    monkeypatch.setattr(training, "run", interrupted)
+    words = ["train", "digits", "--protocol", "split", "--overwrite", "--out", str(tmp_path)]
+    assert cli.main(words) == 130
+    again = f"spikebridge train digits --protocol split --out {tmp_path}"
+    assert again in capsys.readouterr().err

@@ -118,23 +118,19 @@ def test_tuning_never_reads_the_test_set(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_tuning_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tried: list[Any] = []
 
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validation(config: Any) -> float:
         if len(tried) == 3:
             raise KeyboardInterrupt
         tried.append(config)
-        return [{"epoch": 1, "best": True, "valid": 0.5 + config.train.lr, "seconds": 1.0}]
+        return 0.5 + config.train.lr
 
-    monkeypatch.setattr(training, "validate", validate)
+    monkeypatch.setattr(training, "validation", validation)
     contenders = compare.of_entry(SMALL)
     with pytest.raises(KeyboardInterrupt):
         tune.tune(SMALL, contenders, tmp_path)
     before = len(tried)
     tried.clear()
-    monkeypatch.setattr(
-        training,
-        "validate",
-        lambda config: [{"epoch": 1, "best": True, "valid": 0.5 + config.train.lr}],
-    )
+    monkeypatch.setattr(training, "validation", lambda config: 0.5 + config.train.lr)
     tuned = tune.tune(SMALL, contenders, tmp_path)
     content = json.loads((tmp_path / tune.TUNING).read_text())
     assert len(content["trials"]) == 10 > before
@@ -144,10 +140,10 @@ def test_tuning_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def test_trials_of_other_settings_do_not_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def validate(config: Any) -> list[dict[str, Any]]:
-        return [{"epoch": 1, "best": True, "valid": 1 / config.train.lr}]
+    def validation(config: Any) -> float:
+        return 1 / config.train.lr
 
-    monkeypatch.setattr(training, "validate", validate)
+    monkeypatch.setattr(training, "validation", validation)
     tune.tune(SMALL, compare.of_entry(SMALL), tmp_path)
     other = Entry(**{**vars(SMALL), "settings": TINY | {"hidden": (8,)}})
     more = Entry(**{**vars(SMALL), "grid": {"lr": (0.02, 0.1, 0.3)}})
@@ -181,12 +177,12 @@ def test_of_equal_values_the_first_is_taken_whatever_comes_in_first(
 
 def test_a_choice_at_the_edge_of_its_grid_is_marked() -> None:
     row = SMALL.rows[0]
-    assert tune.at_edge(SMALL, row, {"lr": 0.1})
+    assert tune.at_edge(SMALL, row, {"lr": 0.1}) == ["lr"]
     wide = Entry(**{**vars(SMALL), "grid": {"lr": (0.02, 0.1, 0.3)}})
     assert not tune.at_edge(wide, row, {"lr": 0.1})
     assert not tune.at_edge(SMALL, SMALL.rows[2], {"lr": 0.05})  # there was nothing to choose
     learning = [
-        {"label": "BP", "role": "plain", "chosen": {"lr": 0.1}, "at_edge": True}
+        {"label": "BP", "role": "plain", "chosen": {"lr": 0.1}, "at_edge": ["lr"]}
         | {"slowness": [], "slowness_mean": None, "slowness_std": None}
     ]
     text = study_tables.markdown({"metric": "accuracy", "rows": [], "learning": learning})
@@ -195,21 +191,21 @@ def test_a_choice_at_the_edge_of_its_grid_is_marked() -> None:
 
 
 def test_a_rate_that_fails_is_never_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validation(config: Any) -> float:
         if config.train.lr == 0.1 and config.train.seed == tune.SEEDS[1]:
             raise RunError("the loss became nan")
-        return [{"epoch": 1, "best": True, "valid": config.train.lr}]
+        return config.train.lr
 
-    monkeypatch.setattr(training, "validate", validate)
+    monkeypatch.setattr(training, "validation", validation)
     tuned = tune.tune(SMALL, compare.of_entry(SMALL), tmp_path)
     assert tuned[0].config.train.lr == 0.02
-    monkeypatch.setattr(training, "validate", lambda config: 1 / 0)
+    monkeypatch.setattr(training, "validation", lambda config: 1 / 0)
     none = Entry(**{**vars(SMALL), "grid": {"lr": (0.1,)}, "rows": SMALL.rows[:1]})
 
-    def fails(config: Any) -> list[dict[str, Any]]:
+    def fails(config: Any) -> float:
         raise RunError("the loss became nan")
 
-    monkeypatch.setattr(training, "validate", fails)
+    monkeypatch.setattr(training, "validation", fails)
     with pytest.raises(RunError, match="bp-plain: all trials failed; give it a grid of lower"):
         tune.tune(none, compare.of_entry(none), tmp_path / "none")
 

@@ -14,7 +14,7 @@ from spikebridge.base.records import UsageError
 from spikebridge.runs import rundir
 from spikebridge.studies import record
 from spikebridge.studies.contrasts import corrected
-from spikebridge.studies.trials import TUNING
+from spikebridge.studies.tune import TUNING
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"

@@ -7,13 +7,14 @@ preset of its data and unit (presets.py).
 from __future__ import annotations
 
 from spikebridge.base.records import UsageError
+from spikebridge.studies.catalog.continual import FORGETTING
 from spikebridge.studies.catalog.entry import Entry, Row
 from spikebridge.studies.catalog.learning import LEARNING
 from spikebridge.studies.catalog.papers import PUBLISHED
 
 __all__ = ["CATALOG", "Entry", "Row", "find"]
 
-CATALOG = (*PUBLISHED, *LEARNING)
+CATALOG = (*PUBLISHED, *LEARNING, *FORGETTING)
 
 
 def find(name: str) -> Entry:

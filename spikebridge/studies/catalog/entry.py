@@ -24,11 +24,12 @@ class Row:
     group: str = ""
     """What a comparison of learning rules is about: rows of a group are compared with each other,
     seed by seed."""
-    role: Literal["", "plain", "gain", "grapes", "online"] = ""
+    role: Literal["", "plain", "gain", "grapes", "online", "ewc", "si"] = ""
     """What the row is in its group: the rule that it starts from (plain), GRAPES with the mean
-    factor for all (gain) or as it is, or a rule that learns online."""
+    factor for all (gain) or as it is, a rule that learns online, or a method against forgetting
+    (ewc, si)."""
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """What is tried for this row instead of the entry's grid."""
+    """What is tried for this row on top of the entry's grid, or in its place where names agree."""
 
 
 @dataclass(frozen=True)
