@@ -42,7 +42,8 @@ def test_each_run_that_the_readme_names_is_made_by_one_of_its_commands() -> None
         words = shlex.split(line)
         if words[0] == "train":
             parsed = cli.parse(words)
-            config = Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
+            parts = {f.name for f in dataclasses.fields(Config)} & vars(parsed).keys()
+            config = Config(**{name: getattr(parsed, name) for name in parts})
             made.add(str(parsed.options.output.out or rundir.default_folder(config)))
         else:
             named |= {word for word in words if re.fullmatch(r"runs/[\w-]+-\d+", word)}
