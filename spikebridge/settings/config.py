@@ -323,7 +323,7 @@ def label_of(variant: str) -> str:
     The unit's class says it, so that torch is loaded.
     """
     unit, recurrent = split_variant(variant)
-    label = unit_class(unit).label
+    label = getattr(unit_class(unit), "label", unit)  # what is no unit is refused when it is built
     return f"recurrent {label}" if recurrent else label
 
 
