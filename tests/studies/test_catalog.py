@@ -136,7 +136,8 @@ def recorded() -> list[tuple[Entry, list[dict[str, Any]]]]:
 def test_the_list_promises_no_less_time_than_the_recorded_runs_took(
     entry: Entry, rows: list[dict[str, Any]]
 ) -> None:
-    seconds = sum(row["seconds_median"] * row["n"] for row in rows)
+    # Tables of forgetting were recorded with a name of their own for it.
+    seconds = sum(row.get("seconds_median", row.get("seconds")) * row["n"] for row in rows)
     assert entry.minutes > 0.9 * seconds / 2 / 60, "on two cores"
 
 

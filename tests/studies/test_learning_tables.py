@@ -236,7 +236,7 @@ def test_every_comparison_of_grapes_has_its_controls(entry: Entry) -> None:
         assert configs["gain"].learning.grapes_control == "gain"
         # The same rates for all three, and all else alike.
         assert len({repr(row.grid or entry.grid) for row in mine.values()}) == 1
-        for name in ("task", "model", "train", "memory"):
+        for name in ("task", "model", "train", "cells", "crossbar", "pulses"):
             assert len({repr(getattr(config, name)) for config in configs.values()}) == 1
         assert len({config.learning.rule for config in configs.values()}) == 1
 
