@@ -37,7 +37,7 @@ BY_PARAMETERS = {
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SEARCHES = [
     RESULTS / f"search-{name}.json"
-    for name in ("digits8x8", "jsb", "mnist", "nottingham", "musedata", "piano")
+    for name in ("digits8x8", "jsb", "mnist", "nmnist", "nottingham", "musedata", "piano")
 ]
 TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
 SMALL = Entry(
