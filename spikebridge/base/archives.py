@@ -63,7 +63,7 @@ def read_arrays(
 def _read(
     file: IO[bytes], wanted: Container[str] | None, most_bytes: int | None
 ) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    result: dict[str, np.ndarray] = {}
     total = 0
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
@@ -76,9 +76,9 @@ def _read(
             with archive.open(info) as member:
                 _check_size(name, member, info.file_size)
             with archive.open(info) as member:
-                found[name] = np.lib.format.read_array(member, allow_pickle=False)
+                result[name] = np.lib.format.read_array(member, allow_pickle=False)
                 member.read(1)  # at the end the checksum is compared
-    return found
+    return result
 
 
 def _check_size(name: str, member: IO[bytes], size: int) -> None:

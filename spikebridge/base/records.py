@@ -207,12 +207,12 @@ def _part(options: tuple[Any, ...], plain: Any, where: str, start: Any) -> Any:
 @cache
 def _kinds(kind: Any) -> dict[str, tuple[Any, ...]]:
     """The fields of a record that hold records, each with the kinds of record that it may hold."""
-    found = {}
+    result = {}
     for name, annotation in _hints(kind).items():
         options = get_args(annotation) or (annotation,)
         if records := tuple(option for option in options if is_dataclass(option)):
-            found[name] = records
-    return found
+            result[name] = records
+    return result
 
 
 def from_content(kind: type[Record], plain: Any, name: str = "the file") -> Record:
@@ -322,10 +322,10 @@ def near(word: Any, known: Iterable[str]) -> str:
     """In brackets the names that a misspelled word may stand for; empty where none is near."""
     if word in RENAMED:
         return f" (it is called {RENAMED[word]} now)"
-    found = get_close_matches(str(word), list(known), n=2)
-    likeness = [SequenceMatcher(None, str(word), one).ratio() for one in found]
-    found = [one for one, value in zip(found, likeness, strict=True) if value > likeness[0] - 0.1]
-    return f" (did you mean {' or '.join(found)}?)" if found else ""
+    result = get_close_matches(str(word), list(known), n=2)
+    likeness = [SequenceMatcher(None, str(word), item).ratio() for item in result]
+    result = [one for one, value in zip(result, likeness, strict=True) if value > likeness[0] - 0.1]
+    return f" (did you mean {' or '.join(result)}?)" if result else ""
 
 
 def type_name(value: Any) -> str:

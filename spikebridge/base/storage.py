@@ -201,10 +201,10 @@ def _refuse(path: Path, folder: Path) -> None:
     holder = "by another process"
     for _ in range(10):  # the holder writes its name a moment after it took the lock
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            where = "" if found["host"] == socket.gethostname() else f" on {found['host']}"
+            result = json.loads(path.read_text(encoding="utf-8"))
+            where = "" if result["host"] == socket.gethostname() else f" on {result['host']}"
             holder = (
-                f"process {found['process']}{where} since {found['since']} ({found['command']})"
+                f"process {result['process']}{where} since {result['since']} ({result['command']})"
             )
             break
         except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -179,9 +179,9 @@ def check_images(directory: Path) -> dict[str, Any]:
         wanted = _checksums(path, record, key, names)
         for name in names:
             _check_file(directory, name, wanted[name])
-    for found in sorted((directory / "rtl").iterdir()):
-        if f"rtl/{found.name}" not in sources():
-            raise RunError(f"{found}: it was not written with the others; remove it, or {_AGAIN}")
+    for actual in sorted((directory / "rtl").iterdir()):
+        if f"rtl/{actual.name}" not in sources():
+            raise RunError(f"{actual}: it was not written with the others; remove it, or {_AGAIN}")
     _check_bench(path, record)
     return record
 

@@ -92,7 +92,7 @@ def _fields(kind: Any, default: Any) -> Iterator[_Field]:
 def _texts(kind: type) -> dict[str, str]:
     """What is said of each field, in one piece."""
     kinds = reversed(kind.__mro__[:-1])
-    params = [param for one in kinds for param in parse_from_object(one).params]
+    params = [param for item in kinds for param in parse_from_object(item).params]
     return {param.arg_name: " ".join((param.description or "").split()) for param in params}
 
 
@@ -103,9 +103,9 @@ def _explained(hint: Any, text: str, default: Any) -> Any:
     options = [option for option in get_args(plain) if option is not type(None)]
     optional = get_origin(plain) is not tuple and len(options) == len(get_args(plain)) - 1 == 1
     metavar = options[0].__name__.upper() if optional else None
-    for one in metadata:
-        metavar = getattr(one, "metavar", None) or metavar
-    kept = [one for one in metadata if not hasattr(one, "metavar")]
+    for item in metadata:
+        metavar = getattr(item, "metavar", None) or metavar
+    kept = [item for item in metadata if not hasattr(item, "metavar")]
     nothing = "" if default in (None, "", ()) else None
     note = tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=nothing)
     return Annotated[(plain, *kept, note)]

@@ -216,8 +216,8 @@ def _base(task: str, unit: str, first: _First) -> Config:
     data, own = _data(task, first)
     tuned = preset(task, unit, data, **own)
     if first.resume and first.out is None and first.config is None:
-        meant = rundir.meant(override(tuned, seed=first.seed))
-        return tuned if meant is None else _begun(task, meant) or tuned
+        intended = rundir.meant(override(tuned, seed=first.seed))
+        return tuned if intended is None else _begun(task, intended) or tuned
     return tuned
 
 

@@ -18,10 +18,10 @@ def chip_table(content: dict[str, Any]) -> Table | None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    found = [row["chip"] for row in content["rows"] if row.get("chip")]
-    if not found:
+    result = [row["chip"] for row in content["rows"] if row.get("chip")]
+    if not result:
         return None
-    metric, first = METRICS[content["metric"]], found[0]
+    metric, first = METRICS[content["metric"]], result[0]
     title = (
         f"On the digital chip, 40 nm, {first['lanes']} lanes at {first['clock_MHz']:g} MHz: "
         f"{metric.axis}, mean of {plural(first['networks'], 'network')}; "
@@ -100,7 +100,10 @@ def sequence_table(content: dict[str, Any]) -> Table | None:
     metric = METRICS["accuracy"]
     for row in rows:
         measures = [row["sequence"]["measures"][name] for name in MEASURES]
-        built.add_row(row["label"], *(_spread(metric, one["mean"], one["std"]) for one in measures))
+        built.add_row(
+            row["label"],
+            *(_spread(metric, measure["mean"], measure["std"]) for measure in measures),
+        )
     return built
 
 

@@ -112,5 +112,5 @@ def _explained() -> Iterator[None]:
     except OSError as error:
         from spikebridge.data.files import DataError
 
-        name, found = error.filename or "the data", error.strerror or str(error)
-        raise DataError(name, "data that can be read", found, "mend --data-dir") from error
+        name, actual = error.filename or "the data", error.strerror or str(error)
+        raise DataError(name, "data that can be read", actual, "mend --data-dir") from error

@@ -64,7 +64,7 @@ def unpack(path: Path, names: Sequence[str]) -> dict[str, bytes]:
 
     Raises DataError where the archive is damaged or has no such files.
     """
-    found: dict[str, bytes] = {}
+    actual: dict[str, bytes] = {}
     remedy = "get a fresh copy of the file"
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -72,16 +72,16 @@ def unpack(path: Path, names: Sequence[str]) -> dict[str, bytes]:
                 name = member.name.removeprefix(f"{FOLDER}/")
                 content = archive.extractfile(member) if member.isfile() else None
                 if name in names and content is not None:
-                    found[name] = content.read()
-                if len(found) == len(names):
+                    actual[name] = content.read()
+                if len(actual) == len(names):
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataError(path, "a whole .tar.gz file", f"damaged ({error})", remedy) from error
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in actual]
     if missing:
         expected = f"{', '.join(missing)} in {FOLDER}"
-        raise DataError(path, expected, f"{len(found)} of {len(names)} files", remedy)
-    return {name: found[name] for name in names}
+        raise DataError(path, expected, f"{len(actual)} of {len(names)} files", remedy)
+    return {name: actual[name] for name in names}
 
 
 def parse(data: bytes, name: str | Path) -> LabelledImages:

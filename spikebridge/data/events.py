@@ -66,7 +66,7 @@ class Events(Task):
         side = -(-SIDE // config.shrink)
         self.image = (2, side, side)
         self.input_size = 2 * side * side
-        train, test = (read_recordings(found, config) for found in files.values())
+        train, test = (read_recordings(file, config) for file in files.values())
         self._recordings = {"train": train, "valid": train, "test": test}
         training, validating = split_by_class(train.labels, config.fold, config.folds)
         everything = np.arange(len(test.labels))
@@ -115,22 +115,22 @@ def list_recordings(folder: Path, part: str) -> list[tuple[Path, int]]:
 
     Names are the numbers of MNIST's images, so that this order mixes the classes.
     """
-    found = [
+    actual = [
         (path, digit)
         for digit in range(CLASSES)
         for path in (folder / part / str(digit)).glob("*.bin")
         if not is_twin(path.name)
     ]
-    counts = np.bincount([digit for _, digit in found], minlength=CLASSES)
+    counts = np.bincount([digit for _, digit in actual], minlength=CLASSES)
     least = 2 if part == "Train" else 0  # one of each class validates
-    if not found or counts.min() < least:
+    if not actual or counts.min() < least:
         have = ", ".join(map(str, counts)) + f" recordings of 0 to 9 in {part}"
         state = have if folder.is_dir() else "no such folder"
         if (folder / f"{part}.zip").exists():
             state = f"{part}.zip, which is not unpacked"
         expected = _LAYOUT + ("" if not least else f", at least {least} of each digit in {part}")
         raise DataError(folder, expected, state, _SOURCE)
-    return sorted(found, key=lambda item: (item[0].name, item[1]))
+    return sorted(actual, key=lambda item: (item[0].name, item[1]))
 
 
 def split_by_class(labels: np.ndarray, fold: int, folds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,9 +160,9 @@ def read_recordings(files: Sequence[tuple[Path, int]], config: EventsConfig) -> 
     starts = np.zeros(len(files) + 1, np.int64)
     for number, (path, _) in enumerate(files):
         start = starts[number]
-        found = to_cells(read_events(path), config)
-        cells[start : start + len(found)] = found
-        starts[number + 1] = start + len(found)
+        actual = to_cells(read_events(path), config)
+        cells[start : start + len(actual)] = actual
+        starts[number + 1] = start + len(actual)
     labels = np.array([digit for _, digit in files], np.int64)
     return Recordings(cells[: starts[-1]], starts, labels)
 
@@ -171,8 +171,8 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        found = f"a link to nothing ({os.readlink(path)})" if path.is_symlink() else error.strerror
-        raise DataError(path, "a recording", str(found), _FRESH_COPY) from error
+        actual = f"a link to nothing ({os.readlink(path)})" if path.is_symlink() else error.strerror
+        raise DataError(path, "a recording", str(actual), _FRESH_COPY) from error
 
 
 def to_cells(events: EventList, config: EventsConfig) -> np.ndarray:
@@ -204,6 +204,6 @@ def read_events(path: Path) -> EventList:
         time += _MARK_US * mark.cumsum()
         x, y, high, time = (part[~mark] for part in (x, y, high, time))
     if not len(x) or max(x.max(), y.max()) >= SIDE:
-        found = f"up to x = {x.max()}, y = {y.max()}" if len(x) else "no event"
-        raise DataError(path, f"events with x and y of 0 to {SIDE - 1}", found, _FRESH_COPY)
+        actual = f"up to x = {x.max()}, y = {y.max()}" if len(x) else "no event"
+        raise DataError(path, f"events with x and y of 0 to {SIDE - 1}", actual, _FRESH_COPY)
     return EventList(x, y, high >= 0x80, time)

@@ -26,9 +26,9 @@ VARIABLE = "SPIKEBRIDGE_DATA"
 class DataError(UsageError, RuntimeError):
     """A data file is missing, damaged, or not what its name says."""
 
-    def __init__(self, file: str | Path, expected: str, found: str, remedy: str) -> None:
-        super().__init__(file, expected, found, remedy)
-        self.file, self.expected, self.found, self.remedy = str(file), expected, found, remedy
+    def __init__(self, file: str | Path, expected: str, actual: str, remedy: str) -> None:
+        super().__init__(file, expected, actual, remedy)
+        self.file, self.expected, self.found, self.remedy = str(file), expected, actual, remedy
 
     def __str__(self) -> str:
         return f"{self.file}: expected {self.expected}; found {self.found}; {self.remedy}"
@@ -184,9 +184,9 @@ def data_folder() -> Path | None:
         return None
     folder = Path(value).expanduser()
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "no such folder"
+        actual = "a file" if folder.exists() else "no such folder"
         remedy = f"correct {VARIABLE}={value} or unset it to use the cache and downloads"
-        raise DataError(folder, f"the folder that ${VARIABLE} names", found, remedy)
+        raise DataError(folder, f"the folder that ${VARIABLE} names", actual, remedy)
     return folder
 
 
@@ -217,9 +217,9 @@ def one_file(path: Path, ending: str, named: str = "") -> Path:
         return path / named
     files = [file for file in visible(path) if file.suffix.lower() == f".{ending}"]
     if len(files) != 1:
-        found = ", ".join(file.name for file in files[:5]) or "none"
+        actual = ", ".join(file.name for file in files[:5]) or "none"
         what = f"{named}, or a single .{ending} file" if named else f"a single .{ending} file"
-        raise DataError(path, what, found, "name the file itself")
+        raise DataError(path, what, actual, "name the file itself")
     return files[0]
 
 
@@ -232,11 +232,11 @@ def verify(path: Path, size_bytes: int, sha256: str, remedy: str) -> Path:
     """The path itself, once its content has the checksum; DataError where not."""
     expected = _described(size_bytes, sha256)
     try:
-        found = _digest_of(path)
+        actual = _digest_of(path)
     except OSError as error:
         raise DataError(path, expected, f"it cannot be read ({error.strerror})", remedy) from error
-    if found != sha256:
-        raise DataError(path, expected, _described(path.stat().st_size, found), remedy)
+    if actual != sha256:
+        raise DataError(path, expected, _described(path.stat().st_size, actual), remedy)
     return path
 
 
@@ -251,11 +251,11 @@ def is_known(path: Path) -> bool:
 
 def _candidates(root: Path, name: str, source: Source) -> list[tuple[Path, int, str]]:
     paths = [root / name, root / Path(name).name]
-    found = [(path, source.size_bytes, source.sha256) for path in paths]
+    result = [(path, source.size_bytes, source.sha256) for path in paths]
     if source.unpacked_sha256:
         whole = (source.unpacked_size_bytes, source.unpacked_sha256)
-        found += [(path.with_suffix(""), *whole) for path in paths]
-    return found
+        result += [(path.with_suffix(""), *whole) for path in paths]
+    return result
 
 
 def _digest_of(path: Path) -> str:
@@ -290,8 +290,8 @@ def _download(name: str, source: Source, cached: Path) -> Path:
         old = (
             _described(cached.stat().st_size, _digest_of(cached)) if cached.is_file() else "no file"
         )
-        found = f"{old}, and the download of {source.url} failed ({error})"
-        raise DataError(cached, expected, found, remedy) from error
+        actual = f"{old}, and the download of {source.url} failed ({error})"
+        raise DataError(cached, expected, actual, remedy) from error
     return cached
 
 
@@ -321,8 +321,8 @@ def read_idx(path: Path) -> np.ndarray:
             packed = file.read(2) == b"\x1f\x8b"
         data = _unpacked(path) if packed else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        found = f"{path.stat().st_size:,} bytes that do not unpack ({error})"
-        raise DataError(path, "a whole gzip file", found, _FRESH_COPY) from error
+        actual = f"{path.stat().st_size:,} bytes that do not unpack ({error})"
+        raise DataError(path, "a whole gzip file", actual, _FRESH_COPY) from error
     except OSError as error:
         raise DataError(path, "an idx file", str(error.strerror), _FRESH_COPY) from error
     return parse_idx(data, path)
@@ -337,9 +337,9 @@ def _unpacked(path: Path) -> bytes:
         shape = np.frombuffer(head, ">u4", min(head[3], len(head) // 4 - 1), offset=4).tolist()
         whole = 4 + 4 * head[3] + math.prod(shape) * np.dtype(_IDX_TYPES[head[2]]).itemsize
         if whole > _IDX_MOST_BYTES:
-            found = f"{whole:,} bytes for shape {tuple(shape)}"
+            actual = f"{whole:,} bytes for shape {tuple(shape)}"
             expected = f"at most {_IDX_MOST_BYTES:,} bytes in a packed file"
-            raise DataError(path, expected, found, "get a fresh copy of the file, or unpack it")
+            raise DataError(path, expected, actual, "get a fresh copy of the file, or unpack it")
         rest = file.read(max(0, whole + 1 - len(head)))  # one byte too many is an error as well
         if file.read(1):
             raise DataError(path, f"{whole:,} bytes", "more than that", _FRESH_COPY)
@@ -354,8 +354,8 @@ def parse_idx(data: bytes, name: str | Path) -> np.ndarray:
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file formats.
     """
 
-    def wrong(expected: str, found: str) -> DataError:
-        return DataError(name, expected, found, _FRESH_COPY)
+    def wrong(expected: str, actual: str) -> DataError:
+        return DataError(name, expected, actual, _FRESH_COPY)
 
     if len(data) < 4:
         raise wrong("an idx header of at least 4 bytes", f"{len(data)} bytes")

@@ -155,8 +155,8 @@ class Forecast(Task):
         absent = [name for name in scaling["columns"] if name not in places]
         if absent:
             expected = f"the columns of the training: {listed(scaling['columns'])}"
-            found = f"columns of numbers: {listed(table.names)}, without {listed(absent)}"
-            raise DataError(path, expected, found, "give a table with the same columns")
+            actual = f"columns of numbers: {listed(table.names)}, without {listed(absent)}"
+            raise DataError(path, expected, actual, "give a table with the same columns")
         own = table.values[:, [places[name] for name in scaling["columns"]]]
         never = [
             n for n, gaps in zip(scaling["columns"], np.isnan(own).all(0), strict=True) if gaps

@@ -227,8 +227,8 @@ def read_folder(folder: Path) -> dict[str, Images]:
         parts.append(read_images(images, labels))
     train, test = parts
     if train.pixels.shape[1:] != test.pixels.shape[1:]:
-        found = f"{train.pixels.shape[1:]} to train, {test.pixels.shape[1:]} to test"
-        raise DataError(folder, "images of one size", found, "use files that belong together")
+        actual = f"{train.pixels.shape[1:]} to train, {test.pixels.shape[1:]} to test"
+        raise DataError(folder, "images of one size", actual, "use files that belong together")
     if len(train.labels) < 2:
         raise DataError(folder, "at least 2 images to train", "1", "use a larger set")
     return _with_validation(train, test, max(1, len(train.labels) // 12))
@@ -242,11 +242,11 @@ def _named(folder: Path, names: tuple[str, ...], what: str) -> Path:
             fits.setdefault(path.name.removesuffix(".gz"), path)  # unpacked before packed
     if len(fits) != 1:
         expected = f"one idx file with {' or '.join(names)} and {what} in its name"
-        found = ", ".join(path.name for path in fits.values()) or "none"
+        actual = ", ".join(path.name for path in fits.values()) or "none"
         remedy = "name the four files as MNIST's are"
         if fits:
             remedy = "put the four files of one set into a folder of their own"
-        raise DataError(folder, expected, found, remedy)
+        raise DataError(folder, expected, actual, remedy)
     return next(iter(fits.values()))
 
 
@@ -266,17 +266,17 @@ def read_images(images: Path, labels: Path, classes: int = MOST_CLASSES) -> Imag
     pixels, given = read_idx(images), read_idx(labels)
     remedy = "use the images and labels that belong together"
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
-        found = f"shape {pixels.shape} of {pixels.dtype}"
-        raise DataError(images, "images (n, rows, columns) of uint8", found, remedy)
+        actual = f"shape {pixels.shape} of {pixels.dtype}"
+        raise DataError(images, "images (n, rows, columns) of uint8", actual, remedy)
     if given.ndim == 2 and given.shape[1] == QMNIST_COLUMNS:
         given = given[:, 0]  # the others say whose digit it is, and where it comes from
     whole = given.dtype.kind in "iu" or bool((given == np.floor(given)).all())
     if given.shape != pixels.shape[:1] or not whole:
-        found = f"shape {given.shape} of {given.dtype}"
-        raise DataError(labels, f"{len(pixels):,} labels, whole numbers", found, remedy)
+        actual = f"shape {given.shape} of {given.dtype}"
+        raise DataError(labels, f"{len(pixels):,} labels, whole numbers", actual, remedy)
     if given.min() < 0 or given.max() >= classes:
-        found = f"label {(given.min() if given.min() < 0 else given.max()):g}"
-        raise DataError(labels, f"labels 0 to {classes - 1:,}", found, remedy)
+        actual = f"label {(given.min() if given.min() < 0 else given.max()):g}"
+        raise DataError(labels, f"labels 0 to {classes - 1:,}", actual, remedy)
     return Images(pixels, given if given.dtype == np.uint8 else given.astype(np.int64))
 
 

@@ -32,9 +32,9 @@ Songs = dict[str, list[np.ndarray]]
 class MatError(ValueError):
     """What was expected of a file, and what was found."""
 
-    def __init__(self, expected: str, found: str) -> None:
-        super().__init__(expected, found)
-        self.expected, self.found = expected, found
+    def __init__(self, expected: str, actual: str) -> None:
+        super().__init__(expected, actual)
+        self.expected, self.found = expected, actual
 
 
 def songs_of(path: Path) -> Songs:
@@ -53,8 +53,8 @@ def songs_of(path: Path) -> Songs:
     for key in KEYS:
         cells = contents.get(key)
         if not isinstance(cells, np.ndarray) or cells.dtype != object or cells.size == 0:
-            found = "none" if cells is None else f"{type(cells).__name__} {np.shape(cells)}"
-            raise MatError(f"a cell array {key} of songs", found)
+            result = "none" if cells is None else f"{type(cells).__name__} {np.shape(cells)}"
+            raise MatError(f"a cell array {key} of songs", result)
         songs[key] = []
         for number, song in enumerate(cells.ravel(), start=1):
             songs[key].append(_checked(song, f"{key} song {number}", left))
@@ -78,8 +78,8 @@ def _checked(song: Any, which: str, most_bytes: int) -> np.ndarray:
         try:
             song.check_format(full_check=True)  # where there are numbers: toarray writes there
         except Exception as error:
-            found = f"places of its notes that are outside ({error})"
-            raise MatError(f"{which} as a whole sparse matrix", found) from error
+            actual = f"places of its notes that are outside ({error})"
+            raise MatError(f"{which} as a whole sparse matrix", actual) from error
         song = song.toarray()
     if song.dtype.kind not in "buif" or not np.isin(song, (0, 1)).all():
         raise MatError(f"{which} of zeros and ones", f"other values, of {song.dtype}")
@@ -121,9 +121,9 @@ def _unreadable(why: str) -> MatError:
 
 def _put(songs: Songs, out: Path) -> None:
     arrays: dict[str, Any] = {}
-    for key, found in songs.items():
-        arrays[key] = np.concatenate(found)
-        arrays[f"{key}_ends"] = np.cumsum([len(song) for song in found])
+    for key, result in songs.items():
+        arrays[key] = np.concatenate(result)
+        arrays[f"{key}_ends"] = np.cumsum([len(song) for song in result])
     with out.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 

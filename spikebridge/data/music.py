@@ -92,8 +92,8 @@ def locate(config: MusicConfig) -> Path:
     files = [path for path in visible(folder) if path.suffix.lower() == ".mat"]
     if len(files) != 1:
         names = ", ".join(path.name for path in files[:5]) + (", …" if len(files) > 5 else "")
-        found = f"{len(files)} ({names})" if files else "none"
-        raise DataError(folder, wanted, found, remedy)
+        actual = f"{len(files)} ({names})" if files else "none"
+        raise DataError(folder, wanted, actual, remedy)
     return files[0]
 
 
@@ -129,7 +129,7 @@ def read_songs(path: Path) -> dict[str, list[np.ndarray]]:
     """
     try:
         stat = path.stat()
-        found = _songs(path.resolve(), stat.st_size, stat.st_mtime_ns)
+        actual = _songs(path.resolve(), stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError as error:
         raise DataError(path, "a .mat file", "no such file", _FRESH_COPY) from error
     except OSError as error:
@@ -137,7 +137,7 @@ def read_songs(path: Path) -> dict[str, list[np.ndarray]]:
         raise DataError(path, "a whole .mat file", why, _FRESH_COPY) from error
     except mat.MatError as error:
         raise DataError(path, error.expected, error.found, _FRESH_COPY) from error
-    return {split: list(found[key]) for split, key in _KEYS.items()}
+    return {split: list(actual[key]) for split, key in _KEYS.items()}
 
 
 # Reading a stranger's file takes a process, so it is done once.

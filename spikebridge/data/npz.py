@@ -129,11 +129,11 @@ class Npz(Task):
 
     def scaling(self) -> dict[str, Any]:
         """What `other` needs to know of the training data, as JSON has it."""
-        found: dict[str, Any] = {"kind": self.kind, "inputs": self.input_size}
-        found["outputs"] = self.output_size
+        result: dict[str, Any] = {"kind": self.kind, "inputs": self.input_size}
+        result["outputs"] = self.output_size
         if self.metric == "rmse":
-            found |= {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
-        return found
+            result |= {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
+        return result
 
     @classmethod
     def other(cls, config: NpzConfig, path: Path, scaling: Mapping[str, Any] | None) -> Npz:
@@ -151,8 +151,8 @@ class Npz(Task):
         like = _like(scaling)
         part = read_samples(path, config.answers, like, every=True)
         if part.described() != like.described():
-            found, remedy = part.described(), "give a file with the same inputs and kind of y"
-            raise DataError(path, f"{like.described()}, as in training", found, remedy)
+            actual, remedy = part.described(), "give a file with the same inputs and kind of y"
+            raise DataError(path, f"{like.described()}, as in training", actual, remedy)
         task = cls.__new__(cls)
         task.config, task.output_size = config, int(scaling["outputs"])
         task._describe(like)
@@ -162,8 +162,8 @@ class Npz(Task):
             task.sd = torch.tensor(scaling["sd"], dtype=torch.float64)
             part = task._standardised(part)
         elif (high := int(part.y.max())) >= task.output_size:
-            found, remedy = f"class {high}", "leave out samples that training had no class for"
-            raise DataError(path, f"classes 0 to {task.output_size - 1}", found, remedy)
+            actual, remedy = f"class {high}", "leave out samples that training had no class for"
+            raise DataError(path, f"classes 0 to {task.output_size - 1}", actual, remedy)
         task._splits = {"test": part}
         return task
 
@@ -211,12 +211,12 @@ def read_splits(folder: Path | None, config: NpzConfig) -> dict[str, Samples]:
     train = read_samples(given.pop("train"), config.answers)
     splits = {"train": train}
     for split, path in given.items():
-        splits[split] = found = read_samples(path, config.answers, train)
-        if found.described() != train.described():
+        splits[split] = actual = read_samples(path, config.answers, train)
+        if actual.described() != train.described():
             raise DataError(
                 path,
                 f"{train.described()}, as in train.npz",
-                found.described(),
+                actual.described(),
                 "save all files with the same inputs and kind of y",
             )
     if "valid" not in splits:
@@ -228,8 +228,8 @@ def _split_off(train: Samples, path: Path) -> tuple[Samples, Samples]:
     """What trains and what validates of the samples in train.npz."""
     count = len(train.x)
     if count < 2:
-        found, remedy = "1 sample", "save more samples, or a valid.npz beside it"
-        raise DataError(path, "at least 2 samples, one of them for validation", found, remedy)
+        actual, remedy = "1 sample", "save more samples, or a valid.npz beside it"
+        raise DataError(path, "at least 2 samples, one of them for validation", actual, remedy)
     # RandomState is numpy's generator whose stream is frozen for good (NEP 19).
     order = np.random.RandomState(_SPLIT_SEED).permutation(count)
     held = max(1, round(_VALID_SHARE * count))

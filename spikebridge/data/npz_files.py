@@ -110,20 +110,20 @@ def read_samples(
         y = _checked(path, "y", y, real if each and not real.all() else None)
         return Samples(_plain(x), torch.from_numpy(y.astype(np.float32)), kind, extent)
     classes = torch.from_numpy(_classes(path, y, real if each else None))
-    found = Samples(_plain(x), classes, kind, extent)
-    return found if every else _with_answers(path, found)
+    actual = Samples(_plain(x), classes, kind, extent)
+    return actual if every else _with_answers(path, actual)
 
 
-def _with_answers(path: Path, found: Samples) -> Samples:
+def _with_answers(path: Path, actual: Samples) -> Samples:
     """Without the samples that have no class at all."""
-    known = found.y != UNKNOWN
+    known = actual.y != UNKNOWN
     known = known.any(1) if known.dim() == 2 else known
     if bool(known.all()):
-        return found
+        return actual
     if not bool(known.any()):
         found_, remedy = "-1 alone, which stands for no answer", "give y the classes"
         raise DataError(path, "a class in y", found_, remedy)
-    kept = found.take(known.nonzero().squeeze(1).numpy())
+    kept = actual.take(known.nonzero().squeeze(1).numpy())
     return kept._replace(unanswered=len(known) - int(known.sum()))
 
 
@@ -133,7 +133,7 @@ def _arrays(path: Path, needed: set[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if not is_twin(name)]
         names = [name.removesuffix(".npy") for name in members]
-        found = read_arrays(path, NAMES)
+        actual = read_arrays(path, NAMES)
     except OSError as error:
         raise DataError(path, "an .npz file", str(error.strerror or error), _SAVE) from error
     except MemoryError as error:
@@ -146,7 +146,7 @@ def _arrays(path: Path, needed: set[str]) -> dict[str, np.ndarray]:
         expected = "a whole .npz file with arrays of numbers"
         raise DataError(path, expected, f"one that cannot be read ({error})", _SAVE) from error
     have = ", ".join(sorted(names)) or "none"
-    if needed - found.keys():
+    if needed - actual.keys():
         raise DataError(path, "the arrays x and y", f"these arrays: {have}", _SAVE)
     unknown = [name for name in names if name not in NAMES]
     if unknown:
@@ -156,7 +156,7 @@ def _arrays(path: Path, needed: set[str]) -> dict[str, np.ndarray]:
             f"these arrays: {have}",
             f"rename {', '.join(unknown)} to what it is, or leave it out of the file",
         )
-    return found
+    return actual
 
 
 def _check_types(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -183,8 +183,8 @@ def _extent(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.n
     whole = lengths.dtype != bool and bool((lengths == np.floor(lengths)).all())
     if lengths.shape != (count,) or not whole:
         expected = f"lengths of shape ({count:,},), whole numbers of steps"
-        found = f"shape {lengths.shape} of {lengths.dtype}"
-        raise DataError(path, expected, found, "save one number of steps for each sample of x")
+        actual = f"shape {lengths.shape} of {lengths.dtype}"
+        raise DataError(path, expected, actual, "save one number of steps for each sample of x")
     wrong = (lengths < 1) | (lengths > steps)
     if wrong.any():
         place = int(wrong.argmax())
@@ -203,10 +203,10 @@ def _from_mask(
     mask = mask[..., 0] if mask.shape == (count, steps, 1) else mask
     if mask.shape != (count, steps) or not np.isin(mask, (0, 1)).all():
         expected = f"a mask of shape ({count:,}, {steps:,}), 1 at real steps and 0 at padding"
-        found = f"shape {mask.shape} of {mask.dtype}"
+        actual = f"shape {mask.shape} of {mask.dtype}"
         if mask.shape == (count, steps):
-            found = "other values"
-        raise DataError(path, expected, found, "save it as (x_is_real).astype(bool)")
+            actual = "other values"
+        raise DataError(path, expected, actual, "save it as (x_is_real).astype(bool)")
     real = mask.astype(bool)
     lengths, starts = real.sum(1), real.argmax(1)
     places = np.arange(steps)
@@ -245,8 +245,8 @@ def _kind_of(path: Path, x: np.ndarray, y: np.ndarray | None, answers: Answers) 
         if answers != "classes" and y.ndim == 3 and per_step:
             return "numbers at each step"
     expected = f"{_SHAPES}, with n = {x.shape[0]:,} and T = {x.shape[1]:,} as x has"
-    found = f"y of shape {y.shape} and type {y.dtype}"
-    raise DataError(path, expected, found, _remedy(x, y, answers))
+    actual = f"y of shape {y.shape} and type {y.dtype}"
+    raise DataError(path, expected, actual, _remedy(x, y, answers))
 
 
 def _remedy(x: np.ndarray, y: np.ndarray, answers: Answers) -> str:
@@ -279,12 +279,12 @@ def _refuse_one_hot(path: Path, x: np.ndarray, y: np.ndarray, real: np.ndarray |
         return
     if y.ndim < 2 or not y.size or not _one_hot(y, None if steps else real):
         return
-    found = f"y of shape {y.shape} with a single 1 in each row, which looks one-hot"
+    actual = f"y of shape {y.shape} with a single 1 in each row, which looks one-hot"
     other = "classes, where they are a class at each step" if steps else "numbers, to predict them"
     save = "y.argmax(-1)"
     if not steps and not y.any(-1).all():
         save = "np.where(y.any(-1), y.argmax(-1), -1), -1 for no answer"
-    raise DataError(path, _SHAPES, found, f"save {save}, or pass --answers {other}")
+    raise DataError(path, _SHAPES, actual, f"save {save}, or pass --answers {other}")
 
 
 def _classes(path: Path, y: np.ndarray, real: np.ndarray | None) -> np.ndarray:
@@ -322,8 +322,8 @@ def _checked(path: Path, name: str, values: np.ndarray, real: np.ndarray | None)
     remedy = "fill or remove such samples"
     if values.ndim == 3 and np.isnan(values[place[0], -1]).all():
         remedy += "; where NaN stands for padding, save lengths= too, the steps of each sample"
-    found = f"NaN, infinite or larger values in it, first {values[place]} at {at}"
-    raise DataError(path, f"{name} of finite numbers in float32", found, remedy)
+    actual = f"NaN, infinite or larger values in it, first {values[place]} at {at}"
+    raise DataError(path, f"{name} of finite numbers in float32", actual, remedy)
 
 
 def _no_answers(like: Samples, x: np.ndarray) -> Tensor:

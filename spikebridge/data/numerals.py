@@ -39,7 +39,7 @@ _PATTERNS: tuple[tuple[str, Form], ...] = (
     (rf"[0-9]{{1,3}}(?:{_BLANK}[0-9]{{3}})+,[0-9]*", ","),
     ("inf|infinity|INF|Inf|Infinity", "infinite"),
 )
-_FORMS = tuple((re.compile(f"{_SIGN}(?:{text})$"), found) for text, found in _PATTERNS)
+_FORMS = tuple((re.compile(f"{_SIGN}(?:{text})$"), result) for text, result in _PATTERNS)
 _BLANKS = re.compile(_BLANK)
 # A number with a currency before it, or a unit behind it: read as a number by people only.
 _DRESSED = re.compile(
@@ -66,12 +66,12 @@ def form(text: str) -> Form | None:
     """What a text without blanks around it says of its column; None where it is no number."""
     power = _POWER.search(text)
     body = text[: power.start()] if power else text
-    for pattern, found in _FORMS:
+    for pattern, result in _FORMS:
         if pattern.match(body):
             # Nobody parts the thousands of a mantissa.
-            if power and found in (".?", ",?"):
-                return "." if found == ".?" else ","
-            return None if power and found == "infinite" else found
+            if power and result in (".?", ",?"):
+                return "." if result == ".?" else ","
+            return None if power and result == "infinite" else result
     return None
 
 

@@ -74,15 +74,15 @@ class _Lines:
             self.delimiter, self.all[0] = self.all[0].strip()[4], ""
 
     def __iter__(self) -> Iterator[str]:
-        self.comments, begun = 0, False
+        self.comments, started = 0, False
         for number, line in enumerate(self.all, start=1):
             self.number = number
             if line.lstrip().startswith(COMMENTS):
                 self.comments += 1
-                if not begun:
+                if not started:
                     self.last_comment = line.lstrip().lstrip("#%/ ")
                 continue
-            begun = begun or bool(line.strip())
+            started = started or bool(line.strip())
             yield line
 
     def split(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -121,22 +121,22 @@ def read_rows(path: Path, *, whole: bool = False) -> Rows:
     text, encoding = _decoded(path)
     lines = _Lines(text)
     try:
-        found = Rows(encoding, lines.delimiter or _delimiter(lines))
-        rows = list(lines.split(found.delimiter))
+        actual = Rows(encoding, lines.delimiter or _delimiter(lines))
+        rows = list(lines.split(actual.delimiter))
     except csv.Error as error:
         have = f"one that cannot be read ({error} in line {lines.number})"
         raise DataError(path, "a CSV file", have, MEND) from error
-    start = _header(path, lines, found, rows)
+    start = _header(path, lines, actual, rows)
     if lines.comments:
-        found.remarks.append(f"{plural(lines.comments, 'comment line')} left out")
+        actual.remarks.append(f"{plural(lines.comments, 'comment line')} left out")
     del rows[:start]
     while rows and not any(rows[-1][1]) and not (len(rows[-1][1]) > 1):
         rows.pop()  # empty lines at the end of the file
-    _blank_rows(found, rows)
-    _even(path, found, rows, whole)
-    found.lines = [number for number, _ in rows]
-    found.rows = [row for _, row in rows]
-    return found
+    _blank_rows(actual, rows)
+    _even(path, actual, rows, whole)
+    actual.lines = [number for number, _ in rows]
+    actual.rows = [row for _, row in rows]
+    return actual
 
 
 def _delimiter(lines: _Lines) -> str:
@@ -170,7 +170,7 @@ def _fit(rows: list[list[str]], mark: str) -> tuple[float, float]:
     return (share, known / max(1, len(fields))) if share > 0.5 or len(rows) < 4 else (0.0, 0.0)
 
 
-def _header(path: Path, lines: _Lines, found: Rows, rows: list[tuple[int, list[str]]]) -> int:
+def _header(path: Path, lines: _Lines, actual: Rows, rows: list[tuple[int, list[str]]]) -> int:
     """Set the header; gives the place of the first row below it."""
     filled = [place for place, (_, row) in enumerate(rows) if any(row)]
     widths = Counter(len(rows[place][1]) for place in filled[1 : LOOKED_AT + 1])
@@ -182,15 +182,15 @@ def _header(path: Path, lines: _Lines, found: Rows, rows: list[tuple[int, list[s
         if len(row) < width - 1 or (len(row) != width and titles):
             continue  # above the header
         if place > filled[0]:
-            found.remarks.append(f"{plural(at, 'line')} above the header left out")
+            actual.remarks.append(f"{plural(at, 'line')} above the header left out")
         if all(is_entry(name) for name in row if name):
-            found.header = _commented(lines, found.delimiter, len(row))
-            if found.header:
-                found.remarks.append("the names of columns are those of the comment above them")
+            actual.header = _commented(lines, actual.delimiter, len(row))
+            if actual.header:
+                actual.remarks.append("the names of columns are those of the comment above them")
                 return place
             what = f"the line {', '.join(row)!r}"
             raise DataError(path, HEADER, what, _NAME_THEM)
-        found.header = row
+        actual.header = row
         return place + 1
     first = ", ".join(rows[filled[0]][1]) if filled else ""
     remedy = _NAME_THEM
@@ -209,9 +209,9 @@ def _commented(lines: _Lines, delimiter: str, width: int) -> list[str]:
     return names if len(names) == width and not any(map(numerals.form, names)) else []
 
 
-def _blank_rows(found: Rows, rows: list[tuple[int, list[str]]]) -> None:
+def _blank_rows(result: Rows, rows: list[tuple[int, list[str]]]) -> None:
     """Take out rows without any entry; of a single column such a row is a missing value."""
-    if len(found.header) == 1:
+    if len(result.header) == 1:
         while rows and not any(rows[-1][1]):
             rows.pop()
         rows[:] = [(number, row or [""]) for number, row in rows]
@@ -219,31 +219,35 @@ def _blank_rows(found: Rows, rows: list[tuple[int, list[str]]]) -> None:
     blank = [number for number, row in rows if row and not any(row)]
     if blank:
         where = f"line {blank[0]}" if len(blank) == 1 else f"lines {blank[0]} to {blank[-1]}"
-        found.remarks.append(f"{plural(len(blank), 'blank row')} left out, {where}")
+        result.remarks.append(f"{plural(len(blank), 'blank row')} left out, {where}")
     rows[:] = [(number, row) for number, row in rows if any(row)]
 
 
-def _even(path: Path, found: Rows, rows: list[tuple[int, list[str]]], whole: bool) -> None:
+def _even(path: Path, actual: Rows, rows: list[tuple[int, list[str]]], whole: bool) -> None:
     """Give all rows as many fields as the header, where no field is lost by that."""
     # Tables of R name their rows and have no name for those names.
-    by_blanks = found.delimiter in ("\t", " ") and len(found.header) > 1
-    if by_blanks and rows and all(len(row) == len(found.header) + 1 and row[-1] for _, row in rows):
-        found.header = ["", *found.header]
-    width = len(found.header)
+    by_blanks = actual.delimiter in ("\t", " ") and len(actual.header) > 1
+    if (
+        by_blanks
+        and rows
+        and all(len(row) == len(actual.header) + 1 and row[-1] for _, row in rows)
+    ):
+        actual.header = ["", *actual.header]
+    width = len(actual.header)
     for place, (number, row) in enumerate(rows):
         if len(row) > width and not any(row[width:]):
             del row[width:]
-        if len(row) < width and not any(found.header[len(row) :]):
+        if len(row) < width and not any(actual.header[len(row) :]):
             row += [""] * (width - len(row))
         if len(row) == width:
             continue
         if len(row) < width and place == len(rows) - 1 and place > 0 and not whole:
-            found.remarks.append(
+            actual.remarks.append(
                 f"line {number}, the last one, is torn and left out: {len(row)} of {width} fields"
             )
             rows.pop()
             return
         have = f"{len(row)} in line {number}"
-        quoted = found.delimiter == "," and len(row) > width
+        quoted = actual.delimiter == "," and len(row) > width
         remedy = "put decimal commas in quotes, or part the fields by ;" if quoted else MEND
         raise DataError(path, f"{width} fields in each row", have, remedy)

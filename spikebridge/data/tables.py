@@ -61,31 +61,31 @@ def read_table(
 
     Raises DataError.
     """
-    found = read_rows(path, whole=whole)
+    actual = read_rows(path, whole=whole)
     marks = _Marks(missing)
-    columns = _columns(found, marks)
-    kinds = [_judged(path, column, found.lines, marks) for column in columns]
-    _check_names(path, found.header, kinds)
+    columns = _columns(actual, marks)
+    kinds = [_judged(path, column, actual.lines, marks) for column in columns]
+    _check_names(path, actual.header, kinds)
     named = [c for c, kind in zip(columns, kinds, strict=True) if kind == "numbers" and c.name]
     if not named:
-        have = f"{listed(found.header)}, none of them of numbers, in {len(found.lines):,} rows"
+        have = f"{listed(actual.header)}, none of them of numbers, in {len(actual.lines):,} rows"
         raise DataError(path, "a column of numbers", have, "give another table")
     if whole:
-        _check_whole(path, columns, kinds, found.lines)
+        _check_whole(path, columns, kinds, actual.lines)
     shared: set[Decimal] = set()
     for column in named:
         shared |= numerals.certain(column.forms.values())
-    values = np.empty((len(found.lines), len(named)))
+    values = np.empty((len(actual.lines), len(named)))
     for place, column in enumerate(named):
-        chosen = _decimal(path, column, found, shared, decimal)
-        values[:, place] = _values(path, column, found.lines, chosen)
+        chosen = _decimal(path, column, actual, shared, decimal)
+        values[:, place] = _values(path, column, actual.lines, chosen)
     names = tuple(column.name for column in named)
-    by = _NAMED.get(found.delimiter, found.delimiter)
+    by = _NAMED.get(actual.delimiter, actual.delimiter)
     comma = ", decimal comma" if shared == {","} else ""
     remarks = (
         f"read {path.name}: {plural(len(values), 'row')}, {plural(len(names), 'column')} of "
-        f"numbers: {listed(names)} ({found.encoding}, parted by {by}{comma})",
-        *found.remarks,
+        f"numbers: {listed(names)} ({actual.encoding}, parted by {by}{comma})",
+        *actual.remarks,
         *_left_out_remarks(columns, kinds),
         *_sentinels(names, values),
         *order.remarks(_dated(columns, kinds)),
@@ -102,15 +102,15 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 # Columns
 
 
-def _columns(found: Rows, marks: Callable[[str], bool]) -> list[_Column]:
+def _columns(result: Rows, marks: Callable[[str], bool]) -> list[_Column]:
     """The columns of a file below rows of units, which are taken out of its lines."""
-    texts = list(zip(*found.rows, strict=True)) if found.rows else [()] * len(found.header)
-    columns = [_Column(name, column) for name, column in zip(found.header, texts, strict=True)]
+    texts = list(zip(*result.rows, strict=True)) if result.rows else [()] * len(result.header)
+    columns = [_Column(name, column) for name, column in zip(result.header, texts, strict=True)]
     units = _units(columns, marks)
     for row in units:
-        shown = listed([text for text in found.rows[row] if text])
-        found.remarks.append(f"line {found.lines[row]} holds units and is left out: {shown}")
-    found.lines = found.lines[len(units) :]
+        shown = listed([text for text in result.rows[row] if text])
+        result.remarks.append(f"line {result.lines[row]} holds units and is left out: {shown}")
+    result.lines = result.lines[len(units) :]
     return [column.without(len(units)) for column in columns] if units else columns
 
 
@@ -169,7 +169,7 @@ class _Marks:
 def _units(columns: list[_Column], marks: Callable[[str], bool]) -> list[int]:
     """The first rows that hold no number where those below them do."""
     rows = len(columns[0].codes) if columns else 0
-    found: list[int] = []
+    result: list[int] = []
     for row in range(min(MOST_UNITS, rows - 1)):
         texts = [column.texts[column.codes[row]] for column in columns]
         if any(map(is_entry, texts)):
@@ -184,8 +184,8 @@ def _units(columns: list[_Column], marks: Callable[[str], bool]) -> list[int]:
             break
         if not over_numbers:
             break
-        found.append(row)
-    return found
+        result.append(row)
+    return result
 
 
 def _numbers_below(column: _Column, row: int, marks: Callable[[str], bool]) -> bool:
@@ -204,9 +204,9 @@ def _judged(path: Path, column: _Column, lines: Sequence[int], marks: Callable[[
         if marks(text):
             column.missing.add(code)
             continue
-        found = numerals.form(text)
-        if found is not None:
-            column.forms[code] = found
+        actual = numerals.form(text)
+        if actual is not None:
+            column.forms[code] = actual
             numbers += counts[code]
             continue
         wrong.add(code)
@@ -250,7 +250,7 @@ def _check_whole(
 
 
 def _decimal(
-    path: Path, column: _Column, found: Rows, shared: set[Decimal], given: Decimal | None
+    path: Path, column: _Column, actual: Rows, shared: set[Decimal], given: Decimal | None
 ) -> Decimal:
     """What marks the fractions of a column."""
     forms = set(column.forms.values())
@@ -267,7 +267,7 @@ def _decimal(
             if any(column.forms[code] == mark for code in codes)
         ]
         have = " and ".join(
-            f"{column.texts[column.codes[row]]!r} in line {found.lines[row]}" for row in shown
+            f"{column.texts[column.codes[row]]!r} in line {actual.lines[row]}" for row in shown
         )
         expected = f"numbers with one decimal mark in column {column.name}"
         if given is not None:
@@ -282,15 +282,15 @@ def _decimal(
         return own
     if len(shared) == 1:
         return next(iter(shared))
-    if one and own == "." and found.delimiter == ",":
+    if one and own == "." and actual.delimiter == ",":
         return "."
     row = column.first({code for code, form in column.forms.items() if form in unsure})
     text = column.texts[column.codes[row]]
     raise DataError(
         path,
         f"numbers in column {column.name} that can be read in one way only",
-        f"{text!r} in line {found.lines[row]}, a fraction or thousands, and no number in the table "
-        "that decides it",
+        f"{text!r} in line {actual.lines[row]}, a fraction or thousands, and no number in the "
+        "table that decides it",
         "pass --decimal . or --decimal , to say what marks fractions",
     )
 

@@ -42,13 +42,13 @@ class Vocabulary:
     def of(cls, text: Sequence[str], largest: int = 0) -> Vocabulary:
         """The symbols of a text; at most `largest` of them, where that is above 0."""
         counts = Counter(text)
-        found = [symbol for symbol, _ in counts.most_common()]
+        result = [symbol for symbol, _ in counts.most_common()]
         if UNKNOWN not in counts:
-            found.append(UNKNOWN)
-        if largest and len(found) > largest:
-            known = [symbol for symbol in found if symbol != UNKNOWN]
-            found = [*known[: largest - 1], UNKNOWN]
-        return cls(found)
+            result.append(UNKNOWN)
+        if largest and len(result) > largest:
+            known = [symbol for symbol in result if symbol != UNKNOWN]
+            result = [*known[: largest - 1], UNKNOWN]
+        return cls(result)
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -150,8 +150,8 @@ def read_symbols(path: Path, level: str) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors may put a mark before the text
     except UnicodeDecodeError as error:
-        found = f"bytes at place {error.start} that are not UTF-8"
-        raise DataError(path, expected, found, "save it as UTF-8") from error
+        actual = f"bytes at place {error.start} that are not UTF-8"
+        raise DataError(path, expected, actual, "save it as UTF-8") from error
     except OSError as error:
         raise DataError(path, expected, str(error.strerror), remedy) from error
     if level == "char":
@@ -170,21 +170,21 @@ def find_texts(folder: Path) -> dict[str, Path]:
         have = "a file" if folder.exists() else "no such folder"
         raise DataError(folder, "a folder with three texts", have, "give the folder by --data-dir")
     files = visible(folder)
-    found: dict[str, Path] = {}
+    actual: dict[str, Path] = {}
     for split in SPLITS:
         named = [path for path in files if split in path.name.lower()]
         if len(named) != 1:
             have = ", ".join(path.name for path in named) or "none"
             expected = f"one file with {split} in its name"
             raise DataError(folder, expected, have, "name the three files train, valid and test")
-        found[split] = named[0]
-    if len(set(found.values())) < len(SPLITS):
-        have = ", ".join(sorted({path.name for path in found.values()}))
+        actual[split] = named[0]
+    if len(set(actual.values())) < len(SPLITS):
+        have = ", ".join(sorted({path.name for path in actual.values()}))
         raise DataError(
             folder, "three files, one for each of train, valid and test", have,
             "a network that is tested on what it has learnt tells nothing: split the text",
         )  # fmt: skip
-    return found
+    return actual
 
 
 def _ptb() -> dict[str, Path]:

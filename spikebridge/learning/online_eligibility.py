@@ -265,7 +265,7 @@ class Forward:
         weight, matrix, constant, bias, decay = self.roots
         inputs = self.layer.array.in_features
         end = inputs + self.recurrent * self.layer.unit.size
-        found = [
+        result = [
             (weight, sums[:, :inputs]),
             (matrix, sums[:, inputs:end]),
             (constant, sums[:, -3]),
@@ -273,7 +273,7 @@ class Forward:
             (decay, sums[:, -1]),
         ]
         pairs = []
-        for root, gradient in found:
+        for root, gradient in result:
             if root is not None and root.requires_grad:
                 # One decay for all neurons: theirs add up.
                 gradient = gradient.sum() if root.dim() == 0 else gradient

@@ -278,25 +278,25 @@ def _arrays(
     model: ModelConfig, input_size: int, symbols: bool, image: Sequence[int] | None
 ) -> list[tuple[Maker, int, int]]:
     """For each layer: what makes its array once there is a unit, its inputs, its neurons."""
-    found: list[tuple[Maker, int, int]] = []
+    result: list[tuple[Maker, int, int]] = []
     features, sizes = input_size, list(model.hidden)
     if model.channels and image is not None:
         shape = (image[0], image[1], image[2])
         for channels in model.channels:
             make = partial(_convolution, model, shape, channels)
             shape = make(None).out_shape
-            found.append((partial(_normalised, model, make), features, math.prod(shape)))
+            result.append((partial(_normalised, model, make), features, math.prod(shape)))
             features = math.prod(shape)
     if symbols and model.embedding:
         features = model.embedding
     elif symbols:  # each symbol drives the first layer by a row of its own, a constant included
         features = sizes.pop(0)
-        found.append((partial(Embedding, input_size, features), input_size, features))
+        result.append((partial(Embedding, input_size, features), input_size, features))
     for size in sizes:
         dense = partial(Dense, features, size, bias=_drive_bias(model))
-        found.append((partial(_normalised, model, dense), features, size))
+        result.append((partial(_normalised, model, dense), features, size))
         features = size
-    return found
+    return result
 
 
 def _convolution(
@@ -360,13 +360,13 @@ EVEN = ("importance.", "path.", "exp_avg_sq")
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a file by today's names: files of before hold b = -threshold of each unit."""
-    found = {}
+    result = {}
     for name, value in tensors.items():
         if name.endswith(OLD_NAME):
             name = name.removesuffix(OLD_NAME) + NAME
             value = value if any(part in name for part in EVEN) else -value
-        found[name] = value
-    return found
+        result[name] = value
+    return result
 
 
 def save_network(network: Network, path: str | Path) -> None:

@@ -176,8 +176,8 @@ class _Recomputed(torch.autograd.Function):
             into = [*([piece] if wants_x else []), *start, *(parameters[i] for i in trained)]
             grads = _gradients([end for end in ends if end[1] is not None], into)
             if grad_x is not None:
-                found, *grads = grads
-                grad_x[span] = 0 if found is None else found
+                result, *grads = grads
+                grad_x[span] = 0 if result is None else result
             current, grads = _split(grads, count)
             for i, grad in zip(trained, grads, strict=True):
                 sums[i] = _added(sums[i], grad)

@@ -231,10 +231,10 @@ class _Recurrent(Fresh):
                 f"{pair}, got one {type(state).__name__} {what[:200]}; give the pair that a call "
                 "has returned, or None for silence"
             )
-        found = [tuple(part.shape) if isinstance(part, Tensor) else part for part in state]
-        if not torch.jit.is_tracing() and found != [shape, shape]:
+        result = [tuple(part.shape) if isinstance(part, Tensor) else part for part in state]
+        if not torch.jit.is_tracing() and result != [shape, shape]:
             raise ValueError(
-                f"{pair}, got {found}; give what a call has returned, or None for silence"
+                f"{pair}, got {result}; give what a call has returned, or None for silence"
             )
         kept = state_dtype(self._dtype())
         # Zeros of the input's dtype are what code for torch.nn.LSTM begins with.

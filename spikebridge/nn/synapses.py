@@ -355,18 +355,18 @@ def real_steps(module: nn.Module, mask: Tensor) -> Iterator[None]:
 
     Raises ValueError where a layer recomputes its drive later, by when the mask is gone.
     """
-    found = [part for part in module.modules() if isinstance(part, Normalised)]
-    if found and any(getattr(layer, "recompute", 0) for layer in module.modules()):
+    result = [part for part in module.modules() if isinstance(part, Normalised)]
+    if result and any(getattr(layer, "recompute", 0) for layer in module.modules()):
         raise ValueError(
             "recompute with norm: sequences of several lengths are normalised over their real "
             "steps, which is not known again where steps are recomputed; leave one of them out"
         )
     try:
-        for part in found:
+        for part in result:
             part.real = mask
         yield
     finally:
-        for part in found:
+        for part in result:
             part.real = None
 
 

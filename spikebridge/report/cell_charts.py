@@ -91,13 +91,13 @@ def band(
     )
 
 
-def over_time(found: OnCells, metric: Metric, unit: str) -> Chart:
+def over_time(on_cells: OnCells, metric: Metric, unit: str) -> Chart:
     """The metric over the time since programming: mean and one standard deviation of the chips."""
     chart = Chart(360, {"hovermode": "x unified"})
-    x, shown = places(found.times_s), [metric.scale * found.software]
+    x, shown = places(on_cells.times_s), [metric.scale * on_cells.software]
     lines = (
-        ("as read", found.plain, NEUTRAL, "square"),
-        ("compensated", found.compensated, colour_of(unit), "circle"),
+        ("as read", on_cells.plain, NEUTRAL, "square"),
+        ("compensated", on_cells.compensated, colour_of(unit), "circle"),
     )
     for name, table, colour, symbol in lines:
         mean, spread = mean_of(table) * metric.scale, deviation_of(table)
@@ -118,23 +118,23 @@ def over_time(found: OnCells, metric: Metric, unit: str) -> Chart:
     chart.add(
         "scatter",
         x=x,
-        y=rounded([metric.scale * found.software] * len(x)),
+        y=rounded([metric.scale * on_cells.software] * len(x)),
         name="in software",
         mode="lines" if len(x) > 1 else "markers",
         line={"color": NEUTRAL, "width": 2, "dash": "dash"},
         marker={"color": NEUTRAL, "size": 12, "symbol": "line-ew-open"},
     )
-    time_axis(chart, found.times_s, "time since programming", own=True)
+    time_axis(chart, on_cells.times_s, "time since programming", own=True)
     chart.y(title=f"test {label(metric.axis, 60)}")
     if not metric.higher_is_better:
         steep(chart, shown)
     return chart
 
 
-def first_and_last(found: Sequence[Any], times_s: Sequence[float]) -> list[tuple[Any, str]]:
+def first_and_last(result: Sequence[Any], times_s: Sequence[float]) -> list[tuple[Any, str]]:
     """Two of what is known at several times, each with its time in words; one of one time."""
-    last = [(found[-1], f"after {in_words(times_s[-1])}")] if len(times_s) > 1 else []
-    return [(found[0], f"after {in_words(times_s[0])}"), *last]
+    last = [(result[-1], f"after {in_words(times_s[-1])}")] if len(times_s) > 1 else []
+    return [(result[0], f"after {in_words(times_s[0])}"), *last]
 
 
 def histogram(histograms: Histograms, unit: str) -> Chart:
@@ -145,7 +145,7 @@ def histogram(histograms: Histograms, unit: str) -> Chart:
     for (look, name), colour in zip(pairs, (NEUTRAL, colour_of(unit)), strict=False):
         edges = np.linspace(0, top_uS, len(look.cells) + 1)
         counts = [int(count) for count in look.cells]
-        told = [
+        texts = [
             f"{low:.3g} to {high:.3g} µS: {count:,} cells"
             for low, high, count in zip(edges, edges[1:], counts, strict=False)
         ]
@@ -160,7 +160,7 @@ def histogram(histograms: Histograms, unit: str) -> Chart:
             line={"color": colour, "width": 2, "shape": "hv"},
             fill="tozeroy" if colour == NEUTRAL else None,
             fillcolor=fade(NEUTRAL, 0.2),
-            text=[*told, told[-1]],
+            text=[*texts, texts[-1]],
             hovertemplate=f"{name}, %{{text}}<extra></extra>",
         )
     chart.x(title="conductance (µS)", range=[0, top_uS * 1.01], showgrid=False)
@@ -181,11 +181,11 @@ def cells_axis(chart: Chart, most: int) -> None:
     )
 
 
-def scatter(found: OnCells, unit: str) -> Chart:
+def scatter(on_cells: OnCells, unit: str) -> Chart:
     """What is read of some cells against what was aimed at, at the first and the last time."""
     chart = Chart(340)
-    top = found.histograms.top_uS
-    ends = first_and_last(found.programmed, found.times_s)
+    top = on_cells.histograms.top_uS
+    ends = first_and_last(on_cells.programmed, on_cells.times_s)
     for (points, name), colour in zip(ends, (NEUTRAL, colour_of(unit)), strict=False):
         top = max(top, float(points.target_uS.max()), float(points.read_uS.max()))
         chart.add(
@@ -220,13 +220,13 @@ def exponent(times_s: np.ndarray, level: Level) -> float | None:
     return -float(np.polyfit(np.log(times_s[late]), np.log(level.mean_uS[late]), 1)[0])
 
 
-def drift(found: DriftCurves) -> Chart | None:
+def drift(drift_curves: DriftCurves) -> Chart | None:
     """Mean conductance of cells programmed to a few levels, over that of the first time."""
-    levels = [level for level in found.curves if level.mean_uS[0] > 0]
+    levels = [level for level in drift_curves.curves if level.mean_uS[0] > 0]
     if not levels:
         return None
     chart = Chart(400)
-    x = rounded(found.times_s)
+    x = rounded(drift_curves.times_s)
     steps = max(1, len(levels) - 1)
     colours = [LEVELS[index * (len(LEVELS) - 1) // steps] for index in range(len(levels))]
     for level, colour in zip(levels, colours, strict=True):
@@ -306,7 +306,7 @@ def pulse_histogram(pulses: np.ndarray, unit: str) -> Chart:
     counts = np.bincount(pulses // width)
     starts = width * np.arange(len(counts))
     last = starts + width - 1
-    told = [f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in zip(starts, last, strict=True)]
+    texts = [f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in zip(starts, last, strict=True)]
     chart = Chart(320, {"bargap": 0.08})
     chart.add(
         "bar",
@@ -314,7 +314,7 @@ def pulse_histogram(pulses: np.ndarray, unit: str) -> Chart:
         y=counts.tolist(),
         width=width * 0.92,
         marker={"color": colour_of(unit)},
-        text=told,
+        text=texts,
         textposition="none",
         hovertemplate="%{text} pulses: %{y:,} cells<extra></extra>",
     )

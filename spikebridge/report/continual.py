@@ -381,14 +381,14 @@ def _means(
     trials: Sequence[dict[str, Any]], row: str
 ) -> list[tuple[dict[str, float], float | None]]:
     """The settings of a row with their mean over seeds; None where one diverged."""
-    found: dict[str, tuple[dict[str, float], list[float | None]]] = {}
+    result: dict[str, tuple[dict[str, float], list[float | None]]] = {}
     for trial in trials:
         if trial["row"] == row:
-            kept = found.setdefault(str(trial["settings"]), (trial["settings"], []))
+            kept = result.setdefault(str(trial["settings"]), (trial["settings"], []))
             kept[1].append(trial["valid"])
     return [
         (given, None if None in values else statistics.fmean(v for v in values if v is not None))
-        for given, values in sorted(found.values(), key=lambda pair: list(pair[0].values()))
+        for given, values in sorted(result.values(), key=lambda pair: list(pair[0].values()))
     ]
 
 

@@ -70,22 +70,22 @@ def about(run: Run) -> str:
 
 def total(run: Run, name: str) -> int | None:
     """The sum of a column of metrics.jsonl; None where no epoch has it."""
-    found = [value for epoch in run.epochs if (value := number(epoch.get(name))) is not None]
-    return round(sum(found)) if found else None
+    result = [value for epoch in run.epochs if (value := number(epoch.get(name))) is not None]
+    return round(sum(result)) if result else None
 
 
 def cards(run: Run, pulses: np.ndarray | None, writes: np.ndarray | None) -> list[Card]:
     """Counts of the whole training."""
-    found = []
+    result = []
     if (sent := total(run, "pulses")) is not None:
-        found.append(
+        result.append(
             Card("pulses of updates", f"{sent:,}", f"in {plural(len(run.epochs), 'epoch')}")
         )
     if (anew := total(run, "refreshed")) is not None:
-        found.append(Card("pairs written anew", f"{anew:,}", "over the whole training"))
+        result.append(Card("pairs written anew", f"{anew:,}", "over the whole training"))
     if pulses is not None:
         middle = count_text(float(np.median(pulses)))
-        found.append(
+        result.append(
             Card(
                 "most pulses on a cell",
                 count_text(int(pulses.max())),
@@ -93,14 +93,14 @@ def cards(run: Run, pulses: np.ndarray | None, writes: np.ndarray | None) -> lis
             )
         )
     if writes is not None:
-        found.append(
+        result.append(
             Card(
                 "most writes of a cell",
                 count_text(int(writes.max())),
                 "RESET or programmed, the first time included",
             )
         )
-    return found
+    return result
 
 
 def epoch_figures(run: Run, drawer: Drawer) -> Block:

@@ -69,61 +69,61 @@ LAYERS = (
 )
 
 
-def in_memory(found: OnCells, run: Run, drawer: Drawer) -> Section:
+def in_memory(on_cells: OnCells, run: Run, drawer: Drawer) -> Section:
     """The section of a run that was programmed into memory cells."""
-    metric = metric_of(found.metric)
+    metric = metric_of(on_cells.metric)
     return Section(
         "In memory",
-        about(found),
+        about(on_cells),
         (
-            Block(cards=tuple(metric_cards(found, metric))),
-            Block(cards=tuple(hardware_cards(found, run.inference))),
+            Block(cards=tuple(metric_cards(on_cells, metric))),
+            Block(cards=tuple(hardware_cards(on_cells, run.inference))),
             figures(
                 drawer.plot(
-                    cell_charts.over_time(found, metric, run.unit),
+                    cell_charts.over_time(on_cells, metric, run.unit),
                     f"{metric.name[0].upper()}{metric.name[1:]} against time",
-                    f"{BANDS if found.chips > 1 else ''}{COMPENSATION} {metric.advice}".strip(),
+                    f"{BANDS if on_cells.chips > 1 else ''}{COMPENSATION} {metric.advice}".strip(),
                     wide=True,
                 )
             ),
-            Block(table=times_table(found, metric), below=chips_text(found, metric)),
-            conductances(found, run.unit, drawer),
+            Block(table=times_table(on_cells, metric), below=chips_text(on_cells, metric)),
+            conductances(on_cells, run.unit, drawer),
             figures(
                 drawer.plot(
-                    cell_charts.drift(found.drift),
+                    cell_charts.drift(on_cells.drift),
                     "Drift of a few levels",
-                    drift_text(found),
+                    drift_text(on_cells),
                     wide=True,
                 )
             ),
-            *energy_blocks(found, run, drawer),
-            Block("Weights on tiles", table=layer_table(found), below=LAYERS),
-            limits_block(found),
+            *energy_blocks(on_cells, run, drawer),
+            Block("Weights on tiles", table=layer_table(on_cells), below=LAYERS),
+            limits_block(on_cells),
         ),
     )
 
 
-def about(found: OnCells) -> str:
+def about(on_cells: OnCells) -> str:
     """What was programmed, where, and how it was tested."""
     tested = "the whole test set"
-    if found.samples:
-        tested = f"about {plural(found.samples, 'sample')} of the test set"
-    pairs = int(found.setting("pairs")) or 1
+    if on_cells.samples:
+        tested = f"about {plural(on_cells.samples, 'sample')} of the test set"
+    pairs = int(on_cells.setting("pairs")) or 1
     return (
-        f"The trained weights, programmed into phase-change memory: {found.cells:,} simulated "
-        f"cells of the model {found.device.name} ({found.device.source}), "
+        f"The trained weights, programmed into phase-change memory: {on_cells.cells:,} simulated "
+        f"cells of the model {on_cells.device.name} ({on_cells.device.source}), "
         f"{plural(pairs, 'pair')} of cells per weight. Nothing is written again after that, and "
         f"conductances drift. Tested on {tested}."
     )
 
 
-def chips_text(found: OnCells, metric: Metric) -> str:
+def chips_text(on_cells: OnCells, metric: Metric) -> str:
     """What the figures of the table are."""
-    if found.chips == 1:
+    if on_cells.chips == 1:
         return f"Test {metric.axis} of one chip; more of them would show what is luck."
     return (
-        f"Test {metric.axis}: mean ± standard deviation over {found.chips} chips, each with random "
-        "draws of its own."
+        f"Test {metric.axis}: mean ± standard deviation over {on_cells.chips} chips, each with "
+        "random draws of its own."
     )
 
 
@@ -144,15 +144,15 @@ def headline_times(times_s: Sequence[float]) -> list[int]:
     return list(dict.fromkeys([0, *nearest]))
 
 
-def metric_cards(found: OnCells, metric: Metric) -> list[Card]:
+def metric_cards(on_cells: OnCells, metric: Metric) -> list[Card]:
     """The metric in software and on the chips."""
     unit = metric.unit == "%"
-    software = metric_text(metric, found.software, unit=unit)
+    software = metric_text(metric, on_cells.software, unit=unit)
     cards = [Card(f"{metric.name} in software", software, metric.below)]
-    for index in headline_times(found.times_s):
-        after = f"after {in_words(found.times_s[index])}"
-        value, _, spread = spread_at(metric, found.compensated, index).partition(" ± ")
-        plain = spread_at(metric, found.plain, index).replace(" ", "\u00a0")
+    for index in headline_times(on_cells.times_s):
+        after = f"after {in_words(on_cells.times_s[index])}"
+        value, _, spread = spread_at(metric, on_cells.compensated, index).partition(" ± ")
+        plain = spread_at(metric, on_cells.plain, index).replace(" ", "\u00a0")
         below = f"compensated; as read {plain}"
         shown = f"{value}\u00a0%" if unit else value
         cards.append(
@@ -166,17 +166,17 @@ def metric_cards(found: OnCells, metric: Metric) -> list[Card]:
     return cards
 
 
-def hardware_cards(found: OnCells, per: str) -> list[Card]:
+def hardware_cards(on_cells: OnCells, per: str) -> list[Card]:
     """Cells, and the energy of an inference on a few kinds of hardware."""
-    chips = "one chip" if found.chips == 1 else f"each of {found.chips} chips"
+    chips = "one chip" if on_cells.chips == 1 else f"each of {on_cells.chips} chips"
     cards = [
         Card(
             "memory cells",
-            count_text(found.cells),
-            f"of the device {found.device.name}, on {chips}",
+            count_text(on_cells.cells),
+            f"of the device {on_cells.device.name}, on {chips}",
         )
     ]
-    (first, crossbar), *others = found.energy.hardware.items()
+    (first, crossbar), *others = on_cells.energy.hardware.items()
     cards.append(
         Card(
             f"energy, {first}",
@@ -203,59 +203,59 @@ def ratio_text(one: Hardware, other: Hardware) -> str:
     return f"{one.total_pJ / other.total_pJ:.3g}\u00a0×"
 
 
-def times_table(found: OnCells, metric: Metric) -> Table:
-    rows = [["in software", metric_text(metric, found.software, unit=False), NOTHING]]
+def times_table(on_cells: OnCells, metric: Metric) -> Table:
+    rows = [["in software", metric_text(metric, on_cells.software, unit=False), NOTHING]]
     rows += [
         [
             in_words(time),
-            spread_at(metric, found.plain, index),
-            spread_at(metric, found.compensated, index),
+            spread_at(metric, on_cells.plain, index),
+            spread_at(metric, on_cells.compensated, index),
         ]
-        for index, time in enumerate(found.times_s)
+        for index, time in enumerate(on_cells.times_s)
     ]
     return Table(("time", "as read", "compensated"), rows)
 
 
-def conductances(found: OnCells, unit: str, drawer: Drawer) -> Block:
+def conductances(on_cells: OnCells, unit: str, drawer: Drawer) -> Block:
     """Conductances at the first and the last time, and against what was aimed at."""
-    beyond = max(found.cells - int(look.cells.sum()) for look in found.histograms.at)
-    told = (
+    beyond = max(on_cells.cells - int(look.cells.sum()) for look in on_cells.histograms.at)
+    text = (
         ""
         if beyond <= 0
         else f" Read above the range, and not shown: up to {plural(beyond, 'cell')}."
     )
     return figures(
         drawer.plot(
-            cell_charts.histogram(found.histograms, unit),
+            cell_charts.histogram(on_cells.histograms, unit),
             "Conductances",
-            f"{HISTOGRAM}{told}",
+            f"{HISTOGRAM}{text}",
         ),
-        drawer.plot(cell_charts.scatter(found, unit), "Programmed against target", SCATTER),
+        drawer.plot(cell_charts.scatter(on_cells, unit), "Programmed against target", SCATTER),
     )
 
 
-def drift_text(found: OnCells) -> str:
+def drift_text(on_cells: OnCells) -> str:
     """The caption of the drift curves, with the exponents that fit them."""
-    times_s, curves = found.drift.times_s, found.drift.curves
+    times_s, curves = on_cells.drift.times_s, on_cells.drift.curves
     fits = [(level.target_uS, cell_charts.exponent(times_s, level)) for level in curves]
-    told = [f"{nu:.3f} at {target:.3g}\u00a0µS" for target, nu in fits if nu is not None]
-    if not told:
+    text = [f"{nu:.3f} at {target:.3g}\u00a0µS" for target, nu in fits if nu is not None]
+    if not text:
         return DRIFT
     return (
         f"{DRIFT} From {cell_charts.FIT_S:g} s on, the means fall as time to the power −ν, with ν "
-        f"= {', '.join(told)}."
+        f"= {', '.join(text)}."
     )
 
 
-def energy_blocks(found: OnCells, run: Run, drawer: Drawer) -> list[Block]:
+def energy_blocks(on_cells: OnCells, run: Run, drawer: Drawer) -> list[Block]:
     """What an inference costs: on all hardware, and part by part on the crossbar."""
     per = run.inference
-    hardware = found.energy.hardware
+    hardware = on_cells.energy.hardware
     first = next(iter(hardware))
     bars = drawer.plot(
         cell_charts.energy_bars(hardware, run.unit, per),
         f"Energy per {per}",
-        f"{ENERGY}{converters_text(found)}",
+        f"{ENERGY}{converters_text(on_cells)}",
         wide=True,
     )
     return [
@@ -266,22 +266,22 @@ def energy_blocks(found: OnCells, run: Run, drawer: Drawer) -> list[Block]:
             table=parts_table(hardware[first]),
             below=MARKS,
         ),
-        *training_blocks(found),
+        *training_blocks(on_cells),
     ]
 
 
-def training_blocks(found: OnCells) -> list[Block]:
+def training_blocks(on_cells: OnCells) -> list[Block]:
     """What the whole training cost, where it was done on cells."""
-    if not found.training:
+    if not on_cells.training:
         return []
-    table = hardware_table(found.training.hardware, "training")
+    table = hardware_table(on_cells.training.hardware, "training")
     return [Block("Training, from the first epoch to the last", table=table, below=TRAINING)]
 
 
-def converters_text(found: OnCells) -> str:
+def converters_text(on_cells: OnCells) -> str:
     """Where the energy counts converters that the simulation leaves exact."""
     kinds = (("columns", "adc_bits"), ("rows", "dac_bits"))
-    exact = [name for name, bits in kinds if not found.setting(bits)]
+    exact = [name for name, bits in kinds if not on_cells.setting(bits)]
     if not exact:
         return ""
     return f" Converters of {' and '.join(exact)} are exact in the test, and counted with 8 bits."
@@ -303,36 +303,36 @@ def hardware_table(hardware: Mapping[str, Hardware], per: str) -> Table:
     return Table(heads, rows)
 
 
-def nodes_text(found: Hardware) -> str:
+def nodes_text(result: Hardware) -> str:
     """The process nodes of a hardware's parts: "32, 45, 90 nm"."""
-    nodes = sorted({part.node_nm for part in used(found)})
+    nodes = sorted({part.node_nm for part in used(result)})
     return f"{', '.join(map(str, nodes))}\u00a0nm" if nodes else NOTHING
 
 
-def used(found: Hardware) -> list[CostRow]:
-    return [part for part in found.rows if part.count]
+def used(hardware: Hardware) -> list[CostRow]:
+    return [part for part in hardware.rows if part.count]
 
 
-def parts_table(found: Hardware) -> Table:
+def parts_table(hardware: Hardware) -> Table:
     rows = [
         [
             part.part,
             count_text(part.count),
             si_text(1e-12 * part.unit_pJ, "J"),
             si_text(1e-12 * part.energy_pJ, "J"),
-            share_text(part.energy_pJ / found.total_pJ if found.total_pJ else None),
+            share_text(part.energy_pJ / hardware.total_pJ if hardware.total_pJ else None),
             f"{part.node_nm}\u00a0nm",
             part.mark,
             part.source,
         ]
-        for part in used(found)
+        for part in used(hardware)
     ]
-    rows.append(["all parts", "", "", si_text(1e-12 * found.total_pJ, "J"), "", "", "", ""])
+    rows.append(["all parts", "", "", si_text(1e-12 * hardware.total_pJ, "J"), "", "", "", ""])
     heads = ("part", "count", "each", "together", "share", "node", "mark", "source of each")
     return Table(heads, rows, text=(7,))
 
 
-def layer_table(found: OnCells) -> Table:
+def layer_table(on_cells: OnCells) -> Table:
     rows = [
         [
             layer.name,
@@ -341,15 +341,15 @@ def layer_table(found: OnCells) -> Table:
             count_text(layer.cells),
             share_text(layer.error),
         ]
-        for layer in found.layers
+        for layer in on_cells.layers
     ]
     return Table(("weight", "shape", "tiles", "cells", "read-back error"), rows)
 
 
-def limits_block(found: OnCells) -> Block:
+def limits_block(on_cells: OnCells) -> Block:
     """Shares of the cells at the ends of their range."""
-    when = f"of all cells of the first chip, after {in_words(found.times_s[-1])}"
-    top, limits = found.histograms.top_uS, found.limits
+    when = f"of all cells of the first chip, after {in_words(on_cells.times_s[-1])}"
+    top, limits = on_cells.histograms.top_uS, on_cells.limits
     return Block(
         "Devices at their limits",
         cards=(

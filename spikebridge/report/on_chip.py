@@ -80,48 +80,48 @@ AREA = (
 )
 
 
-def on_chip(found: OnChip, proof: Proof | None, run: Run, drawer: Drawer) -> Section:
+def on_chip(result: OnChip, proof: Proof | None, run: Run, drawer: Drawer) -> Section:
     """The section of a run that was compiled for the digital chip."""
-    metric, per = metric_of(found.metric), run.inference
-    nominal = found.energy.nominal
+    metric, per = metric_of(result.metric), run.inference
+    nominal = result.energy.nominal
     bars = drawer.plot(
-        energy_bars(found, per),
+        energy_bars(result, per),
         f"Energy per {per} on the chip",
         f"{ENERGY} {NOT_COUNTED}",
         wide=True,
     )
     return Section(
         "On the digital chip",
-        about(found, per),
+        about(result, per),
         (
-            Block(cards=tuple(cards(found, metric, per)), below=proof_text(proof, per)),
+            Block(cards=tuple(cards(result, metric, per)), below=proof_text(proof, per)),
             figures(bars),
-            Block(table=range_table(found, per), below=beside(run)),
+            Block(table=range_table(result, per), below=beside(run)),
             parts_block(nominal, per),
-            Block("Layers in integers", table=layer_table(found), below=LAYERS),
-            Block(f"What the chip does per {per}", table=count_table(found, per)),
-            Block("Memories and area, 40 nm", table=area_table(found), below=AREA),
+            Block("Layers in integers", table=layer_table(result), below=LAYERS),
+            Block(f"What the chip does per {per}", table=count_table(result, per)),
+            Block("Memories and area, 40 nm", table=area_table(result), below=AREA),
         ),
     )
 
 
-def about(found: OnChip, per: str) -> str:
+def about(result: OnChip, per: str) -> str:
     """What was compiled, and how it was tested."""
-    program, chip = found.program, found.chip
+    program, chip = result.program, result.chip
     multiplier = (
         f"the leak multiplies by a number of {program.decay_bits} bits behind the point"
         if program.multiplies
         else "nothing is multiplied"
     )
-    which = {"test": "test", "valid": "validation"}.get(found.split, found.split)
+    which = {"test": "test", "valid": "validation"}.get(result.split, result.split)
     return (
         f"The trained network, compiled to integers for an event-driven chip that adds one row of "
         f"weights to the membranes for each spike: weights of {program.weight_bits} bits, "
         f"membranes of {program.membrane_bits} bits ({program.fraction_bits} of them below those "
         f"of a weight), {plural(chip.lanes, 'lane')} (neurons that are added to at the same time), "
         f"{chip.clock_MHz:g}\u00a0MHz, {kib_text(sum(program.memory_bits.values()))} of memory; "
-        f"{multiplier}. Tested in integers and in software on the same {plural(found.samples, per)}"
-        f" of the {which} set."
+        f"{multiplier}. Tested in integers and in software on the same "
+        f"{plural(result.samples, per)} of the {which} set."
     )
 
 
@@ -131,48 +131,48 @@ def proof_text(proof: Proof | None, per: str) -> str:
         return ""
     if proof.equal is None:
         return f"The Verilog of this network was not simulated: {proof.reason}."
-    told = f"on {plural(proof.samples, per)} in {' and '.join(proof.simulators)}"
+    text = f"on {plural(proof.samples, per)} in {' and '.join(proof.simulators)}"
     if proof.equal:
-        return f"RTL equal to the integer model {told}: spikes, membranes, cycles."
-    return f"RTL NOT equal to the integer model {told}: {proof.reason}."
+        return f"RTL equal to the integer model {text}: spikes, membranes, cycles."
+    return f"RTL NOT equal to the integer model {text}: {proof.reason}."
 
 
-def cards(found: OnChip, metric: Metric, per: str) -> list[Card]:
+def cards(result: OnChip, metric: Metric, per: str) -> list[Card]:
     """The headline figures."""
-    low, nominal, high = (si_text(1e-12 * end.total_pJ, "J") for end in found.energy.ends.values())
-    software = metric_text(metric, found.software, unit=False)
-    cycles = count_text(round(found.each("cycles")))
+    low, nominal, high = (si_text(1e-12 * end.total_pJ, "J") for end in result.energy.ends.values())
+    software = metric_text(metric, result.software, unit=False)
+    cycles = count_text(round(result.each("cycles")))
     return [
         Card(
             f"{metric.name} in integers",
-            metric_text(metric, found.integer, unit=metric.unit == "%"),
+            metric_text(metric, result.integer, unit=metric.unit == "%"),
             f"{software} in software",
         ),
         Card(f"energy per {per}", nominal, f"{low} to {high}; 40\u00a0nm"),
         Card(
             f"time per {per}",
-            si_text(found.energy.nominal.seconds_s, "s"),
-            f"{cycles} cycles at {found.chip.clock_MHz:g}\u00a0MHz",
+            si_text(result.energy.nominal.seconds_s, "s"),
+            f"{cycles} cycles at {result.chip.clock_MHz:g}\u00a0MHz",
         ),
         Card(
             f"additions per {per}",
-            count_text(round(found.each("additions"))),
-            dense_text(found),
+            count_text(round(result.each("additions"))),
+            dense_text(result),
         ),
         Card(
             "area",
-            area_text(sum(found.area_mm2.values())),
-            f"40\u00a0nm, without wires; {plural(found.chip.lanes, 'lane')}",
+            area_text(sum(result.area_mm2.values())),
+            f"40\u00a0nm, without wires; {plural(result.chip.lanes, 'lane')}",
         ),
     ]
 
 
-def dense_text(found: OnChip) -> str:
+def dense_text(result: OnChip) -> str:
     """What a chip that does not wait for spikes would add."""
-    dense = found.dense_additions
+    dense = result.dense_additions
     if not dense:
         return "weights added to membranes"
-    share = share_text(found.each("additions") / dense)
+    share = share_text(result.each("additions") / dense)
     return f"of {count_text(round(dense))} dense: {share}"
 
 
@@ -195,19 +195,19 @@ def group_of(part: str) -> str:
 
 def groups_of(end: Hardware) -> dict[str, float]:
     """Energy of each colour, in picojoules."""
-    found = dict.fromkeys(GROUPS, 0.0)
+    result = dict.fromkeys(GROUPS, 0.0)
     for part in end.rows:
-        found[group_of(part.part)] += part.energy_pJ
-    return found
+        result[group_of(part.part)] += part.energy_pJ
+    return result
 
 
-def energy_bars(found: OnChip, per: str) -> Chart | None:
+def energy_bars(result: OnChip, per: str) -> Chart | None:
     """Energy per sample by part, one bar for each end of the range and one for what is likely."""
-    most_J = 1e-12 * max(end.total_pJ for end in found.energy.ends.values())
+    most_J = 1e-12 * max(end.total_pJ for end in result.energy.ends.values())
     if most_J <= 0:
         return None
-    names = list(found.energy.ends)
-    groups = [groups_of(end) for end in found.energy.ends.values()]
+    names = list(result.energy.ends)
+    groups = [groups_of(end) for end in result.energy.ends.values()]
     at = list(range(len(names)))
     # plotly's own order of the names is that of bars from right to left.
     chart = Chart(330, {"barmode": "stack", "legend": {"traceorder": "normal"}})
@@ -224,7 +224,7 @@ def energy_bars(found: OnChip, per: str) -> Chart | None:
             customdata=[si_text(energy, "J") for energy in joules],
             hovertemplate="%{customdata}",
         )
-    for place, end in zip(at, found.energy.ends.values(), strict=True):
+    for place, end in zip(at, result.energy.ends.values(), strict=True):
         joules_of = 1e-12 * end.total_pJ
         chart.write(si_text(joules_of, "J"), x=joules_of, y=place, xanchor="left", xshift=6)
     chart.y(tickvals=at, ticktext=names, autorange="reversed", showgrid=False)
@@ -245,10 +245,10 @@ def _round_step(value: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * 0.999)
 
 
-def range_table(found: OnChip, per: str) -> Table:
+def range_table(result: OnChip, per: str) -> Table:
     """The three bars in numbers, with what leaks and where the memories come from."""
     rows = []
-    for name, end in found.energy.ends.items():
+    for name, end in result.energy.ends.items():
         leaks = sum(part.energy_pJ for part in end.rows if part.part.startswith("leakage"))
         rows.append(
             [
@@ -278,9 +278,9 @@ def parts_block(end: Hardware, per: str) -> Block:
         replace(part, source=f"{how}{mark}{numbers.get(of, of)}")
         for part, (how, mark, of) in zip(end.rows, sources, strict=True)
     ]
-    told = "".join(f" {name.capitalize()}: {of}." for of, name in numbers.items())
+    text = "".join(f" {name.capitalize()}: {of}." for of, name in numbers.items())
     table = parts_table(replace(end, rows=tuple(parts)))
-    return Block(f"Parts of the nominal energy, per {per}", table=table, below=f"{MARKS}{told}")
+    return Block(f"Parts of the nominal energy, per {per}", table=table, below=f"{MARKS}{text}")
 
 
 def beside(run: Run) -> str:
@@ -296,7 +296,7 @@ def beside(run: Run) -> str:
     )
 
 
-def layer_table(found: OnChip) -> Table:
+def layer_table(result: OnChip) -> Table:
     rows = [
         [
             layer.name,
@@ -308,31 +308,31 @@ def layer_table(found: OnChip) -> Table:
             f"{layer.decay_error:.2g}",
             share_text(layer.same_spikes),
         ]
-        for layer in found.layers
+        for layer in result.layers
     ]
     heads = ("layer", "kind", "inputs", "neurons", "weights", "weights off by", "decays off by")
     return Table((*heads, "same spikes"), rows)
 
 
-def count_table(found: OnChip, per: str) -> Table:
-    rows = [["time steps", count_text(found.steps), f"{found.counts.steps:,}", ""]]
+def count_table(result: OnChip, per: str) -> Table:
+    rows = [["time steps", count_text(result.steps), f"{result.counts.steps:,}", ""]]
     rows += [
         [
             name.replace("_", " "),
-            count_text(found.each(name)),
-            f"{getattr(found.counts, name):,}",
+            count_text(result.each(name)),
+            f"{getattr(result.counts, name):,}",
             meaning,
         ]
         for name, meaning in COUNTED.items()
     ]
-    heads = ("", f"per {per}", f"all {plural(found.samples, per)}", "what is counted")
+    heads = ("", f"per {per}", f"all {plural(result.samples, per)}", "what is counted")
     return Table(heads, rows, text=(3,))
 
 
-def area_table(found: OnChip) -> Table:
+def area_table(result: OnChip) -> Table:
     """Each part with its area and, for memories, what the program puts into them."""
-    held = {f"{name} memory": bits for name, bits in found.program.memory_bits.items()}
-    total = sum(found.area_mm2.values())
+    held = {f"{name} memory": bits for name, bits in result.program.memory_bits.items()}
+    total = sum(result.area_mm2.values())
     rows = [
         [
             name,
@@ -340,7 +340,7 @@ def area_table(found: OnChip) -> Table:
             area_text(area),
             share_text(area / total if total else None),
         ]
-        for name, area in found.area_mm2.items()
+        for name, area in result.area_mm2.items()
     ]
     rows.append(["all parts", kib_text(sum(held.values())), area_text(total), ""])
     return Table(("part", "holds", "area", "share"), rows)

@@ -51,7 +51,7 @@ def markdown(content: dict[str, Any], source: str = "") -> str:
         ]
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
     sources = {row["published"]["source"]: None for row in content["rows"] if row["published"]}
-    notes = [*([f"Published: {source}."] if source else []), *(f"- {one}" for one in sources)]
+    notes = [*([f"Published: {source}."] if source else []), *(f"- {item}" for item in sources)]
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
 
 
@@ -61,13 +61,13 @@ def hardware(content: dict[str, Any]) -> str:
 
 
 def _on_chip(content: dict[str, Any]) -> list[str]:
-    found = [(row["label"], row["chip"]) for row in content["rows"] if row.get("chip")]
-    if not found:
+    result = [(row["label"], row["chip"]) for row in content["rows"] if row.get("chip")]
+    if not result:
         return []
-    metric, first = METRICS[content["metric"]], found[0][1]
+    metric, first = METRICS[content["metric"]], result[0][1]
     heads = ("", "bits", "in software", "in integers", f"nJ per {first['per']} (range)", "cycles")
     rows = []
-    for name, chip in found:
+    for name, chip in result:
         ends = (chip["energy_pJ"][end] / 1e3 for end in ("low", "nominal", "high"))
         low, nominal, high = (f"{value:,.3g}" for value in ends)
         rows.append(
@@ -86,13 +86,13 @@ def _on_chip(content: dict[str, Any]) -> list[str]:
 
 
 def _in_cells(content: dict[str, Any]) -> list[str]:
-    found = [(row, row["memory"]) for row in content["rows"] if row.get("memory")]
-    if not found:
+    result = [(row, row["memory"]) for row in content["rows"] if row.get("memory")]
+    if not result:
         return []
-    metric, first = METRICS[content["metric"]], found[0][1]
+    metric, first = METRICS[content["metric"]], result[0][1]
     heads = ("", "cells", "in software", *map(in_words, first["times_s"]))
     rows = []
-    for row, memory in found:
+    for row, memory in result:
         pairs = zip(memory["means"], memory["stds"], strict=True)
         software = metric_text(metric, row["test_mean"])
         spreads = (spread_text(metric, *pair) for pair in pairs)
@@ -149,11 +149,11 @@ def draw_steps(content: dict[str, Any], path: Path) -> None:
     errors = metric.name == "accuracy"
     rows = [row for row in content["rows"] if row.get("by_steps")]
     for row in rows:
-        found = row["by_steps"]
+        result = row["by_steps"]
         axes.errorbar(
-            found["steps"],
-            [metric.scale * (1 - mean if errors else mean) for mean in found["means"]],
-            [metric.scale * (spread or 0.0) for spread in found["stds"]],
+            result["steps"],
+            [metric.scale * (1 - mean if errors else mean) for mean in result["means"]],
+            [metric.scale * (spread or 0.0) for spread in result["stds"]],
             color=colour_of(row.get("look") or row["unit"]),
             marker="o",
             capsize=3,
@@ -182,17 +182,17 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers from low to high, both above 0, with room for each on a logarithmic axis."""
     low = max(low, 1e-12)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(max(high, low))) + 1)
-    found: list[float] = []
+    result: list[float] = []
     for leading in (
         (1,),
         (1, 2, 5),
         (1, 1.5, 2, 3, 5, 7),
         (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
     ):
-        found = [n * 10.0**decade for decade in decades for n in leading]
-        found = [float(f"{tick:.6g}") for tick in found if low <= tick <= high]
-        if len(found) >= 4:
-            return found
+        result = [n * 10.0**decade for decade in decades for n in leading]
+        result = [float(f"{tick:.6g}") for tick in result if low <= tick <= high]
+        if len(result) >= 4:
+            return result
     digits = max(0, 2 - math.floor(math.log10(low)))
     even = (low + (high - low) * k / 4 for k in range(5))
     return sorted({round(tick, digits) for tick in even if low <= round(tick, digits) <= high})

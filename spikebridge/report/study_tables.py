@@ -33,12 +33,12 @@ SLOWNESS = (
 
 def _shown(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The contrasts that stand in tables, each with its p-value corrected for their number."""
-    shown = [one for one in content.get("contrasts") or [] if one["of"] in (*PLAIN, *COMPARED)]
+    shown = [item for item in content.get("contrasts") or [] if item["of"] in (*PLAIN, *COMPARED)]
     return [{**one, "corrected": p} for one, p in zip(shown, corrected(shown), strict=True)]
 
 
 def _of(content: dict[str, Any], *what: str) -> list[dict[str, Any]]:
-    return [one for one in _shown(content) if one["of"] in what]
+    return [item for item in _shown(content) if item["of"] in what]
 
 
 def _difference(one: dict[str, Any], scale: float, decimals: int) -> str:
@@ -71,24 +71,24 @@ def _below(content: dict[str, Any]) -> str:
 
 def _contrast_rows(content: dict[str, Any]) -> list[list[str]]:
     metric = METRICS[content["metric"]]
-    slow = {(one["label"], one["other"]): one for one in _of(content, "slowness")}
+    slow = {(item["label"], item["other"]): item for item in _of(content, "slowness")}
     rows = [
         [
-            f"{one['label']} against {one['other']}",
-            MEASURES[one["of"]],
-            str(one["n"]),
-            _difference(one, metric.scale, metric.decimals),
-            judged(one, metric.higher_is_better),
+            f"{item['label']} against {item['other']}",
+            MEASURES[item["of"]],
+            str(item["n"]),
+            _difference(item, metric.scale, metric.decimals),
+            judged(item, metric.higher_is_better),
         ]
-        for one in _of(content, *COMPARED)
+        for item in _of(content, *COMPARED)
     ]
-    for one in _of(content, "tests"):
-        other = slow.get((one["label"], one["other"]))
+    for item in _of(content, "tests"):
+        other = slow.get((item["label"], item["other"]))
         line = [
-            f"{one['label']} against {one['other']}",
-            str(one["n"]),
-            _difference(one, metric.scale, metric.decimals),
-            judged(one, metric.higher_is_better),
+            f"{item['label']} against {item['other']}",
+            str(item["n"]),
+            _difference(item, metric.scale, metric.decimals),
+            judged(item, metric.higher_is_better),
         ]
         if other is not None:
             line += [_difference(other, 1.0, 4), judged(other, metric.higher_is_better)]
@@ -109,13 +109,13 @@ def _heads(content: dict[str, Any]) -> tuple[str, ...]:
 
 def _setting_rows(content: dict[str, Any]) -> list[list[str]]:
     """What was chosen and how fast it learns; empty where nothing is known of either."""
-    found = []
+    result = []
     for row in content["learning"]:
         chosen = chosen_text(row["chosen"], row.get("at_edge"))
         slow, spread = row["slowness_mean"], row["slowness_std"]
         text = "-" if slow is None else f"{slow:.4f}"
-        found.append([row["label"], chosen or "-", _plus(text, spread)])
-    return found if any(row[1:] != ["-", "-"] for row in found) else []
+        result.append([row["label"], chosen or "-", _plus(text, spread)])
+    return result if any(row[1:] != ["-", "-"] for row in result) else []
 
 
 def chosen_text(chosen: Mapping[str, Any], at_edge: Sequence[str] | bool | None = ()) -> str:
@@ -169,7 +169,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
             axes.plot(ends, [at, at], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([mean], [at], "o", color=colour, markersize=7)
     axes.axvline(0, color="#30343B", linewidth=1)
-    names = [f"{_measure(one, chr(10))}{one['label']}\nagainst {one['other']}" for one in rows]
+    names = [f"{_measure(row, chr(10))}{row['label']}\nagainst {row['other']}" for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     points = "points" if metric.unit == "%" else metric.unit
@@ -215,7 +215,7 @@ def _chart(content: dict[str, Any], what: Sequence[str], axis: str, scale: float
             showlegend=False,
         )
     texts = [
-        label(f"{_measure(one, ', ')}{one['label']} against {one['other']}", 26) for one in rows
+        label(f"{_measure(row, ', ')}{row['label']} against {row['other']}", 26) for row in rows
     ]
     chart.y(
         tickvals=list(range(len(rows))),

@@ -92,10 +92,10 @@ def restore(
     version, of another network, or of a run with other settings.
     """
     try:
-        metadata, found = FILE.read(path)
+        metadata, result = FILE.read(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
-    tensors = renamed(found)
+    tensors = renamed(result)
     plain = _progress(path, metadata["progress"])
     _same_run(path, plain, settings)
     model, best = _part(tensors, "model/"), _part(tensors, "best/")
@@ -108,7 +108,7 @@ def restore(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     adam = "betas" in optimizer.param_groups[0]
     state = _optimizer_state(path, _part(tensors, "optimizer/"), parameters, adam)
-    if tensors.keys() != found.keys():
+    if tensors.keys() != result.keys():
         _turn_signs(state, parameters, network)
     draws = [_draws(path, tensors, name) for name in ("rng/torch", "rng/data")]
     network.load_state_dict(model)
@@ -167,10 +167,10 @@ def _same_run(path: Path, plain: Mapping[str, Any], settings: Mapping[str, Any])
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {name: value}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, part in value.items():
-        found |= _leaves(part, f"{name}.{key}" if name else str(key))
-    return found
+        result |= _leaves(part, f"{name}.{key}" if name else str(key))
+    return result
 
 
 def _draws(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
@@ -192,11 +192,11 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _same_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    for name in sorted(found.keys() | expected.keys()):
+def _same_shapes(path: Path, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in sorted(actual.keys() | expected.keys()):
         there, here = (
             f"{tuple(part[name].shape)} of {part[name].dtype}" if name in part else "nothing"
-            for part in (found, expected)
+            for part in (actual, expected)
         )
         if there != here:
             raise CheckpointError(
@@ -249,7 +249,7 @@ def start_from(network: Network, path: Path, symbols: Sequence[str] | None = Non
     try:
         _same_symbols(path.with_name(SYMBOLS), symbols)
         given = load_network(path)
-        ours, theirs = (_unit(one) for one in (network, given))
+        ours, theirs = (_unit(item) for item in (network, given))
         if ours != theirs:  # a decay that is not trained would come along
             raise ValueError(f"the unit there is {theirs}, here {ours}")
         network.load_state_dict(given.state_dict())

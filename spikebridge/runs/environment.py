@@ -69,8 +69,8 @@ def threads() -> int:
 
 def waiting() -> str:
     """What the variables of OpenMP say of threads that wait for work."""
-    found = [f"{name}={os.environ[name]}" for name in processes.WAITING if name in os.environ]
-    return ", ".join(found) or "OpenMP's default: threads spin, which is slow on a busy machine"
+    result = [f"{name}={os.environ[name]}" for name in processes.WAITING if name in os.environ]
+    return ", ".join(result) or "OpenMP's default: threads spin, which is slow on a busy machine"
 
 
 def instruction_set() -> str:
@@ -105,8 +105,8 @@ def data_folders() -> dict[str, str]:
         if not known.files:
             continue
         names = [name for name in files.SOURCES if name.startswith(known.files)]
-        found = [place for place in places if all(_lies(place, name) for name in names)]
-        folders[data] = f"in {found[0]}" if found else "not there; downloaded when it is needed"
+        actual = [place for place in places if all(_lies(place, name) for name in names)]
+        folders[data] = f"in {actual[0]}" if actual else "not there; downloaded when it is needed"
         if data == "cifar10":
             folders["cifar10-small"] = _small(root, folders[data])
     return folders
@@ -139,8 +139,8 @@ def cpu_name() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
+    result = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return result[1].strip() if result else platform.machine()
 
 
 def commit() -> str | None:

@@ -239,10 +239,10 @@ def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:
 
 
 def _symbols(path: Path, remedy: str) -> tuple[str, ...]:
-    found = _object(path, remedy).get("symbols") if path.exists() else []
-    if not isinstance(found, list):
+    result = _object(path, remedy).get("symbols") if path.exists() else []
+    if not isinstance(result, list):
         raise ReportError(f'{path}: "symbols" is not a list; {remedy}')
-    return tuple(map(str, found))
+    return tuple(map(str, result))
 
 
 def _examples(path: Path, remedy: str) -> Examples:
@@ -255,9 +255,9 @@ def _examples(path: Path, remedy: str) -> Examples:
         raise ReportError(f"{path}: the array {missing[0]!r} is missing; {remedy}")
     layers: dict[str, dict[int, np.ndarray]] = {"y": {}, "s": {}, "threshold": {}}
     for name in list(arrays):
-        if found := re.fullmatch(r"layer(\d+)_(y|s|threshold)", name):
-            layers[found[2]][int(found[1])] = arrays[name]
-            if found[2] == "threshold":  # which has neither time steps nor examples
+        if result := re.fullmatch(r"layer(\d+)_(y|s|threshold)", name):
+            layers[result[2]][int(result[1])] = arrays[name]
+            if result[2] == "threshold":  # which has neither time steps nor examples
                 del arrays[name]
     names = arrays.pop("output_names", np.array([], str))
     steps = _check_shapes(path, arrays, remedy)

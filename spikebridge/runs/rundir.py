@@ -169,26 +169,26 @@ def begun_like(config: Config) -> list[Path]:
     """
     wanted = (folder_name(config), unit_in_path(config), config.train.seed)
     first, seed = f"{wanted[0]}-{wanted[1]}", str(config.train.seed)
-    found = []
+    result = []
     for place in [FOLDER / f"{first}-{seed}", *sorted(FOLDER.glob(f"{first}-*-{seed}"))]:
         try:
             there = read_config(place)
         except UsageError:
             continue
         if (folder_name(there), unit_in_path(there), there.train.seed) == wanted:
-            found.append(place)
-    return sorted(found, key=lambda place: (place.name != f"{first}-{seed}", is_complete(place)))
+            result.append(place)
+    return sorted(result, key=lambda place: (place.name != f"{first}-{seed}", is_complete(place)))
 
 
 def meant(config: Config) -> Path | None:
     """The run that --resume alone means: that of the preset, or the only one to go on with."""
-    found = begun_like(config)
-    if not found:
+    result = begun_like(config)
+    if not result:
         return None
     plain = f"{folder_name(config)}-{unit_in_path(config)}-{config.train.seed}"
-    open_ones = [place for place in found if not is_complete(place)]
-    clear = found[0].name == plain or len(found) == 1 or len(open_ones) == 1
-    return found[0] if clear else None
+    open_ones = [place for place in result if not is_complete(place)]
+    clear = result[0].name == plain or len(result) == 1 or len(open_ones) == 1
+    return result[0] if clear else None
 
 
 def refuse_absent(config: Config) -> None:
@@ -203,10 +203,10 @@ def shared_folder(prefix: str, configs: Sequence[Config]) -> Path:
     What only some of their presets have of themselves counts too, so that equal flags mean equal
     names.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for config in reversed(configs):
-        found |= others(config)
-    return FOLDER / "-".join([prefix, folder_name(configs[0]), *marks(found)])
+        result |= others(config)
+    return FOLDER / "-".join([prefix, folder_name(configs[0]), *marks(result)])
 
 
 def others(config: Config) -> dict[str, Any]:

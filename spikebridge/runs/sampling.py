@@ -46,9 +46,9 @@ class Sampler:
 
     def draw(self, target: Tensor, generator: torch.Generator) -> Drawn:
         """The outputs for a batch with these targets, any shape, int64."""
-        found = torch.multinomial(self.shares, self.count, replacement=True, generator=generator)
+        actual = torch.multinomial(self.shares, self.count, replacement=True, generator=generator)
         flat = target.flatten()
-        among, where = torch.unique(torch.cat([flat, found]), return_inverse=True)
+        among, where = torch.unique(torch.cat([flat, actual]), return_inverse=True)
         # Chance of not being among them: neither by a draw nor as some sample's target.
         missed = (self.count + len(flat)) * torch.log1p(-self.shares[among])
         expected = -torch.expm1(missed)

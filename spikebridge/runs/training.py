@@ -109,10 +109,10 @@ def run(
             done = rundir.earlier(directory, config, resume)
             if done is not None:
                 return done
-        begun = _Run(config, directory, progress or Silent(), task)
+        started = _Run(config, directory, progress or Silent(), task)
         if overwrite:  # only now: what would stop the new run must not cost the old one
             rundir.clear(directory)
-        return begun.complete()
+        return started.complete()
 
 
 def validate(
@@ -172,8 +172,8 @@ def rehearse(config: Config, task: Task, *, limit_s: float = 2.0) -> Rehearsal:
     Raises as `run`.
     """
     with limited_threads(config.train.threads), torch.random.fork_rng(devices=[]):
-        begun = _Run(config, Path(), Silent(), task)
-        return Rehearsal(begun.seconds_of_epoch(limit_s), looped_by(config.model))
+        started = _Run(config, Path(), Silent(), task)
+        return Rehearsal(started.seconds_of_epoch(limit_s), looped_by(config.model))
 
 
 def looped_by(model: ModelConfig) -> str | None:
@@ -500,8 +500,8 @@ class _Run:
         """Scale the gradients down where they are too large; their norm before that."""
         if self.train.clip_norm:
             return nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm)
-        found = [p.grad for p in self.parameters if p.grad is not None]
-        return nn.utils.get_total_norm(found)
+        result = [p.grad for p in self.parameters if p.grad is not None]
+        return nn.utils.get_total_norm(result)
 
     def _check_finite(self, what: str, value: float, epoch: int) -> float:
         if math.isfinite(value):

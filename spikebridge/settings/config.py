@@ -268,7 +268,7 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
     kind = TASKS[task]
     data = default_data(kind) if data is None else data
     name, recurrent = split_variant(unit)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     rows = [("", ""), (data, ""), ("", unit), (data, unit)]
     if settings.get("protocol", "none") != "none":
         rows = [("sequence", ""), ("sequence", unit)]
@@ -276,15 +276,15 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
         finer = f"{data} {settings['level']}"
         rows += [(finer, ""), (finer, unit)]
     for row in rows:
-        found |= PRESETS.get(row, {})
-    found |= {"unit": name, "recurrent": recurrent} | settings
+        result |= PRESETS.get(row, {})
+    result |= {"unit": name, "recurrent": recurrent} | settings
     # Built at once, not overridden: a task's settings may only make sense together.
     mine, order = (
-        {f.name: found.pop(f.name) for f in dataclasses.fields(record) if f.name in found}
+        {f.name: result.pop(f.name) for f in dataclasses.fields(record) if f.name in result}
         for record in (kind, SequenceConfig)
     )
     config = Config(task=kind(**{"data": data, **mine}), sequence=SequenceConfig(**order))
-    return override(config, **found)
+    return override(config, **result)
 
 
 def default_data(kind: type[TaskConfig]) -> str:

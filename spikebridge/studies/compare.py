@@ -101,22 +101,22 @@ def default_folder(contenders: Sequence[Contender], seeds: Sequence[int], jobs: 
 
     One with these very settings that lies where earlier versions put it stays there.
     """
-    configs = [one.config for one in contenders]
+    configs = [contender.config for contender in contenders]
     named = rundir.shared_folder("compare", configs)
     plain = rundir.FOLDER / f"compare-{folder_name(configs[0])}"
     if named == plain or named.exists():
         return named
-    begun = [
+    started = [
         run
         for run in plan(contenders, seeds, plain, jobs=jobs)
         if (run.directory / rundir.CONFIG).exists()
     ]
     try:
-        for run in begun:
+        for run in started:
             rundir.same_settings(run.directory, run.config)
     except UsageError:
         return named
-    return plain if begun else named
+    return plain if started else named
 
 
 def _do(
@@ -129,8 +129,8 @@ def _do(
     """The runs that are not done yet.  RunError where some failed."""
     if overwrite:
         (directory / COMPARE).unlink(missing_ok=True)
-    begun = [run for run in planned if (run.directory / rundir.CONFIG).exists()]
-    for run in [] if overwrite else begun:
+    started = [run for run in planned if (run.directory / rundir.CONFIG).exists()]
+    for run in [] if overwrite else started:
         rundir.same_settings(run.directory, run.config)
     todo = [run for run in planned if overwrite or not run.complete]
     if not todo:
@@ -138,8 +138,8 @@ def _do(
     work = _one_by_one if jobs == 1 or len(todo) == 1 else _side_by_side
     failed = work(todo, overwrite, progress, jobs)
     if failed:
-        told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
-        raise RunError(f"{len(failed)} of {len(planned)} runs failed, the others are kept:{told}")
+        text = "".join(f"\n  {name}: {error}" for name, error in failed.items())
+        raise RunError(f"{len(failed)} of {len(planned)} runs failed, the others are kept:{text}")
 
 
 def _read(path: Path) -> object:

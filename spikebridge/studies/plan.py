@@ -54,14 +54,14 @@ class Planned:
 
 def of_entry(entry: Entry, *, quick: bool = False) -> list[Contender]:
     """The lines of a table of the catalog."""
-    found = []
+    result = []
     for row in entry.rows:
         config = entry.config(row, quick=quick)
         label = row.label or label_of(row.unit)
         look = "" if row.role in ("", "plain") else row.role
         known = published.headline(config)
-        found.append(Contender(row.name or row.unit, label, config, known, look))
-    return found
+        result.append(Contender(row.name or row.unit, label, config, known, look))
+    return result
 
 
 def plan(
@@ -77,21 +77,21 @@ def plan(
         raise UsageError("a comparison needs at least one unit and one seed; pass --units, --seeds")
     if jobs < 1:
         raise UsageError(f"jobs={jobs}: it must be at least 1; pass --jobs 1")
-    names = [f"unit {one.name}" for one in contenders]
+    names = [f"unit {contender.name}" for contender in contenders]
     names += [f"seed {seed}" for seed in seeds]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"{name} is given twice; name each one once")
     share = max(1, environment.cores() // jobs) if jobs > 1 else 0
     planned = []
-    for one in contenders:
+    for contender in contenders:
         for seed in seeds:
-            name = f"{one.name}-{seed}"
-            config = seeded(one.config, seed)
-            if one.config.train.threads == 0:
-                begun = _threads_of(directory / name)
-                config = override(config, threads=share if begun is None else begun)
-            planned.append(Planned(name, directory / name, config, one))
+            name = f"{contender.name}-{seed}"
+            config = seeded(contender.config, seed)
+            if contender.config.train.threads == 0:
+                started = _threads_of(directory / name)
+                config = override(config, threads=share if started is None else started)
+            planned.append(Planned(name, directory / name, config, contender))
     return planned
 
 

@@ -30,15 +30,15 @@ def environment_of(directories: Sequence[Path]) -> dict[str, Any]:
 
     A run without a readable environment.json counts as one of which nothing is known.
     """
-    found = []
+    result = []
     for directory in directories:
         try:
-            found.append(rundir.read_json(directory / rundir.ENVIRONMENT, ""))
+            result.append(rundir.read_json(directory / rundir.ENVIRONMENT, ""))
         except rundir.RunError:
-            found.append({})
+            result.append({})
     shared: dict[str, Any] = {}
     for name in (*VERSIONS, "instruction_set", *MACHINE, "commit"):
-        values = [json.dumps(one.get(name)) for one in found]
+        values = [json.dumps(item.get(name)) for item in result]
         distinct = [json.loads(value) for value in dict.fromkeys(values)]
         shared[name] = distinct[0] if len(distinct) == 1 else distinct
     return shared
@@ -53,9 +53,9 @@ def lacks(content: dict[str, Any]) -> list[str]:
     if "units" in content and "command" in content:  # searches, one for each unit
         more = content["wider"]["units"] if "wider" in content else {}
         searches = [*content["units"].values(), *more.values()]
-        found = [lack for one in searches for lack in _of(one)]
-        found += ["settings" for one in searches if "base" not in one]
-        return list(dict.fromkeys(found))
+        result = [lack for search in searches for lack in _of(search)]
+        result += ["settings" for search in searches if "base" not in search]
+        return list(dict.fromkeys(result))
     if "comparison" in content:  # the demo
         return _of(content) + _of_rows(content["comparison"]["rows"])
     missing = _of(content)

@@ -73,16 +73,16 @@ def space(task: str, variant: str, base: Config | None = None) -> dict[str, Any]
         raise UsageError(f"task={task!r}: there is no such task; choose one of {', '.join(TASKS)}")
     kind = TASKS[task]
     unit, recurrent = split_variant(variant)
-    found = dict(kind.SPACE if base is None else base.task.space())
+    result = dict(kind.SPACE if base is None else base.task.space())
     if unit not in (*BASELINES, *PLAIN, *BINARY):  # a binary unit's decay and g are its name
-        found |= MEMBRANE | kind.MEMBRANES
+        result |= MEMBRANE | kind.MEMBRANES
         if unit == "li-snu":  # lateral inhibition is its reset
-            found.pop("reset", None)
+            result.pop("reset", None)
     if recurrent or unit in BASELINES:
-        found |= RECURRENT
+        result |= RECURRENT
     if unit not in (*BASELINES, *PLAIN, "softsnu"):
-        found |= SPIKES
-    return found
+        result |= SPIKES
+    return result
 
 
 def search(
@@ -154,8 +154,8 @@ def _go_on(
     # That of a search that was killed: this one would wait for it.
     (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
     study = _study(folder, base, drawn, metric)
-    found = [_told(trial) for trial in study.trials if trial.value is not None]
-    done = len(found) + sum(_FAILED in trial.user_attrs for trial in study.trials)
+    result = [_told(trial) for trial in study.trials if trial.value is not None]
+    done = len(result) + sum(_FAILED in trial.user_attrs for trial in study.trials)
     for number in range(done, trials):
         study.sampler = _sampler(number)
         if number == 1 and base.task.OWN_ONLY:
@@ -180,11 +180,11 @@ def _go_on(
         trial.set_user_attr("best_epoch", record["epoch"])
         trial.set_user_attr("seconds", round(sum(epoch["seconds"] for epoch in history), 1))
         study.tell(trial, record["valid"])
-        found.append(_told(study.trials[-1]))
-        rundir.write_json(folder / SEARCH, _content(base, drawn, metric, found))
+        result.append(_told(study.trials[-1]))
+        rundir.write_json(folder / SEARCH, _content(base, drawn, metric, result))
         if tell is not None:
             tell(number + 1, record["valid"], chosen)
-    return _content(base, drawn, metric, found)
+    return _content(base, drawn, metric, result)
 
 
 def _metric(base: Config) -> Metric:
@@ -236,7 +236,7 @@ def command(content: dict[str, Any], folder: Path) -> str:
     return shlex.join(["spikebridge", "train", task, "--config", str(folder / SEARCH)])
 
 
-def summary(found: dict[str, dict[str, Any]], directory: Path) -> dict[str, Any]:
+def summary(result: dict[str, dict[str, Any]], directory: Path) -> dict[str, Any]:
     """The content of best.json: per unit the trials, the best first, and what trains with it."""
     return {
         unit: {
@@ -245,7 +245,7 @@ def summary(found: dict[str, dict[str, Any]], directory: Path) -> dict[str, Any]
             "command": command(content, directory / unit),
             "trials": rundir.ranked_trials(content),
         }
-        for unit, content in found.items()
+        for unit, content in result.items()
     }
 
 
@@ -322,7 +322,7 @@ def _told(trial: Any) -> dict[str, Any]:
 
 
 def _content(
-    base: Config, drawn: dict[str, Any], metric: Metric, found: list[dict[str, Any]]
+    base: Config, drawn: dict[str, Any], metric: Metric, result: list[dict[str, Any]]
 ) -> dict[str, Any]:
     return {
         "base": to_dict(base),
@@ -333,5 +333,5 @@ def _content(
         "the first trial is the base"
         + (", the second what suited other recordings" if base.task.OWN_ONLY else ""),
         "environment": environment.collect(),
-        "trials": found,
+        "trials": result,
     }

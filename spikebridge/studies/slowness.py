@@ -52,5 +52,5 @@ def slowness(accuracies: Sequence[float], chance: float, window: int = 100) -> S
         return highest * epoch / (slow + epoch + 1e-12)
 
     # Not below 0, where the curve would have a pole.
-    found, covariance = curve_fit(curve, epochs, values, p0=(0.5,), bounds=(0.0, math.inf))
-    return Slowness(float(found[0]), float(math.sqrt(covariance[0, 0])), highest)
+    result, covariance = curve_fit(curve, epochs, values, p0=(0.5,), bounds=(0.0, math.inf))
+    return Slowness(float(result[0]), float(math.sqrt(covariance[0, 0])), highest)

@@ -134,13 +134,13 @@ def _without_seed(config: Config) -> dict[str, Any]:
 
 def _by_steps(directories: Sequence[Path]) -> dict[str, Any] | None:
     """Over all runs, where every run has been tested at the same numbers of steps."""
-    found = _all(load_by_steps, directories, lambda one: one.steps)
-    if not found:
+    result = _all(load_by_steps, directories, lambda one: one.steps)
+    if not result:
         return None
-    tests = list(zip(*(one.test for one in found), strict=True))
+    tests = list(zip(*(item.test for item in result), strict=True))
     return {
-        "trained_with": found[0].trained_with,
-        "steps": list(found[0].steps),
+        "trained_with": result[0].trained_with,
+        "steps": list(result[0].steps),
         "means": [statistics.fmean(values) for values in tests],
         "stds": [_deviation(values) for values in tests],
     }
@@ -148,20 +148,20 @@ def _by_steps(directories: Sequence[Path]) -> dict[str, Any] | None:
 
 def _in_memory(directories: Sequence[Path]) -> dict[str, Any] | None:
     """Over all runs and chips, where every run has been programmed at the same times."""
-    found = _all(
+    result = _all(
         load_on_cells,
         directories,
         lambda one: (one.times_s, one.memory, one.samples, one.split),
     )
-    if not found:
+    if not result:
         return None
-    first, times = found[0], range(len(found[0].times_s))
-    moments = [[v for one in found for v in one.compensated[:, i].tolist()] for i in times]
-    energies = [one.energy.hardware for one in found]
+    first, times = result[0], range(len(result[0].times_s))
+    moments = [[v for item in result for v in item.compensated[:, i].tolist()] for i in times]
+    energies = [item.energy.hardware for item in result]
     return {
         "device": first.device.name,
         "cells": first.cells,
-        "networks": len(found),
+        "networks": len(result),
         "chips": first.chips,
         "memory": first.memory,
         "split": first.split,
@@ -177,21 +177,22 @@ def _in_memory(directories: Sequence[Path]) -> dict[str, Any] | None:
 
 def _on_chip(directories: Sequence[Path]) -> dict[str, Any] | None:
     """Over all runs, where every run has been exported alike; energies in pJ, per sample."""
-    found = _all(load_on_chip, directories, _alike)
-    if not found:
+    result = _all(load_on_chip, directories, _alike)
+    if not result:
         return None
-    first, integers = found[0], [one.integer for one in found]
+    first, integers = result[0], [item.integer for item in result]
     return {
         **_alike(first),
-        "networks": len(found),
-        "software_mean": statistics.fmean(one.software for one in found),
+        "networks": len(result),
+        "software_mean": statistics.fmean(item.software for item in result),
         "mean": statistics.fmean(integers),
         "std": _deviation(integers),
         "energy_pJ": {
-            name: statistics.fmean(one.energy.ends[name].total_pJ for one in found) for name in ENDS
+            name: statistics.fmean(item.energy.ends[name].total_pJ for item in result)
+            for name in ENDS
         },
-        "cycles": statistics.fmean(one.each("cycles") for one in found),
-        "additions": statistics.fmean(one.each("additions") for one in found),
+        "cycles": statistics.fmean(item.each("cycles") for item in result),
+        "additions": statistics.fmean(item.each("additions") for item in result),
     }
 
 
@@ -215,9 +216,9 @@ def _all(
     alike: Callable[[Content], Any],
 ) -> list[Content]:
     """What every run has of a kind, where all have the same settings; empty otherwise."""
-    found = [content for content in map(load, directories) if content is not None]
-    same = all(alike(one) == alike(found[0]) for one in found)
-    return found if same and len(found) == len(directories) else []
+    result = [content for content in map(load, directories) if content is not None]
+    same = all(alike(item) == alike(result[0]) for item in result)
+    return result if same and len(result) == len(directories) else []
 
 
 def _proof(planned: Sequence[Planned]) -> dict[str, Any] | None:

@@ -327,12 +327,12 @@ def _reached(bias: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
 
     Where all have a bias, as after any training, there is no product to take.
     """
-    found = bias.expand(len(parts[0][0]), -1)
+    result = bias.expand(len(parts[0][0]), -1)
     if bool(bias.all()):
-        return found
+        return result
     for active, weights in parts:
-        found = found | ((active.float() @ weights.float().T) > 0)
-    return found
+        result = result | ((active.float() @ weights.float().T) > 0)
+    return result
 
 
 def _before(values: Tensor, first: Tensor | None, fill: float = 0.0) -> Tensor:
@@ -364,17 +364,17 @@ def _add_layers(
 
 def _connections(network: Network) -> tuple[int, int]:
     """Weights that are zero, and all of them."""
-    found: list[Tensor] = []
+    result: list[Tensor] = []
     for module in network.modules():
         if isinstance(module, Dense | Conv2d | nn.Linear):
-            found.append(module.weight)
+            result.append(module.weight)
         elif isinstance(module, nn.RNNBase):
-            found += [weight for weights in module.all_weights for weight in weights]
+            result += [weight for weights in module.all_weights for weight in weights]
         elif isinstance(module, Layer) and module.recurrent is not None:
-            found.append(module.recurrent)
+            result.append(module.recurrent)
     if network.tied and network.embedding is not None:
-        found.append(network.embedding.weight)
-    return sum(int((v == 0).sum()) for v in found), sum(v.numel() for v in found)
+        result.append(network.embedding.weight)
+    return sum(int((v == 0).sum()) for v in result), sum(v.numel() for v in result)
 
 
 def _held(network: Network) -> list[Tensor]:
@@ -417,9 +417,9 @@ def of_run(directory: Path, split: str = "test", samples: int = 0) -> Measured:
     batches: Iterable[Batch] = task.batches(split, config.train.batch_size, judge)
     if samples:
         batches = first(batches, samples, stream=task.carries_state)
-    found = complexity(network, batches, carries_state=task.carries_state)
+    result = complexity(network, batches, carries_state=task.carries_state)
     about = {"source": SOURCE, "split": split, "per": config.task.step_name()}
-    content = from_content(Measured, about | found.to_dict())
+    content = from_content(Measured, about | result.to_dict())
     save(directory / rundir.COMPLEXITY, content)
     return content
 

@@ -46,12 +46,12 @@ class Note(NamedTuple):
 def held_notes(frames: np.ndarray, lowest: int = LOWEST) -> list[Note]:
     """The held notes of frames (T, 88), by start and then pitch."""
     edges = np.diff(np.pad((frames > 0).astype(np.int8), ((1, 1), (0, 0))), axis=0)
-    found = []
+    result = []
     for key in range(frames.shape[1]):
         starts, ends = np.flatnonzero(edges[:, key] > 0), np.flatnonzero(edges[:, key] < 0)
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
-        found += [Note(lowest + key, start, end) for start, end in pairs]
-    return sorted(found, key=lambda note: (note.start, note.pitch))
+        result += [Note(lowest + key, start, end) for start, end in pairs]
+    return sorted(result, key=lambda note: (note.start, note.pitch))
 
 
 def write_midi(
@@ -136,7 +136,7 @@ def read_midi(path: Path, frames_per_quarter: int, lowest: int = LOWEST) -> np.n
 
 def _notes(tracks: Any) -> tuple[list[Note], int]:
     """All notes of a file, in ticks, and how many of them are never ended."""
-    found: list[Note] = []
+    result: list[Note] = []
     unended = 0
     for track in tracks:
         now = 0
@@ -146,7 +146,7 @@ def _notes(tracks: Any) -> tuple[list[Note], int]:
             now += message.time
             if message.type == "control_change" and message.control in SILENCING:
                 for key in [key for key in held if key[0] == message.channel]:
-                    found += [Note(key[1], start, now) for start in held.pop(key)]
+                    result += [Note(key[1], start, now) for start in held.pop(key)]
             if message.type not in ("note_on", "note_off") or message.channel == DRUMS:
                 continue
             key = message.channel, message.note
@@ -158,13 +158,13 @@ def _notes(tracks: Any) -> tuple[list[Note], int]:
                 before = [start for start in held[key] if start < now]
                 start = before[-1] if before else held[key][-1]
                 held[key].remove(start)
-                found.append(Note(key[1], start, now))
+                result.append(Note(key[1], start, now))
         for key, left in held.items():
             for start in left:
                 end = min((other for other in starts[key] if other > start), default=now)
-                found.append(Note(key[1], start, end))
+                result.append(Note(key[1], start, end))
                 unended += 1
-    return found, unended
+    return result, unended
 
 
 def _parsed(path: Path) -> Any:

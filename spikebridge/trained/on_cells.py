@@ -254,12 +254,12 @@ class _Bench:
         pulses = energy.Counts(set_pulses=sent["pulses"], reset_pulses=sent["writes"])
         products = energy.Counts(macs=forward.macs, weights_fetched=forward.weights_fetched)
         backward = energy.on_digital(products * 2, energy.FP32_45NM, sparse=False)
-        found = {
+        result = {
             "PCM in the loop": energy.on_crossbar(forward + pulses, _costs(config.crossbar))
             + backward,
             "digital, fp32": energy.on_digital(forward, energy.FP32_45NM, sparse=False) + backward,
         }
-        return Training({name: Hardware.of(cost) for name, cost in found.items()})
+        return Training({name: Hardware.of(cost) for name, cost in result.items()})
 
 
 def _costs(crossbar: CrossbarConfig) -> energy.CrossbarCosts:

@@ -131,16 +131,16 @@ def load(directory: Path, steps: int = 0) -> tuple[Config, Network]:
 
 def chip_for(config: Config, task: Task, given: dict[str, Any]) -> ChipConfig:
     """The chip for a run: what is given, and otherwise what its training and its task say."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if config.model.weight_bits:
-        found["weight_bits"] = config.model.weight_bits
+        result["weight_bits"] = config.model.weight_bits
     longest = 1
     if not task.carries_state:
         judge = generator(config.train.eval_seed, "test")
         size = config.train.batch_size
         longest = max(len(batch.x) for batch in task.batches("test", size, judge))
-        found["max_steps"] = longest
-    chip = ChipConfig(**{**found, **given})
+        result["max_steps"] = longest
+    chip = ChipConfig(**{**result, **given})
     if chip.max_steps < longest:
         raise UsageError(
             f"max_steps={chip.max_steps}: a sample has {longest} time steps; pass --max-steps "
@@ -166,17 +166,17 @@ def samples_for_rtl(directory: Path, count: int, steps: int = 0) -> list[list[np
     config, _ = load(directory, steps)
     task = tasks.load(config.task)
     judge = generator(config.train.eval_seed, "test")
-    found: list[list[np.ndarray]] = []
+    result: list[list[np.ndarray]] = []
     for batch in task.batches("test", min(count, config.train.batch_size), judge):
         x = spikes_of(task, batch)
         lengths = [len(x)] * x.shape[1]
         if batch.mask is not None:
             lengths = batch.mask.sum(0).tolist()
         for number, length in enumerate(lengths):
-            found.append([np.flatnonzero(x[t, number]) for t in range(length)])
-            if len(found) == count:
-                return found
-    return found
+            result.append([np.flatnonzero(x[t, number]) for t in range(length)])
+            if len(result) == count:
+                return result
+    return result
 
 
 class _Trial:
@@ -208,8 +208,8 @@ class _Trial:
                 before = state if engines else None
                 output, state = self.network(batch.x, before, mask=batch.mask)
                 x = spikes_of(self.task, batch)
-                found = engines.run(x) if engines else self._run(x, batch)
-                for total, answer in zip(sums, (output, self._meant(found, batch)), strict=True):
+                result = engines.run(x) if engines else self._run(x, batch)
+                for total, answer in zip(sums, (output, self._meant(result, batch)), strict=True):
                     score, count = self.task.score(answer, batch)
                     total[0] += score
                     total[1] += count
@@ -233,10 +233,10 @@ class _Trial:
         return outputs
 
     def _counted(self, x: np.ndarray) -> np.ndarray:
-        found = Engine(self.program).run(x, counts=True)
-        assert found.counts is not None
-        self.counts += found.counts
-        return found.outputs
+        result = Engine(self.program).run(x, counts=True)
+        assert result.counts is not None
+        self.counts += result.counts
+        return result.outputs
 
     def _meant(self, outputs: np.ndarray, batch: Batch) -> Tensor:
         """Integer outputs as the numbers of the network's readout."""

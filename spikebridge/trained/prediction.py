@@ -52,8 +52,8 @@ class Predictions:
     @property
     def chosen(self) -> np.ndarray:
         """The likeliest classes (n,) or (n, T), -1 after the end of a sequence."""
-        found = np.nan_to_num(self.prediction, nan=-1.0).argmax(-1)
-        return np.where(np.isnan(self.prediction[..., 0]), UNKNOWN, found)
+        result = np.nan_to_num(self.prediction, nan=-1.0).argmax(-1)
+        return np.where(np.isnan(self.prediction[..., 0]), UNKNOWN, result)
 
     def write(self, path: Path) -> None:
         """Write an .npz with `prediction`, `class`, `target`, or a .csv with a line per answer.
@@ -209,7 +209,7 @@ def _joined(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All batches as one array each; a stream's stretches one after the other."""
     if task.readout != "each":
-        outputs, targets, _ = (torch.cat(one) for one in zip(*parts, strict=True))
+        outputs, targets, _ = (torch.cat(item) for item in zip(*parts, strict=True))
         return outputs.numpy(), targets.numpy()
     if task.carries_state:
         outputs = torch.cat([part[0][0] for part in parts])
@@ -219,21 +219,21 @@ def _joined(
         return outputs.numpy(), targets.numpy()
     longest = max(part[0].shape[1] for part in parts)
     padded = [_padded(*part, longest) for part in parts]
-    return tuple(np.concatenate(one) for one in zip(*padded, strict=True))  # type: ignore[return-value]
+    return tuple(np.concatenate(item) for item in zip(*padded, strict=True))  # type: ignore[return-value]
 
 
 def _padded(
     outputs: Tensor, targets: Tensor, lengths: Tensor, longest: int
 ) -> tuple[np.ndarray, np.ndarray]:
     real = torch.arange(longest) < lengths.unsqueeze(1)
-    found = []
+    result = []
     for values in (outputs, targets):
         none = torch.nan if values.is_floating_point() else UNKNOWN
         whole = torch.full((len(values), longest, *values.shape[2:]), none, dtype=values.dtype)
         whole[:, : values.shape[1]] = values
         whole[~real] = none
-        found.append(whole.numpy())
-    return found[0], found[1]
+        result.append(whole.numpy())
+    return result[0], result[1]
 
 
 def _number(value: float) -> str:

@@ -25,8 +25,8 @@ class Writer:
     def __init__(self, directory: Path) -> None:
         config, self.network = trained(directory, "text", "writes no text")
         self.by_words = getattr(config.task, "level", "word") == "word"
-        found = rundir.read_json(directory / rundir.SYMBOLS, "train again with --overwrite")
-        self.symbols: list[str] = found.get("symbols", [])
+        result = rundir.read_json(directory / rundir.SYMBOLS, "train again with --overwrite")
+        self.symbols: list[str] = result.get("symbols", [])
         listed = isinstance(self.symbols, list)
         if not (listed and all(isinstance(symbol, str) for symbol in self.symbols)):
             raise RunError(

@@ -196,7 +196,7 @@ def importance(
     name = SUMMED.get(sums.dtype)
     if _native is None or name is None or not (sums.is_cpu and sums.is_contiguous()):
         return False
-    found = []
+    result = []
     for weight, axis, gates, repeat in weights:
         if (
             weight.dtype is not sums.dtype
@@ -207,9 +207,9 @@ def importance(
         ):
             return False
         rows = len(weight)
-        found.append((weight.data_ptr(), rows, numbers // rows, axis, gates, repeat))
+        result.append((weight.data_ptr(), rows, numbers // rows, axis, gates, repeat))
     getattr(_native, name)(
-        found, len(sums), sums.data_ptr(), _address(factors), rule, torch.get_num_threads()
+        result, len(sums), sums.data_ptr(), _address(factors), rule, torch.get_num_threads()
     )
     return True
 

@@ -74,5 +74,5 @@ def _gradients(x: Tensor, size: Tensor, grad: Tensor, ctx: Any) -> list[Tensor |
         own = [t.view_as(t) if further else t.detach().requires_grad_() for t in (x, size)]
         y, _ = _formula(own[0], own[1], ctx.eps)
         inputs = [t for t, wanted in zip(own, wants, strict=True) if wanted]
-        found = iter(torch.autograd.grad(y, inputs, grad, create_graph=further))
-    return [next(found) if wanted else None for wanted in wants]
+        result = iter(torch.autograd.grad(y, inputs, grad, create_graph=further))
+    return [next(result) if wanted else None for wanted in wants]
