@@ -340,7 +340,7 @@ def _spikes(program: Program, x: Any) -> np.ndarray:
     if program.max_steps and array.shape[0] > program.max_steps:
         raise ValueError(_too_long(program, array.shape[0]))
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise ValueError(f"x is {array.dtype}: array are numbers 0 or 1; pass a bool array")
+        raise ValueError(f"x is {array.dtype}: spikes are numbers 0 or 1; pass a bool array")
     if array.dtype in (np.bool_, np.uint8):
         return np.ascontiguousarray(array).view(np.uint8)
     # No number but 1 becomes 1 in float64, and none but 0 becomes 0.

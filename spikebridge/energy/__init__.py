@@ -19,17 +19,24 @@ nine tenths in itrs-hp and next to nothing in itrs-lstp: what holds in one deck 
 about the deck.
 """
 
-from spikebridge.energy.accelerator import (
-    DenseWork,
-    Product,
-    dense_span,
-    gru_counts,
-    mlp_counts,
-    on_dense,
-)
-from spikebridge.energy.chip import area_mm2, on_chip, span
-from spikebridge.energy.figures import DECKS, PUBLISHED, constants
-from spikebridge.energy.memories import BANKS_KB, NOMINAL, Sram, sram
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spikebridge.base.doors import lazy
+
+if TYPE_CHECKING:
+    from spikebridge.energy.accelerator import (
+        DenseWork,
+        Product,
+        dense_span,
+        gru_counts,
+        mlp_counts,
+        on_dense,
+    )
+    from spikebridge.energy.chip import area_mm2, on_chip, span
+    from spikebridge.energy.figures import DECKS, PUBLISHED, constants
+    from spikebridge.energy.memories import BANKS_KB, NOMINAL, Sram, sram
 
 __all__ = [
     "BANKS_KB",
@@ -49,3 +56,14 @@ __all__ = [
     "span",
     "sram",
 ]
+
+# Loaded at first use, as the names of the other rooms are.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "accelerator": "DenseWork Product dense_span gru_counts mlp_counts on_dense",
+        "chip": "area_mm2 on_chip span",
+        "figures": "DECKS PUBLISHED constants",
+        "memories": "BANKS_KB NOMINAL Sram sram",
+    },
+)

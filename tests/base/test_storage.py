@@ -431,7 +431,7 @@ def test_numbers_that_are_text_in_a_config(
     plain["model"]["hidden"] = ["8"]
     (run / rundir.CONFIG).write_text(json.dumps(plain))
     assert spikebridge(f"report {run}") == 2
-    assert "hidden=['8']: the widths of the layers are whole numbers" in capsys.readouterr().err
+    assert "hidden=('8',): expected a list of whole numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

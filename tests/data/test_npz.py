@@ -250,7 +250,7 @@ def test_classes_that_are_never_trained_are_told(
     assert all(note in said for note in notes)
     shown = rundir.read_result(tmp_path / "run").notes
     assert shown[0].startswith("read 23 to train")
-    assert shown[1:4] == notes
+    assert list(shown[1:4]) == notes
     assert shown[4].startswith("for comparison, test accuracy: the most frequent class")
 
 
