@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
                 assert node.end_lineno - body[0].lineno < 45, node.name
 
 
-def test_start_up_costs_little_more_than_torch() -> None:
+def test_start_up_costs_little_more_than_torch(tmp_path: Path) -> None:
     code = (
         "import time, torch\n"
         "start = time.process_time()\n"
@@ -86,9 +87,11 @@ def test_start_up_costs_little_more_than_torch() -> None:
         "[getattr(spikebridge, name) for name in spikebridge.__all__]\n"
         "print(time.process_time() - start)"
     )
-    times = []
-    for _ in range(3):  # the first may read the files from a disk
+    # As installed packages are: compiled to bytecode, which the first of these leaves for the others.
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    env, times = kept | {"PYTHONPYCACHEPREFIX": str(tmp_path)}, []
+    for _ in range(3):
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
         times.append(float(done.stdout))
     assert min(times) < 0.3

@@ -46,6 +46,7 @@ def other_tasks(folder: Path) -> dict[str, Any]:
     write_mat(folder / "music" / "toy.mat", toy_songs())
     music = small | {"data_dir": str(folder / "music")}
     events = small | {"data_dir": str(write_recordings(folder / "events")), "steps": 5}
+    events |= {"decay": 0.8, "decay_to": 0.0}  # longer memories need wider membranes than these
     npz = small | {"data_dir": str(write_npz(folder / "npz", "class"))}
     text = small | {"embedding": 0, "tied": False, "sampled": 0, "level": "word"}
     text |= {"data_dir": str(write_text(folder / "text"))}
