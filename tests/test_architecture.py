@@ -87,7 +87,7 @@ def test_start_up_costs_little_more_than_torch(tmp_path: Path) -> None:
         "[getattr(spikebridge, name) for name in spikebridge.__all__]\n"
         "print(time.process_time() - start)"
     )
-    # As installed packages are: compiled to bytecode, which the first of these leaves for the others.
+    # As installed packages are: compiled, which the first of these does for the others.
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     env, times = kept | {"PYTHONPYCACHEPREFIX": str(tmp_path)}, []
     for _ in range(3):
