@@ -69,28 +69,6 @@ def time_axis(chart: Chart, times_s: Sequence[float], title: str, *, own: bool) 
     )
 
 
-def band(
-    chart: Chart,
-    x: Sequence[float],
-    low: Sequence[float],
-    high: Sequence[float],
-    colour: str,
-    alpha: float = 0.16,
-) -> None:
-    """A faint ground between two lines."""
-    chart.add(
-        "scatter",
-        x=[*x, *reversed(x)],
-        y=[*high, *reversed(low)],
-        fill="toself",
-        fillcolor=fade(colour, alpha),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        showlegend=False,
-    )
-
-
 def over_time(on_cells: OnCells, metric: Metric, unit: str) -> Chart:
     """The metric over the time since programming: mean and one standard deviation of the chips."""
     chart = Chart(360, {"hovermode": "x unified"})
@@ -103,7 +81,7 @@ def over_time(on_cells: OnCells, metric: Metric, unit: str) -> Chart:
         mean, spread = mean_of(table) * metric.scale, deviation_of(table)
         if spread is not None:
             low, high = mean - metric.scale * spread, mean + metric.scale * spread
-            band(chart, x, rounded(low), rounded(high), colour)
+            chart.band(x, rounded(low), rounded(high), colour)
             shown += [*low, *high]
         chart.add(
             "scatter",
@@ -232,7 +210,7 @@ def drift(drift_curves: DriftCurves) -> Chart | None:
     for level, colour in zip(levels, colours, strict=True):
         low, high = level.mean_uS - level.sd_uS, level.mean_uS + level.sd_uS
         first = level.mean_uS[0]
-        band(chart, x, rounded(low / first, 4), rounded(high / first, 4), colour, 0.09)
+        chart.band(x, rounded(low / first, 4), rounded(high / first, 4), colour, 0.09)
     for level, colour in zip(levels, colours, strict=True):
         name = f"{level.target_uS:.3g} µS"
         chart.add(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gzip
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -116,10 +115,11 @@ def engine() -> str:
     """plotly.js with what draws points, lines, bars and heat maps, packed (gzip, base64).
 
     The file is plotly-cartesian.min.js of the package plotly.js-cartesian-dist-min in the npm
-    registry, unchanged; its version stands in its first lines, its licence (MIT) beside it.
+    registry, packed and otherwise unchanged; its version stands in its first lines, its licence
+    (MIT) beside it.
     """
-    script = (TEMPLATES / "plotly-cartesian.min.js").read_bytes()
-    return base64.b64encode(gzip.compress(script, mtime=0)).decode("ascii")
+    packed = (TEMPLATES / "plotly-cartesian.min.js.gz").read_bytes()
+    return base64.b64encode(packed).decode("ascii")
 
 
 def _need_app() -> None:
