@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from types import NoneType, UnionType
@@ -34,8 +34,45 @@ from typing import (
 from spikebridge.base.quantities import number
 
 Record = TypeVar("Record")
-Amount = Annotated[float, "from 0"]
-"""A number that is not negative, where it is read from a file."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The interval of a field's numbers, as an annotation that `check_types` checks."""
+
+    interval: str
+    """Such as "[0, 1)", "(0, inf)" or "[0, 2**63)"."""
+    or_zero: bool = False
+    """Whether 0, which stands for none, lies in it too."""
+    example: str = ""
+    """What the error tells to pass; by default the field's default."""
+
+    def holds(self, value: float) -> bool:
+        low, high = map(_number, self.interval[1:-1].split(","))
+        above = value > low or (value == low and self.interval[0] == "[")
+        below = value < high or (value == high and self.interval[-1] == "]")
+        return (above and below) or (self.or_zero and value == 0)
+
+    def __str__(self) -> str:
+        low, high = self.interval[1:-1].split(", ")
+        if high == "inf":
+            text = f"be {'at least' if self.interval[0] == '[' else 'above'} {low}"
+        else:
+            text = f"lie in {self.interval}"
+        return f"be 0 or {text.removeprefix('be ')}" if self.or_zero else text
+
+
+def _number(text: str) -> float:
+    base, _, power = text.partition("**")
+    return float(base) ** float(power or 1)
+
+
+Size = Annotated[int, Bound("[1, inf)")]
+Count = Annotated[int, Bound("[0, inf)")]
+Amount = Annotated[float, Bound("[0, inf)")]
+Positive = Annotated[float, Bound("(0, inf)")]
+Share = Annotated[float, Bound("[0, 1)")]
+Seed = Annotated[int, Bound("[0, 2**63)")]
 
 
 # Settings under the names that they had before, with those of today.
@@ -77,15 +114,6 @@ def require(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def at_least(record: Any, least: int, remedy: str, *names: str) -> None:
-    for name in names:
-        value = getattr(record, name)
-        flag = name.replace("_", "-")
-        require(
-            value >= least, f"{name}={value}: it must be at least {least}; pass --{flag} {remedy}"
-        )
-
-
 def refuse_unknown(given: Any, known: Any, where: str) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -101,7 +129,10 @@ def _hints(kind: Any, extras: bool = False) -> dict[str, Any]:
 
 
 def check_types(record: Any) -> None:
-    """Refuse wrong types; turn lists into tuples and whole numbers into floats where meant."""
+    """Refuse wrong types and numbers out of bounds.
+
+    Lists become tuples, and whole numbers floats, where the annotation says so.
+    """
     kind: Any = type(record)
     for name, annotation in _hints(kind).items():
         value = getattr(record, name)
@@ -113,6 +144,36 @@ def check_types(record: Any) -> None:
             close = near(value, get_args(annotation)) if get_origin(annotation) is Literal else ""
             raise ConfigError(f"{name}={value!r}: expected {_wanted(annotation)}{close}")
         object.__setattr__(record, name, value)
+    for name, bound in _bounds(kind).items():
+        _check_bound(record, name, bound)
+
+
+def _check_bound(record: Any, name: str, bound: Bound) -> None:
+    value, default = getattr(record, name), _default(type(record), name)
+    several = isinstance(value, tuple)
+    numbers = value if several else () if value is None else (value,)
+    if not all(map(bound.holds, numbers)):
+        usual = default if isinstance(default, tuple) else (default,)
+        raise ConfigError(
+            f"{name}={list(value) if several else value}: {'each' if several else 'it'} must "
+            f"{bound}; pass --{name.replace('_', '-')} {bound.example or ' '.join(map(str, usual))}"
+        )
+
+
+@cache
+def _bounds(kind: Any) -> dict[str, Bound]:
+    """The bounds of a record's fields, also of an optional one."""
+    parts = {
+        name: [hint, *get_args(hint)] if type(None) in get_args(hint) else [hint]
+        for name, hint in _hints(kind, True).items()
+    }
+    return {
+        name: bound
+        for name, options in parts.items()
+        for option in options
+        for bound in getattr(option, "__metadata__", ())
+        if isinstance(bound, Bound)
+    }
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -13,8 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from spikebridge.base.records import (
+    Amount,
     ConfigError,
-    at_least,
+    Count,
+    Positive,
+    Seed,
+    Share,
+    Size,
     check_types,
     from_plain,
     near,
@@ -48,85 +53,69 @@ from spikebridge.settings.tasks import (
 class TrainConfig:
     """How the network is trained."""
 
-    epochs: int = 20
+    epochs: Size = 20
     """Passes over the training set, at least 1."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Samples (images, songs) per optimiser step, at least 1."""
     loss: Literal["task", "squared_hinge"] = "task"
     """What is minimised: the task's own loss, or, where targets are classes, the mean over classes
     of max(0, 1 - t y)^2 with t = 1 for the right one and -1 for the others.  Validation and test
     always report the task's own."""
-    activity: float = 0.0
+    activity: Amount = 0.0
     """Price on spikes: the loss grows by this times the mean square of the outputs of each hidden
     layer, over its neurons, samples and real steps; 0 = none."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Optimiser; sgd has --momentum."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """What sgd keeps per step of its running sum of gradients, 0 (none) to below 1; not used by
     adam and adamw."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate (the highest one, where the schedule varies it), above 0."""
-    weight_decay: float = 0.0
+    weight_decay: Amount = 0.0
     """Weight decay of the optimiser on matrices and kernels, at least 0; thresholds, decays and
     biases are left alone."""
-    beta2: float = 0.999
+    beta2: Share = 0.999
     """What adam and adamw keep per step of their mean square of gradients, 0 to below 1."""
     schedule: Literal["constant", "cosine", "onecycle"] = "constant"
     """Learning rate over the run: constant, cosine (falls to 0) or onecycle (rises over the first
     tenth of the steps, then falls)."""
-    ema: float = 0.0
+    ema: Share = 0.0
     """Where above 0: validation, test and the file use a moving average of the weights that keeps
     this share of itself per optimiser step, 0 to below 1 (Polyak averaging)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of products in training (autocast); membranes and weights stay in float32."""
-    sampled: int = 0
+    sampled: Count = 0
     """For tasks with many symbols: train on this many drawn ones beside the right one (sampled
     softmax, Jean et al. 2015); validation and test always count all; 0 = all in training too."""
-    weight_noise: float = 0.0
+    weight_noise: Amount = 0.0
     """Normal noise on every weight in training, drawn at each pass, in shares of the largest
     weight of its matrix: makes a network fit for memory cells; 0 = none."""
     start: str = ""
     """Folder of a finished run whose weights are the first ones, for fine-tuning."""
-    clip_norm: float = 1.0
+    clip_norm: Amount = 1.0
     """Gradients are scaled down to this norm over all parameters; 0 = no clipping."""
-    patience: int = 0
+    patience: Count = 0
     """Stop after this many epochs without a better validation metric; 0 = never stop early."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, order of samples, input draws and dropout, at least 0."""
-    eval_seed: int = 1000
+    eval_seed: Seed = 1000
     """Seed of the input draws of validation and test, at least 0; apart from --seed, so that all
     runs are judged on the same inputs."""
     backend: Literal["auto", "loop", "native", "triton"] = "auto"
     """What runs units over time: the Python loop, the kernel for CPUs (native), the one for CUDA
     (triton), or whichever fits (auto)."""
-    recompute: int = 0
+    recompute: Count = 0
     """Keep every k-th state for the backward pass and compute the rest twice; 0 = keep all."""
-    threads: int = 0
+    threads: Count = 0
     """CPU threads, at least 0; 0 = as many as torch takes.  Equal threads give equal bits."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "20", "epochs")
-        at_least(self, 1, "32", "batch_size")
-        require(self.lr > 0, f"lr={self.lr}: the learning rate must be above 0; pass --lr 1e-3")
-        at_least(self, 0, "0", "weight_decay", "weight_noise", "clip_norm", "patience", "sampled")
-        at_least(self, 0, "0", "activity")
         require(
             not self.sampled or self.loss == "task",
             f"sampled={self.sampled}, loss={self.loss}: only the task's own loss is corrected for "
             "how outputs are drawn; leave one of them out",
         )
-        for name in ("ema", "beta2", "momentum"):
-            value = getattr(self, name)
-            require(
-                0 <= value < 1, f"{name}={value}: the share must lie in [0, 1); pass --{name} 0.99"
-            )
-        at_least(self, 0, "0", "seed", "eval_seed", "recompute", "threads")
-        for name in ("seed", "eval_seed"):
-            value = getattr(self, name)
-            require(
-                value < 2**63, f"{name}={value}: a seed must be below 2**63; pass a smaller one"
-            )
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from spikebridge.base.records import RENAMED, at_least, check_types, refuse_unknown, require
+from spikebridge.base.records import (
+    RENAMED,
+    Amount,
+    Bound,
+    Count,
+    Positive,
+    Size,
+    check_types,
+    refuse_unknown,
+    require,
+)
 from spikebridge.settings.names import check_name
 
 CELLS = ("", "pcm", "accumulation", "accumulation-2020", "iterative", "ideal")
@@ -18,6 +28,7 @@ if TYPE_CHECKING:
     CellName: TypeAlias = str
 else:  # the command line lists these, and takes names of a user's module too
     CellName = Literal[CELLS] | str
+Bits = Annotated[int, Bound("[2, 14]", or_zero=True)]
 # Largest steps of refreshing, as shares of what pulses can reach: aihwkit's OneSidedUnitCell.
 REFRESH_HIGH, REFRESH_LOW = 0.75, 0.25
 
@@ -36,16 +47,12 @@ class CellConfig:
     (conductance, rising from row to row) and, where it happens, pulse_mean_uS, pulse_sd_uS (change
     by one SET pulse), write_sd_uS (error of programming with verification), read_sd_uS (spread of
     reads), drift_nu, drift_nu_sd (drift exponent)."""
-    levels: int = 0
+    levels: Annotated[int, Bound("[2, inf)", or_zero=True)] = 0
     """Values that an ideal cell can hold; 0 = any."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_name("cells", self.cells, CELLS)
-        require(
-            self.levels == 0 or self.levels >= 2,
-            f"levels={self.levels}: a cell holds 2 or more; pass --levels 16, or 0 for any",
-        )
         require(
             self.levels == 0 or self.cells == "ideal",
             f"levels={self.levels}: only ideal cells have levels; pass --cells ideal, or leave "
@@ -66,41 +73,32 @@ class CellConfig:
 class CrossbarConfig:
     """How the crossbar of a weight matrix is built."""
 
-    pairs: int = 1
+    pairs: Size = 1
     """Differential pairs of cells per weight, at least 1."""
-    tile: int = 256
+    tile: Size = 256
     """Rows and columns of weights on a tile, at least 1; larger matrices take several."""
-    w_max: float = 0.0
+    w_max: Amount = 0.0
     """The weight that all of a cell's range stands for; 0 = the largest weight of each tile when
     it is programmed, and four root mean squares of a matrix where it is trained on the cells."""
-    clip_rms: float = 0.0
+    clip_rms: Amount = 0.0
     """Where above 0, and without --w-max: weights are cut off at so many root mean squares of
     their tile, so that the others use more of the range."""
-    dac_bits: int = 0
+    dac_bits: Bits = 0
     """Bits of the converters that drive rows, 2 to 14; 0 = exact."""
-    adc_bits: int = 0
+    adc_bits: Bits = 0
     """Bits of the converters that read columns, 2 to 14; 0 = exact."""
-    adc_range: float = 10.0
+    adc_range: Positive = 10.0
     """Range of the converters of a tile's columns, in products of its largest weight with the
     largest input."""
-    wire_ohm: float = 0.0
+    wire_ohm: Amount = 0.0
     """Resistance of a column's wire from one cell to the next; 0 = none."""
-    dead: float = 0.0
+    dead: Amount = 0.0
     """Share of cells that stay at the lowest conductance, 0 to 1."""
-    stuck: float = 0.0
+    stuck: Amount = 0.0
     """Share of cells that stay at any conductance, 0 to 1."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "1", "pairs", "tile")
-        at_least(self, 0, "0", "w_max", "clip_rms", "wire_ohm", "dead", "stuck")
-        for name in ("dac_bits", "adc_bits"):
-            bits, flag = getattr(self, name), name.replace("_", "-")
-            require(
-                bits == 0 or 2 <= bits <= 14,
-                f"{name}={bits}: a converter has 2 to 14 bits; pass --{flag} 8, or 0 for none",
-            )
-        require(self.adc_range > 0, f"adc_range={self.adc_range}: it must be above 0; pass 10")
         require(
             self.adc_bits > 0 or self.adc_range == CrossbarConfig.adc_range,
             f"adc_range={self.adc_range}: without --adc-bits there are no converters that have a "
@@ -121,17 +119,16 @@ class CrossbarConfig:
 class PulseConfig:
     """How weights are trained on their cells: updates that become programming pulses."""
 
-    epsilon: float = 0.0
+    epsilon: Amount = 0.0
     """Change of a weight that is worth a pulse when training on the hardware; 0 = what a pulse
     does on average over the lower half of its range."""
-    refresh_every: int = 100
+    refresh_every: Count = 100
     """Updates between two rounds in which saturated pairs are written anew; 0 = never."""
-    step_s: float = 1.0
+    step_s: Amount = 1.0
     """Time that an update takes on the hardware."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 0, "0", "epsilon", "refresh_every", "step_s")
 
 
 def changed(*records: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from spikebridge.base.records import check_types, require
+from spikebridge.base.records import Count, check_types, require
 from spikebridge.settings.names import check_name
 
 ONLINE = ("ostl", "eprop")
@@ -44,7 +44,7 @@ class LearningConfig:
     grapes_clip: bool = True
     """Whether factors are kept in 1 to 2, as published for backpropagation; outgoing ones never
     are."""
-    feedback_seed: int = 0
+    feedback_seed: Count = 0
     """Added to --seed for the draw of random feedback."""
 
     def __post_init__(self) -> None:
@@ -59,10 +59,6 @@ class LearningConfig:
             self.rule not in ONLINE or self.grapes == "none",
             f"rule={self.rule}, grapes={self.grapes}: online rules form gradients by themselves, "
             "and GRAPES acts on those of autograd; leave one of them out",
-        )
-        require(
-            self.feedback_seed >= 0,
-            f"feedback_seed={self.feedback_seed}: it must be at least 0; pass --feedback-seed 0",
         )
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from spikebridge.base.records import at_least, check_types, require
+from spikebridge.base.records import Bound, Count, Positive, Share, Size, check_types, require
 from spikebridge.settings.names import (
     BASELINES,
     BINARY,
@@ -19,7 +19,9 @@ from spikebridge.settings.names import (
     check_name,
 )
 
-LARGEST = 3.4e38  # in float32, rounded down
+Fraction = Annotated[float, Bound("[0, 1]")]
+Width = Annotated[float, Bound("[1e-30, 1e30]")]
+"""Above 0, as float32 can hold."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,15 @@ class ModelConfig:
     inhibition), adaptive-snu (adaptive threshold), binary-di and binary-ci (binary activations
     with discontinuous and with continuous integration), a baseline: rnn, gru, lstm, or a layer
     without memory, y = f(W x): relu, tanh; or mypackage:MyUnit, a class of your own."""
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: Annotated[tuple[int, ...], Bound("[1, inf)")] = (128, 128)
     """Neurons of each hidden layer, first to last; each at least 1."""
-    channels: tuple[int, ...] = ()
+    channels: Annotated[tuple[int, ...], Bound("[1, inf)", example="16 32")] = ()
     """Channels of convolutional layers ahead of the hidden ones, for tasks with images."""
     kernel_size: int = 5
     """Side of the convolutions' kernels, odd; images are padded by half of it."""
-    stride: int = 2
+    stride: Size = 2
     """Step of the convolutions: 2 halves the sides of an image in each such layer."""
-    pool: int = 1
+    pool: Size = 1
     """Side of the squares over which the drive of each convolutional layer is averaged."""
     norm: bool = False
     """Whether drives are scaled, feature by feature, to a learned root mean square: in training by
@@ -53,15 +55,15 @@ class ModelConfig:
     drive_bias: bool = False
     """Whether each neuron (of convolutions: each channel) has a learned constant drive at every
     step; binary-ci always does, and with --centre the shift is it."""
-    embedding: int = 0
+    embedding: Count = 0
     """For tasks with symbols: length of the vector of each, trained; 0 = each symbol drives the
     first layer by a row of its own."""
-    embedding_scale: float = 1.0
+    embedding_scale: Positive = 1.0
     """Factor on those vectors on their way into the network, above 0."""
     tied: bool = False
     """Whether the readout uses the embedding's matrix (Press and Wolf 2017), behind a linear map to
     its length."""
-    weight_bits: int = 0
+    weight_bits: Annotated[int, Bound("[2, 16]", or_zero=True)] = 0
     """Bits of each weight in training and use, at least 2; 0 = full precision.  The gradient passes
     the rounding straight through."""
     recurrent: bool = False
@@ -71,12 +73,12 @@ class ModelConfig:
     """Nonlinearity inside the membrane loop, s = g(drive + decay * kept state); not used by rnn,
     gru, lstm, relu and tanh, like all settings of the membrane below.  Binary units have
     identity."""
-    g_slope: float = 0.1
+    g_slope: Fraction = 0.1
     """Slope of leaky_relu for negative membrane states, 0 to 1."""
-    decay: float = 0.8
+    decay: Annotated[float, Bound("(0, 1]")] = 0.8
     """Share of the membrane state that stays from one step to the next, above 0 and at most 1; not
     used by binary-di, which has 0, and binary-ci, which has 1."""
-    decay_to: float = 0.0
+    decay_to: Fraction = 0.0
     """Above 0: the neurons of a layer start with decays spread evenly from --decay to here."""
     train_decay: bool = False
     """Whether the decay is learned (kept inside (0, 1]), starting at --decay, then below 1."""
@@ -90,21 +92,21 @@ class ModelConfig:
     surrogate: SurrogateName = "tanh_prime"
     """Formula in place of the derivative of the step in backward; tanh_prime is the SNU paper's;
     mypackage:FORMULA is one of your own."""
-    surrogate_width: float = 1.0
+    surrogate_width: Width = 1.0
     """Width of the surrogate, in units of membrane state, above 0."""
-    surrogate_height: float = 1.0
+    surrogate_height: Width = 1.0
     """Height of the surrogate: the pseudo-derivative at the threshold, above 0."""
-    threshold: float = 1.0
+    threshold: Annotated[float, Bound("[-3.4e38, 3.4e38]")] = 1.0
     """Initial firing threshold (bias = -threshold), in units of membrane state; then trained, but
     for binary-ci, whose constant drive is trained instead."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Probability of dropping an output of a hidden layer in training, 0 to below 1."""
-    dropout_in: float = 0.0
+    dropout_in: Share = 0.0
     """Probability of dropping an input (with an embedding: an element of its vectors) in training,
     0 to below 1."""
     same_mask: bool = False
     """Whether dropout drops the same neurons at all steps of a sequence."""
-    dropout_recurrent: float = 0.0
+    dropout_recurrent: Share = 0.0
     """Probability of dropping a weight of the recurrent matrix (of gru, lstm: of all gates) for a
     batch in training, 0 to below 1 (DropConnect, Wan et al. 2013; Merity et al. 2017)."""
     read_all: bool = False
@@ -115,24 +117,9 @@ class ModelConfig:
         check_types(self)
         check_name("unit", self.unit, UNITS)
         check_name("surrogate", self.surrogate, SURROGATES)
-        shown = list(self.hidden)
         require(
-            len(self.hidden) >= 1 and min(self.hidden, default=0) >= 1,
-            f"hidden={shown}: there must be at least one hidden layer, each of at least 1 neuron; "
-            "pass --hidden 128 128",
-        )
-        require(
-            0 <= self.g_slope <= 1,
-            f"g_slope={self.g_slope}: the slope must lie in [0, 1]; pass --g-slope 0.1",
-        )
-        require(
-            0 < self.decay <= 1,
-            f"decay={self.decay}: the decay must lie in (0, 1]; pass --decay 0.8",
-        )
-        require(
-            abs(self.threshold) <= LARGEST,
-            f"threshold={self.threshold}: it must lie within float32, up to {LARGEST:.1e}; "
-            "pass --threshold 1",
+            len(self.hidden) > 0,
+            "hidden=[]: there must be at least one hidden layer; pass --hidden 128 128",
         )
         require(
             not (self.train_decay and self.decay == 1),
@@ -140,41 +127,12 @@ class ModelConfig:
         )
         self._check_unit()
         self._check_binary()
-        for name in ("surrogate_width", "surrogate_height"):
-            value = getattr(self, name)
-            require(
-                1e-30 <= value <= 1e30,
-                f"{name}={value}: it must be above 0, from 1e-30 to 1e30 as float32 can hold; "
-                f"pass --{name.replace('_', '-')} 1",
-            )
-        for name in ("dropout", "dropout_in", "dropout_recurrent"):
-            value = getattr(self, name)
-            flag = name.replace("_", "-")
-            require(
-                0 <= value < 1,
-                f"{name}={value}: the probability must lie in [0, 1); pass --{flag} 0.2",
-            )
         self._check_arrays()
 
     def _check_arrays(self) -> None:
-        shown = list(self.channels)
-        require(
-            min(self.channels, default=1) >= 1,
-            f"channels={shown}: each convolutional layer needs a channel; pass --channels 16 32",
-        )
         require(
             self.kernel_size >= 1 and self.kernel_size % 2 == 1,
             f"kernel_size={self.kernel_size}: the side must be odd; pass --kernel-size 5",
-        )
-        require(
-            self.embedding_scale > 0,
-            f"embedding_scale={self.embedding_scale}: it must be above 0; pass --embedding-scale 4",
-        )
-        at_least(self, 1, "1", "stride", "pool")
-        at_least(self, 0, "0", "embedding")
-        require(
-            self.weight_bits == 0 or 2 <= self.weight_bits <= 16,
-            f"weight_bits={self.weight_bits}: weights have 2 to 16 bits; pass --weight-bits 4",
         )
         require(
             not self.tied or self.embedding > 0,
@@ -192,10 +150,6 @@ class ModelConfig:
             )
 
     def _check_unit(self) -> None:
-        require(
-            0 <= self.decay_to <= 1,
-            f"decay_to={self.decay_to}: the decay must lie in (0, 1]; pass --decay-to 0.95",
-        )
         require(
             not (self.train_decay and self.decay_to == 1),
             "decay_to=1.0: a learned decay must start below 1; pass --decay-to 0.98",

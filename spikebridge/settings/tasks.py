@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from spikebridge.base.records import at_least, check_types, require
+from spikebridge.base.records import Amount, Bound, Count, Positive, Size, check_types, require
 from spikebridge.settings.names import is_place
 
+FromTwo = Annotated[int, Bound("[2, inf)", or_zero=True)]
 # Images of three colours.
 COLOUR = ("cifar10", "cifar10-small")
 
@@ -117,14 +118,14 @@ class DigitsConfig(TaskSettings):
     afresh at each step), threshold (a spike at each step where gain x p is 0.5 or more, without
     chance), current (the value gain x p at every step) or rows (step t is image row t, times the
     gain)."""
-    steps: int = 20
+    steps: Size = 20
     """Time steps per image, at least 1; coding rows has one step per row instead."""
-    steps_test: int = 0
+    steps_test: Count = 0
     """Time steps per image in validation and test; 0 = as many as --steps."""
-    gain: float = 1.0
+    gain: Positive = 1.0
     """Factor on pixel values, above 0; with coding rate it is the spike probability of a pixel of
     full brightness, so at most 1."""
-    elastic: float = 0.0
+    elastic: Amount = 0.0
     """Elastic distortions of the training images: displacement in pixels (root mean square), 0 for
     none; with them go small rotations and changes of scale (Simard, Steinkraus, Platt 2003)."""
     flip: bool = False
@@ -134,9 +135,6 @@ class DigitsConfig(TaskSettings):
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "20", "steps")
-        at_least(self, 0, "0", "steps_test", "elastic")
-        require(self.gain > 0, f"gain={self.gain}: the gain must be above 0; pass --gain 1")
         require(
             self.coding != "rate" or self.gain <= 1,
             f"gain={self.gain}: with coding rate the gain is a probability, so at most 1; "
@@ -207,17 +205,13 @@ class MusicConfig(TaskSettings):
     in --data-dir, laid out like theirs)."""
     data_dir: str = ""
     """Folder with a .mat file that holds the cell arrays traindata, validdata and testdata."""
-    frames: int = 0
+    frames: FromTwo = 0
     """Longest training excerpt in frames: longer pieces are cut into parts for training, never for
     validation and test; 0 = whole pieces."""
 
     def __post_init__(self) -> None:
         check_types(self)
         _own_data(self.data, self.data_dir, self.OWN_DATA)
-        require(
-            self.frames == 0 or self.frames >= 2,
-            f"frames={self.frames}: an excerpt needs 2 frames or more; pass --frames 200 or 0",
-        )
 
     @property
     def frames_per_quarter(self) -> int:
@@ -270,19 +264,14 @@ class TextConfig(TaskSettings):
     level: Literal["word", "char"] = "word"
     """What is predicted: words, parted by white space, with one for the end of a line, or
     characters."""
-    steps: int = 35
+    steps: Size = 35
     """Steps of truncated backpropagation through time, at least 1; the state is carried on."""
-    vocabulary: int = 0
+    vocabulary: FromTwo = 0
     """Most frequent symbols to keep, the others become <unk>; 0 = all that training holds."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "35", "steps")
         _own_data(self.data, self.data_dir, self.OWN_DATA)
-        require(
-            self.vocabulary == 0 or self.vocabulary >= 2,
-            f"vocabulary={self.vocabulary}: it must hold 2 symbols or more; pass 10000, or 0",
-        )
 
     def step_name(self) -> str:
         return "character" if self.level == "char" else self.COUNTED
@@ -315,22 +304,19 @@ class EventsConfig(TaskSettings):
     data_dir: str = ""
     """Folder with Train/<digit>/*.bin and Test/<digit>/*.bin; by default nmnist in the data
     folder."""
-    steps: int = 20
+    steps: Size = 20
     """Frames per recording, at least 1; each covers an equal share of its time."""
     coding: Literal["binary", "count"] = "binary"
     """What a pixel of a frame holds: binary (1 where there was an event) or count (how many)."""
-    shrink: int = 1
+    shrink: Size = 1
     """Side of the squares of pixels that are taken together, at least 1."""
-    folds: int = 10
+    folds: Annotated[int, Bound("[2, inf)")] = 10
     """Equal parts of each class's training recordings, at least 2; one of them validates."""
     fold: int = 0
     """The part that validates, from 0 to below --folds; `search --folds` takes each in turn."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "20", "steps")
-        at_least(self, 1, "1", "shrink")
-        at_least(self, 2, "10", "folds")
         require(
             0 <= self.fold < self.folds,
             f"fold={self.fold}: it must lie in [0, {self.folds}), the number of folds; "
@@ -390,24 +376,21 @@ class ForecastConfig(TaskSettings):
     """What marks fractions where the numbers do not say, as of 1,234 alone."""
     targets: tuple[str, ...] = ()
     """Columns to predict; by default all that are numbers."""
-    horizon: int = 1
+    horizon: Size = 1
     """Rows ahead, at least 1."""
-    steps: int = 50
+    steps: Size = 50
     """Steps of truncated backpropagation through time, at least 1; the state is carried on."""
-    valid_share: float = 0.15
+    valid_share: Positive = 0.15
     """Share of the rows for validation, after those for training."""
-    test_share: float = 0.15
+    test_share: Positive = 0.15
     """Share of the rows for the test: the last ones."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "1", "horizon")
-        at_least(self, 1, "50", "steps")
-        shares = (self.valid_share, self.test_share)
         require(
-            min(shares) > 0 and sum(shares) < 0.9,
-            f"valid_share={shares[0]}, test_share={shares[1]}: each must be above 0 and the two "
-            "together below 0.9; pass --valid-share 0.15 --test-share 0.15",
+            self.valid_share + self.test_share < 0.9,
+            f"valid_share={self.valid_share}, test_share={self.test_share}: the two together must "
+            "be below 0.9; pass --valid-share 0.15 --test-share 0.15",
         )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
-from spikebridge.base.records import UsageError, at_least, check_types, require
+from spikebridge.base.records import Bound, Count, Seed, Size, UsageError, check_types
 from spikebridge.nn.network import Network
 from spikebridge.runs import rundir
 from spikebridge.runs.evaluation import evaluating, trained
@@ -27,28 +27,17 @@ USUAL_SHARE = 0.99
 class Settings:
     """What is continued and how; see `spikebridge compose --help`.  Raises ConfigError."""
 
-    piece: int = 0
+    piece: Count = 0
     midi: str = ""
-    prompt_frames: int = 0
-    frames: int = 64
-    temperature: float = 0.9
-    voices: int = 0
-    tempo: float = 100.0
-    seed: int = 0
+    prompt_frames: Count = 0
+    frames: Size = 64
+    temperature: Annotated[float, Bound("[0.01, 100]", or_zero=True)] = 0.9
+    voices: Count = 0
+    tempo: Annotated[float, Bound("[10, 600]")] = 100.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 0, "0", "piece", "prompt_frames", "voices", "seed")
-        at_least(self, 1, "64", "frames")
-        require(
-            self.temperature == 0 or 0.01 <= self.temperature <= 100,
-            f"temperature={self.temperature}: it must be 0 (the likeliest notes) or lie in "
-            "[0.01, 100]; pass --temperature 0.9",
-        )
-        require(
-            10 <= self.tempo <= 600,
-            f"tempo={self.tempo}: quarter notes per minute must lie in [10, 600]; pass --tempo 100",
-        )
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("program run --seed -1", "seed=-1: a seed lies in [0, 2**63); pass --seed 0"),
         (
             "program run --cells ideal --levels 1",
-            "levels=1: a cell holds 2 or more; pass --levels",
+            "levels=1: it must be 0 or at least 2; pass --levels",
         ),
         ("program run --levels 4", "levels=4: only ideal cells have levels; pass --cells ideal"),
         ("program run --cells pcm --cell-table t.csv", "cell_table='t.csv': give one of them"),
