@@ -455,8 +455,8 @@ def test_settings_go_through_json_and_bad_ones_are_refused() -> None:
     assert flatten(config)["strength"] == config.sequence.strength == 3.0
     assert title_of(config) == "ReLU, backpropagation + GRAPES, EWC"
     for settings, words in (
-        ({"tasks": 1}, "2 to 20"),
-        ({"tasks": 21}, "2 to 20"),
+        ({"tasks": 1}, "it must lie in .2, 20."),
+        ({"tasks": 21}, "it must lie in .2, 20."),
         ({"heads": "masked"}, "leave --heads out"),
         ({"strength": 1.0}, "--method"),
         ({"damping": 0.0}, "damping"),
