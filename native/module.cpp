@@ -10,11 +10,11 @@
 #include <tuple>
 #include <vector>
 
-#include "chip_door.h"
-#include "memory.h"
+#include "chip_binding.h"
+#include "buffers.h"
 #include "rescale.h"
 #include "scan.h"
-#include "sums.h"
+#include "grapes_factors.h"
 
 namespace nb = nanobind;
 using namespace spikebridge;

@@ -4,7 +4,7 @@
 // error stays below 1e-6 whatever the length, since nothing cancels.
 // Compiled once per instruction set (SPIKEBRIDGE_ISA), so no inline function of the standard library
 // is called: the linker would keep one copy of it for all.
-#include "sums.h"
+#include "grapes_factors.h"
 
 #include <stdlib.h>
 

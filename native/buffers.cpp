@@ -1,4 +1,4 @@
-#include "memory.h"
+#include "buffers.h"
 
 #include <cstdlib>
 #include <deque>

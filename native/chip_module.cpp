@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "chip_door.h"
-#include "chip_parts.h"
+#include "chip_binding.h"
+#include "chip_state.h"
 
 #ifdef SPIKEBRIDGE_OPENMP
 #include <omp.h>

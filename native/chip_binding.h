@@ -1,4 +1,4 @@
-// What native/module.cpp and native/chip.cpp know of each other.
+// What native/module.cpp and native/chip_module.cpp know of each other.
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
