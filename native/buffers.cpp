@@ -55,7 +55,7 @@ int64_t default_limit() {
 #endif
 }
 
-struct Pool {
+struct Buffers {
   std::mutex lock;
   std::deque<Block> idle;  // the oldest first
   std::unordered_map<void*, int64_t> live;
@@ -71,14 +71,14 @@ struct Pool {
 };
 
 // Never destroyed: tensors may outlive the module at exit.
-Pool& pool() {
-  static Pool* only = [] {
+Buffers& buffers() {
+  static Buffers* only = [] {
 #ifdef __linux__
     // A child forked while another thread holds the lock would wait for ever.
-    pthread_atfork([] { pool().lock.lock(); }, [] { pool().lock.unlock(); },
-                   [] { pool().lock.unlock(); });
+    pthread_atfork([] { buffers().lock.lock(); }, [] { buffers().lock.unlock(); },
+                   [] { buffers().lock.unlock(); });
 #endif
-    return new Pool;
+    return new Buffers;
   }();
   return *only;
 }
@@ -87,32 +87,32 @@ Pool& pool() {
 
 void* acquire(int64_t bytes) {
   if (bytes > INT64_MAX - 3 * kPage) return nullptr;
-  Pool& p = pool();
+  Buffers& b = buffers();
   bytes = (bytes + kPage - 1) / kPage * kPage;
   if (bytes == 0) bytes = kPage;
-  const std::lock_guard<std::mutex> held(p.lock);
+  const std::lock_guard<std::mutex> held(b.lock);
   // The smallest that is large enough, unless most of it would lie waste.
-  auto best = p.idle.end();
-  for (auto it = p.idle.begin(); it != p.idle.end(); ++it)
+  auto best = b.idle.end();
+  for (auto it = b.idle.begin(); it != b.idle.end(); ++it)
     if (it->bytes >= bytes && it->bytes <= bytes + bytes / 2 &&
-        (best == p.idle.end() || it->bytes <= best->bytes))
+        (best == b.idle.end() || it->bytes <= best->bytes))
       best = it;
   Block block{nullptr, bytes};
-  if (best != p.idle.end()) {
+  if (best != b.idle.end()) {
     block = *best;
-    p.idle_bytes -= block.bytes;
-    p.idle.erase(best);
+    b.idle_bytes -= block.bytes;
+    b.idle.erase(best);
   } else {
     block.memory = from_system(bytes);
     if (!block.memory) {  // idle memory may be what is missing
-      p.shrink(0);
+      b.shrink(0);
       block.memory = from_system(bytes);
     }
   }
   if (block.memory) {
     try {
-      p.live.emplace(block.memory, block.bytes);
-      p.live_bytes += block.bytes;
+      b.live.emplace(block.memory, block.bytes);
+      b.live_bytes += block.bytes;
     } catch (const std::bad_alloc&) {
       to_system(block);
       block.memory = nullptr;
@@ -122,46 +122,46 @@ void* acquire(int64_t bytes) {
 }
 
 void release(void* memory) {
-  Pool& p = pool();
-  const std::lock_guard<std::mutex> held(p.lock);
-  const auto it = p.live.find(memory);
-  if (it != p.live.end()) {
+  Buffers& b = buffers();
+  const std::lock_guard<std::mutex> held(b.lock);
+  const auto it = b.live.find(memory);
+  if (it != b.live.end()) {
     const Block block{memory, it->second};
-    p.live.erase(it);
-    p.live_bytes -= block.bytes;
+    b.live.erase(it);
+    b.live_bytes -= block.bytes;
     try {
-      p.idle.push_back(block);
-      p.idle_bytes += block.bytes;
+      b.idle.push_back(block);
+      b.idle_bytes += block.bytes;
     } catch (const std::bad_alloc&) {
       to_system(block);
     }
-    p.shrink(p.limit);
+    b.shrink(b.limit);
   }
 }
 
-PoolUse pool_use() {
-  Pool& p = pool();
-  const std::lock_guard<std::mutex> held(p.lock);
-  return {p.live_bytes, p.idle_bytes};
+BufferUse buffer_use() {
+  Buffers& b = buffers();
+  const std::lock_guard<std::mutex> held(b.lock);
+  return {b.live_bytes, b.idle_bytes};
 }
 
-void set_pool_limit(int64_t bytes) {
-  Pool& p = pool();
-  const std::lock_guard<std::mutex> held(p.lock);
-  p.limit = bytes < 0 ? 0 : bytes;
-  p.shrink(p.limit);
+void set_idle_limit(int64_t bytes) {
+  Buffers& b = buffers();
+  const std::lock_guard<std::mutex> held(b.lock);
+  b.limit = bytes < 0 ? 0 : bytes;
+  b.shrink(b.limit);
 }
 
-int64_t pool_limit() {
-  Pool& p = pool();
-  const std::lock_guard<std::mutex> held(p.lock);
-  return p.limit;
+int64_t idle_limit() {
+  Buffers& b = buffers();
+  const std::lock_guard<std::mutex> held(b.lock);
+  return b.limit;
 }
 
-void trim_pool() {
-  Pool& p = pool();
-  const std::lock_guard<std::mutex> held(p.lock);
-  p.shrink(0);
+void release_idle_buffers() {
+  Buffers& b = buffers();
+  const std::lock_guard<std::mutex> held(b.lock);
+  b.shrink(0);
 }
 
 }  // namespace spikebridge

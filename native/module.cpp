@@ -10,11 +10,11 @@
 #include <tuple>
 #include <vector>
 
-#include "chip_binding.h"
 #include "buffers.h"
+#include "chip_binding.h"
+#include "grapes_factors.h"
 #include "rescale.h"
 #include "scan.h"
-#include "grapes_factors.h"
 
 namespace nb = nanobind;
 using namespace spikebridge;
@@ -75,7 +75,7 @@ Shape shape_of(const Sizes& sizes) {
 
 Rule rule_of(const RuleTuple& r) {
   return {static_cast<G>(std::get<0>(r)), std::get<1>(r), std::get<2>(r), std::get<3>(r),
-          static_cast<H>(std::get<4>(r)), std::get<5>(r), std::get<6>(r)};
+          std::get<4>(r), std::get<5>(r), std::get<6>(r)};
 }
 
 template <typename Io>
@@ -245,6 +245,9 @@ NB_MODULE(_native, m) {
   m.def("instruction_set", [] { return std::string(kNames[static_cast<int>(chosen)]); });
   m.def("instruction_sets", &instruction_sets, "Those that this processor can run.");
   m.def("choose_instruction_set", &choose, "For tests and measurements.");
+  nb::list surrogates;  // H by its codes
+  for (int code = 0; const char* name = baseline::surrogate(code); ++code) surrogates.append(name);
+  m.attr("surrogates") = surrogates;
 #ifdef SPIKEBRIDGE_OPENMP
   m.attr("openmp") = true;
 #else
@@ -252,13 +255,13 @@ NB_MODULE(_native, m) {
 #endif
   using Release = nb::call_guard<nb::gil_scoped_release>;
   m.def("pooled", &pooled, "A DLPack capsule of a tensor whose memory is used again when it dies.");
-  m.def("pool_use", [] {
-    const PoolUse use = pool_use();
+  m.def("buffer_use", [] {
+    const BufferUse use = buffer_use();
     return std::make_tuple(use.live, use.idle);
   });
-  m.def("trim_pool", &trim_pool, Release());
-  m.def("set_pool_limit", &set_pool_limit, Release());
-  m.def("pool_limit", &pool_limit);
+  m.def("release_idle_buffers", &release_idle_buffers, Release());
+  m.def("set_idle_limit", &set_idle_limit, Release());
+  m.def("idle_limit", &idle_limit);
   m.def("forward_float32", &forward<float, float>, Release());
   m.def("forward_float64", &forward<double, double>, Release());
   m.def("forward_bfloat16", &forward<Bf16, float>, Release());

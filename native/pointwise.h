@@ -24,6 +24,21 @@ inline void store(Bf16& to, float x) {  // to the nearest, ties to even; NaN sta
   to.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
+// Each surrogate with its derivative at x, where z = x / width; Python takes their codes from here.
+// The window's edge must not move by the rounding of 1 / width: |x / width| < 1 exactly where
+// |x| < width.
+#define SPIKEBRIDGE_SURROGATES(of)                                                               \
+  of(tanh_prime, height * sech_squared(z))                                                       \
+  of(window, absolute(x) < width ? height : Real(0))                                             \
+  of(triangle, Real(1) - absolute(z) > Real(0) ? height * (Real(1) - absolute(z)) : Real(0))     \
+  of(fast_sigmoid, height / ((Real(1) + absolute(z)) * (Real(1) + absolute(z))))                 \
+  of(arctan, height / (Real(1) + z * z))                                                         \
+  of(sigmoid_prime, Real(4) * height * logistic(z) * (Real(1) - logistic(z)))
+
+#define SPIKEBRIDGE_NAME(name, slope) , name
+enum class H : int { sigmoid SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_NAME) };  // sigmoid: of soft units
+#undef SPIKEBRIDGE_NAME
+
 template <G g, typename Real>
 inline Real apply_g(Real u, Real slope) {
   if constexpr (g == G::piecewise) return u > Real(0) ? u : slope * u;
@@ -48,27 +63,15 @@ inline Real output(Real x) {
   return x > Real(0) ? Real(1) : Real(0);
 }
 
-// dh/dx at x = s + bias; y = h(x).  `inverse` is 1 / width; the window's edge must not move by its
-// rounding, and |x / width| < 1 exactly where |x| < width.
+// dh/dx at x = s + bias; y = h(x).  `inverse` is 1 / width.
 template <H h, typename Real>
 inline Real slope_h(Real x, Real y, Real width, Real inverse, Real height) {
   if constexpr (h == H::sigmoid) return y * (Real(1) - y);
-  if constexpr (h == H::window) return absolute(x) < width ? height : Real(0);
-  Real z = x * inverse;
-  if constexpr (h == H::tanh_prime) return height * sech_squared(z);
-  if constexpr (h == H::triangle) {
-    Real below = Real(1) - absolute(z);
-    return below > Real(0) ? height * below : Real(0);
-  }
-  if constexpr (h == H::fast_sigmoid) {
-    Real d = Real(1) + absolute(z);
-    return height / (d * d);
-  }
-  if constexpr (h == H::arctan) return height / (Real(1) + z * z);
-  if constexpr (h == H::sigmoid_prime) {
-    Real p = logistic(z);
-    return Real(4) * height * p * (Real(1) - p);
-  }
+  [[maybe_unused]] Real z = x * inverse;
+#define SPIKEBRIDGE_SLOPE(name, slope) \
+  if constexpr (h == H::name) return slope;
+  SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_SLOPE)
+#undef SPIKEBRIDGE_SLOPE
 }
 
 // The numbers of a rule in the type of the state.

@@ -166,8 +166,8 @@ struct RunForward {
   bool& done;
   template <G g>
   void operator()() const {
-    auto rows = p.rule.h == H::sigmoid ? forward_rows<H::sigmoid, g, Io, Real>
-                                       : forward_rows<H::window, g, Io, Real>;
+    auto rows = p.rule.h == static_cast<int>(H::sigmoid) ? forward_rows<H::sigmoid, g, Io, Real>
+                                                         : forward_rows<H::window, g, Io, Real>;
     done = over_rows<Real>(p.shape, p.recurrent, true, p.threads,
                            [&](const Real* m, int64_t first, int64_t count) {
                              return rows(p, m, first, count);
@@ -183,11 +183,10 @@ struct RunBackward {
   void operator()() const {
     using Function = bool (*)(const Backward<Io, Real>&, const Real*, int64_t, int64_t);
     static constexpr Function all[] = {
-        backward_rows<H::sigmoid, g, Io, Real>,      backward_rows<H::tanh_prime, g, Io, Real>,
-        backward_rows<H::window, g, Io, Real>,       backward_rows<H::triangle, g, Io, Real>,
-        backward_rows<H::fast_sigmoid, g, Io, Real>, backward_rows<H::arctan, g, Io, Real>,
-        backward_rows<H::sigmoid_prime, g, Io, Real>};
-    auto rows = all[static_cast<int>(p.rule.h)];
+#define SPIKEBRIDGE_ROWS(name, slope) , backward_rows<H::name, g, Io, Real>
+        backward_rows<H::sigmoid, g, Io, Real> SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_ROWS)};
+#undef SPIKEBRIDGE_ROWS
+    auto rows = all[p.rule.h];
     done = over_rows<Real>(p.shape, p.recurrent, false, p.threads,
                            [&](const Real* m, int64_t first, int64_t count) {
                              return rows(p, m, first, count);

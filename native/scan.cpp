@@ -260,8 +260,8 @@ struct RunForward {
   const Forward<Io, Real>& p;
   template <G g>
   void operator()() const {
-    auto tile = p.rule.h == H::sigmoid ? forward_tile<H::sigmoid, g, Io, Real>
-                                       : forward_tile<H::window, g, Io, Real>;  // any step will do
+    auto tile = p.rule.h == static_cast<int>(H::sigmoid) ? forward_tile<H::sigmoid, g, Io, Real>
+                                                         : forward_tile<H::window, g, Io, Real>;  // any step will do
     over_tiles<Real>(p.shape, p.drive.b == p.shape.n, p.threads,
                      [&](const Tile& t, bool streaming) { tile(p, t, streaming); });
   }
@@ -274,17 +274,24 @@ struct RunBackward {
   void operator()() const {
     using Function = void (*)(const Backward<Io, Real>&, const Tile&, bool);
     static constexpr Function tiles[] = {
-        backward_tile<H::sigmoid, g, Io, Real>,      backward_tile<H::tanh_prime, g, Io, Real>,
-        backward_tile<H::window, g, Io, Real>,       backward_tile<H::triangle, g, Io, Real>,
-        backward_tile<H::fast_sigmoid, g, Io, Real>, backward_tile<H::arctan, g, Io, Real>,
-        backward_tile<H::sigmoid_prime, g, Io, Real>};
-    auto tile = tiles[static_cast<int>(p.rule.h)];
+#define SPIKEBRIDGE_TILE(name, slope) , backward_tile<H::name, g, Io, Real>
+        backward_tile<H::sigmoid, g, Io, Real> SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_TILE)};
+#undef SPIKEBRIDGE_TILE
+    auto tile = tiles[p.rule.h];
     over_tiles<Real>(p.shape, p.grad_y.data && p.grad_y.b == p.shape.n, p.threads,
                      [&](const Tile& t, bool streaming) { tile(p, t, streaming); });
   }
 };
 
 }  // namespace
+
+// The name of a code of H; null beyond the last.
+const char* surrogate(int code) {
+#define SPIKEBRIDGE_NAME(name, slope) , #name
+  static const char* const names[] = {"sigmoid" SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_NAME), nullptr};
+#undef SPIKEBRIDGE_NAME
+  return names[code];
+}
 
 #define SPIKEBRIDGE_DEFINE(Io, Real)                                                             \
   void forward(const Forward<Io, Real>& p) { with_g(p.rule.g, RunForward<Io, Real>{p}); }        \

@@ -13,7 +13,6 @@
 namespace spikebridge {
 
 enum class G : int { piecewise = 0, relu = 1, elu = 2 };  // identity is piecewise with slope 1
-enum class H : int { sigmoid, tanh_prime, window, triangle, fast_sigmoid, arctan, sigmoid_prime };
 
 struct Bf16 {
   uint16_t bits;
@@ -24,7 +23,7 @@ struct Rule {
   double slope;
   bool gate;
   double amount;
-  H h;
+  int h;  // H of pointwise.h: the surrogate, or the logistic function
   double width, height;
 };
 
@@ -70,6 +69,7 @@ struct Backward {
 // One copy of scan.cpp and recurrent.cpp per instruction set.  A null `recurrent` means scan.cpp.
 #define SPIKEBRIDGE_DECLARE(isa)                     \
   namespace isa {                                    \
+  const char* surrogate(int code);                   \
   void forward(const Forward<float, float>&);        \
   void forward(const Forward<double, double>&);      \
   void forward(const Forward<Bf16, float>&);         \

@@ -200,7 +200,7 @@ class _NumpyRunner:
 
 
 class _NativeRunner:
-    """The C++ of native/chip_module.cpp, which checks all it is given before it changes anything."""
+    """The C++ of native/chip_module.cpp, which checks all operands before it changes anything."""
 
     def __init__(self, program: Program) -> None:
         self.program = program

@@ -8,15 +8,15 @@ of a stated smooth function.  A surrogate is named by its formula, because the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spikebridge.base.records import UsageError
 from spikebridge.settings.names import is_place, named
+from spikebridge.settings.surrogates import FORMULAS, Formula
 
 __all__ = ["FORMULAS", "Formula", "Surrogate", "formula_of", "forward_as", "modulate"]
 
@@ -89,36 +89,6 @@ def modulate(drive: Tensor, factor: Tensor | float) -> Tensor:
             f"{tuple(drive.shape)}; give one number, or one factor per neuron"
         )
     return _Modulate.apply(drive, factor.detach())
-
-
-class Formula(NamedTuple):
-    """A smooth function and its derivative, both of x / width, for width = height = 1."""
-
-    smooth: Callable[[Tensor], Tensor]
-    grad: Callable[[Tensor], Tensor]
-    text: str
-
-
-def _triangle(x: Tensor) -> Tensor:
-    inside = x.clamp(-1, 1)
-    return inside * (1 - inside.abs() / 2)
-
-
-# Each derivative is 1 at x = 0, so that `height` is the peak and `width` the scale, in all of them.
-FORMULAS: dict[str, Formula] = {
-    "tanh_prime": Formula(torch.tanh, lambda x: 1 - torch.tanh(x) ** 2, "1 - tanh(x)^2"),
-    "window": Formula(lambda x: x.clamp(-1, 1), lambda x: (x.abs() < 1).to(x.dtype), "1[|x| < 1]"),
-    "triangle": Formula(_triangle, lambda x: (1 - x.abs()).clamp(min=0), "max(0, 1 - |x|)"),
-    "fast_sigmoid": Formula(
-        lambda x: x / (1 + x.abs()), lambda x: 1 / (1 + x.abs()) ** 2, "1 / (1 + |x|)^2"
-    ),
-    "arctan": Formula(torch.atan, lambda x: 1 / (1 + x * x), "1 / (1 + x^2)"),
-    "sigmoid_prime": Formula(
-        lambda x: 4 * torch.sigmoid(x),
-        lambda x: 4 * torch.sigmoid(x) * (1 - torch.sigmoid(x)),
-        "4 sigmoid(x) (1 - sigmoid(x))",
-    ),
-}
 
 
 def formula_of(name: str) -> Formula:

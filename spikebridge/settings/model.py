@@ -12,12 +12,12 @@ from spikebridge.settings.names import (
     BASELINES,
     BINARY,
     PLAIN,
-    SURROGATES,
     UNITS,
     SurrogateName,
     UnitName,
     check_name,
 )
+from spikebridge.settings.surrogates import FORMULAS
 
 Fraction = Annotated[float, Bound("[0, 1]")]
 Width = Annotated[float, Bound("[1e-30, 1e30]")]
@@ -116,7 +116,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_name("unit", self.unit, UNITS)
-        check_name("surrogate", self.surrogate, SURROGATES)
+        check_name("surrogate", self.surrogate, FORMULAS)
         require(
             len(self.hidden) > 0,
             "hidden=[]: there must be at least one hidden layer; pass --hidden 128 128",

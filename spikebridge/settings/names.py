@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from spikebridge.base.records import UsageError, near, require
+from spikebridge.settings.surrogates import FORMULAS
 
 BASELINES = ("rnn", "gru", "lstm")
 PLAIN = ("relu", "tanh")
@@ -35,10 +36,6 @@ UNITS = {
 }
 SPIKING = tuple(name for name in UNITS if name not in BASELINES + PLAIN)
 VARIANTS = (*SPIKING, *(f"recurrent-{name}" for name in SPIKING), *BASELINES, *PLAIN)
-SURROGATES = (
-    "tanh_prime", "window", "triangle", "fast_sigmoid", "arctan", "sigmoid_prime",
-)  # fmt: skip
-
 
 if TYPE_CHECKING:
     UnitName: TypeAlias = str
@@ -47,7 +44,7 @@ if TYPE_CHECKING:
 else:  # the command line lists these, and takes names of a user's module too
     UnitName = Literal[tuple(UNITS)] | str
     VariantName = Literal[VARIANTS] | str
-    SurrogateName = Literal[SURROGATES] | str
+    SurrogateName = Literal[tuple(FORMULAS)] | str
 
 VARIABLE = "SPIKEBRIDGE_MODULES"
 """Environment variable: the modules, parted by commas, whose classes files may name."""

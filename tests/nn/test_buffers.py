@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif(
 @torch.no_grad()
 def test_the_memory_of_a_dead_result_serves_the_next() -> None:
     unit, drive = make_unit("snu", 512), torch.randn(200, 8, 512)
-    native.release_memory()
-    live, _ = native.pool_use()
+    native.release_buffers()
+    live, _ = native.buffer_use()
     y, _ = scan(unit, drive, backend="native")
-    address, used = y.data_ptr(), native.pool_use()
+    address, used = y.data_ptr(), native.buffer_use()
     assert used[0] - live >= y.nbytes
     kept = y.clone()
     other, _ = scan(unit, -drive, backend="native")
@@ -31,33 +31,33 @@ def test_the_memory_of_a_dead_result_serves_the_next() -> None:
     assert torch.equal(y, kept)  # a live result is not touched
     view = y[3:5]
     del y
-    assert native.pool_use()[0] == used[0] + (used[0] - live)  # a view keeps it alive
+    assert native.buffer_use()[0] == used[0] + (used[0] - live)  # a view keeps it alive
     del view
-    assert native.pool_use()[0] == used[0]
+    assert native.buffer_use()[0] == used[0]
     again, _ = scan(unit, drive, backend="native")
     assert again.data_ptr() == address
     assert torch.equal(again, kept)
     del again, other
-    assert native.pool_use()[1] > 0
-    native.release_memory()
-    assert native.pool_use() == (live, 0)
+    assert native.buffer_use()[1] > 0
+    native.release_buffers()
+    assert native.buffer_use() == (live, 0)
 
 
 def test_idle_memory_stays_within_its_limit() -> None:
     unit, drive = make_unit("snu", 512), torch.randn(200, 8, 512)
-    usual = native._native.pool_limit()
+    usual = native._native.idle_limit()
     assert usual > 0
-    native._native.set_pool_limit(2 * drive.nbytes)
+    native._native.set_idle_limit(2 * drive.nbytes)
     try:
         made = [scan(unit, drive, backend="native") for _ in range(5)]
         del made
-        assert 0 < native.pool_use()[1] <= 2 * drive.nbytes
+        assert 0 < native.buffer_use()[1] <= 2 * drive.nbytes
     finally:
-        native._native.set_pool_limit(usual)
-        native.release_memory()
+        native._native.set_idle_limit(usual)
+        native.release_buffers()
 
 
-def test_pooled_memory_dies_in_other_threads_and_after_the_interpreter() -> None:
+def test_buffers_die_in_other_threads_and_after_the_interpreter() -> None:
     code = """
 import threading, torch
 from spikebridge.nn.scan import scan
@@ -79,16 +79,16 @@ print("done")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
-def test_pooled_memory_serves_a_child_forked_in_the_middle_of_its_use() -> None:
+def test_buffers_serve_a_child_forked_in_the_middle_of_its_use() -> None:
     code = """
 import os, threading
 from spikebridge.nn.kernels import native
-make, trim = native._native.pooled, native._native.trim_pool
+make, release = native._native.pooled, native._native.release_idle_buffers
 stop = threading.Event()
 def work():
     while not stop.is_set():
         make([1 << 20], 2, 32)
-        trim()
+        release()
 threads = [threading.Thread(target=work) for _ in range(4)]
 [t.start() for t in threads]
 failed = 0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import spikebridge
 from spikebridge.nn.gradients import FORMULAS, Surrogate, forward_as, modulate
+from spikebridge.nn.kernels import native
 
+ROOT = Path(spikebridge.__file__).parents[1]
 finite = st.floats(-1e6, 1e6)
 
 
@@ -114,3 +119,23 @@ def test_gradients_work_under_functional_transforms() -> None:
 def test_bad_surrogates_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Surrogate(*arguments)
+
+
+@pytest.mark.skipif(native.missing is not None, reason=str(native.missing))
+def test_the_kernel_has_the_surrogates_of_the_package() -> None:
+    assert set(native.H_CODES) == {"sigmoid", *FORMULAS}
+    assert native._native.surrogates == list(native.H_CODES)
+
+
+def test_a_surrogate_stands_in_three_files() -> None:
+    sources = [
+        path for folder in ("spikebridge", "native") for path in ROOT.glob(f"{folder}/**/*.*")
+    ]
+    texts = {path: path.read_text() for path in sources if path.suffix in (".py", ".h", ".cpp")}
+    for name in ("fast_sigmoid", "sigmoid_prime"):  # no words, and no setting begins with them
+        holders = {str(path.relative_to(ROOT)) for path, text in texts.items() if name in text}
+        assert holders == {
+            "spikebridge/settings/surrogates.py",
+            "native/pointwise.h",
+            "spikebridge/nn/kernels/triton.py",
+        }

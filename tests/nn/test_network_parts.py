@@ -117,7 +117,7 @@ def test_scaling_rounds_nothing_but_its_result(
 ) -> None:
     monkeypatch.setattr(rescale, "_served", lambda _: True)
     monkeypatch.setattr(native, "POISON", True)
-    monkeypatch.setattr(native, "POOLED_BYTES", 0)  # small results are poisoned too
+    monkeypatch.setattr(native, "BUFFER_BYTES", 0)  # small results are poisoned too
     wide = torch.promote_types(dtype, torch.float32)
     x, grad = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     size = torch.rand(shape[1], dtype=wide) + 0.5

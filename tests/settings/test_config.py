@@ -32,7 +32,8 @@ from spikebridge.settings.config import (
     variant_of,
 )
 from spikebridge.settings.model import ModelConfig
-from spikebridge.settings.names import BINARY, PLAIN, SURROGATES, UNITS, VARIANTS
+from spikebridge.settings.names import BINARY, PLAIN, UNITS, VARIANTS
+from spikebridge.settings.surrogates import FORMULAS
 from spikebridge.settings.tasks import (
     TASKS,
     DigitsConfig,
@@ -80,7 +81,7 @@ models = st.builds(
     decay=st.floats(0.01, 0.99),
     train_decay=st.booleans(),
     reset=one_of(ModelConfig, "reset"),
-    surrogate=st.sampled_from(SURROGATES),
+    surrogate=st.sampled_from(list(FORMULAS)),
     surrogate_width=st.floats(1e-3, 1e3),
     threshold=st.floats(0, 10),
     dropout=st.floats(0, 0.99),

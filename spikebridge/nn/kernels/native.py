@@ -15,7 +15,7 @@ import torch.utils.dlpack
 from torch import Tensor
 from torch.nn import Parameter
 
-from spikebridge.nn.gradients import SMALLEST
+from spikebridge.nn.gradients import FORMULAS, SMALLEST
 from spikebridge.nn.units import state_dtype
 
 try:
@@ -33,6 +33,7 @@ __all__ = [
     "OF_THRESHOLD",
     "TAKES",
     "backward",
+    "buffer_use",
     "channel_dots",
     "channel_sums",
     "empty",
@@ -41,12 +42,11 @@ __all__ = [
     "instruction_set",
     "missing",
     "openmp",
-    "pool_use",
-    "release_memory",
+    "release_buffers",
     "rows",
 ]
 
-POOLED_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 20
 POISON = False  # set by tests: fresh memory is NaN
 DLPACK = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16)}
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
@@ -55,15 +55,9 @@ TAKES = "float32, float64 and bfloat16"
 G_CODES = {"identity": 0, "leaky_relu": 0, "relu": 1, "elu": 2}
 OF_THRESHOLD = -1.0
 """As an amount: each neuron takes off its threshold, -bias, which gets the gradient of that too."""
-H_CODES = {
-    "sigmoid": 0,
-    "tanh_prime": 1,
-    "window": 2,
-    "triangle": 3,
-    "fast_sigmoid": 4,
-    "arctan": 5,
-    "sigmoid_prime": 6,
-}
+# "sigmoid" of soft units, then the surrogates in the order of native/pointwise.h.
+_H_NAMES = getattr(_native, "surrogates", ("sigmoid", *FORMULAS))
+H_CODES = {name: code for code, name in enumerate(_H_NAMES)}
 
 
 def instruction_set() -> str | None:
@@ -93,7 +87,8 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y (T, B, N), the last s and y (B, N), and with `keep` all membranes (T, B, N), else none."""
-    check_forward(drive, recurrent, s0, y0, decay, bias, g, h, width)
+    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
+    check(g, h, width, drive=drive, recurrent=recurrent, **states)
     if drive.dtype not in DTYPES:
         raise TypeError(f"drive must be of {TAKES} for the native kernel, got {drive.dtype}")
     t, b, n = drive.shape
@@ -141,8 +136,9 @@ def backward(
     height: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
-    grads = (grad_y, grad_s_last, grad_y_last)
-    check_backward(grads, recurrent, s_all, s0, y0, decay, bias, g, h, width)
+    grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
+    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
+    check(g, h, width, s_all=s_all, recurrent=recurrent, **grads, **states)
     t, b, n = s_all.shape
     io = s_all.dtype if grad_y is None else grad_y.dtype
     if io not in DTYPES:
@@ -251,21 +247,21 @@ def channel_sums(
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Uninitialised; a large one takes over the memory of one that has died: no page faults."""
-    if math.prod(shape) * dtype.itemsize < POOLED_BYTES:
+    if math.prod(shape) * dtype.itemsize < BUFFER_BYTES:
         return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device is
     made = torch.utils.dlpack.from_dlpack(_native.pooled(list(shape), *DLPACK[dtype]))
     return made.fill_(float("nan")) if POISON else made
 
 
-def pool_use() -> tuple[int, int]:
-    """Bytes of pooled memory that live tensors hold, and bytes that lie ready for the next."""
-    return (0, 0) if _native is None else _native.pool_use()
+def buffer_use() -> tuple[int, int]:
+    """Bytes of buffers that live tensors hold, and bytes that lie ready for the next."""
+    return (0, 0) if _native is None else _native.buffer_use()
 
 
-def release_memory() -> None:
+def release_buffers() -> None:
     """Hands the memory that lies ready for the next call back to the system."""
     if _native is not None:
-        _native.trim_pool()
+        _native.release_idle_buffers()
 
 
 def rows(x: Tensor) -> Tensor:
@@ -277,71 +273,35 @@ def rows(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def check_forward(
-    drive: Tensor,
-    recurrent: Tensor | None,
-    s0: Tensor,
-    y0: Tensor,
-    decay: Tensor,
-    bias: Tensor,
-    g: str,
-    h: str,
-    width: float,
-) -> None:
-    """ValueError for operands that a kernel cannot walk through: it would read beyond them."""
-    if drive.dim() != 3:
-        raise ValueError(f"drive must be (T, B, N), got {tuple(drive.shape)}")
-    _check_parts(drive, drive.shape[1:], recurrent, s0, y0, decay, bias)
-    _check_names(g, h, width)
+# Axes of the operands; decay and bias may be () too.  Only those over time have another dtype.
+_AXES = {"drive": "TBN", "s_all": "TBN", "grad_y": "TBN"} | {
+    **dict.fromkeys(("s0", "y0", "grad_s_last", "grad_y_last"), "BN"),
+    **{"recurrent": "NN", "decay": "N", "bias": "N"},
+}
 
 
-def check_backward(
-    grads: Sequence[Tensor | None],
-    recurrent: Tensor | None,
-    s_all: Tensor,
-    s0: Tensor,
-    y0: Tensor,
-    decay: Tensor,
-    bias: Tensor,
-    g: str,
-    h: str,
-    width: float,
-) -> None:
-    """The same for `backward`; grads are those of y, the last s and the last y."""
-    if s_all.dim() != 3:
-        raise ValueError(f"s_all must be (T, B, N), got {tuple(s_all.shape)}")
-    _check_parts(s_all, s_all.shape[1:], recurrent, s0, y0, decay, bias)
-    for name, grad, shape in zip(
-        ("grad_y", "grad_s_last", "grad_y_last"),
-        grads,
-        (s_all.shape, s_all.shape[1:], s_all.shape[1:]),
-        strict=True,
-    ):
-        if grad is not None:
-            dtype = grad.dtype if name == "grad_y" else s_all.dtype
-            _check_operand(name, grad, shape, dtype, s_all.device)
-    if grads[0] is not None and state_dtype(grads[0].dtype) != s_all.dtype:
-        raise ValueError(f"s_all is {s_all.dtype}, which does not go with {grads[0].dtype} grad_y")
-    _check_names(g, h, width)
+def check(g: str, h: str, width: float, **operands: Tensor | None) -> None:
+    """ValueError for operands that a kernel cannot walk through: it would read beyond them.
 
-
-def _check_parts(
-    like: Tensor,
-    shape: Sequence[int],
-    recurrent: Tensor | None,
-    s0: Tensor,
-    y0: Tensor,
-    decay: Tensor,
-    bias: Tensor,
-) -> None:
-    dtype, n = state_dtype(like.dtype), shape[-1]
-    _check_operand("the first operand", like, like.shape, like.dtype, like.device)
-    _check_operand("s0", s0, shape, dtype, like.device)
-    _check_operand("y0", y0, shape, dtype, like.device)
-    if recurrent is not None:
-        _check_operand("recurrent", recurrent, (n, n), dtype, like.device)
-    for name, value in (("decay", decay), ("bias", bias)):
-        _check_operand(name, value, (n,) if value.dim() else (), dtype, like.device)
+    The first, drive or s_all, decides sizes, dtype and device; what is None is not checked.
+    """
+    first, like = next((name, x) for name, x in operands.items() if x is not None)
+    if like.dim() != 3:
+        raise ValueError(f"{first} must be (T, B, N), got {tuple(like.shape)}")
+    sizes, state = dict(zip("TBN", like.shape, strict=True)), state_dtype(like.dtype)
+    for name, x in operands.items():
+        if x is not None:
+            shape = tuple(sizes[axis] for axis in _AXES[name] if x.dim() or _AXES[name] != "N")
+            dtype = x.dtype if _AXES[name] == "TBN" else state
+            _check_operand(name, x, shape, dtype, like.device)
+    grad_y = operands.get("grad_y")
+    if grad_y is not None and state_dtype(grad_y.dtype) != like.dtype:
+        raise ValueError(f"s_all is {like.dtype}, which does not go with {grad_y.dtype} grad_y")
+    for what, name, known in (("g", g, G_CODES), ("h", h, H_CODES)):
+        if name not in known:
+            raise ValueError(f"{what}={name!r} is not known; choose one of {list(known)}")
+    if not width >= SMALLEST:
+        raise ValueError(f"width={width}: it must be at least {SMALLEST}")
 
 
 def _check_operand(
@@ -352,14 +312,6 @@ def _check_operand(
             f"{name} must be a strided {tuple(shape)} {dtype} on {device}, got "
             f"{x.layout} {tuple(x.shape)} {x.dtype} on {x.device}"
         )
-
-
-def _check_names(g: str, h: str, width: float) -> None:
-    for what, name, known in (("g", g, G_CODES), ("h", h, H_CODES)):
-        if name not in known:
-            raise ValueError(f"{what}={name!r} is not known; choose one of {list(known)}")
-    if not width >= SMALLEST:
-        raise ValueError(f"width={width}: it must be at least {SMALLEST}")
 
 
 def _address(x: Tensor | None) -> int:

@@ -63,7 +63,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         x.device.type != "cpu"
         or native.missing is not None
         or torch.jit.is_tracing()
-        or x.numel() // max(x.shape[-1], 1) * weight.shape[0] < native.POOLED_BYTES // 4
+        or x.numel() // max(x.shape[-1], 1) * weight.shape[0] < native.BUFFER_BYTES // 4
         or (low and not slow_bfloat16())
         or (not low and (x.dtype != weight.dtype or x.dtype not in native.DTYPES))
         or traced()

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spikebridge.nn.kernels.native import check_backward, check_forward, rows
+from spikebridge.nn.kernels.native import check, rows
 
 __all__ = ["backward", "forward"]
 
@@ -216,7 +216,8 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `native.forward`."""
-    check_forward(drive, recurrent, s0, y0, decay, bias, g, h, width)
+    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
+    check(g, h, width, drive=drive, recurrent=recurrent, **states)
     t, b, n = drive.shape
     drive, recurrent = rows(drive), None if recurrent is None else recurrent.contiguous()
     y = torch.empty((t, b, n), dtype=drive.dtype, device=drive.device)
@@ -243,8 +244,9 @@ def backward(
     g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `native.backward`."""
-    grads = (grad_y, grad_s_last, grad_y_last)
-    check_backward(grads, recurrent, s_all, s0, y0, decay, bias, g, h, width)
+    grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
+    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
+    check(g, h, width, s_all=s_all, recurrent=recurrent, **grads, **states)
     t, b, n = s_all.shape
     s0, y0 = s0.contiguous(), y0.contiguous()
     grad_y = None if grad_y is None else rows(grad_y)
