@@ -1,10 +1,10 @@
-"""A lab instrument as a device, in 40 lines: write your chip's commands where these stand.
+"""A lab instrument as an array of cells: write the commands of your chip where these stand.
 
     python examples/lab_instrument.py           a try on this machine, with a fake instrument
     python examples/lab_instrument.py serve     serve it until Ctrl-C
 
 `spikebridge bench serve --instrument lab_instrument:connect --port 50051`, in this folder, does the
-same; another machine then takes `RemoteArray("bench.lab:50051", ...)` wherever a device is meant.
+same; another machine then takes `RemoteArray("bench.lab:50051", ...)` in place of any array.
 The instrument understands text, in the manner of SCPI.  Only `connect` knows that it is a fake one:
 a resource of PyVISA has the same `write` and `query`.
 """
@@ -84,7 +84,7 @@ class FakeInstrument:
 
 
 def connect() -> CellArray:
-    """The device that `spikebridge bench serve --instrument lab_instrument:connect` serves."""
+    """The array that `spikebridge bench serve --instrument lab_instrument:connect` serves."""
     return LabChip(FakeInstrument())  # pyvisa.ResourceManager().open_resource("GPIB0::12::INSTR")
 
 
@@ -95,13 +95,13 @@ def main(words: list[str]) -> Tensor | None:
         if words:
             server.wait()
             return None
-        with RemoteArray(server.address, shape=(4, 3)) as device:
+        with RemoteArray(server.address, shape=(4, 3)) as remote:
             where = torch.arange(12).reshape(4, 3) != 5
-            device.reset(where)
-            device.program(torch.full((4, 3), 3.0), where)
-            device.pulse(where.long())
-            g_uS = device.read()
-    print(f"{device.name}, conductances in uS:\n{g_uS}")
+            remote.reset(where)
+            remote.program(torch.full((4, 3), 3.0), where)
+            remote.pulse(where.long())
+            g_uS = remote.read()
+    print(f"{remote.name}, conductances in uS:\n{g_uS}")
     return g_uS
 
 

@@ -19,13 +19,13 @@ from spikebridge.crossbar import Cell
 class Steps:
     """SET pulses that add a tenth of what is left to 100 uS, give or take a tenth of that."""
 
-    memory_start: float = 0.0  # nothing beside the conductance is kept of earlier pulses
+    history_start: float = 0.0  # nothing beside the conductance is kept of earlier pulses
 
-    def mean_step_uS(self, g_uS: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return 0.1 * (100.0 - g_uS), memory
+    def mean_step_uS(self, g_uS: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.1 * (100.0 - g_uS), history
 
-    def step(self, g_uS: Tensor, memory: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return g_uS + 0.1 * (100.0 - g_uS) * (1 + 0.1 * noise), memory
+    def step(self, g_uS: Tensor, history: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return g_uS + 0.1 * (100.0 - g_uS) * (1 + 0.1 * noise), history
 
 
 FILAMENT = Cell("filament", g_max_uS=100.0, g_min_uS=5.0, reset_uS=5.0, pulse=Steps())

@@ -18,7 +18,7 @@ class SynapticUnit(Unit):
     label = "synaptic SNU"  # in tables and figures
 
     @property
-    def memory(self) -> int:
+    def state_size(self) -> int:
         return 2 * self.size
 
     def membrane(self, state: State) -> Tensor:

@@ -33,7 +33,7 @@ PATIENCE_S = 5.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MMAP_MOST = -1, -3, 32 * 2**20
 
 
-def keep_freed_memory() -> None:
+def keep_freed_pages() -> None:
     """Let this process reuse what it frees rather than hand it back to the system.
 
     A step of training frees what the next one allocates again, and glibc gives and takes it page by
@@ -89,32 +89,32 @@ class _Context(SpawnContext):
 
 
 def make(jobs: int, prepare: Callable[[], None] | None = None) -> ProcessPoolExecutor:
-    """A pool of so many processes; each calls `prepare` first.
+    """An executor of so many processes; each calls `prepare` first.
 
     They leave Ctrl-C to their parent, and end where it is killed: nothing is left to run on.
     Raises RunError where they end as they begin.
     """
     # spawn: a fork of a process whose torch already has threads may hang.
-    pool = ProcessPoolExecutor(jobs, _Context(), initializer=_begin, initargs=(prepare,))
-    # The pool watches those processes that it had when it last heard of one: let each speak once,
+    executor = ProcessPoolExecutor(jobs, _Context(), initializer=_begin, initargs=(prepare,))
+    # It watches those processes that it had when it last heard of one: let each speak once,
     # or the death of a later one would go unnoticed until another has finished its work.
     try:
-        for first in [pool.submit(time.sleep, 0) for _ in range(jobs)]:
+        for first in [executor.submit(time.sleep, 0) for _ in range(jobs)]:
             first.result()
     except BrokenProcessPool as error:
-        pool.shutdown(wait=False)
+        executor.shutdown(wait=False)
         raise RunError(UNGUARDED) from error
     except BaseException:
-        stop(pool)
+        stop(executor)
         raise
-    return pool
+    return executor
 
 
-def stop(pool: ProcessPoolExecutor) -> None:
-    """End a pool at once, and no other process; what its processes have written stays."""
+def stop(executor: ProcessPoolExecutor) -> None:
+    """End an executor at once, and no other process; what its processes have written stays."""
     # Taken before the shutdown, which forgets them; Python has no public name for them before 3.14.
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
+    processes = list((executor._processes or {}).values())
+    executor.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + PATIENCE_S
@@ -134,8 +134,8 @@ def results(
     if jobs == 1 or len(todo) < 2:
         yield from ((key, work(argument)) for key, argument in todo)
         return
-    pool = make(min(jobs, len(todo)))
-    futures = {pool.submit(work, argument): key for key, argument in todo}
+    executor = make(min(jobs, len(todo)))
+    futures = {executor.submit(work, argument): key for key, argument in todo}
     try:
         for future in as_completed(futures):
             try:
@@ -143,13 +143,13 @@ def results(
             except BrokenProcessPool as error:
                 raise RunError(KILLED) from error
     except BaseException:
-        stop(pool)
+        stop(executor)
         raise
-    pool.shutdown()
+    executor.shutdown()
 
 
 def _begin(prepare: Callable[[], None] | None) -> None:
-    keep_freed_memory()
+    keep_freed_pages()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminated)
     parent = multiprocessing.parent_process()

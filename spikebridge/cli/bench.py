@@ -26,7 +26,7 @@ TOKEN = "SPIKEBRIDGE_BENCH_TOKEN"
 
 @dataclass(frozen=True)
 class Bench:
-    """Serve a device to other machines: a chip, an instrument or a simulation, until Ctrl-C.
+    """Serve an array of cells to other machines, an instrument or a simulation, until Ctrl-C.
 
     Needs grpcio: pip install 'spikebridge[remote]'.
     """
@@ -37,7 +37,7 @@ class Bench:
     what: tyro.conf.Positional[Literal["serve"]]
     """What is to be done."""
     instrument: str = ""
-    """MODULE:FUNCTION of your own that returns a device, called with --shape, or with nothing where
+    """MODULE:FUNCTION of your own that returns an array, called with --shape, or with nothing where
     none is given; empty or simulated = cells of --cells."""
     shape: tuple[int, ...] = ()
     """Numbers of cells along each side: 2 PAIRS ROWS COLUMNS for a weight matrix."""
@@ -60,11 +60,11 @@ class Bench:
 
     def run(self) -> None:
         token = read_token(self.token_file)
-        device = self._device()
+        array = self._array()
         from spikebridge.crossbar.bench.server import serve
 
         with serve(
-            device,
+            array,
             host=self.host,
             port=self.port,
             token=token,
@@ -73,7 +73,7 @@ class Bench:
             max_message_MiB=self.max_message_MiB,
         ) as server:
             guards = f"{'a token' if token else 'no token'}, {'TLS' if self.key else 'no TLS'}"
-            say(f"{device.name}, {tuple(device.shape)} cells, {guards}; Ctrl-C stops")
+            say(f"{array.name}, {tuple(array.shape)} cells, {guards}; Ctrl-C stops")
             print(server.address, flush=True)
             try:
                 server.wait()
@@ -82,9 +82,9 @@ class Bench:
                     say("stopping once the command under way is done; Ctrl-C again stops at once")
                     server.stop()
 
-    def _device(self) -> CellArray:
+    def _array(self) -> CellArray:
         if self.instrument not in ("", "simulated"):
-            return load_device(self.instrument, self.shape)
+            return load_array(self.instrument, self.shape)
         if not self.shape or min(self.shape) < 1:
             raise UsageError(
                 f"shape={self.shape}: simulated cells need sides of at least 1; pass "
@@ -135,7 +135,7 @@ def read_token(file: Path | None) -> str:
     return token
 
 
-def load_device(place: str, shape: tuple[int, ...]) -> CellArray:
+def load_array(place: str, shape: tuple[int, ...]) -> CellArray:
     """What a user's MODULE:FUNCTION returns; the current folder counts as well as the path."""
     name, _, function = place.partition(":")
     if not name or not function:

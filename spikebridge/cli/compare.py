@@ -132,7 +132,7 @@ def show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:
     if not console.is_terminal:  # a file has no width; never fold the table there
         console = Console(width=160)
     console.print(tables.table(content))
-    for make in (tables.sequence_table, tables.memory_table, tables.chip_table):
+    for make in (tables.sequence_table, tables.cells_table, tables.chip_table):
         if (more := make(content)) is not None:
             console.print(more)
     if page:

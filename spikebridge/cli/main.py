@@ -397,7 +397,7 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     command = parse(argv)
     processes.let_threads_sleep()
-    processes.keep_freed_memory()
+    processes.keep_freed_pages()
     if isinstance(command, tuple):
         options, configs, given = command
         options.run(configs, given)

@@ -54,7 +54,7 @@ def _nanojoules(energy_pJ: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def memory_table(content: dict[str, Any]) -> Table | None:
+def cells_table(content: dict[str, Any]) -> Table | None:
     """What the units do in memory cells, as a table for a terminal; None where nobody tried."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -73,12 +73,17 @@ def memory_table(content: dict[str, Any]) -> Table | None:
     for name in (*names, "nJ on PCM", "nJ digital int8"):
         built.add_column(name, justify="right")
     for row in rows:
-        memory = row["memory"]
-        energies = [memory["energy_pJ"][name] for name in ("PCM crossbar", "digital, int8, events")]
+        on_cells = row["memory"]
+        energies = [
+            on_cells["energy_pJ"][name] for name in ("PCM crossbar", "digital, int8, events")
+        ]
         built.add_row(
             row["label"],
             metric.figure(row["test_mean"]),
-            *(_spread(metric, *pair) for pair in zip(memory["means"], memory["stds"], strict=True)),
+            *(
+                _spread(metric, *pair)
+                for pair in zip(on_cells["means"], on_cells["stds"], strict=True)
+            ),
             *(f"{value / 1e3:,.0f}" for value in energies),
         )
     return built

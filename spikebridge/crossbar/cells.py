@@ -1,12 +1,13 @@
-"""Arrays of devices: the protocol that a simulator, an instrument and a remote bench share.
+"""Arrays of memory cells: the protocol that a simulator, an instrument and a remote bench share.
 
 A `CellArray` is many memory cells of one shape with a clock.  It knows nothing of weights; what its
-conductances stand for is the business of `memory.crossbar`.
+conductances stand for is the business of `crossbar.matrix`.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -26,7 +27,7 @@ MOST_AT_ONCE, MOST_IN_ALL = 2_000, 1_000_000_000
 class CellArray(Protocol):
     """Memory cells of any shape that can be programmed, pulsed and read.
 
-    Tensors have the shape of the device, conductances are in microsiemens and float32, and a write
+    Tensors have the shape of the array, conductances are in microsiemens and float32, and a write
     that returns has been done.  Where `where` is given, a bool tensor of that shape, other cells
     are left alone.
     """
@@ -37,7 +38,7 @@ class CellArray(Protocol):
 
     @property
     def clock_s(self) -> float:
-        """Time on the device, in seconds."""
+        """Time on the array's clock, in seconds."""
         ...
 
     @property
@@ -46,7 +47,7 @@ class CellArray(Protocol):
         ...
 
     def program(self, target_uS: Tensor, where: Tensor | None = None) -> None:
-        """Write conductances in the device's best way."""
+        """Write conductances in the array's best way."""
         ...
 
     def pulse(self, counts: Tensor) -> None:
@@ -67,7 +68,7 @@ class CellArray(Protocol):
 
 
 class SimulatedArray(nn.Module):
-    """Cells that follow a model of `memory.pcm`, with faults and a count of writes.
+    """Cells that follow a model of `crossbar.pcm`, with faults and a count of writes.
 
     A Module so that its state moves with a checkpoint: `state_dict` holds all of it, the position
     of its generator included, and a restored array goes on bit for bit.
@@ -110,6 +111,7 @@ class SimulatedArray(nn.Module):
         self.register_buffer("pulses", torch.zeros(self.shape, dtype=torch.int32))
         self.register_buffer("writes", torch.zeros(self.shape, dtype=torch.int32))
         self.register_buffer("draws", self._generator.get_state())
+        keep_key(self, "history", "memory")
         self._expected: tuple[Tensor, Tensor | None] | None = None
         self._add_faults(dead, stuck)
 
@@ -127,7 +129,7 @@ class SimulatedArray(nn.Module):
 
     @property
     def clock_s(self) -> float:
-        """Time on the device, in seconds."""
+        """Time on the array's clock, in seconds."""
         return float(self.clock)
 
     @property
@@ -230,26 +232,39 @@ class SimulatedArray(nn.Module):
         return f"{self.name}, {self.shape}"
 
 
-def checked_targets(target_uS: Tensor, device: CellArray) -> Tensor:
-    """Targets as float32 of the device's shape.  Raises ValueError for what cannot be meant."""
-    if tuple(target_uS.shape) != tuple(device.shape):
-        raise ValueError(f"target_uS must be {tuple(device.shape)}, got {tuple(target_uS.shape)}")
+def keep_key(module: nn.Module, name: str, stored: str) -> None:
+    """Let state dicts, and so files, call an attribute of a module what they always did."""
+    module.register_state_dict_post_hook(partial(_renamed, name, stored))
+    module.register_load_state_dict_pre_hook(partial(_renamed, stored, name))
+
+
+def _renamed(
+    old: str, new: str, _: nn.Module, state: dict[str, Any], prefix: str, *rest: Any
+) -> None:
+    for key in [key for key in state if f"{key}.".startswith(f"{prefix}{old}.")]:
+        state[prefix + new + key.removeprefix(prefix + old)] = state.pop(key)
+
+
+def checked_targets(target_uS: Tensor, array: CellArray) -> Tensor:
+    """Targets as float32 of the array's shape.  Raises ValueError for what cannot be meant."""
+    if tuple(target_uS.shape) != tuple(array.shape):
+        raise ValueError(f"target_uS must be {tuple(array.shape)}, got {tuple(target_uS.shape)}")
     target = target_uS.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(target).all()):
         raise ValueError("target_uS holds NaN or infinite values; check the weights they stem from")
     low, high = float(target.min()), float(target.max())
-    if low < 0 or high > device.g_max_uS * (1 + 1e-5):
+    if low < 0 or high > array.g_max_uS * (1 + 1e-5):
         raise ValueError(
-            f"target_uS must lie in [0, {device.g_max_uS:g}], got {low:g} to {high:g}; scale or "
+            f"target_uS must lie in [0, {array.g_max_uS:g}], got {low:g} to {high:g}; scale or "
             "clip the weights"
         )
     return target
 
 
-def checked_counts(counts: Tensor, device: CellArray) -> Tensor:
-    """Numbers of pulses as int64 of the device's shape.  Raises ValueError, TypeError."""
-    if tuple(counts.shape) != tuple(device.shape):
-        raise ValueError(f"counts must be {tuple(device.shape)}, got {tuple(counts.shape)}")
+def checked_counts(counts: Tensor, array: CellArray) -> Tensor:
+    """Numbers of pulses as int64 of the array's shape.  Raises ValueError, TypeError."""
+    if tuple(counts.shape) != tuple(array.shape):
+        raise ValueError(f"counts must be {tuple(array.shape)}, got {tuple(counts.shape)}")
     if counts.is_floating_point() or counts.dtype == torch.bool:
         raise TypeError(f"counts are whole numbers, got {counts.dtype}; call .to(torch.int64)")
     if counts.numel() and int(counts.min()) < 0:

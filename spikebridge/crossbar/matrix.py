@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spikebridge.base.records import UsageError
-from spikebridge.crossbar.cells import CellArray
+from spikebridge.crossbar.cells import CellArray, keep_key
 from spikebridge.nn.gradients import forward_as
 from spikebridge.settings.crossbar import REFRESH_HIGH, REFRESH_LOW, CrossbarConfig
 
@@ -32,21 +32,24 @@ class Crossbar(nn.Module):
 
     Args:
         shape: of the weight.
-        device: cells (2, pairs, N, I): G+ and G- of every pair.
+        cell_array: cells (2, pairs, N, I): G+ and G- of every pair.
         config: pairs, tile, w_max, wire_ohm.
     """
 
-    def __init__(self, shape: tuple[int, ...], device: CellArray, config: CrossbarConfig) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], cell_array: CellArray, config: CrossbarConfig
+    ) -> None:
         super().__init__()
         self.weight_shape = tuple(shape)
         rows, columns = shape[0], math.prod(shape[1:])
         expected = (2, config.pairs, rows, columns)
-        if tuple(device.shape) != expected:
+        if tuple(cell_array.shape) != expected:
             raise ValueError(
-                f"a weight {tuple(shape)} in {config.pairs} pairs needs a device of shape "
-                f"{expected}, got {tuple(device.shape)}"
+                f"a weight {tuple(shape)} in {config.pairs} pairs needs an array of shape "
+                f"{expected}, got {tuple(cell_array.shape)}"
             )
-        self.device, self.config = device, config
+        self.cell_array, self.config = cell_array, config
+        keep_key(self, "cell_array", "device")
         self.scale: Tensor  # uS per unit of weight, (N, I): equal within a tile
         self.correction: Tensor
         self.reference: Tensor
@@ -60,7 +63,7 @@ class Crossbar(nn.Module):
     @property
     def cells(self) -> int:
         """Number of memory cells."""
-        return math.prod(self.device.shape)
+        return math.prod(self.cell_array.shape)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -71,7 +74,7 @@ class Crossbar(nn.Module):
     @property
     def w_max(self) -> Tensor:
         """The weight that the whole range of a cell stands for, (N, I): equal within a tile."""
-        return self.device.g_max_uS / self.scale
+        return self.cell_array.g_max_uS / self.scale
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weights that the cells hold, as one read sees them; gradients go to `weight`.
@@ -85,7 +88,7 @@ class Crossbar(nn.Module):
 
     def weights(self) -> Tensor:
         """The weights that the cells hold, as one read sees them, float32 of the weight's shape."""
-        g = self.device.read()
+        g = self.cell_array.read()
         if self.config.wire_ohm:
             g = _behind_wires(g, self.config.tile, self.config.wire_ohm)
         # Not a mean over both: each polarity sums on its own line before the difference is taken.
@@ -93,7 +96,7 @@ class Crossbar(nn.Module):
         return value.reshape(self.weight_shape)
 
     def program(self, weight: Tensor, largest: float | None = None) -> None:
-        """Write weights, in the device's best way; each cell of one polarity gets its share.
+        """Write weights, in the array's best way; each cell of one polarity gets its share.
 
         largest is the weight that the whole range stands for, instead of what the config says.
         """
@@ -101,8 +104,8 @@ class Crossbar(nn.Module):
         if largest is None:
             self._set_scale(matrix)
         else:
-            self.scale.fill_(self.device.g_max_uS / largest)
-        self.device.program(self.targets_uS(weight))
+            self.scale.fill_(self.cell_array.g_max_uS / largest)
+        self.cell_array.program(self.targets_uS(weight))
         self.settle()
         if not matrix.any():  # what is read is noise, which says nothing of drift
             self.reference.zero_()
@@ -120,7 +123,7 @@ class Crossbar(nn.Module):
         both = torch.stack([up, down]).unsqueeze(1)
         # The pairs of a weight take turns, so that all of them age alike.
         place = (torch.arange(pairs).view(1, -1, 1, 1) - self.turn) % pairs
-        self.device.pulse(both // pairs + (place < both % pairs))
+        self.cell_array.pulse(both // pairs + (place < both % pairs))
         self.reference.fill_(UNKNOWN)
         self.turn.add_(counts.abs().to(torch.int32)).remainder_(pairs)
 
@@ -130,16 +133,16 @@ class Crossbar(nn.Module):
         A pair is RESET and its difference written to one side where the larger conductance is above
         3/4 and the smaller above 1/4 of what pulses reach (the rule of aihwkit's one-sided cells).
         """
-        g = self.device.read()
-        curve = self.device.pulse_curve_uS
-        top = max(curve) if curve else self.device.g_max_uS
+        g = self.cell_array.read()
+        curve = self.cell_array.pulse_curve_uS
+        top = max(curve) if curve else self.cell_array.g_max_uS
         worn = (g.amax(0) > REFRESH_HIGH * top) & (g.amin(0) > REFRESH_LOW * top)
         if not worn.any():
             return 0
         difference = g[0] - g[1]
         targets = torch.stack([difference.clamp_min(0), (-difference).clamp_min(0)])
         where = worn.unsqueeze(0).expand_as(g)
-        self.device.program(targets.clamp_max(self.device.g_max_uS), where)
+        self.cell_array.program(targets.clamp_max(self.cell_array.g_max_uS), where)
         return int(worn.sum())
 
     def compensate(self) -> float:
@@ -173,12 +176,12 @@ class Crossbar(nn.Module):
 
         A tensor of the weight's shape where tiles have scales of their own.
 
-        Raises UsageError for a device without pulses.
+        Raises UsageError for cells without pulses.
         """
-        curve = self.device.pulse_curve_uS
+        curve = self.cell_array.pulse_curve_uS
         if len(curve) < 2:
             raise UsageError(
-                f"the device {self.device.name!r} knows no single pulses, and training on the "
+                f"the cell {self.cell_array.name!r} knows no single pulses, and training on the "
                 "hardware needs them; pass --cells accumulation"
             )
         half = curve[0] + (max(curve) - curve[0]) / 2
@@ -197,12 +200,12 @@ class Crossbar(nn.Module):
         return matrix
 
     def _set_scale(self, matrix: Tensor) -> None:
-        tile, top = self.config.tile, self.device.g_max_uS
+        tile, top = self.config.tile, self.cell_array.g_max_uS
         if self.config.w_max:
             self.scale.fill_(top / self.config.w_max)
             return
         # Single pulses may end below g_max_uS: the largest weight must be within their reach.
-        top = min(top, max(self.device.pulse_curve_uS, default=top))
+        top = min(top, max(self.cell_array.pulse_curve_uS, default=top))
         for a in range(0, matrix.shape[0], tile):
             for b in range(0, matrix.shape[1], tile):
                 part = matrix[a : a + tile, b : b + tile]
@@ -215,9 +218,11 @@ class Crossbar(nn.Module):
 
     def targets_uS(self, weight: Tensor) -> Tensor:
         """What the cells are to hold for a weight, (2, pairs, N, I), with the scale in force."""
-        g = (self._matrix(weight) * self.scale).clamp(-self.device.g_max_uS, self.device.g_max_uS)
+        g = (self._matrix(weight) * self.scale).clamp(
+            -self.cell_array.g_max_uS, self.cell_array.g_max_uS
+        )
         both = torch.stack([g.clamp_min(0), (-g).clamp_min(0)])
-        return both.unsqueeze(1).expand(self.device.shape)
+        return both.unsqueeze(1).expand(self.cell_array.shape)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Crossbar:
         """Conductances and their scale stay in float32 on the CPU, wherever the network goes."""
@@ -228,11 +233,11 @@ class Crossbar(nn.Module):
         self.held = None  # of other cells
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Crossbar:
-        """A chip of its own; a device outside this process is shared."""
-        device: Any = self.device
-        if isinstance(device, nn.Module):
-            device = copy.deepcopy(device, memo)
-        twin = Crossbar(self.weight_shape, device, self.config)
+        """With cells of its own; an array outside this process is shared."""
+        cells: Any = self.cell_array
+        if isinstance(cells, nn.Module):
+            cells = copy.deepcopy(cells, memo)
+        twin = Crossbar(self.weight_shape, cells, self.config)
         twin.load_state_dict(self.state_dict())
         memo[id(self)] = twin
         return twin

@@ -1,4 +1,4 @@
-"""A device of your own from a table of measured curves."""
+"""A cell of your own from a table of measured curves."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ COLUMNS = {
     "write_sd_uS": "error of programming with verification",
     "read_sd_uS": "spread of reads",
     "drift_nu": "mean drift exponent",
-    "drift_nu_sd": "its spread from device to device",
+    "drift_nu_sd": "its spread from cell to cell",
 }
 Curve = tuple[float, ...]
-LARGEST = 1e9  # uS or s: beyond any device, and squares of it are finite in float32
+LARGEST = 1e9  # uS or s: beyond any cell, and squares of it are finite in float32
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class _Table:
 class TablePulse(_Table):
     """SET pulses by measured mean and spread."""
 
-    memory_start: float = 0.0
+    history_start: float = 0.0
 
-    def mean_step_uS(self, g_uS: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return self.at(g_uS, self.mean), memory
+    def mean_step_uS(self, g_uS: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        return self.at(g_uS, self.mean), history
 
-    def step(self, g_uS: Tensor, memory: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return g_uS + self.at(g_uS, self.mean) + self.at(g_uS, self.sd) * noise, memory
+    def step(self, g_uS: Tensor, history: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return g_uS + self.at(g_uS, self.mean) + self.at(g_uS, self.sd) * noise, history
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TableNoise(_Table):
 
 
 def read_table(path: str | Path, *, t0_s: float = 1.0) -> Cell:
-    """A device from a table in any usual dialect; see `from_table` and `spikebridge.data.tables`.
+    """A cell from a table in any usual dialect; see `from_table` and `spikebridge.data.tables`.
 
     Raises UsageError, also where a value is missing or is no number.
     """
@@ -109,11 +109,11 @@ def from_table(
     t0_s: float = 1.0,
     source: str = "measured",
 ) -> Cell:
-    """A device from measured curves.
+    """A cell from measured curves.
 
     Args:
         columns: as in `COLUMNS`; g_uS must be there, what is left out does not happen.
-        name, source: what tables call the device, and where the numbers come from.
+        name, source: what tables call the cell, and where the numbers come from.
         t0_s: time after a write at which conductances were measured.
 
     Raises UsageError for unknown columns, lengths that differ, points that do not rise in float32,

@@ -74,9 +74,9 @@ class CrossbarNetwork:
         return sum(crossbar.cells for crossbar in self.crossbars.values())
 
     def wait(self, seconds_s: float) -> None:
-        """Let time pass on all devices."""
+        """Let time pass for all cells."""
         for crossbar in self.crossbars.values():
-            crossbar.device.wait(seconds_s)
+            crossbar.cell_array.wait(seconds_s)
 
     def compensate(self) -> dict[str, float]:
         """Global drift compensation of every matrix; returns its factors."""
@@ -163,7 +163,7 @@ def to_crossbar(
         network: any torch module.
         cells: a cell model to simulate, or what makes a `CellArray` of a shape.
         config: pairs, tile, converters and the like.
-        seed: of simulated devices; each matrix draws from a stream of its own.
+        seed: of simulated cells; each matrix draws from a stream of its own.
         in_place: change `network` itself rather than a copy; an optimiser is made after that.
 
     Raises UsageError for torch's RNN, GRU and LSTM, for weights that are shared, lie on a crossbar
@@ -188,7 +188,7 @@ def to_crossbar(
     for place in mapped:
         own = int(torch.randint(2**62, (), generator=seeds))
         weight = place.value()
-        crossbar = Crossbar(tuple(weight.shape), _device(cells, weight, config, own), config)
+        crossbar = Crossbar(tuple(weight.shape), _cell_array(cells, weight, config, own), config)
         crossbar.program(weight)
         chip.crossbars[place.name], chip.aimed[place.name] = crossbar, weight
     # The network is changed once nothing can fail any more.
@@ -231,7 +231,7 @@ def _warn_of_digital(network: nn.Module, mapped: list[Place]) -> None:
         )
 
 
-def _device(
+def _cell_array(
     cells: Cell | MakeCells, weight: Tensor, config: CrossbarConfig, seed: int
 ) -> CellArray:
     shape = (2, config.pairs, weight.shape[0], math.prod(weight.shape[1:]))

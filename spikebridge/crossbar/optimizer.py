@@ -27,7 +27,7 @@ class InMemory(torch.optim.Optimizer):
     optimiser would add to a weight is added up digitally in chi; whole multiples of epsilon are
     taken off it and become that many pulses on G+ or G-, and nothing is read to verify them.
     Thresholds, biases and other parameters that lie on no crossbar are changed as ever.  On an
-    ideal device whose pulse is worth epsilon, epsilon -> 0 gives the wrapped optimiser.
+    ideal cell whose pulse is worth epsilon, epsilon -> 0 gives the wrapped optimiser.
 
     The wrapped optimiser sees the weights as the last forward pass read them, so weight decay acts
     on what is there.  Its groups and its state are those of this one; schedulers may be given
@@ -38,12 +38,12 @@ class InMemory(torch.optim.Optimizer):
         optimizer: over the parameters of chip.network, its mapped originals among them.
         chip: from `to_crossbar`.
         epsilon: change of a weight that is worth a pulse, above 0; None: what a pulse does on
-            average over the lower half of the device's range.
+            average over the lower half of a cell's range.
         refresh_every: updates between two rounds of `Crossbar.refresh`; 0 = never.
-        step_s: time that an update takes on the devices.
+        step_s: time that an update takes on the cells' clock.
 
     Raises ValueError for settings out of range, for an optimiser without the mapped weights, and
-    for LBFGS, which tries out steps that cells could not take back; UsageError for a device without
+    for LBFGS, which tries out steps that cells could not take back; UsageError for cells without
     pulses.
     """
 
@@ -59,7 +59,7 @@ class InMemory(torch.optim.Optimizer):
         _check(optimizer, epsilon, refresh_every, step_s)
         self.optimizer, self.chip = optimizer, chip
         self.refresh_every, self.step_s = refresh_every, step_s
-        # Asked for in any case: a device without pulses says so here, not at the first update.
+        # Asked for in any case: cells without pulses say so here, not at the first update.
         usual = {name: crossbar.epsilon for name, crossbar in chip.crossbars.items()}
         self.epsilons = usual if epsilon is None else dict.fromkeys(usual, epsilon)
         originals = dict(_originals(chip))
@@ -169,7 +169,7 @@ class InMemory(torch.optim.Optimizer):
             if parameter.grad is not None:
                 self._pulse(crossbar, parameter, parameter - before[name], self.epsilons[name])
                 parameter.copy_(before[name])
-            crossbar.device.wait(self.step_s)
+            crossbar.cell_array.wait(self.step_s)
         self.updates += 1
         if self.refresh_every and self.updates % self.refresh_every == 0:
             self.refreshed += sum(c.refresh() for c in self.chip.crossbars.values())

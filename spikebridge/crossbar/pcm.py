@@ -1,7 +1,7 @@
 """Physics of phase-change memory cells: frozen parameter records and pure functions of them.
 
-A `Cell` says how a device answers to a SET pulse, to programming with verification, to time and to
-being read; each part may be missing or ideal.  `Cells` is the state of many devices.  Conductances
+A `Cell` says how a cell answers to a SET pulse, to programming with verification, to time and to
+being read; each part may be missing or ideal.  `Cells` is the state of many of them.  Conductances
 are in microsiemens, times in seconds, and every draw comes from a generator that is passed in.
 Policy, that is when to write what, lives elsewhere.
 """
@@ -59,7 +59,7 @@ MOST_PULSES = 2000
 
 @dataclass(frozen=True)
 class Cell:
-    """A kind of device: what a part leaves out does not happen.
+    """A kind of memory cell: what a part leaves out does not happen.
 
     Args:
         name: as in `--cells`.
@@ -128,7 +128,7 @@ ITERATIVE = Cell(
 
 
 def ideal(levels: int = 0, *, pulse_uS: float = 0.0, g_max_uS: float = 25.0) -> Cell:
-    """A device without error, noise and drift.
+    """A cell without error, noise and drift.
 
     Args:
         levels: values that it can hold, evenly spaced from 0 to g_max_uS, at least 2; 0 = any.
@@ -136,7 +136,7 @@ def ideal(levels: int = 0, *, pulse_uS: float = 0.0, g_max_uS: float = 25.0) -> 
         g_max_uS: its range.
     """
     if levels == 1 or levels < 0:
-        raise ValueError(f"levels={levels}: a device holds at least 2 values, or any (0)")
+        raise ValueError(f"levels={levels}: a cell holds at least 2 values, or any (0)")
     if not (g_max_uS > 0 and pulse_uS >= 0):
         raise ValueError(
             f"g_max_uS={g_max_uS}, pulse_uS={pulse_uS}: a range above 0 and pulses that raise"
@@ -149,7 +149,7 @@ def ideal(levels: int = 0, *, pulse_uS: float = 0.0, g_max_uS: float = 25.0) -> 
 
 
 class Cells(NamedTuple):
-    """State of many devices, each tensor of the same shape; changed in place by what is below."""
+    """State of many cells, each tensor of the same shape; changed in place by what is below."""
 
     g_uS: Tensor
     """Conductance as it was written, before drift and read noise."""
@@ -157,7 +157,7 @@ class Cells(NamedTuple):
     """Time of the last write."""
     nu: Tensor
     """Drift exponent."""
-    memory: Tensor
+    history: Tensor
     """What a pulse model remembers of earlier pulses."""
 
 
@@ -173,14 +173,14 @@ def fresh(cell: Cell, shape: tuple[int, ...], generator: torch.Generator) -> Cel
 def reset(
     cell: Cell, cells: Cells, where: Tensor | None, now_s: float, generator: torch.Generator
 ) -> None:
-    """RESET pulses on the devices whose flat numbers are given, (n,), or on all."""
-    start = cell.pulse.memory_start if cell.pulse is not None else 0.0
+    """RESET pulses on the cells whose flat numbers are given, (n,), or on all."""
+    start = cell.pulse.history_start if cell.pulse is not None else 0.0
     for at, size in _blocks(where, cells):
         level = torch.full((size,), cell.reset_uS)
         if cell.reset_spread:
             level *= 1 + cell.reset_spread * normal(level, generator)
         _put(cell, cells, at, level, level, now_s, generator)
-        cells.memory.view(-1)[at] = start
+        cells.history.view(-1)[at] = start
 
 
 def pulse(
@@ -188,11 +188,11 @@ def pulse(
 ) -> None:
     """Blind SET pulses: counts, whole numbers of the shape of the cells, on top of what is there.
 
-    Raises ValueError where the model of the device knows no pulses.
+    Raises ValueError where the cell model knows no pulses.
     """
     if cell.pulse is None:
         raise ValueError(
-            f"the device model {cell.name!r} knows no single pulses; train on 'accumulation', or "
+            f"the cell model {cell.name!r} knows no single pulses; train on 'accumulation', or "
             "program targets"
         )
     counts = counts.reshape(-1)
@@ -208,17 +208,17 @@ def _pulse(
     assert cell.pulse is not None
     # A pulse meets the conductance that drift has left.
     now = Cells(*(part.view(-1)[at] for part in cells))
-    g_uS, memory = conductance(cell, now, now_s), now.memory.clone()
+    g_uS, history = conductance(cell, now, now_s), now.history.clone()
     # The most pulses first: what still gets some then lies at the front, and needs no gathering.
     left, order = left.sort(descending=True)
-    g, m = g_uS[order], memory[order]
+    g, m = g_uS[order], history[order]
     last = int(left[0])
     ends = torch.searchsorted(-left, -torch.arange(1, last + 1), right=True).tolist()
     for end in ends:  # so many get a first, a second, .. pulse
         new, kept = cell.pulse.step(g[:end], m[:end], normal(g[:end], generator))
         g[:end], m[:end] = new.clamp_(cell.g_min_uS, cell.g_max_uS), kept
-    g_uS[order], memory[order] = g, m
-    cells.memory.view(-1)[at] = memory
+    g_uS[order], history[order] = g, m
+    cells.history.view(-1)[at] = history
     _put(cell, cells, at, g_uS, g_uS, now_s, generator)
 
 
@@ -230,7 +230,7 @@ def write(
     now_s: float,
     generator: torch.Generator,
 ) -> None:
-    """Program the devices with the flat numbers `where` (n,), or all, to targets (n,).
+    """Program the cells with the flat numbers `where` (n,), or all, to targets (n,).
 
     With verification where the model has it; otherwise by RESET and as many pulses as reach the
     target on average.
@@ -287,16 +287,16 @@ def mean_curve_uS(cell: Cell) -> Tensor:
     """Conductance after 0, 1, 2, .. pulses from RESET if each took its mean effect, (n,).
 
     As far as pulses still do a thousandth of what the strongest does, at most `MOST_PULSES`.
-    Raises ValueError where the model of the device knows no pulses.
+    Raises ValueError where the cell model knows no pulses.
     """
     if cell.pulse is None:
         raise ValueError(
-            f"the device model {cell.name!r} knows no single pulses; take 'accumulation'"
+            f"the cell model {cell.name!r} knows no single pulses; take 'accumulation'"
         )
-    g, memory = torch.tensor(cell.reset_uS), torch.tensor(cell.pulse.memory_start)
+    g, history = torch.tensor(cell.reset_uS), torch.tensor(cell.pulse.history_start)
     curve, strongest = [g], 0.0
     while len(curve) <= MOST_PULSES:
-        change, memory = cell.pulse.mean_step_uS(g, memory)
+        change, history = cell.pulse.mean_step_uS(g, history)
         g = (g + change).clamp(cell.g_min_uS, cell.g_max_uS)
         rise = float(g - curve[-1])
         strongest = max(strongest, rise)

@@ -1,4 +1,4 @@
-"""Parts of a device model: what pulses, writes, time and reads do to a conductance.
+"""Parts of a cell model: what pulses, writes, time and reads do to a conductance.
 
 Frozen parameter records with pure functions.  Conductances are in microsiemens, times in seconds.
 """
@@ -27,16 +27,16 @@ class Pulse(Protocol):
     """What one SET pulse does."""
 
     @property
-    def memory_start(self) -> float:
+    def history_start(self) -> float:
         """Memory after RESET."""
         ...
 
-    def step(self, g_uS: Tensor, memory: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """New conductance, not yet clamped, and new memory, of (n,) cells and N(0, 1) draws."""
+    def step(self, g_uS: Tensor, history: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """New conductance, not yet clamped, and new history, of (n,) cells and N(0, 1) draws."""
         ...
 
-    def mean_step_uS(self, g_uS: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean change and the new memory."""
+    def mean_step_uS(self, g_uS: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean change and the new history."""
         ...
 
 
@@ -77,40 +77,43 @@ class Noise(Protocol):
 class Accumulation:
     """Partial SET pulses whose effect falls with the conductance and with earlier pulses.
 
-    Per pulse P <- P exp(-1 / memory_pulses), with P = 1 after RESET, and a change drawn from
-    N(mean_slope G + mean_offset + mean_memory P, (sd_slope G + sd_offset + sd_memory P)^2).
+    Per pulse P <- P exp(-1 / history_pulses), with P = 1 after RESET, and a change drawn from
+    N(mean_slope G + mean_offset + mean_history P, (sd_slope G + sd_offset + sd_history P)^2).
     """
 
-    memory_pulses: float = 2.6
+    history_pulses: float = 2.6
     """Pulses over which the effect of RESET fades, 1."""
     mean_slope: float = -0.084
     """uS per uS."""
     mean_offset_uS: float = 0.880
-    mean_memory_uS: float = 1.40
+    mean_history_uS: float = 1.40
     sd_slope: float = 0.091
     """uS per uS."""
     sd_offset_uS: float = 0.260
-    sd_memory_uS: float = 2.15
-    memory_start: float = 1.0
+    sd_history_uS: float = 2.15
+    history_start: float = 1.0
     """P after RESET."""
     source: str = NANDAKUMAR_2018
 
-    def mean_step_uS(self, g_uS: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        memory = memory * math.exp(-1 / self.memory_pulses)
-        return self.mean_slope * g_uS + self.mean_offset_uS + self.mean_memory_uS * memory, memory
+    def mean_step_uS(self, g_uS: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        history = history * math.exp(-1 / self.history_pulses)
+        return (
+            self.mean_slope * g_uS + self.mean_offset_uS + self.mean_history_uS * history,
+            history,
+        )
 
-    def sigma_uS(self, g_uS: Tensor, memory: Tensor) -> Tensor:
-        """Spread of a pulse, of the conductance before it and the memory after it."""
-        return self.sd_slope * g_uS + self.sd_offset_uS + self.sd_memory_uS * memory
+    def sigma_uS(self, g_uS: Tensor, history: Tensor) -> Tensor:
+        """Spread of a pulse, of the conductance before it and the history after it."""
+        return self.sd_slope * g_uS + self.sd_offset_uS + self.sd_history_uS * history
 
-    def step(self, g_uS: Tensor, memory: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        change, memory = self.mean_step_uS(g_uS, memory)
-        return g_uS + change + self.sigma_uS(g_uS, memory) * noise, memory
+    def step(self, g_uS: Tensor, history: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        change, history = self.mean_step_uS(g_uS, history)
+        return g_uS + change + self.sigma_uS(g_uS, history) * noise, history
 
 
 @dataclass(frozen=True)
 class ExponentialSteps:
-    """Pulses whose mean step falls exponentially with the conductance; no memory.
+    """Pulses whose mean step falls exponentially with the conductance; no history.
 
     Mean step = step (1 + rise exp(-G / fall)); its spread is spread (step + floor + slope G).
     """
@@ -124,20 +127,20 @@ class ExponentialSteps:
     spread_floor_uS: float = 0.42
     spread_slope: float = 0.108
     """uS per uS."""
-    memory_start: float = 0.0
+    history_start: float = 0.0
     source: str = FRONTIERS_2020
 
-    def mean_step_uS(self, g_uS: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return self.step_uS * (1 + self.rise * torch.exp(-g_uS / self.fall_uS)), memory
+    def mean_step_uS(self, g_uS: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        return self.step_uS * (1 + self.rise * torch.exp(-g_uS / self.fall_uS)), history
 
-    def sigma_uS(self, g_uS: Tensor, memory: Tensor) -> Tensor:
+    def sigma_uS(self, g_uS: Tensor, history: Tensor) -> Tensor:
         """Spread of a pulse, of the conductance before it."""
-        change, _ = self.mean_step_uS(g_uS, memory)
+        change, _ = self.mean_step_uS(g_uS, history)
         return self.spread * (change.abs() + self.spread_floor_uS + self.spread_slope * g_uS)
 
-    def step(self, g_uS: Tensor, memory: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        change, _ = self.mean_step_uS(g_uS, memory)
-        return g_uS + change + self.sigma_uS(g_uS, memory) * noise, memory
+    def step(self, g_uS: Tensor, history: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        change, _ = self.mean_step_uS(g_uS, history)
+        return g_uS + change + self.sigma_uS(g_uS, history) * noise, history
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,13 @@ class EqualSteps:
     """Every pulse changes the conductance by the same amount, exactly."""
 
     step_uS: float
-    memory_start: float = 0.0
+    history_start: float = 0.0
 
-    def mean_step_uS(self, g_uS: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.full_like(g_uS, self.step_uS), memory
+    def mean_step_uS(self, g_uS: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full_like(g_uS, self.step_uS), history
 
-    def step(self, g_uS: Tensor, memory: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return g_uS + self.step_uS, memory
+    def step(self, g_uS: Tensor, history: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return g_uS + self.step_uS, history
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def counts(
             weights_fetched=seen.macs,
             accumulates=seen.events if seen.binary else 0.0,
             cell_reads=cells,
-            read_uS=cells * float(crossbar.device.read().mean()),
+            read_uS=cells * float(crossbar.cell_array.read().mean()),
             adc_conversions=seen.vectors * seen.columns * along,
             row_events=seen.active * across if seen.binary else 0.0,
             dac_conversions=0.0 if seen.binary else seen.active * across,

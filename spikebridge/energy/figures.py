@@ -1,8 +1,8 @@
 """Figures of 40 nm CMOS: memory macros, and the parts of a datapath.
 
 Memory: `MACROS`, a run of CACTI 7.0.3 at 40 nm and 300 K.  That is a model, not silicon, and the
-device decks of the ITRS that it computes with were forecasts: energies of the three span a factor
-of two, leakage one of fifteen thousand.  A table of three decks is a range, not a measurement.
+transistor decks of the ITRS that it computes with were forecasts: energies of the three span a
+factor of two, leakage one of fifteen thousand.  Three decks are a range, not a measurement.
 
 Logic: `LOGIC`, from the component tables of Aladdin ("normalised to a commercial 40g") and from
 Horowitz's talk (45 nm).  Aladdin names no width for its adder and multiplier; 32 bits are inferred

@@ -186,7 +186,7 @@ def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State |
     if state is None:
         return unit.initial_state(drive.shape[1], drive.dtype, drive.device)
     dtype = state_dtype(drive.dtype)
-    for name, value, width in (("y", state.y, n), ("s", state.s, unit.memory)):
+    for name, value, width in (("y", state.y, n), ("s", state.s, unit.state_size)):
         shape = (drive.shape[1], width)
         if value.shape != shape or value.dtype != dtype or value.device != drive.device:
             raise ValueError(

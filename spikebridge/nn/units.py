@@ -66,7 +66,7 @@ class State(NamedTuple):
     """
 
     y: Tensor  # (B, N) last output
-    s: Tensor  # (B, N) membrane state, or wider: (B, unit.memory)
+    s: Tensor  # (B, N) membrane state, or wider: (B, unit.state_size)
 
     def detach(self) -> State:
         """The same values, cut off from the graph: truncated backpropagation through time."""
@@ -326,7 +326,7 @@ class Unit(Fresh):
         return Params(self.decay.to(dtype), -threshold, threshold if self.rule.trained else None)
 
     @property
-    def memory(self) -> int:
+    def state_size(self) -> int:
         """Numbers per sample in a state's s: N, or more where there is more than a membrane."""
         return self.size
 
@@ -340,7 +340,7 @@ class Unit(Fresh):
         """Silence: all zero, for a drive of the given dtype."""
         device = self.threshold.device if device is None else device
         y = torch.zeros(batch, self.size, dtype=state_dtype(dtype), device=device)
-        return State(y, y.new_zeros(batch, self.memory))
+        return State(y, y.new_zeros(batch, self.state_size))
 
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         """One time step; see the function `step`."""
@@ -492,7 +492,7 @@ class AdaptiveUnit(Unit):
         self.rho, self.beta = rho, beta
 
     @property
-    def memory(self) -> int:
+    def state_size(self) -> int:
         return 2 * self.size
 
     def membrane(self, state: State) -> Tensor:

@@ -65,7 +65,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
             for section in (
                 *continual.sections(facts, comparison.directory, Drawer()),
                 study_tables.section(facts, Drawer()),
-                memory_section(rows, metric),
+                cells_section(rows, metric),
                 chip_section(rows, metric, facts.get("rtl")),
                 Section("Results and cost", "", (result_figures(rows, metric),)),
                 Section("Learning", "", (learning_figures(rows, metric),)),
@@ -121,7 +121,7 @@ def table_row(row: Compared, metric: Metric, best: bool) -> dict[str, Any]:
     }
 
 
-def memory_section(rows: list[Compared], metric: Metric) -> Section | None:
+def cells_section(rows: list[Compared], metric: Metric) -> Section | None:
     """What the units do in memory cells, where their runs have been programmed."""
     known = [
         (row, row.facts["memory"]) for row in rows if isinstance(row.facts.get("memory"), dict)
@@ -130,15 +130,15 @@ def memory_section(rows: list[Compared], metric: Metric) -> Section | None:
         return None
     first = known[0][1]
     lines = []
-    for row, memory in known:
-        moments = zip(memory["means"], memory["stds"], strict=True)
+    for row, on_cells in known:
+        moments = zip(on_cells["means"], on_cells["stds"], strict=True)
         lines.append(
             [
                 row.label,
-                count_text(memory["cells"]),
+                count_text(on_cells["cells"]),
                 metric_text(metric, row.facts.get("test_mean"), unit=False),
                 *(spread_text(metric, mean, std) for mean, std in moments),
-                *(si_text(memory["energy_pJ"][name] * 1e-12, "J") for name in ENERGIES),
+                *(si_text(on_cells["energy_pJ"][name] * 1e-12, "J") for name in ENERGIES),
             ]
         )
     times = [f"after {in_words(time_s)}" for time_s in first["times_s"]]

@@ -92,11 +92,11 @@ def _in_cells(content: dict[str, Any]) -> list[str]:
     metric, first = METRICS[content["metric"]], result[0][1]
     heads = ("", "cells", "in software", *map(in_words, first["times_s"]))
     rows = []
-    for row, memory in result:
-        pairs = zip(memory["means"], memory["stds"], strict=True)
+    for row, on_cells in result:
+        pairs = zip(on_cells["means"], on_cells["stds"], strict=True)
         software = metric_text(metric, row["test_mean"])
         spreads = (spread_text(metric, *pair) for pair in pairs)
-        rows.append([row["label"], f"{memory['cells']:,}", software, *spreads])
+        rows.append([row["label"], f"{on_cells['cells']:,}", software, *spreads])
     title = (
         f"### In {first['device']} phase-change cells, drift compensated, each network on "
         f"{plural(first['chips'], 'simulated chip')}"

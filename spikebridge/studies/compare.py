@@ -181,9 +181,9 @@ def _side_by_side(
 ) -> dict[str, str]:
     """Do the runs in `jobs` processes; the errors of those that failed, by name."""
     jobs = min(jobs, len(todo))
-    pool = make(jobs, _quiet)
+    executor = make(jobs, _quiet)
     followed = {
-        pool.submit(_work, to_dict(run.config), str(run.directory), overwrite): _Followed(
+        executor.submit(_work, to_dict(run.config), str(run.directory), overwrite): _Followed(
             run, progress(run.name)
         )
         for run in todo
@@ -198,12 +198,12 @@ def _side_by_side(
                 followed[future].end()
     except BaseException:
         # What the runs have reached lies on the disk; nothing is lost by ending them now.
-        stop(pool)
+        stop(executor)
         raise
     finally:
         for future in waiting:
             followed[future].end()
-    pool.shutdown()
+    executor.shutdown()
     errors = {one.run.name: _error_of(future) for future, one in followed.items()}
     return {name: text for name, text in errors.items() if text}
 

@@ -283,7 +283,7 @@ class _Watched:
 
     def at(self, time_s: float) -> None:
         """Note what the cells hold now."""
-        g = torch.cat([c.device.read().flatten() for c in self.chip.crossbars.values()])
+        g = torch.cat([c.cell_array.read().flatten() for c in self.chip.crossbars.values()])
         top = self.cell.g_max_uS
         counts = torch.histc(g, BINS, 0.0, top).int()
         self.histograms.append(Look(time_s, counts.numpy()))

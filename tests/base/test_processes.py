@@ -101,7 +101,7 @@ FAULTS = """
 import resource, sys, torch
 from spikebridge.base import processes
 if sys.argv[1] == "kept":
-    processes.keep_freed_memory()
+    processes.keep_freed_pages()
 
 def step():
     held = [torch.zeros(5_000_000).add(1.0) for _ in range(6)]

@@ -86,22 +86,22 @@ class Proxy:
         self._listener.close()
 
 
-def random_command(device: CellArray, rng: random.Random, draws: torch.Generator) -> Tensor | None:
+def random_command(remote: CellArray, rng: random.Random, draws: torch.Generator) -> Tensor | None:
     """One of the commands; the same ones from the same generators."""
     where = torch.rand(SHAPE, generator=draws) < 0.5
     match rng.choice(["pulse", "pulse", "program", "some", "reset", "read", "read", "wait"]):
         case "pulse":
-            device.pulse(torch.randint(3, SHAPE, generator=draws))
+            remote.pulse(torch.randint(3, SHAPE, generator=draws))
         case "program":
-            device.program(12 * torch.rand(SHAPE, generator=draws))
+            remote.program(12 * torch.rand(SHAPE, generator=draws))
         case "some":
-            device.program(12 * torch.rand(SHAPE, generator=draws), where)
+            remote.program(12 * torch.rand(SHAPE, generator=draws), where)
         case "reset":
-            device.reset(where)
+            remote.reset(where)
         case "wait":
-            device.wait(rng.uniform(0, 100))
+            remote.wait(rng.uniform(0, 100))
         case "read":
-            return device.read()
+            return remote.read()
     return None
 
 
@@ -122,41 +122,41 @@ def test_cutting_the_connection_100_times_loses_and_doubles_nothing(
     seeds = [(random.Random(1), torch.Generator().manual_seed(2)) for _ in range(2)]
     with Proxy(server.port, lambda: None) as proxy:
         proxy.plan = plan
-        with RemoteArray(proxy.address, timeout_s=20, retry_s=20) as device:
+        with RemoteArray(proxy.address, timeout_s=20, retry_s=20) as remote:
             done = 0
             while proxy.cuts < 100 or done < 100:
                 found, expected = (
                     random_command(which, *seed)
-                    for which, seed in zip((device, twin), seeds, strict=True)
+                    for which, seed in zip((remote, twin), seeds, strict=True)
                 )
                 assert (found is None) == (expected is None)
                 assert found is None or expected is None or torch.equal(found, expected)
                 done += 1
-            assert device.clock_s == twin.clock_s
+            assert remote.clock_s == twin.clock_s
     assert server.repeated > 10  # replies were lost, and came again
     assert_equal_state(array, twin)
 
 
-def test_a_remote_device_is_the_device(server: Server, array: SimulatedArray) -> None:
-    with connect(server, shape=SHAPE) as device:
-        assert isinstance(device, CellArray)
+def test_a_remote_array_is_the_array(server: Server, array: SimulatedArray) -> None:
+    with connect(server, shape=SHAPE) as remote:
+        assert isinstance(remote, CellArray)
         for name in ("shape", "name", "g_max_uS", "clock_s", "pulse_curve_uS"):
-            assert getattr(device, name) == getattr(array, name), name
-        device.wait(1e9)  # no deadline is too far away
-        assert device.clock_s == 1e9
+            assert getattr(remote, name) == getattr(array, name), name
+        remote.wait(1e9)  # no deadline is too far away
+        assert remote.clock_s == 1e9
         spread = torch.ones(4, 1, dtype=torch.bool).expand(SHAPE)
-        device.reset(spread)
-        device.program(torch.ones(6, 4, dtype=torch.float64).T, spread)
-        assert device.read().dtype == torch.float32
-        assert "accumulation" in repr(device)
+        remote.reset(spread)
+        remote.program(torch.ones(6, 4, dtype=torch.float64).T, spread)
+        assert remote.read().dtype == torch.float32
+        assert "accumulation" in repr(remote)
 
 
 def test_a_line_that_falls_silent_is_left(server: Server, array: SimulatedArray) -> None:
     with Proxy(server.port, lambda: None) as proxy:
         plans: list[Plan] = [("down", 130, "silent")]
         proxy.plan = lambda: plans.pop() if plans else None
-        with RemoteArray(proxy.address, timeout_s=0.5, retry_s=20) as device:
-            device.pulse(once())
+        with RemoteArray(proxy.address, timeout_s=0.5, retry_s=20) as remote:
+            remote.pulse(once())
         assert proxy.cuts == 1
     assert array.pulses.eq(1).all()
 
@@ -176,9 +176,9 @@ class Slow(SimulatedArray):
 
 def test_a_command_that_outlasts_its_timeout_is_waited_for() -> None:
     slow = Slow()
-    with serve(slow) as server, connect(server, timeout_s=0.2, retry_s=20) as device:
+    with serve(slow) as server, connect(server, timeout_s=0.2, retry_s=20) as remote:
         threading.Timer(0.7, slow.go_on.set).start()
-        device.pulse(once())
+        remote.pulse(once())
         assert server.repeated == 1
     assert slow.calls == 1
     assert slow.pulses.eq(1).all()
@@ -186,23 +186,23 @@ def test_a_command_that_outlasts_its_timeout_is_waited_for() -> None:
 
 def test_a_command_in_doubt_can_be_settled() -> None:
     slow = Slow()
-    with serve(slow) as server, connect(server, timeout_s=0.2, retry_s=0.0) as device:
+    with serve(slow) as server, connect(server, timeout_s=0.2, retry_s=0.0) as remote:
         with pytest.raises(RunError, match=r"`pulse` \(command 1\) may or may not have been carr"):
-            device.pulse(once())
+            remote.pulse(once())
         with pytest.raises(RunError, match=r"is still in doubt; call settle\(\)"):
-            device.read()
+            remote.read()
         slow.go_on.set()
-        assert device.settle() is None
-        assert device.settle() is None
-        device.pulse(once())
+        assert remote.settle() is None
+        assert remote.settle() is None
+        remote.pulse(once())
         assert slow.calls == 2
     assert slow.pulses.eq(2).all()
 
 
 def test_a_bench_that_stops_finishes_what_it_does() -> None:
     slow = Slow()
-    with serve(slow) as server, connect(server) as device:
-        user = threading.Thread(target=device.pulse, args=(once(),))
+    with serve(slow) as server, connect(server) as remote:
+        user = threading.Thread(target=remote.pulse, args=(once(),))
         user.start()
         while not slow.calls:
             time.sleep(0.01)
@@ -211,46 +211,46 @@ def test_a_bench_that_stops_finishes_what_it_does() -> None:
         assert slow.pulses.eq(1).all()
         user.join()
         with pytest.raises(RunError, match=r"`read` \(command 2\) was not carried out"):
-            device.read()
+            remote.read()
         with pytest.raises(RunError, match="check that a bench runs there"):
-            _ = device.clock_s
+            _ = remote.clock_s
     with pytest.raises(RunError, match=r"no answer within 0\.3 s of trying again"):
         connect(server)
 
 
 def test_a_bench_that_was_started_anew_knows_no_session(server: Server) -> None:
-    with connect(server, retry_s=5) as device:
-        device.pulse(once())
+    with connect(server, retry_s=5) as remote:
+        remote.pulse(once())
         server.stop()
         with serve(simulated(), port=server.port):
             with pytest.raises(RunError, match="does not know this session: it was started anew"):
-                device.pulse(once())
+                remote.pulse(once())
             with pytest.raises(RunError, match="does not know this session"):
-                device.read()  # the pulse was not carried out for certain: nothing is in doubt
+                remote.read()  # the pulse was not carried out for certain: nothing is in doubt
 
 
 def test_sessions_are_numbered_by_themselves_and_bounded(
     server: Server, array: SimulatedArray
 ) -> None:
     with contextlib.ExitStack() as stack:
-        devices = [stack.enter_context(connect(server)) for _ in range(SESSIONS)]
-        for device in (*devices, *devices):
-            device.pulse(once())
+        remotes = [stack.enter_context(connect(server)) for _ in range(SESSIONS)]
+        for remote in (*remotes, *remotes):
+            remote.pulse(once())
         stack.enter_context(connect(server))
         with pytest.raises(RunError, match=f"or {SESSIONS} others came since"):
-            devices[0].pulse(once())
-        devices[1].pulse(once())
+            remotes[0].pulse(once())
+        remotes[1].pulse(once())
     assert array.pulses.eq(2 * SESSIONS + 1).all()
 
 
 def test_users_take_turns(server: Server, array: SimulatedArray) -> None:
-    def use(device: RemoteArray) -> None:
+    def use(remote: RemoteArray) -> None:
         for _ in range(10):
-            device.pulse(once())
-            device.read()
+            remote.pulse(once())
+            remote.read()
 
     with connect(server) as one, connect(server) as two:
-        users = [threading.Thread(target=use, args=(device,)) for device in (one, one, two, two)]
+        users = [threading.Thread(target=use, args=(remote,)) for remote in (one, one, two, two)]
         for user in users:
             user.start()
         for user in users:

@@ -46,8 +46,8 @@ def test_version_and_shape_must_agree(server: Server, monkeypatch: pytest.Monkey
 
 def test_the_token_is_asked_for(array: SimulatedArray) -> None:
     with serve(array, token="correct-horse") as server:
-        with connect(server, token="correct-horse") as device:
-            device.pulse(once())
+        with connect(server, token="correct-horse") as remote:
+            remote.pulse(once())
         for token in ("", "wrong", "correct-hors", "correct-horse1"):
             with pytest.raises(UsageError, match="the token is missing or wrong; pass the token"):
                 connect(server, token=token)
@@ -112,8 +112,8 @@ def test_tls(array: SimulatedArray, pem: dict[str, Path]) -> None:
     guards = {"token": "t", "certificate": pem["certificate"]}
     with serve(array, host="0.0.0.0", key=pem["key"], **guards) as server:  # type: ignore[arg-type]
         for host in ("localhost", "127.0.0.1"):
-            with RemoteArray(f"{host}:{server.port}", **guards) as device:  # type: ignore[arg-type]
-                device.pulse(once())
+            with RemoteArray(f"{host}:{server.port}", **guards) as remote:  # type: ignore[arg-type]
+                remote.pulse(once())
         local = f"localhost:{server.port}"
         with pytest.raises(UsageError, match="certificate is not trusted"):
             RemoteArray(local, token="t", certificate=pem["other_certificate"])
@@ -150,14 +150,14 @@ def test_what_cannot_be_served_is_said(
         RemoteArray("localhost:1", timeout_s=0)
 
 
-def test_a_device_that_was_closed_says_so(server: Server) -> None:
-    with connect(server) as device:
-        device.pulse(once())
-    device.close()
+def test_an_array_that_was_closed_says_so(server: Server) -> None:
+    with connect(server) as remote:
+        remote.pulse(once())
+    remote.close()
     with pytest.raises(UsageError, match="this RemoteArray was closed"):
-        device.read()
+        remote.read()
     with pytest.raises(UsageError, match="this RemoteArray was closed"):
-        _ = device.clock_s
+        _ = remote.clock_s
 
 
 def test_without_grpc_the_error_says_what_to_install(
@@ -191,8 +191,8 @@ def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
     assert process.stdout is not None
     try:
         address = process.stdout.readline().strip()
-        with RemoteArray(address, token="from-a-file", shape=SHAPE) as device:
-            device.pulse(once())
+        with RemoteArray(address, token="from-a-file", shape=SHAPE) as remote:
+            remote.pulse(once())
         process.send_signal(signal.SIGINT)
         out, told = process.communicate(timeout=30)
     finally:
@@ -216,9 +216,9 @@ def make():
 """
 
 
-def cut_off(device: RemoteArray) -> None:
+def cut_off(remote: RemoteArray) -> None:
     with pytest.raises(RunError, match="may or may not have been carried out"):
-        device.reset()
+        remote.reset()
 
 
 def test_a_second_ctrl_c_ends_a_bench_that_is_at_work(tmp_path: Path) -> None:
@@ -241,10 +241,10 @@ def test_a_second_ctrl_c_ends_a_bench_that_is_at_work(tmp_path: Path) -> None:
         try:
             address = process.stdout.readline().strip()
             assert address, process.stderr.read()
-            with RemoteArray(address, timeout_s=20.0, retry_s=0.0) as device:
-                caller = threading.Thread(target=cut_off, args=(device,))
+            with RemoteArray(address, timeout_s=20.0, retry_s=0.0) as remote:
+                caller = threading.Thread(target=cut_off, args=(remote,))
                 caller.start()
-                while device._open is None:
+                while remote._open is None:
                     time.sleep(0.01)
                 time.sleep(0.3)
                 process.send_signal(signal.SIGINT)
@@ -278,7 +278,7 @@ def run_briefly(request: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[str, C
     found = []
 
     def interrupted(self: Server, timeout_s: float | None = None) -> None:
-        found.append(self._desk._device)
+        found.append(self._desk._array)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serving.Server, "wait", interrupted)
@@ -286,7 +286,7 @@ def run_briefly(request: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[str, C
     return found[0].name, found[0].shape
 
 
-def test_the_command_finds_devices_of_ones_own(
+def test_the_command_finds_arrays_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
@@ -363,10 +363,10 @@ def test_the_example_runs_in_40_lines(example: ModuleType) -> None:
 
 
 def test_errors_of_the_example_instrument_come_through(example: ModuleType) -> None:
-    with serve(example.connect()) as server, connect(server) as device:
+    with serve(example.connect()) as server, connect(server) as remote:
         with pytest.raises(RuntimeError, match=r"the instrument reports no contact \(-200\)"):
-            device.reset()
-        before = device.clock_s
-        device.wait(0.01)
-        assert device.clock_s >= before + 0.01
-        device.read()
+            remote.reset()
+        before = remote.clock_s
+        remote.wait(0.01)
+        assert remote.clock_s >= before + 0.01
+        remote.read()

@@ -63,7 +63,7 @@ def test_errors_are_kept_as_well(say: Any) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="target_uS holds NaN"):
             say("program", {"target_uS": torch.full(SHAPE, float("nan"))}, sequence=1)
-    with pytest.raises(ValueError, match="'melt' is no command of a device"):
+    with pytest.raises(ValueError, match="'melt' is no command of a bench"):
         say("melt", sequence=2)
     with pytest.raises(ValueError, match="where must be bool"):
         say("reset", {"where": once()}, sequence=3)
@@ -91,11 +91,11 @@ def test_a_message_too_large_is_refused(array: SimulatedArray) -> None:
         with pytest.raises(_Failure, match=r"too large .*raise max_message_MiB on both sides"):
             link.send(b"x" * 2**20)
         link.farewell(b"")
-        with connect(server) as device:
-            device._limit = 200
+        with connect(server) as remote:
+            remote._limit = 200
             with pytest.raises(UsageError, match=r"program: the message has 0\.00 MiB, more"):
-                device.program(torch.ones(SHAPE))
-            device.reset()  # its number was not used up
+                remote.program(torch.ones(SHAPE))
+            remote.reset()  # its number was not used up
         with pytest.raises(UsageError, match=r"max_message_MiB=0.05: a command to 24 cells"):
             connect(server, max_message_MiB=0.05)
     with pytest.raises(UsageError, match=r"a command to 160,000 cells, \(400, 400\), takes 1.28 M"):
@@ -107,25 +107,25 @@ def test_a_message_too_large_is_refused(array: SimulatedArray) -> None:
 
 def test_wrong_arguments_are_errors_at_once(server: Server, array: SimulatedArray) -> None:
     before = copy.deepcopy(array)
-    with connect(server) as device:
+    with connect(server) as remote:
         server.stop()  # nothing is sent
         nan = torch.ones(SHAPE)
         nan[1, 2] = float("nan")
         beyond = torch.full(SHAPE, 13.0)
         for target, text in ((nan, "NaN"), (torch.ones(4), "must be"), (beyond, r"in \[0, 12\]")):
             with pytest.raises(ValueError, match=text):
-                device.program(target)
+                remote.program(target)
         with pytest.raises(ValueError, match="at least 0, got -1"):
-            device.pulse(once(-1))
+            remote.pulse(once(-1))
         with pytest.raises(TypeError, match="counts are whole numbers"):
-            device.pulse(once().float())
+            remote.pulse(once().float())
         with pytest.raises(ValueError, match="where must be bool"):
-            device.reset(torch.ones(3, dtype=torch.bool))
+            remote.reset(torch.ones(3, dtype=torch.bool))
         for seconds in (-1.0, float("nan"), float("inf")):
             with pytest.raises(ValueError, match="time passes forward"):
-                device.wait(seconds)
+                remote.wait(seconds)
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
-            copy.deepcopy(device)
+            copy.deepcopy(remote)
     assert_equal_state(array, before)
 
 
@@ -140,7 +140,7 @@ def test_wrong_arguments_are_errors_at_once(server: Server, array: SimulatedArra
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_what_the_device_raises_comes_through(
+def test_what_the_array_raises_comes_through(
     server: Server,
     array: SimulatedArray,
     monkeypatch: pytest.MonkeyPatch,
@@ -151,34 +151,34 @@ def test_what_the_device_raises_comes_through(
     def fail() -> Tensor:
         raise raised
 
-    with connect(server) as device:
+    with connect(server) as remote:
         monkeypatch.setattr(array, "read", fail)
         with pytest.raises(kind, match=text) as caught:
-            device.read()
+            remote.read()
         assert type(caught.value) is kind
         monkeypatch.setattr(array, "read", lambda: torch.zeros(3))
         with pytest.raises(RuntimeError, match=r"read gave \(3,\) for cells \(4, 6\)"):
-            device.read()
-        device.pulse(once())
+            remote.read()
+        remote.pulse(once())
     assert array.pulses.eq(1).all()
 
 
 def test_pulses_that_a_model_does_not_know_are_a_value_error() -> None:
-    with serve(simulated(pcm.ITERATIVE)) as server, connect(server) as device:
-        assert device.pulse_curve_uS == ()
+    with serve(simulated(pcm.ITERATIVE)) as server, connect(server) as remote:
+        assert remote.pulse_curve_uS == ()
         with pytest.raises(ValueError, match="'iterative' knows no single pulses"):
-            device.pulse(once())
+            remote.pulse(once())
 
 
 def test_numbers_of_pulses_that_would_take_minutes_are_refused_at_once(
     server: Server, array: SimulatedArray
 ) -> None:
-    with connect(server) as device:
+    with connect(server) as remote:
         for most in (MOST_AT_ONCE + 1, 10**6, 2**62):
-            for target in (device, array):
+            for target in (remote, array):
                 with pytest.raises(ValueError, match="at most 2,000 for a cell"):
                     target.pulse(once(most))
-        device.pulse(once(MOST_AT_ONCE))
+        remote.pulse(once(MOST_AT_ONCE))
     assert array.pulses.eq(MOST_AT_ONCE).all()
     many = torch.full((1000, 1000), 1001)
     with pytest.raises(ValueError, match="at most 1,000,000,000 for all cells together, got 1,001"):
@@ -200,9 +200,9 @@ def test_callers_without_a_message_keep_nobody_from_the_cells(
             shown = (("authorization", "Bearer t"),)
             silent = [call.future(nothing(), metadata=shown) for _ in range(40)]
             time.sleep(0.3)
-            with connect(server, token="t", timeout_s=5.0, retry_s=0.0) as device:
-                device.pulse(once())
-                assert device.read().shape == SHAPE
+            with connect(server, token="t", timeout_s=5.0, retry_s=0.0) as remote:
+                remote.pulse(once())
+                assert remote.read().shape == SHAPE
             done.set()
             for each in silent:
                 with pytest.raises(grpc.RpcError, match="one message, this one none"):
@@ -219,12 +219,12 @@ def test_callers_without_a_message_keep_nobody_from_the_cells(
 
 
 def test_commands_and_replies_that_lack_a_part_are_clear_errors(server: Server) -> None:
-    with connect(server) as device:
+    with connect(server) as remote:
         for call, part in (("program", "target_uS"), ("pulse", "counts"), ("wait", "seconds_s")):
             with pytest.raises(ValueError, match=f"the command lacks {part}"):
-                device._do(call, {})
+                remote._do(call, {})
         with pytest.raises(ValueError, match="seconds_s=soon"):
-            device._do("wait", {}, seconds_s="soon")
+            remote._do("wait", {}, seconds_s="soon")
     for error in ("ValueError", "NoSuch", 7, ["x"]):
         with pytest.raises((ValueError, RuntimeError), match=r"reports an error, .* and no reason"):
             protocol.opened(protocol.pack({"error": error}))
@@ -235,9 +235,9 @@ def test_commands_and_replies_that_lack_a_part_are_clear_errors(server: Server) 
 def test_a_reply_of_something_else_is_a_run_error(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with connect(server) as device:
+    with connect(server) as remote:
         monkeypatch.setattr(_Link, "send", lambda *_: protocol.pack({}))
-        for ask in (device.read, lambda: device.clock_s):
+        for ask in (remote.read, lambda: remote.clock_s):
             with pytest.raises(
                 RunError, match=r"the reply lacks .*; check that a bench of the same"
             ):

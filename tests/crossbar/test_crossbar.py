@@ -34,12 +34,12 @@ from spikebridge.nn.units import make_unit
 from spikebridge.settings.crossbar import CrossbarConfig
 from spikebridge.settings.model import ModelConfig
 
-# --- an ideal device is no device ---
+# --- an ideal cell is no cell ---
 
 
 @pytest.mark.parametrize("more", [{}, {"pairs": 3, "tile": 5}, {"w_max": 40.0}], ids=str)
 @NETWORKS
-def test_an_ideal_device_gives_the_software_result(name: str, more: dict[str, Any]) -> None:
+def test_an_ideal_cell_gives_the_software_result(name: str, more: dict[str, Any]) -> None:
     network, x = network_of(name), input_of(name)
     before = copy.deepcopy(network.state_dict())
     chip, _ = on_chip(network, IDEAL, **more)
@@ -192,8 +192,8 @@ def test_pruned_weights_stay_away_on_the_cells_and_in_training() -> None:
     assert optimizer.pulses > 0
     for name, mask in masks.items():
         owner, _, field = name.rpartition(".")
-        device: Any = chip.crossbars[name].device
-        assert not device.pulses.sum(0)[0][mask == 0].any()
+        array: Any = chip.crossbars[name].cell_array
+        assert not array.pulses.sum(0)[0][mask == 0].any()
         assert not getattr(chip.network.get_submodule(owner), field)[mask == 0].any()
     plain = from_crossbar(chip)
     assert plain.state_dict().keys() == layer.state_dict().keys()
@@ -224,7 +224,7 @@ def test_a_layer_called_twice_has_converters_at_both_places() -> None:
     assert type(plain[0]) is nn.Linear
 
 
-def unknown_device(shape: tuple[int, ...]) -> Any:
+def unknown_array(shape: tuple[int, ...]) -> Any:
     if shape[2] == 2:  # the second matrix
         raise OSError("the instrument is gone")
     return SimulatedArray(shape, IDEAL)
@@ -240,7 +240,7 @@ HALF: dict[str, tuple[Any, Any, Any]] = {
     "NaN or infinite": (nan_in_the_second, IDEAL, ValueError),
     "instrument is gone": (
         lambda: nn.Sequential(pruned(nn.Linear(4, 3)), nn.Linear(3, 2)),
-        unknown_device,
+        unknown_array,
         OSError,
     ),
     "1.weight has no shape yet; call the network": (
@@ -266,12 +266,12 @@ HALF: dict[str, tuple[Any, Any, Any]] = {
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("message", HALF)
 def test_a_refusal_changes_nothing(message: str, in_place: bool) -> None:
-    make, device, kind = HALF[message]
+    make, cells, kind = HALF[message]
     network = make()
     before, classes = dict(network.state_dict()), [type(m) for m in network.modules()]
     parameters = list(network.parameters())
     with pytest.raises(kind, match=message):
-        to_crossbar(network, device, in_place=in_place)
+        to_crossbar(network, cells, in_place=in_place)
     after = network.state_dict()
     assert after.keys() == before.keys()
     assert [type(m) for m in network.modules()] == classes

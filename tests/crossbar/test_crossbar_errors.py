@@ -70,7 +70,7 @@ def test_the_largest_weight_of_a_tile_takes_the_whole_range(
     chip, crossbar = on_chip(network, IDEAL, tile=tile, pairs=pairs)
     assert crossbar.tiles == tuple(math.ceil(side / tile) for side in sides)
     assert chip.cells == 2 * pairs * weight.numel()
-    g = crossbar.device.read()
+    g = crossbar.cell_array.read()
     for a, b in product(range(0, sides[0], tile), range(0, sides[1], tile)):
         part = (slice(a, a + tile), slice(b, b + tile))
         np.testing.assert_allclose(crossbar.w_max[part], float(weight[part].abs().max()), rtol=1e-6)
@@ -98,11 +98,11 @@ def test_a_matrix_of_zeros_has_a_finite_error() -> None:
     assert all(map(math.isfinite, errors))
 
 
-# --- errors of devices ---
+# --- errors of cells ---
 
 
 def published_error(weight: np.ndarray) -> float:
-    """Read-back error by the published equations of the device, at 20 s on its clock of drift."""
+    """Read-back error by the published equations of the cells, at 20 s on its clock of drift."""
     random, top = np.random.default_rng(5), 25.0
     target = np.stack([weight.clip(0), (-weight).clip(0)]) / np.abs(weight).max()
     sigma = 0.26348 + 1.9650 * target - 1.1731 * target**2
@@ -118,7 +118,7 @@ def test_read_back_errors() -> None:
     network = drawn(200, 200)
     weight = network[0].weight.detach().double()
     chips = [on_chip(network, ITERATIVE, pairs=pairs)[0] for pairs in (1, 2, 4, 9)]
-    (g,), (h,) = copy.deepcopy(chips[0]).crossbars["0.weight"].device.read().double()
+    (g,), (h,) = copy.deepcopy(chips[0]).crossbars["0.weight"].cell_array.read().double()
     gap = (g - h) / 25 * weight.abs().max() - weight
     by_hand = float(gap.square().mean().sqrt() / weight.square().mean().sqrt())
     errors = [chip.errors()["0.weight"] for chip in chips]
@@ -148,16 +148,16 @@ def test_a_copy_of_a_chip_reads_the_same_and_is_its_own(more: dict[str, Any]) ->
         assert chip.errors() == twin.errors()
     twin.wait(50.0)
     twin.program({key: torch.zeros_like(value) for key, value in twin.aimed.items()})
-    assert {c.device.clock_s for c in chip.crossbars.values()} == {100.0}
+    assert {c.cell_array.clock_s for c in chip.crossbars.values()} == {100.0}
     assert all(float(value.abs().max()) > 0 for value in chip.aimed.values())
 
 
 @pytest.mark.parametrize(("dead", "stuck"), [(0.1, 0.0), (0.0, 0.2), (0.1, 0.2)])
 def test_faults_appear(dead: float, stuck: float) -> None:
     chip, crossbar = on_chip(drawn(100, 100), IDEAL, dead=dead, stuck=stuck)
-    before = crossbar.device.read()[0, 0]
+    before = crossbar.cell_array.read()[0, 0]
     crossbar.program(torch.ones(100, 100))
-    after = crossbar.device.read()[0, 0]
+    after = crossbar.cell_array.read()[0, 0]
     fixed, lowest = after < 25, (before == 0) & (after == 0)
     assert torch.equal(after[fixed], before[fixed])
     shares = [float(where.float().mean()) for where in (fixed, lowest)]
@@ -179,7 +179,7 @@ def test_compensation_of_a_matrix_of_zeros_leaves_it_alive(cell: Cell) -> None:
 
 def test_compensation_of_what_nothing_is_left_of_is_no_factor() -> None:
     _, crossbar = on_chip(linear([[1.0, -0.5]]), IDEAL)
-    crossbar.device.reset()
+    crossbar.cell_array.reset()
     assert crossbar.compensate() == 1.0
 
 

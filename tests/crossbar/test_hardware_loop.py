@@ -30,7 +30,7 @@ BIG_STEPS = ideal(pulse_uS=1.0, g_max_uS=1000.0)
 
 
 def watched(shape: tuple[int, ...]) -> Any:
-    """A device that writes down what is asked of it."""
+    """An array that writes down what is asked of it."""
     array = SimulatedArray(shape, BIG_STEPS)
     return Mock(wraps=array, shape=shape, g_max_uS=1000.0, pulse_curve_uS=(0.0, 1.0))
 
@@ -45,9 +45,9 @@ def in_memory(chip: CrossbarNetwork, **more: Any) -> InMemory:
 
 
 def pushed(pairs: int, **more: Any) -> tuple[InMemory, Any]:
-    """Plain descent on a 2 x 2 matrix, and its device."""
+    """Plain descent on a 2 x 2 matrix, and its cells."""
     chip = to_crossbar(nn.Linear(2, 2), BIG_STEPS, CrossbarConfig(pairs=pairs, w_max=10.0))
-    return in_memory(chip, **more), chip.crossbars["weight"].device
+    return in_memory(chip, **more), chip.crossbars["weight"].cell_array
 
 
 def push(optimizer: InMemory, change: list[float]) -> None:
@@ -66,7 +66,7 @@ OPTIMISERS = {
 
 @pytest.mark.parametrize("pairs", [1, 2])
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_on_an_ideal_device_it_is_the_optimiser_up_to_pulses(name: str, pairs: int) -> None:
+def test_on_an_ideal_cell_it_is_the_optimiser_up_to_pulses(name: str, pairs: int) -> None:
     x = torch.randn(50, 5)
     for epsilon in (2**-7, 2**-11):
         cell = ideal(pulse_uS=12.5 * pairs * epsilon)
@@ -93,43 +93,43 @@ def test_on_an_ideal_device_it_is_the_optimiser_up_to_pulses(name: str, pairs: i
     pairs=st.integers(1, 3),
 )
 def test_no_update_is_lost(changes: list[list[float]], epsilon: float, pairs: int) -> None:
-    optimizer, device = pushed(pairs, epsilon=epsilon, step_s=2.0)
+    optimizer, array = pushed(pairs, epsilon=epsilon, step_s=2.0)
     for number, change in enumerate(changes, start=1):
         push(optimizer, change)
         chi = optimizer.optimizer.state[optimizer.originals["weight"]]["chi"]
         assert float(chi.abs().max()) <= epsilon * (1 + 1e-5)
-        net = (device.pulses[0] - device.pulses[1]).sum(0)
+        net = (array.pulses[0] - array.pulses[1]).sum(0)
         wanted = torch.tensor(changes[:number]).sum(0).view(2, 2)
         torch.testing.assert_close(net * epsilon + chi, wanted, rtol=0, atol=1e-4)
-        both = device.pulses.sum(0)
+        both = array.pulses.sum(0)
         assert int((both.amax(0) - both.amin(0)).max()) <= 1  # pairs take turns
-        assert device.clock_s == 2.0 * number
-    assert (optimizer.pulses, optimizer.updates) == (int(device.pulses.sum()), len(changes))
+        assert array.clock_s == 2.0 * number
+    assert (optimizer.pulses, optimizer.updates) == (int(array.pulses.sum()), len(changes))
 
 
 def test_which_cells_get_how_many_pulses() -> None:
-    optimizer, device = pushed(2, epsilon=1.0)
+    optimizer, array = pushed(2, epsilon=1.0)
     push(optimizer, [2.7, -2.7, -0.9, 5.2])
-    assert device.pulses[0].tolist() == [[[1, 0], [0, 3]], [[1, 0], [0, 2]]]
-    assert device.pulses[1].tolist() == [[[0, 1], [0, 0]], [[0, 1], [0, 0]]]
+    assert array.pulses[0].tolist() == [[[1, 0], [0, 3]], [[1, 0], [0, 2]]]
+    assert array.pulses[1].tolist() == [[[0, 1], [0, 0]], [[0, 1], [0, 0]]]
     push(optimizer, [0.2, 0.8, -0.2, -1.5])
-    assert device.pulses[0].sum(0).tolist() == [[2, 0], [0, 5]]
-    assert device.pulses[1].tolist() == [[[0, 1], [1, 0]], [[0, 1], [0, 1]]]
+    assert array.pulses[0].sum(0).tolist() == [[2, 0], [0, 5]]
+    assert array.pulses[1].tolist() == [[[0, 1], [1, 0]], [[0, 1], [0, 1]]]
 
 
 def test_nothing_is_read_to_verify_a_pulse() -> None:
     chip = to_crossbar(perceptron(), watched, CrossbarConfig(w_max=10.0))
-    devices: list[Any] = [crossbar.device for crossbar in chip.crossbars.values()]
-    assert isinstance(devices[0], CellArray)
+    arrays: list[Any] = [crossbar.cell_array for crossbar in chip.crossbars.values()]
+    assert isinstance(arrays[0], CellArray)
     network: Any = chip.network
     optimizer = in_memory(chip, epsilon=0.5, refresh_every=3)
     for number in range(1, 7):
         optimizer.zero_grad()
         network[:2](torch.ones(1, 5)).sum().backward()  # the last matrix has no gradient
-        for device in devices:
-            device.reset_mock()
+        for array in arrays:
+            array.reset_mock()
         optimizer.step()
-        first, last = ([call[0] for call in device.method_calls] for device in devices)
+        first, last = ([call[0] for call in array.method_calls] for array in arrays)
         assert first[:2] == ["pulse", "wait"]
         assert ("read" in first) == ("read" in last) == (number % 3 == 0)
         assert "pulse" not in last
@@ -148,9 +148,9 @@ def test_worn_pairs_are_written_anew() -> None:
     worn[1, 2] = worn[3, 0] = 86  # of 25 uS, above 3/4 on one side and 1/4 on the other
     crossbar.pulse(worn)
     crossbar.pulse(-worn // 2)
-    before, weights, fresh = crossbar.device.read(), crossbar.weights(), worn > 0
+    before, weights, fresh = crossbar.cell_array.read(), crossbar.weights(), worn > 0
     assert crossbar.refresh() == 4
-    after = crossbar.device.read()
+    after = crossbar.cell_array.read()
     torch.testing.assert_close(crossbar.weights(), weights)
     assert not after.amin(0)[:, fresh].any()
     assert torch.equal(after[..., ~fresh], before[..., ~fresh])
@@ -194,8 +194,8 @@ SCHEDULERS: dict[str, Any] = {
 
 
 def cells_of(chip: CrossbarNetwork) -> list[Tensor]:
-    devices: list[Any] = [crossbar.device for crossbar in chip.crossbars.values()]
-    return [device.conductance() for device in devices]
+    arrays: list[Any] = [crossbar.cell_array for crossbar in chip.crossbars.values()]
+    return [array.conductance() for array in arrays]
 
 
 class Loop:
@@ -303,7 +303,7 @@ def test_a_scaler_leaves_out_what_overflows() -> None:
         scaler.update()
     assert loop.optimizer.updates == 2
     assert scaler.get_scale() == 2.0**9
-    clock: Any = next(iter(loop.chip.crossbars.values())).device
+    clock: Any = next(iter(loop.chip.crossbars.values())).cell_array
     assert clock.clock_s == 2.0
 
 

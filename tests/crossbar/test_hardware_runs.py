@@ -163,7 +163,7 @@ def test_a_run_starts_from_the_weights_of_another(
     assert not (tmp_path / "wrong").exists()
 
 
-def test_on_an_ideal_device_it_stays_as_in_software(run: Path) -> None:
+def test_on_an_ideal_cell_it_stays_as_in_software(run: Path) -> None:
     told: list[tuple[int, float, float]] = []
     found = to_plain(deploy(run, ON_PAPER, lambda *test: told.append(test)))
     assert found == json.loads((run / rundir.MEMORY).read_text())
@@ -199,21 +199,21 @@ def test_plans_that_cannot_be() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "device"),
+    ("flags", "cells"),
     [("--cell-table TABLE", "mine"), ("", "iterative"), ("--cells ideal", "ideal")],
 )
-def test_the_command_takes_a_device_or_a_table_of_one(
-    run: Path, tmp_path: Path, flags: str, device: str, capsys: pytest.CaptureFixture[str]
+def test_the_command_takes_a_cell_model_or_a_table(
+    run: Path, tmp_path: Path, flags: str, cells: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "mine.csv"
     table.write_text("g_uS,write_sd_uS,drift_nu\n0.1,0.2,0.05\n20,0.3,0.04\n")
     words = f"program {run} {flags} --chips 1 --times 20 --no-report --json"
     assert cli.main(words.replace("TABLE", str(table)).split()) == 0
     content = json.loads(capsys.readouterr().out)[str(run)]
-    assert content["device"]["name"].startswith(device)
+    assert content["device"]["name"].startswith(cells)
     memory = content["memory"]
     assert (memory["cells"], memory["cell_table"]) == (
-        ("", str(table)) if device == "mine" else (device, "")
+        ("", str(table)) if cells == "mine" else (cells, "")
     )
 
 

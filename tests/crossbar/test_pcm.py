@@ -286,8 +286,9 @@ def test_what_is_not_chosen_is_left_alone(case: Case, share: float) -> None:
         before = save(array.state_dict())
         command()
         assert share or save(array.state_dict()) == before, "something was drawn"
-        for name in ("g_uS", "written_s", "nu", "memory", "pulses", "writes"):
-            assert torch.equal(getattr(array, name)[~where], load(before)[name][~where]), name
+        for name in ("g_uS", "written_s", "nu", "history", "pulses", "writes"):
+            kept = load(before)["memory" if name == "history" else name]  # its name in files
+            assert torch.equal(getattr(array, name)[~where], kept[~where]), name
 
 
 @cases("pulse")
@@ -381,7 +382,7 @@ BAD: list[tuple[Callable[[SimulatedArray], object], str]] = [
         lambda a: SimulatedArray((2,), ITERATIVE, seed=-1),
         r"seed=-1: a seed is a whole number in \[0, 2\*\*63\)",
     ),
-    (lambda a: ideal(1), r"levels=1: a device holds at least 2 values, or any \(0\)"),
+    (lambda a: ideal(1), r"levels=1: a cell holds at least 2 values, or any \(0\)"),
     (lambda a: from_table({"read_sd_uS": [1.0, 2]}), r"two points or more.*got \(\)"),
     (lambda a: from_table({"g_uS": [0, 1], "drift_nu": [1]}), "1 points, g_uS 2; give as many"),
     (lambda a: read_table("missing.csv"), "missing.csv: expected .*; found No such file"),
@@ -408,7 +409,7 @@ BAD: list[tuple[Callable[[SimulatedArray], object], str]] = [
 
 @given(st.data())
 @settings(max_examples=100, deadline=None)
-def test_a_device_from_any_table_that_is_taken_stays_finite(data: st.DataObject) -> None:
+def test_a_cell_from_any_table_that_is_taken_stays_finite(data: st.DataObject) -> None:
     wide = st.floats(width=64, allow_nan=False, allow_infinity=False)
     number = st.one_of(st.sampled_from([0.0, 1e-40, 1e-9, 1.0, 1e9, 1e30, 1e39, 1e300]), wide)
     names = ["g_uS", *data.draw(st.sets(st.sampled_from([*COLUMNS][1:])))]

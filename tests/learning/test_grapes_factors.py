@@ -359,8 +359,8 @@ def test_what_a_crossbar_held_counts_and_nothing_is_read_again() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with grapes.attach(model) as handle:
         reads: list[Tensor] = []
-        read = crossbar.device.read
-        crossbar.device.read = lambda: reads.append(read()) or reads[-1]  # type: ignore[assignment]
+        read = crossbar.cell_array.read
+        crossbar.cell_array.read = lambda: reads.append(read()) or reads[-1]  # type: ignore[assignment]
         model(x).square().sum().backward()
         held = crossbar.held
         optimizer.step()

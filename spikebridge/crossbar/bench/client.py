@@ -1,4 +1,4 @@
-"""A chip on another machine: a `CellArray` whose commands travel to a bench (`memory.bench`).
+"""Cells on another machine: a `CellArray` whose commands travel to a bench (`bench.server`).
 
 A connection that is cut is made anew and the command sent again under its old number, so that the
 bench carries it out exactly once.
@@ -39,9 +39,9 @@ UNSENT = ("failed to connect to all addresses", "dns resolution failed")
 
 
 class RemoteArray:
-    """The device of a bench, as if it were here.
+    """The array of a bench, as if it were here.
 
-    Wrong arguments are refused at once; what the device raises is raised here, as ValueError,
+    Wrong arguments are refused at once; what the array raises is raised here, as ValueError,
     TypeError, UsageError, RunError or, all else, RuntimeError.  Threads may share it: their
     commands follow one another.
 
@@ -86,7 +86,7 @@ class RemoteArray:
             protocol.check_limit(self._limit / 2**20, self.shape)
             if shape is not None and tuple(shape) != self.shape:
                 raise UsageError(
-                    f"{address}: the device {self.name!r} has the shape {self.shape}, expected "
+                    f"{address}: the array {self.name!r} has the shape {self.shape}, expected "
                     f"{tuple(shape)}; serve one of that shape"
                 )
         except BaseException:
@@ -95,7 +95,7 @@ class RemoteArray:
 
     @property
     def clock_s(self) -> float:
-        """Time on the device, in seconds."""
+        """Time on its clock, in seconds."""
         with self._lock:
             return self._said(self._ask("clock"), "clock_s")
 
@@ -105,7 +105,7 @@ class RemoteArray:
         return self._curve_uS
 
     def program(self, target_uS: Tensor, where: Tensor | None = None) -> None:
-        """Write conductances in the device's best way."""
+        """Write conductances in the array's best way."""
         self._do("program", {"target_uS": checked_targets(target_uS, self), **self._chosen(where)})
 
     def pulse(self, counts: Tensor) -> None:

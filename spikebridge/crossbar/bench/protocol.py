@@ -4,7 +4,7 @@ One gRPC method takes one message and gives one back:
 
     request   {"call": .., "session": .., "sequence": n, ..}   tensors target_uS, where, counts
     reply     {..}                                             tensor g_uS
-              {"error": kind, "message": text}                 what the device has raised
+              {"error": kind, "message": text}                 what the array has raised
 
 Whole numbers and times travel in the header, where JSON keeps every digit of them.
 """
@@ -29,7 +29,7 @@ PATH = "/spikebridge.Bench/Call"  # the service and its only method
 MAX_MESSAGE_MiB = 64.0
 # A message beside its numbers: headers, names, a pulse curve.
 ENVELOPE = 1 << 16
-# What a device may raise, the more special first; all else arrives as a RuntimeError.
+# What an array may raise, the more special first; all else arrives as a RuntimeError.
 KINDS: tuple[type[Exception], ...] = (UsageError, RunError, TypeError, ValueError)
 
 
@@ -39,7 +39,7 @@ def load_grpc() -> Any:
         import grpc
     except ModuleNotFoundError as error:
         raise UsageError(
-            "a chip on another machine needs grpcio; pip install 'spikebridge[remote]'"
+            "cells on another machine need grpcio; pip install 'spikebridge[remote]'"
         ) from error
     return grpc
 
@@ -64,7 +64,7 @@ def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def pack_error(error: Exception) -> bytes:
-    """A reply that says what the device has raised."""
+    """A reply that says what the array has raised."""
     for kind in KINDS:
         if isinstance(error, kind):
             return pack({"error": kind.__name__, "message": str(error)})
@@ -73,7 +73,7 @@ def pack_error(error: Exception) -> bytes:
 
 
 def opened(reply: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a reply.  Raises what the device has raised."""
+    """Header and tensors of a reply.  Raises what the array has raised."""
     header, tensors = unpack(reply)
     if "error" in header:
         kinds = {kind.__name__: kind for kind in KINDS}
@@ -84,13 +84,13 @@ def opened(reply: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def checked_where(where: Tensor | None, device: CellArray) -> Tensor | None:
-    """A choice of cells, bool of the device's shape.  Raises ValueError."""
+def checked_where(where: Tensor | None, array: CellArray) -> Tensor | None:
+    """A choice of cells, bool of the array's shape.  Raises ValueError."""
     if where is None:
         return None
-    if tuple(where.shape) != tuple(device.shape) or where.dtype != torch.bool:
+    if tuple(where.shape) != tuple(array.shape) or where.dtype != torch.bool:
         raise ValueError(
-            f"where must be bool {tuple(device.shape)}, got {where.dtype} {tuple(where.shape)}"
+            f"where must be bool {tuple(array.shape)}, got {where.dtype} {tuple(where.shape)}"
         )
     return where.detach().cpu()
 
@@ -143,6 +143,6 @@ def check_limit(max_message_MiB: float, shape: tuple[int, ...] = ()) -> int:
         raise UsageError(
             f"max_message_MiB={max_message_MiB:.4g}: a command to {math.prod(shape):,} cells, "
             f"{tuple(shape)}, takes {needed / 2**20:.2f} MiB; raise the limit on both sides, or "
-            "divide the cells among several devices"
+            "divide the cells among several arrays"
         )
     return limit

@@ -6,7 +6,7 @@ refuses all others.  So a user whose connection was cut may send a command again
 whether it had arrived.  Reads are numbered as well: a read moves the noise on, and a reply that was
 lost must come a second time with the same values.
 
-Several sessions may use one device; they take turns command by command, each with its own numbers.
+Several sessions may use one array; they take turns command by command, each with its own numbers.
 The bench remembers `SESSIONS` of them, each with its last reply, and forgets the one that has been
 quiet for longest when another comes; commands of a forgotten one are refused.  Numbers live in
 memory: a bench that was started anew knows no session.
@@ -49,7 +49,7 @@ MEMBERS = (
 
 
 def serve(
-    device: CellArray,
+    array: CellArray,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -58,12 +58,12 @@ def serve(
     key: str | Path | None = None,
     max_message_MiB: float = MAX_MESSAGE_MiB,
 ) -> Server:
-    """Serve a device until the server is stopped; returns once it listens.
+    """Serve an array of cells until the server is stopped; returns once it listens.
 
-    The device is given checked tensors only, and one command at a time, each from some thread.
+    The array is given checked tensors only, and one command at a time, each from some thread.
 
     Args:
-        device: what is served; what it raises is raised again where the command came from.
+        array: what is served; what it raises is raised again where the command came from.
         host, port: where to listen; port 0 takes a free one.
         token: that users have to show; needed beyond the loopback interface, and so is TLS.
         certificate, key: PEM files for TLS, both or none.
@@ -76,11 +76,11 @@ def serve(
     if not 0 <= port <= 65535:  # gRPC would take the remainder
         raise UsageError(f"port={port}: a port lies in 0 to 65535; 0 finds one that is free")
     _check_exposure(host, token, certificate, key)
-    missing = [name for name in MEMBERS if not hasattr(device, name)]
+    missing = [name for name in MEMBERS if not hasattr(array, name)]
     if missing:
-        raise UsageError(f"{type(device).__name__} is no CellArray; it lacks {listed(missing)}")
-    limit = protocol.check_limit(max_message_MiB, tuple(device.shape))
-    desk = _Desk(device, limit)
+        raise UsageError(f"{type(array).__name__} is no CellArray; it lacks {listed(missing)}")
+    limit = protocol.check_limit(max_message_MiB, tuple(array.shape))
+    desk = _Desk(array, limit)
     workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="bench")
     server = grpc.server(workers, options=_options(limit))
     server.add_generic_rpc_handlers((_Door(grpc, token, desk),))
@@ -109,7 +109,7 @@ class Server:
         self._server.wait_for_termination(timeout_s)
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Take no more commands and return once the device is at rest.
+        """Take no more commands and return once the array is at rest.
 
         A command under way is finished; its user has the reply if that takes at most grace_s
         seconds.
@@ -231,19 +231,19 @@ class _Session:
 
 
 class _Desk:
-    """Keeps the sessions and hands their commands to the device in turn."""
+    """Keeps the sessions and hands their commands to the array in turn."""
 
-    def __init__(self, device: CellArray, limit: int) -> None:
-        self._device = device
+    def __init__(self, array: CellArray, limit: int) -> None:
+        self._array = array
         self._turns, self._table = threading.Lock(), threading.Lock()
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self.repeated = 0
         self._facts = {
             "version": protocol.VERSION,
-            "shape": [int(side) for side in device.shape],
-            "name": str(device.name),
-            "g_max_uS": float(device.g_max_uS),
-            "pulse_curve_uS": [float(g) for g in device.pulse_curve_uS],
+            "shape": [int(side) for side in array.shape],
+            "name": str(array.name),
+            "g_max_uS": float(array.g_max_uS),
+            "pulse_curve_uS": [float(g) for g in array.pulse_curve_uS],
             "limit": limit,
         }
 
@@ -277,7 +277,7 @@ class _Desk:
             return self._once(message, header, tensors, session)
 
     def _hello(self, version: Any, session: str) -> bytes:
-        """Facts of the device; the session is known from now on."""
+        """Facts of the array; the session is known from now on."""
         own = self._facts["version"]
         if version != own:
             raise _Refusal(
@@ -294,7 +294,7 @@ class _Desk:
 
     @contextmanager
     def _turn(self, context: Any) -> Iterator[None]:
-        """The device, for one command; given up where nobody waits for the answer any more."""
+        """The array, for one command; given up where nobody waits for the answer any more."""
         while not self._turns.acquire(timeout=0.1):
             if not context.is_active():
                 raise _Refusal("CANCELLED", "the caller has gone")
@@ -334,35 +334,35 @@ class _Desk:
         return reply
 
     def _carry_out(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-        """The device's reply; what it raises is a reply as well."""
+        """The array's reply; what it raises is a reply as well."""
         try:
             return self._command(header, tensors)
         except Exception as error:
             if not isinstance(error, protocol.KINDS):
-                text = "the device has failed in a %r"
+                text = "the cells have failed in a %r"
                 logging.getLogger(__name__).warning(text, header.get("call"), exc_info=True)
             return protocol.pack_error(error)
 
     def _command(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-        device, call = self._device, header.get("call")
-        where = protocol.checked_where(tensors.get("where"), device)
+        array, call = self._array, header.get("call")
+        where = protocol.checked_where(tensors.get("where"), array)
         if call == "program":
-            device.program(checked_targets(_part(tensors, "target_uS"), device), where)
+            array.program(checked_targets(_part(tensors, "target_uS"), array), where)
         elif call == "pulse":
-            device.pulse(checked_counts(_part(tensors, "counts"), device))
+            array.pulse(checked_counts(_part(tensors, "counts"), array))
         elif call == "reset":
-            device.reset(where)
+            array.reset(where)
         elif call == "wait":
-            device.wait(protocol.checked_seconds(_part(header, "seconds_s")))
+            array.wait(protocol.checked_seconds(_part(header, "seconds_s")))
         elif call == "clock":
-            return protocol.pack({"clock_s": float(device.clock_s)})
+            return protocol.pack({"clock_s": float(array.clock_s)})
         elif call == "read":
-            g = device.read().detach().to("cpu", torch.float32)
-            if tuple(g.shape) != tuple(device.shape):
-                raise RuntimeError(f"read gave {tuple(g.shape)} for cells {tuple(device.shape)}")
+            g = array.read().detach().to("cpu", torch.float32)
+            if tuple(g.shape) != tuple(array.shape):
+                raise RuntimeError(f"read gave {tuple(g.shape)} for cells {tuple(array.shape)}")
             return protocol.pack({}, {"g_uS": g})
         else:
-            raise ValueError(f"{call!r} is no command of a device")
+            raise ValueError(f"{call!r} is no command of a bench")
         return protocol.pack({})
 
 
