@@ -140,6 +140,8 @@ def check_types(record: Any) -> None:
             value = float(value)
         if get_origin(annotation) is tuple and isinstance(value, list):
             value = tuple(value)
+        if annotation == tuple[float, ...] and isinstance(value, tuple):
+            value = tuple(float(item) if type(item) is int else item for item in value)
         if not _fits(value, annotation):
             close = near(value, get_args(annotation)) if get_origin(annotation) is Literal else ""
             raise ConfigError(f"{name}={value!r}: expected {_wanted(annotation)}{close}")
@@ -187,7 +189,7 @@ def _fits(value: Any, annotation: Any) -> bool:
         return any(_fits(value, option) for option in get_args(annotation))
     if annotation is float:
         return type(value) is float and math.isfinite(value)
-    return type(value) is annotation
+    return type(value) is (origin or annotation)
 
 
 def _wanted(annotation: Any) -> str:
@@ -195,7 +197,8 @@ def _wanted(annotation: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(get_args(annotation))}"
     if origin is tuple:
-        return "a list of " + ("whole numbers" if get_args(annotation)[0] is int else "names")
+        items = {int: "whole numbers", float: "numbers"}
+        return f"a list of {items.get(get_args(annotation)[0], 'names')}"
     if origin in (Union, UnionType):
         return " or ".join(_wanted(option) for option in get_args(annotation))
     names = {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from spikebridge.base.quantities import in_words, plural
+from spikebridge.base.quantities import plural
 from spikebridge.base.records import RunError
 from spikebridge.cli import progress
 from spikebridge.cli.flags import Flag, Output, Units, refresh_page, say, settings_of
@@ -17,6 +16,8 @@ from spikebridge.settings.config import Config, data_name, variant_of
 
 if TYPE_CHECKING:
     from spikebridge.studies.plan import Planned
+    from spikebridge.trained.on_cells import CellPlan
+    from spikebridge.trained.on_chip import ChipPlan
 
 
 @dataclass(frozen=True)
@@ -51,28 +52,43 @@ class Compare:
         for variant, config in {variant_of(config.model): config for config in configs}.items():
             say(f"{variant} on {data_name(config)}: {settings_of(config, self.verbose)}")
         kept = 0 if self.output.overwrite else sum(run.complete for run in planned)
-        tell_of_kernels(self.jobs)
         complete = f", {kept} of them complete" if kept else ""
         say(f"{plural(len(planned), 'run')} in {out}{complete}")
-        with progress.display(whole=ahead(planned, self.jobs, self.output.overwrite)) as display:
-            content = compare.compare(
-                planned,
-                out,
-                jobs=self.jobs,
-                overwrite=self.output.overwrite,
-                progress=display,
-            )
-        if not self.output.no_report:
-            refresh_page(out)
-        show(content, out, not self.output.no_report, self.output.json)
+        content = run_all(planned, out, self.jobs, self.output)
+        show(content, out, self.output)
 
 
-def tell_of_kernels(jobs: int) -> None:
-    """Working processes keep quiet about missing kernels: their parent says it once."""
+def run_all(
+    planned: Sequence[Planned], out: Path, jobs: int, output: Output, **more: Any
+) -> dict[str, Any]:
+    """The content of compare.json of runs, each done unless it is complete, with its page.
+
+    more: further arguments of `studies.compare.compare`.
+    """
     from spikebridge.nn.kernels import native
+    from spikebridge.studies import compare
 
-    if jobs > 1 and native.missing is not None:
+    if jobs > 1 and native.missing is not None:  # working processes keep quiet about it
         say(f"units run in the Python loop, which is slower: {native.missing}")
+    with progress.display(whole=ahead(planned, jobs, output.overwrite)) as display:
+        content = compare.compare(
+            planned, out, jobs=jobs, overwrite=output.overwrite, progress=display, **more
+        )
+    if not output.no_report:
+        refresh_page(out)
+    return content
+
+
+def on_hardware(run: Planned, chip: ChipPlan | None, cells: CellPlan | None) -> None:
+    """Export a complete run to the chip and program it into cells, unless that was done."""
+    from spikebridge.trained import on_cells, on_chip
+
+    if chip is not None and not (run.directory / rundir.DIGITAL).exists():
+        say(f"{run.name}: exported to the digital chip")
+        on_chip.export(run.directory, chip)
+    if cells is not None and not (run.directory / rundir.MEMORY).exists():
+        say(f"{run.name}: programmed into memory cells")
+        on_cells.deploy(run.directory, cells)
 
 
 def ahead(planned: Sequence[Planned], jobs: int, overwrite: bool) -> progress.Whole | None:
@@ -89,7 +105,7 @@ def ahead(planned: Sequence[Planned], jobs: int, overwrite: bool) -> progress.Wh
     guesses = _rehearsed(kinds)
     whole = progress.Whole(epochs, alike, guesses, min(jobs, len(todo)))
     left = whole.seconds_left()
-    takes = "" if left is None else f", about {in_words(float(f'{left:.2g}'))} in all"
+    takes = "" if left is None else f", about {progress.about(left)} in all"
     several = sorted({config.epochs for config in kinds.values()})
     shown = " to ".join(map(str, dict.fromkeys((several[0], several[-1]))))
     say(
@@ -119,10 +135,10 @@ def _rehearsed(kinds: Mapping[str, Config]) -> dict[str, float]:
     return epoch_s
 
 
-def show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:
+def show(content: dict[str, Any], out: Path, output: Output) -> None:
     """Print the tables of a comparison, or its compare.json."""
-    if as_json:
-        print(json.dumps(content))
+    if output.json:
+        output.show(content, [])
         return
     from rich.console import Console
 
@@ -131,9 +147,8 @@ def show(content: dict[str, Any], out: Path, page: bool, as_json: bool) -> None:
     console = Console()
     if not console.is_terminal:  # a file has no width; never fold the table there
         console = Console(width=160)
-    console.print(tables.table(content))
-    for make in (tables.sequence_table, tables.cells_table, tables.chip_table):
-        if (more := make(content)) is not None:
-            console.print(more)
-    if page:
+    for make in (tables.table, tables.sequence_table, tables.cells_table, tables.chip_table):
+        if (table := make(content)) is not None:
+            console.print(table)
+    if not output.no_report:
         print(f"page: {out / rundir.REPORT}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from spikebridge.base.records import to_plain
+from spikebridge.base.records import Count
 from spikebridge.cli.flags import Output, RunFolder
 from spikebridge.runs import rundir
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 class Complexity:
     """Measure size, sparsity and synaptic operations of a run's network, as NeuroBench does.
 
-    Writes complexity.json into the run's folder.
+    Writes complexity.json into the run's folder, and its page anew.
     """
 
     EXAMPLE: ClassVar[str] = "complexity runs/digits8x8-snu-0 --samples 1000"
@@ -27,20 +26,22 @@ class Complexity:
     """Folder of a finished run."""
     split: Literal["test", "valid"] = "test"
     """What it is measured on."""
-    samples: int = 0
+    samples: Count = 0
     """How many of its first samples; 0 = all."""
     output: Output = field(default_factory=Output)
 
     def run(self) -> None:
-        from spikebridge.trained.complexity import of_run
+        from spikebridge.trained import complexity
 
-        folder = self.output.folder(self.run_dir)
-        content = of_run(folder, self.split, self.samples)
-        if self.output.json:
-            print(json.dumps(to_plain(content)))
-            return
-        print("\n".join(text_of(content)))
-        print(f"written: {folder / rundir.COMPLEXITY}")
+        asked = (self.split, self.samples)
+        content, folder, page = self.output.of_run(
+            self.run_dir,
+            "complexity",
+            lambda folder: complexity.kept(folder, *asked),
+            lambda folder: complexity.of_run(folder, *asked),
+        )
+        lines = [*text_of(content), f"written: {folder / rundir.COMPLEXITY}"]
+        self.output.show(content, lines, report=page)
 
 
 def text_of(content: Measured) -> list[str]:

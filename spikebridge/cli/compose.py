@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from spikebridge.cli.flags import Output, RunFolder, page_of
+from spikebridge.cli.flags import Output, RunFolder
+from spikebridge.settings.plans import ComposePlan
 
 
 @dataclass(frozen=True)
@@ -23,42 +22,26 @@ class Compose:
 
     run_dir: RunFolder
     """Folder of a finished `spikebridge train music`."""
-    piece: int = 0
-    """Number of the test piece whose beginning is the seed phrase, from 0."""
-    midi: str = ""
-    """A MIDI file as the seed phrase, instead of a test piece."""
-    prompt_frames: int = 0
-    """Frames of the seed phrase; 0 = 16 of a test piece, all of a MIDI file."""
-    frames: int = 64
-    """Frames to add; a frame is a quarter note in jsb and in your own pieces, else an eighth."""
-    temperature: float = 0.9
-    """Below 1 keeps to the likely notes, above 1 wanders; 0 always takes the likeliest."""
-    voices: int = 0
-    """Most notes at once; 0 = as many as the pieces of the run usually have (jsb: 4)."""
-    tempo: float = 100.0
-    """Quarter notes per minute."""
-    seed: int = 0
-    """Seed of the draws."""
+    plan: ComposePlan = field(default_factory=ComposePlan)
     output: Output = field(default_factory=Output)
 
     def run(self) -> None:
         from spikebridge.trained import music
 
-        names = [f.name for f in dataclasses.fields(music.Settings)]
-        settings = music.Settings(**{name: getattr(self, name) for name in names})
-        written = music.compose(self.run_dir, settings, self.output.out)
+        written = None
+        if not self.output.overwrite:
+            written = music.kept(self.run_dir, self.plan, self.output.out)
+        if written is None:
+            written = music.compose(self.run_dir, self.plan, self.output.out)
         # The page shows what lies beside it.
         beside = written.midi.resolve().parent == self.run_dir.resolve()
-        page = page_of(self.run_dir) if beside and not self.output.no_report else None
-        made = written.facts
-        if self.output.json:
-            files = {"midi": str(written.midi), "wav": str(written.wav), "report": page}
-            print(json.dumps({"made": made, **files}))
-            return
-        print(
-            f"{made['prompt_frames']} frames of seed phrase and {made['frames']} composed, "
-            f"{made['seconds']:.1f} s at {made['tempo']:g} quarter notes per minute"
-        )
-        print(f"midi: {written.midi}\nwav: {written.wav}")
-        if page:
-            print(f"page: {page}")
+        facts = written.facts
+        lines = [
+            f"{facts['prompt_frames']} frames of seed phrase and {facts['frames']} composed, "
+            f"{facts['seconds']:.1f} s at {facts['tempo']:g} quarter notes per minute",
+            f"midi: {written.midi}",
+            f"wav: {written.wav}",
+        ]
+        files = {"midi": str(written.midi), "wav": str(written.wav)}
+        page = self.output.page(self.run_dir) if beside else None
+        self.output.show({"made": facts}, lines, **files, report=page)

@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikebridge.base.records import RunError, SpikebridgeError
-from spikebridge.cli import progress
-from spikebridge.cli.compare import ahead, show, tell_of_kernels
-from spikebridge.cli.flags import Output, page_of, refresh_page, say
+from spikebridge.cli.compare import on_hardware, run_all, show
+from spikebridge.cli.export import write_verilog
+from spikebridge.cli.flags import Output, say
 from spikebridge.runs import rundir
 from spikebridge.settings.names import BASELINES
 from spikebridge.settings.tasks import DigitsConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from spikebridge.studies.plan import Planned
 
 ON_CHIP = ("snu", "binary-di", "binary-ci")
@@ -31,7 +29,6 @@ ON_CHIP = ("snu", "binary-di", "binary-ci")
 SIMULATORS = ("icarus", "verilator")
 """The first that is installed is taken."""
 RTL_SAMPLES = 20
-VERILOG = rundir.VERILOG
 NO_SIMULATOR = "no simulator is installed; make tools"
 
 
@@ -50,107 +47,67 @@ class Demo:
 
     def run(self) -> None:
         from spikebridge.studies import compare
+        from spikebridge.trained.on_cells import DEMO_TIMES_S, CellPlan
+        from spikebridge.trained.on_chip import ChipPlan
 
-        out, jobs = self.output.out or rundir.FOLDER / "demo", self.jobs
-        planned = compare.plan(compare.demo_contenders(), compare.DEMO_SEEDS, out, jobs=jobs)
+        out = self.output.out or rundir.FOLDER / "demo"
+        planned = compare.plan(compare.demo_contenders(), compare.DEMO_SEEDS, out, jobs=self.jobs)
         if compare.is_complete(planned) and not self.output.overwrite:
             say(f"The demo in {out} is complete already; --overwrite starts it anew.")
         else:
-            tell_of_kernels(jobs)
             say(f"{len(planned)} runs on 1,797 handwritten digits, in {out}.")
-        first = first_on_chip(planned)
+        first = next((run for run in planned if run.config.model.unit in ON_CHIP), None)
+        cells = CellPlan(chips=5, times_s=DEMO_TIMES_S)
 
         def finish(run: Planned) -> None:
-            in_memory(run)
-            on_chip(run, rtl=run is first, page=not self.output.no_report)
-
-        with (
-            rundir.owning(out, "demo", make=True),
-            progress.display(whole=ahead(planned, jobs, self.output.overwrite)) as display,
-        ):
-            content = compare.compare(
-                planned,
-                out,
-                jobs=jobs,
-                overwrite=self.output.overwrite,
-                progress=display,
-                finish=finish,
+            unit, page = run.config.model.unit, run.directory / rundir.REPORT
+            exported = unit in ON_CHIP and not (run.directory / rundir.DIGITAL).exists()
+            on_hardware(
+                run,
+                chip=ChipPlan() if unit in ON_CHIP else None,
+                cells=None if unit in BASELINES else cells,
             )
-        page = not self.output.no_report
-        if page:
-            refresh_page(out)
-        show(content, out, page, self.output.json)
-        end(content, out, self.output.json)
+            proved = run is first and prove(run)
+            if run is first and (exported or proved or not page.exists()):
+                self.output.page(run.directory)
+
+        with rundir.owning(out, "demo", make=True):
+            content = run_all(planned, out, self.jobs, self.output, finish=finish)
+        show(content, out, self.output)
+        show_proof(content, out, self.output)
         say("\n".join(what_next(out)))
 
 
 def what_next(out: Path) -> list[str]:
     """Commands to go on with; first the one that brings the command into the shell."""
-    scripts = Path(sys.executable).parent
+    activate = Path(sys.executable).parent / "activate"
     program = shutil.which("spikebridge")
     commands = [
         "spikebridge train digits --unit softsnu    # one network of your own; --help has the rest",
         f"spikebridge program {shlex.quote(str(out / 'snu-0'))} --cells pcm    # on memory cells",
         "spikebridge train npz --data-dir D         # your sequences: D/train.npz, D/test.npz",
     ]
-    if (program is None or Path(program).parent != scripts) and (scripts / "activate").exists():
-        commands.insert(0, f"source {shlex.quote(_short(scripts / 'activate'))}")
+    if (program is None or Path(program).parent != activate.parent) and activate.exists():
+        here = Path.cwd()
+        short = activate.relative_to(here) if activate.is_relative_to(here) else activate
+        commands.insert(0, f"source {shlex.quote(str(short))}")
     return ["next:", *(f"  {line}" for line in commands)]
 
 
-def _short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def first_on_chip(planned: Sequence[Planned]) -> Planned | None:
-    """The run whose Verilog is simulated."""
-    return next((run for run in planned if run.config.model.unit in ON_CHIP), None)
-
-
-def end(content: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Tell what the Verilog did; RunError where it is not the integer model."""
+def show_proof(content: dict[str, Any], out: Path, output: Output) -> None:
+    """Print what the Verilog did; RunError where it is not the integer model."""
     rtl = content["rtl"]
     if rtl is None:
         return
     from spikebridge.report.on_chip import proof_text
     from spikebridge.runs.hardware_results import proof_of
 
-    verilog, proof = out / rtl["run"] / VERILOG, proof_of(rtl)
+    folder, proof = out / rtl["run"] / rundir.VERILOG, proof_of(rtl)
     text = proof_text(proof, DigitsConfig.SAMPLE)
     if proof is not None and proof.equal is False:
-        raise RunError(f"{verilog}: {text} Look closer with `spikebridge verify {verilog}`")
-    if not as_json:
+        raise RunError(f"{folder}: {text} Look closer with `spikebridge verify {folder}`")
+    if not output.json:
         print(text)
-
-
-def in_memory(run: Planned) -> None:
-    """Program a run into memory cells, unless that was done or cannot be."""
-    if run.config.model.unit in BASELINES or (run.directory / rundir.MEMORY).exists():
-        return
-    from spikebridge.trained import on_cells
-
-    say(f"{run.name}: programmed into simulated phase-change memory")
-    on_cells.deploy(run.directory, on_cells.CellPlan(chips=5, times_s=on_cells.DEMO_TIMES_S))
-
-
-def on_chip(run: Planned, *, rtl: bool, page: bool = True) -> None:
-    """Compile a run for the chip, unless that was done or cannot be; rtl: simulate it too."""
-    if run.config.model.unit not in ON_CHIP:
-        return
-    exported = not (run.directory / rundir.DIGITAL).exists()
-    if exported:
-        from spikebridge.trained import on_chip as digital
-
-        say(f"{run.name}: compiled for the digital chip")
-        digital.export(run.directory)
-    if not rtl:
-        return
-    proved = prove(run)
-    if page and (exported or proved or not (run.directory / rundir.REPORT).exists()):
-        page_of(run.directory)
 
 
 def prove(run: Planned) -> bool:
@@ -187,15 +144,7 @@ def simulate(run: Planned, simulator: str) -> tuple[bool, str]:
     Raises RunError where the simulator fails.
     """
     from spikebridge.chip import verification as verify
-    from spikebridge.chip import verilog
-    from spikebridge.chip.files import load_program
-    from spikebridge.trained import on_chip as digital
 
-    directory = verilog.write(
-        load_program(run.directory / rundir.PROGRAM),
-        run.directory / VERILOG,
-        digital.samples_for_rtl(run.directory, RTL_SAMPLES),
-        about=run.name,
-    )
-    outcome = verify.verify(directory, (simulator,), lint=False)["simulators"][simulator]
+    folder = write_verilog(run.directory, run.directory / rundir.VERILOG, RTL_SAMPLES, 0, run.name)
+    outcome = verify.verify(folder, (simulator,), lint=False)["simulators"][simulator]
     return outcome["passed"], "" if outcome["passed"] else outcome["verdict"]

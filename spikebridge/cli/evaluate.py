@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar
 
 from spikebridge.base.metrics import METRICS
-from spikebridge.base.records import to_plain
-from spikebridge.cli.flags import Output, RunFolder, page_of, say
-from spikebridge.runs import rundir
+from spikebridge.cli.flags import Output, RunFolder, say
 
 
 @dataclass(frozen=True)
@@ -31,20 +27,15 @@ class Evaluate:
     def run(self) -> None:
         from spikebridge.trained import by_steps
 
-        folder = self.output.folder(self.run_dir)
-        with rundir.owning(folder, "evaluate"):
-            content = self.output.kept(partial(by_steps.kept, folder, self.steps))
-            if content is None:
-                content = by_steps.by_steps(
-                    folder, self.steps, lambda count: say(f"{count} steps tested")
-                )
-            page = None if self.output.no_report else page_of(folder)
-        if self.output.json:
-            print(json.dumps({**to_plain(content), "report": page}))
-            return
+        content, _, page = self.output.of_run(
+            self.run_dir,
+            "evaluate",
+            lambda folder: by_steps.kept(folder, self.steps),
+            lambda folder: by_steps.by_steps(
+                folder, self.steps, lambda n: say(f"{n} steps tested")
+            ),
+        )
         metric = METRICS[content.metric]
-        print(f"steps  {metric.axis}")
-        for count, value in zip(content.steps, content.test, strict=True):
-            print(f"{count:5}  {metric.figure(value)}")
-        if page:
-            print(f"page: {page}")
+        tests = zip(content.steps, content.test, strict=True)
+        lines = [f"{count:5}  {metric.figure(value)}" for count, value in tests]
+        self.output.show(content, [f"steps  {metric.axis}", *lines], report=page)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import in_si
-from spikebridge.base.records import UsageError, to_plain
-from spikebridge.cli.flags import Output, RunFolder, page_of
+from spikebridge.base.records import UsageError
+from spikebridge.cli.flags import Output, RunFolder
 from spikebridge.runs import rundir
 
 if TYPE_CHECKING:
@@ -76,26 +75,29 @@ class Export:
                 f"out={self.output.out}: it is where Verilog goes, and program.npz and "
                 "digital.json stay with the run; pass --to verilog too, or leave --out out"
             )
-        from spikebridge.chip.files import load_program
+        from spikebridge.chip import verilog
         from spikebridge.trained import on_chip
 
         plan = on_chip.ChipPlan(self._chip(), self.samples, self.split, self.steps)
         folder = self.output.out or self.run_dir / VERILOG
+        written = None
         if self.to == "verilog":
-            from spikebridge.chip import verilog
-
             verilog.check_free(folder)  # before the work
         with rundir.owning(self.run_dir, "export"):
-            content = on_chip.export(self.run_dir, plan)
-            written = None
+            content, _, page = replace(self.output, out=None).of_run(
+                self.run_dir,
+                "export",
+                lambda run: on_chip.kept(run, plan),
+                lambda run: on_chip.export(run, plan),
+            )
             if self.to == "verilog":
-                written = verilog.write(
-                    load_program(self.run_dir / rundir.PROGRAM),
-                    folder,
-                    on_chip.samples_for_rtl(self.run_dir, self.images, self.steps),
-                    about=f"{self.run_dir.name}, {content.metric} {content.integer:.4g}",
-                )
-            self._show(content, written)
+                about = f"{self.run_dir.name}, {content.metric} {content.integer:.4g}"
+                written = write_verilog(self.run_dir, folder, self.images, self.steps, about)
+        lines = text_of(content)
+        if written is not None:
+            lines.append(f"verilog: {written}; prove it with: spikebridge verify {written}")
+        shown = None if written is None else str(written)
+        self.output.show(content, lines, verilog=shown, report=page)
 
     def _chip(self) -> dict[str, Any]:
         names = ("decay_bits", "fraction_bits", "lanes", "queue", "clock_MHz")
@@ -105,17 +107,15 @@ class Export:
                 settings[name] = getattr(self, name)
         return settings
 
-    def _show(self, content: OnChip, written: Path | None) -> None:
-        page = None if self.output.no_report else page_of(self.run_dir)
-        if self.output.json:
-            folder = None if written is None else str(written)
-            print(json.dumps({**to_plain(content), "verilog": folder, "report": page}))
-            return
-        print("\n".join(text_of(content)))
-        if written is not None:
-            print(f"verilog: {written}; prove it with: spikebridge verify {written}")
-        if page:
-            print(f"page: {page}")
+
+def write_verilog(run: Path, folder: Path, images: int, steps: int, about: str) -> Path:
+    """Write the program of a run as Verilog, with its first test samples for the test bench."""
+    from spikebridge.chip import verilog
+    from spikebridge.chip.files import load_program
+    from spikebridge.trained import on_chip
+
+    program = load_program(run / rundir.PROGRAM)
+    return verilog.write(program, folder, on_chip.samples_for_rtl(run, images, steps), about=about)
 
 
 def text_of(content: OnChip) -> list[str]:

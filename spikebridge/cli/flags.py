@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
-from spikebridge.base.records import SpikebridgeError, UsageError, near
+from spikebridge.base.records import SpikebridgeError, UsageError, near, to_plain
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, flatten
 from spikebridge.settings.names import VARIANTS, VariantName, is_place, named
@@ -28,13 +39,15 @@ RunFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
 RunFolders = tyro.conf.Positional[
     Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN [RUN ...]]")]
 ]
-
 Units = Annotated[tuple[VariantName, ...], tyro.conf.arg(metavar="[UNIT [UNIT ...]]")]
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go, and what is printed."""
+    """Where results go, and what is printed.
+
+    A command that cannot honour one of these flags says why in its REFUSES.
+    """
 
     out: Path | None = None
     """Where the results go, instead of where the text above says."""
@@ -46,18 +59,32 @@ class Output:
     no_report: Flag = False
     """Do not write the folder's report.html at the end."""
 
-    def kept(self, load: Callable[[], Result | None]) -> Result | None:
-        """What lies there of an earlier call, unless it is damaged or --overwrite was given."""
-        if not self.overwrite:
-            with suppress(SpikebridgeError):
-                return load()
-        return None
+    def of_run(
+        self,
+        run: Path,
+        command: str,
+        kept: Callable[[Path], Result | None],
+        make: Callable[[Path], Result],
+    ) -> tuple[Result, Path, str | None]:
+        """What a command makes of a run, the folder where it lies, and its page.
 
-    def folder(self, run: Path) -> Path:
-        """Where results of a run go: to its folder, or to --out, which gets a copy of the run.
-
-        Raises UsageError where --out holds another run.
+        Args:
+            run: folder of the run; with --out a copy of it there takes its place.
+            command: for others who want the folder.
+            kept: reads what an earlier call left in a folder; None where it has other settings.
+            make: makes it, where none is kept, it is damaged or --overwrite was given.
         """
+        folder = self._folder(run)
+        with rundir.owning(folder, command):
+            content = None
+            if not self.overwrite:
+                with suppress(SpikebridgeError):
+                    content = kept(folder)
+            content = make(folder) if content is None else content
+            return content, folder, self.page(folder)
+
+    def _folder(self, run: Path) -> Path:
+        """The run's, or --out with a copy of the run.  UsageError where another run lies there."""
         if self.out is None or self.out.resolve() == run.resolve():
             return run
         rundir.check_network(run)
@@ -76,6 +103,19 @@ class Output:
                     rundir.replace(self.out / name, partial(shutil.copyfile, run / name))
         return self.out
 
+    def page(self, folder: Path) -> str | None:
+        """Write the page of a folder, unless --no-report was given; its path."""
+        return None if self.no_report else page_of(folder)
+
+    def show(self, content: Any, lines: Iterable[str], **more: Any) -> None:
+        """Print a result with what else is to be said of it: one JSON object, or lines."""
+        if self.json:
+            print(json.dumps(to_plain(content) | more))
+            return
+        print("\n".join(lines))
+        if more.get("report"):
+            print(f"page: {more['report']}")
+
 
 # The files of a run itself, without what commands have made of its network.
 _OF_A_RUN = tuple(
@@ -85,6 +125,28 @@ _OF_A_RUN = tuple(
 
 def _content(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
+
+
+class Word(NamedTuple):
+    """A flag of a command line: as it is written, the field that it sets, what follows it."""
+
+    flag: str
+    name: str
+    values: list[str]
+
+
+def flags_in(argv: Sequence[str]) -> list[Word]:
+    """The flags among the words of a command line."""
+    result = []
+    for place, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or word == "--":
+            continue
+        rest = [*argv[place + 1 :], "--"]
+        end = next(i for i, word in enumerate(rest) if word.startswith("--"))
+        name = flag[2:].replace("-", "_")
+        result.append(Word(flag, name, [value] if equals else rest[:end]))
+    return result
 
 
 class OldSpelling(UsageError):
@@ -105,17 +167,15 @@ _RENAMED = {
 
 def _refuse_old(known: Set[str], argv: Sequence[str], prog: str) -> None:
     """Raise OldSpelling, with all of the command as it is written now, for flags of before."""
-    new, changes = [], []
-    for place, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        values = [value] if equals else _values(argv[place + 1 :])
-        now = _today(_name(word), values, known)
-        if now == "--count" and now in argv:  # a list of one seed comes with --count 1
-            now = None
-        if now is not None:
+    renamed, changes = {}, []
+    for flag, name, values in flags_in(argv):
+        now = _today(name, values, known)
+        if now is not None and not (now == "--count" and now in argv):  # one seed has both
+            renamed[flag] = now
             changes.append(f"{flag} {' '.join(values)}: it is now {now}")
-        new.append(word if now is None else now + equals + value)
     if changes:
+        parts = [word.partition("=") for word in argv]
+        new = [renamed.get(flag, flag) + equals + value for flag, equals, value in parts]
         raise OldSpelling("; ".join(changes), [*prog.split()[1:], *new])
 
 
@@ -130,7 +190,7 @@ def _today(name: str, values: Sequence[str], known: Set[str]) -> str | None:
 
 
 # Of every command, and of the command line itself.
-_ALWAYS = ("help", "help-all", "tyro-print-completion", "tyro-write-completion")
+_ALWAYS = ("help", "help_all", "tyro_print_completion", "tyro_write_completion")
 
 
 def unit_with_recurrence(argv: Sequence[str]) -> list[str]:
@@ -138,21 +198,17 @@ def unit_with_recurrence(argv: Sequence[str]) -> list[str]:
 
     Raises UsageError where --no-recurrent contradicts it.
     """
-    words: list[str] = []
-    contradicted = any(_name(word) == "no_recurrent" for word in argv)
-    for place, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        if not equals and place and argv[place - 1] == "--unit":
-            value, equals = word, " "
-        elif flag != "--unit":
-            equals = ""
-        plain = value.removeprefix("recurrent-")
-        if not equals or plain == value or not (value in VARIANTS or is_place(plain)):
-            words.append(word)
+    words = list(argv)
+    for flag, name, values in flags_in(argv):
+        variant = values[0] if name == "unit" and values else ""
+        plain = variant.removeprefix("recurrent-")
+        if plain == variant or not (variant in VARIANTS or is_place(plain)):
             continue
-        if contradicted:
-            raise UsageError(f"--no-recurrent contradicts {value}; leave out one of them")
-        words += [f"--unit={plain}" if equals == "=" else plain, "--recurrent"]
+        if any(word.name == "no_recurrent" for word in flags_in(argv)):
+            raise UsageError(f"--no-recurrent contradicts {variant}; leave out one of them")
+        joined = f"{flag}={variant}"
+        place = words.index(joined) if joined in words else words.index(flag) + 1
+        words[place : place + 1] = [words[place].replace(variant, plain), "--recurrent"]
     return words
 
 
@@ -160,9 +216,9 @@ def check_command(argv: Sequence[str], commands: Mapping[str, Sequence[str] | No
     """Raise UsageError for a first word that is no command, and a second that is no task of it."""
     if not argv:
         return
-    name = argv[0]
+    name, task = [*argv, ""][:2]
     if name.startswith("-"):
-        known = ["--help", "--version", *(f"--{flag}" for flag in _ALWAYS)]
+        known = ["--help", "--version", *(f"--{flag.replace('_', '-')}" for flag in _ALWAYS)]
         if name not in ("-h", *known):
             close = near(name, known)
             raise UsageError(f"{name}: unknown option{close}; run spikebridge --help")
@@ -179,38 +235,49 @@ def check_command(argv: Sequence[str], commands: Mapping[str, Sequence[str] | No
             f"{', '.join(commands)}; run spikebridge --help"
         )
     tasks = commands[name]
-    if tasks and len(argv) > 1 and not argv[1].startswith("-") and argv[1] not in tasks:
+    if not tasks or not task or task in tasks or task in ("-h", "--help"):
+        return
+    if task.startswith("-"):
         raise UsageError(
-            f"{argv[1]}: there is no such task{near(argv[1], tasks)}; the tasks are "
-            f"{', '.join(tasks)}; run spikebridge {name} --help"
+            f"{task}: flags come after the task; give one of {', '.join(tasks)} first, as in "
+            f"spikebridge {name} {tasks[0]} {task}"
         )
-    if tasks and len(argv) > 1 and argv[1].startswith("-") and argv[1] not in ("-h", "--help"):
-        raise UsageError(
-            f"{argv[1]}: flags come after the task; give one of {', '.join(tasks)} first, as in "
-            f"spikebridge {name} {tasks[0]} {argv[1]}"
-        )
+    raise UsageError(
+        f"{task}: there is no such task{near(task, tasks)}; the tasks are "
+        f"{', '.join(tasks)}; run spikebridge {name} --help"
+    )
 
 
-def check_choices(kind: type, argv: Sequence[str], prog: str) -> None:
-    """Raise UsageError for a flag that a command has not, and for a value that is no choice."""
-    known = _flags(kind)
-    _refuse_old(set(known), argv, prog)
-    for place, word in enumerate(argv):
-        name = _name(word)
-        if not name or name.replace("_", "-") in _ALWAYS:
+def check_choices(kind: type, options: Any, argv: Sequence[str], prog: str) -> None:
+    """Refuse flags that a command has not or cannot honour, and values that are no choice.
+
+    Args:
+        kind: the record whose fields are the flags.
+        options: the command's own record, which says what it REFUSES.
+        argv: the words after the command.
+        prog: the command, for messages.
+
+    Raises UsageError.
+    """
+    known = {field.name: field.hint for field in each_field(kind)}
+    pairs = {f"no_{name}" for name, hint in known.items() if _plain(hint) is bool}
+    _refuse_old(known.keys() | pairs, argv, prog)
+    refused = getattr(options, "REFUSES", {})
+    for flag, name, values in flags_in(argv):
+        if name in refused:
+            raise UsageError(f"{flag}: {refused[name]}; leave it out")
+        if name in pairs or name in _ALWAYS:
             continue
         if name not in known:
-            shown = word.partition("=")[0]
-            close = near(shown, [f"--{flag.replace('_', '-')}" for flag in known])
-            raise UsageError(f"{shown}: unknown option{close}; run {prog} --help")
-        choices, several = known[name]
-        values = [word.partition("=")[2]] if "=" in word else _values(argv[place + 1 :])
+            close = near(flag, [f"--{name.replace('_', '-')}" for name in known])
+            raise UsageError(f"{flag}: unknown option{close}; run {prog} --help")
+        choices, several = _choices(known[name])
         if name == "unit":
             choices = tuple(unit for unit in VARIANTS if unit.removeprefix("recurrent-") in choices)
         for value in values if several else values[:1]:
             if choices and value not in choices and not is_place(value.removeprefix("recurrent-")):
                 raise UsageError(
-                    f"{word.partition('=')[0]}: invalid choice {value!r}{near(value, choices)}; "
+                    f"{flag}: invalid choice {value!r}{near(value, choices)}; "
                     f"choose {'from' if several else 'one of'} {', '.join(choices)}; "
                     f"run {prog} --help"
                 )
@@ -218,50 +285,37 @@ def check_choices(kind: type, argv: Sequence[str], prog: str) -> None:
 
 def given(kind: type, argv: Sequence[str]) -> set[str]:
     """The settings whose flags are in argv."""
-    names = {_name(word) for word in argv}
-    return {name.removeprefix("no_") if name not in _fields(kind) else name for name in names} & {
-        *_fields(kind)
-    }
+    known = {field.name for field in each_field(kind)}
+    names = {word.name for word in flags_in(argv)}
+    return {name if name in known else name.removeprefix("no_") for name in names} & known
 
 
-def _name(word: str) -> str:
-    """The field that a word is the flag of; empty for a word that is none."""
-    if not word.startswith("--") or word == "--":
-        return ""
-    return word[2:].partition("=")[0].replace("-", "_")
+class LeafField(NamedTuple):
+    """A field that holds no record, with the record that holds it."""
+
+    owner: Any
+    name: str
+    hint: Any
+    value: Any
 
 
-def _values(rest: Sequence[str]) -> list[str]:
-    values = []
-    for word in rest:
-        if word.startswith("--"):
-            break
-        values.append(word)
-    return values
+def each_field(kind: Any, default: Any = None, without: Iterable[str] = ()) -> Iterator[LeafField]:
+    """The fields of a record and of those within it, with their values in `default`.
 
-
-def _flags(kind: type) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Per flag its choices (none: anything goes) and whether it takes several."""
-    flags: dict[str, tuple[tuple[str, ...], bool]] = {}
-    for name, annotation in _fields(kind).items():
-        flags[name] = _choices(annotation)
-        if _plain(annotation) is bool:
-            flags[f"no_{name}"] = (), False
-    return flags
-
-
-def _fields(kind: type) -> dict[str, Any]:
-    """The fields of a record and of those that it holds, with their annotations."""
-    return dict(_each_field(kind))
-
-
-def _each_field(kind: type) -> Iterator[tuple[str, Any]]:
-    hints = get_type_hints(kind, include_extras=True)
+    Left out are those that a command refuses.
+    """
+    hints, refused = get_type_hints(kind, include_extras=True), {*getattr(kind, "REFUSES", ())}
     for field in dataclasses.fields(kind):
+        value = field.default
+        if default is not None:
+            value = getattr(default, field.name)
+        elif field.default_factory is not MISSING:
+            value = field.default_factory()
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _each_field(hints[field.name])
-        else:
-            yield field.name, hints[field.name]
+            inner = None if value is MISSING else value
+            yield from each_field(hints[field.name], inner, {*without, *refused})
+        elif field.name not in without:
+            yield LeafField(kind, field.name, hints[field.name], value)
 
 
 def _plain(annotation: Any) -> Any:
@@ -270,6 +324,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def _choices(annotation: Any) -> tuple[tuple[str, ...], bool]:
+    """The choices of a flag (none: anything goes), and whether it takes several."""
     annotation = _plain(annotation)
     origin = get_origin(annotation)
     if origin is Literal:

@@ -16,9 +16,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -36,7 +36,7 @@ from spikebridge.base.records import SpikebridgeError, Terminated, UsageError
 from spikebridge.base.storage import in_one_line
 from spikebridge.cli import COMMANDS, flags
 from spikebridge.runs import rundir
-from spikebridge.settings.config import Config, TrainConfig, override, preset, task_name
+from spikebridge.settings.config import Config, override, preset, task_name
 from spikebridge.settings.names import VARIANTS, allow_named, is_place
 from spikebridge.settings.tasks import TASKS
 
@@ -80,22 +80,8 @@ def _for_task(command: str, task: str) -> type:
     )
 
 
-@dataclass(frozen=True)
-class _First:
-    """What decides the defaults of all other flags, read before them."""
-
-    unit: str | None = None
-    units: tuple[str, ...] = ("snu", "softsnu", "lstm")
-    recurrent: bool = False
-    data: str | None = None
-    data_dir: str = ""
-    file: str = ""
-    level: str = ""
-    protocol: str = ""
-    config: Path | None = None
-    out: Path | None = None
-    resume: bool = False
-    seed: int = TrainConfig.seed
+# The values of flags that decide the defaults of all others, by the names of their fields.
+_First = Mapping[str, Sequence[str]]
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -104,28 +90,32 @@ def parse(argv: Sequence[str]) -> Any:
     Raises SystemExit for wrong flags and for --help, UsageError for wrong settings.
     """
     argv = flags.unit_with_recurrence(argv)
-    name, chosen = [*argv, "", ""][:2]
-    if name in COMMANDS and not _has_tasks(name):
-        prog, kind = f"spikebridge {name}", record_of(name)
-        flags.check_choices(kind, argv[1:], prog)
-        _help(kind, None, kind, prog, argv)
-        return _cli(kind, argv[1:], prog)
-    if name not in COMMANDS or chosen not in TASKS:
+    name, task = [*argv, "", ""][:2]
+    if name not in COMMANDS or (_has_tasks(name) and task not in TASKS):
         argv = ["--help" if word == "--help-all" else word for word in argv]
         return _cli(_everything(argv), argv, "spikebridge", DESCRIPTION)
-    prog, rest = f"spikebridge {name} {chosen}", argv[2:]
-    kind = _for_task(name, chosen)
-    flags.check_choices(kind, rest, prog)
-    first = _first(rest)
+    options = record_of(name)
+    if not _has_tasks(name):
+        prog, rest = f"spikebridge {name}", argv[1:]
+        flags.check_choices(options, options, rest, prog)
+        _help(options, None, options, prog, rest)
+        return _cli(options, rest, prog)
+    prog, rest, kind = f"spikebridge {name} {task}", argv[2:], _for_task(name, task)
+    flags.check_choices(kind, options, rest, prog)
+    first = {word.name: word.values for word in flags.flags_in(rest)}
     # What it shows in its help are the settings of the first unit.
-    unit = first.unit or "snu" if name == "train" else [*first.units, "snu"][0]
-    default = _default(kind, _base(chosen, unit, first))
-    _help(kind, default, record_of(name), prog, rest)
+    unit = _value(first, "unit" if name == "train" else "units") or "snu"
+    default = _default(kind, _base(task, unit, first))
+    _help(kind, default, options, prog, rest)
     parsed = _cli(kind, rest, prog, default=default)
-    if name != "train":
-        configs = _each_unit(kind, rest, parsed.options.units, first, prog)
-        return parsed.options, configs, flags.given(kind, rest)
-    return parsed
+    if name == "train":
+        return parsed
+    configs = _each_unit(kind, rest, parsed.options.units, first, prog)
+    return parsed.options, configs, flags.given(kind, rest)
+
+
+def _value(first: _First, name: str) -> str:
+    return next(iter(first.get(name, ())), "")
 
 
 def _help(kind: type, default: Any, options: Any, prog: str, argv: Sequence[str]) -> None:
@@ -157,15 +147,6 @@ def _everything(argv: Sequence[str]) -> Any:
 
 def _named(command: str) -> Any:
     return Annotated[record_of(command), tyro.conf.subcommand(command)]
-
-
-def _first(argv: Sequence[str]) -> _First:
-    try:
-        return tyro.cli(
-            _First, args=argv, return_unknown_args=True, add_help=False, console_outputs=False
-        )[0]
-    except SystemExit:  # the whole parser says what is wrong
-        return _First()
 
 
 def _cli(kind: Any, argv: Sequence[str], prog: str, text: str | None = None, **more: Any) -> Any:
@@ -205,23 +186,25 @@ def _config_of(parsed: Any) -> Config:
 
 def _base(task: str, unit: str, first: _First) -> Config:
     """What holds where no flag is given: a file, the settings of the run to resume, or a preset."""
-    if first.config is not None:
-        given = _of_task(task, first.config)
+    out = _value(first, "out")
+    if config := _value(first, "config"):
+        settings = _of_task(task, Path(config))
     else:
-        given = _begun(task, first.out) if first.resume and first.out is not None else None
-    if given is not None:
-        return given
-    if first.recurrent and (f"recurrent-{unit}" in VARIANTS or is_place(unit)):
+        settings = _of_run(task, Path(out)) if "resume" in first and out else None
+    if settings is not None:
+        return settings
+    if "recurrent" in first and (f"recurrent-{unit}" in VARIANTS or is_place(unit)):
         unit = f"recurrent-{unit}"
-    data, own = _data(task, first)
-    tuned = preset(task, unit, data, **own)
-    if first.resume and first.out is None and first.config is None:
-        intended = rundir.meant(override(tuned, seed=first.seed))
-        return tuned if intended is None else _begun(task, intended) or tuned
+    tuned = preset(task, unit, **_data(task, first))
+    if "resume" in first and not out and not config:
+        seed = _value(first, "seed")
+        asked = override(tuned, seed=int(seed)) if seed.isdecimal() else tuned
+        folder = rundir.meant(asked)
+        return (_of_run(task, folder) if folder else None) or tuned
     return tuned
 
 
-def _begun(task: str, folder: Path) -> Config | None:
+def _of_run(task: str, folder: Path) -> Config | None:
     file = folder / rundir.CONFIG
     return _of_task(task, file) if file.exists() else None
 
@@ -232,18 +215,18 @@ def _of_task(task: str, file: Path) -> Config | None:
     return config if task_name(config) == task else None
 
 
-def _data(task: str, first: _First) -> tuple[str | None, dict[str, str]]:
-    """The data set that the flags name, and what of the task decides its preset."""
+def _data(task: str, first: _First) -> dict[str, Any]:
+    """What the flags say of the data, as far as it decides the preset."""
     kind = TASKS[task]
-    known = {f.name for f in dataclasses.fields(kind)}
-    places = {"data_dir": first.data_dir, "file": first.file}
-    own = {name: value for name, value in places.items() if value and name in known}
-    data = first.data or (kind.OWN_DATA or None if own else None)
-    if first.level and "level" in known:
-        own["level"] = first.level
-    if first.protocol and task == "digits":
-        own["protocol"] = first.protocol
-    return data, own
+    known = {f.name for f in dataclasses.fields(kind)} | (
+        {"protocol"} if task == "digits" else set()
+    )
+    names = [
+        n for n in ("data_dir", "file", "level", "protocol") if _value(first, n) and n in known
+    ]
+    own: dict[str, Any] = {name: _value(first, name) for name in names}
+    mine = kind.OWN_DATA if own.keys() & {"data_dir", "file"} else ""
+    return {"data": _value(first, "data") or mine or None, **own}
 
 
 def _each_unit(
@@ -275,10 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _ended_by_signals() as signals:
         try:
             code = _exit_code_of(argv, signals)
-            sys.stdout.flush()  # here, where it can still be told
+            sys.stdout.flush()  # here, where an error can still be shown
             return code
         except OSError as error:
-            _tell(in_one_line(error))
+            _say_error(in_one_line(error))
             _drop(sys.stdout)
             return 1
 
@@ -297,7 +280,7 @@ def _exit_code_of(argv: Sequence[str], signals: list[int]) -> int:
         code = _exit_code(error)
         if code is None:
             raise
-        _tell(in_one_line(error) if isinstance(error, OSError) else str(error))
+        _say_error(in_one_line(error) if isinstance(error, OSError) else str(error))
         if isinstance(error, OSError):
             _drop(sys.stdout)
         return code
@@ -347,12 +330,14 @@ def _ended_by_signals() -> Iterator[list[int]]:
 
 
 def _interrupted(argv: Sequence[str], terminated: bool) -> int:
-    _tell(f"{'terminated' if terminated else 'interrupted'}; {_how_to_go_on(argv)}", before="\n")
+    _say_error(
+        f"{'terminated' if terminated else 'interrupted'}; {_how_to_go_on(argv)}", before="\n"
+    )
     return 143 if terminated else 130
 
 
-def _tell(text: str, before: str = "") -> None:
-    with suppress(OSError):  # there is nobody to be told
+def _say_error(text: str, before: str = "") -> None:
+    with suppress(OSError):  # there is no stderr left
         print(f"{before}spikebridge: {text}", file=sys.stderr, flush=True)
 
 
@@ -399,20 +384,19 @@ def _main(argv: Sequence[str]) -> int:
     processes.let_threads_sleep()
     processes.keep_freed_pages()
     if isinstance(command, tuple):
-        options, configs, given = command
-        options.run(configs, given)
-    elif hasattr(command, "options"):
-        config = _config_of(command)
-        _check_task(command.options.config, config)
-        command.options.run(config)
+        options, *arguments = command
     else:
-        command.run()
+        options, arguments = getattr(command, "options", command), []
+        if options is not command:
+            arguments = [_config_of(command)]
+            _check_task(options.config, *arguments)
+    options.run(*arguments)
     return 0
 
 
 def _check_task(file: Path | None, config: Config) -> None:
     """Raise UsageError where the settings in a file are for another task than the command."""
-    if file is not None and task_name(rundir.load_config(file)) != task_name(config):
+    if file is not None and _of_task(task_name(config), file) is None:
         raise UsageError(
             f"{file}: its task is not {task_name(config)}; give the file of such a run"
         )

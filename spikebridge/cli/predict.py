@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,14 @@ class Predict:
     """Test a trained network on other data and write its predictions to a file.
 
     The file is predictions.npz in the run's folder, of a table predictions.csv; --out names
-    another .npz or .csv.
+    another .npz or .csv.  All is computed anew each time: the data may have changed.
     """
 
     EXAMPLE: ClassVar[str] = "predict runs/digits8x8-snu-0 --split valid"
+    REFUSES: ClassVar[dict[str, str]] = {
+        "overwrite": "predictions are always computed anew, since the data may have changed",
+        "no_report": "this command writes no page",
+    }
 
     run_dir: RunFolder
     """Folder of a run of npz, forecast, digits or events."""
@@ -41,22 +44,19 @@ class Predict:
             raise UsageError("--data-dir and --file name the same thing; give one of them")
         from spikebridge.trained import prediction
 
-        data = self.data_dir or self.file
-        if self.output.out is not None:
-            prediction.check_format(self.output.out)
-            prediction.refuse_reading(self.run_dir, data, self.output.out)
+        data, out = self.data_dir or self.file, self.output.out
+        if out is not None:
+            prediction.check_format(out)
+            prediction.refuse_reading(self.run_dir, data, out)
         result = prediction.predict(self.run_dir, data, split=self.split)
-        file = self.output.out or self.run_dir / rundir.PREDICTIONS[bool(result.names)]
-        with nullcontext() if self.output.out else rundir.owning(self.run_dir, "predict"):
+        file = out or self.run_dir / rundir.PREDICTIONS[bool(result.names)]
+        with nullcontext() if out else rundir.owning(self.run_dir, "predict"):
             result.write(file)
-        if self.output.json:
-            print(json.dumps({"metric": result.metric, "value": result.value, "file": str(file)}))
-            return
         metric = METRICS[result.metric]
-        count = plural(len(result.prediction), "row" if result.names else "sample")
+        line = plural(len(result.prediction), "row" if result.names else "sample")
         if result.value is None:
-            print(f"{count}, without answers to judge by")
+            line += ", without answers to judge by"
         else:
-            figure = metric.figure(result.value)
-            print(f"{count}, {result.metric}: {figure} {metric.unit}".rstrip())
-        print(f"predictions: {file}")
+            line += f", {result.metric}: {metric.figure(result.value)} {metric.unit}".rstrip()
+        content = {"metric": result.metric, "value": result.value, "file": str(file)}
+        self.output.show(content, [line, f"predictions: {file}"])

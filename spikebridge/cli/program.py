@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import in_si, in_words
-from spikebridge.base.records import UsageError, to_plain
-from spikebridge.cli.flags import Output, RunFolders, page_of, say
-from spikebridge.runs import rundir
+from spikebridge.base.records import Count, Seed, Size, UsageError
+from spikebridge.cli.flags import Output, RunFolders, say
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig
 
 if TYPE_CHECKING:
@@ -35,13 +32,13 @@ class Program:
     """Folders of finished runs of spiking units or their soft form."""
     cells: CellConfig = field(default_factory=CellConfig)
     crossbar: CrossbarConfig = field(default_factory=CrossbarConfig)
-    chips: int = 10
+    chips: Size = 10
     """Simulated chips, each with draws of its own."""
     times: tuple[float, ...] = (20.0, 3600.0, 86400.0, 2592000.0, 31536000.0)
     """Seconds after programming at which the network is tested."""
-    samples: int = 0
+    samples: Count = 0
     """Test samples for each chip and time; 0 = all."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the chips."""
     split: Literal["test", "valid"] = "test"
     """What is tested on; valid is for choosing settings such as --w-max."""
@@ -56,27 +53,27 @@ class Program:
         plan = on_cells.CellPlan(cells, self.crossbar, *tested)
         if not self.runs:
             raise UsageError("no run is named; give the folder of a finished run")
-        contents = {}
-        for folder in self.runs:
-            output = self.output
-            if output.out is not None and len(self.runs) > 1:
-                output = replace(output, out=output.out / folder.name)
-            run = output.folder(folder)
 
-            def tell(number: int, time_s: float, value: float, run: Path = run) -> None:
+        def deploy(run: Path) -> OnCells:
+            def tell(number: int, time_s: float, value: float) -> None:
                 time = in_words(time_s)
                 say(f"{run}  chip {number + 1}/{plan.chips}  {time:>9}  {value:.4f}")
 
-            with rundir.owning(run, "program"):
-                kept = self.output.kept(partial(on_cells.kept, run, plan))
-                contents[str(run)] = content = kept or on_cells.deploy(run, plan, tell)
-                page = None if self.output.no_report else page_of(run)
-            if not self.output.json:
-                print("\n".join(text_of(content)))
-                if page:
-                    print(f"page: {page}")
+            return on_cells.deploy(run, plan, tell)
+
+        contents = {}
+        for run in self.runs:
+            output = self.output
+            if output.out is not None and len(self.runs) > 1:
+                output = replace(output, out=output.out / run.name)
+            content, folder, page = output.of_run(
+                run, "program", lambda folder: on_cells.kept(folder, plan), deploy
+            )
+            contents[str(folder)] = content
+            if not output.json:
+                output.show(content, text_of(content), report=page)
         if self.output.json:
-            print(json.dumps(to_plain(contents)))
+            self.output.show(contents, [])
 
 
 def text_of(content: OnCells) -> list[str]:

@@ -15,8 +15,6 @@ from spikebridge.settings.config import Config
 if TYPE_CHECKING:
     import rich.progress
 
-    from spikebridge.runs.training import Progress
-
 
 class Whole:
     """How long several runs will take in all, from guesses and from what has been measured.
@@ -71,8 +69,8 @@ class Whole:
     def text(self) -> str:
         """What is left, for people."""
         left = self.seconds_left()
-        shown = "" if left is None else f"{in_words(float(f'{left:.2g}'))} left in all"
-        return f"{len(self.done)}/{len(self.left)} runs done" + (f", {shown}" if shown else "")
+        shown = "" if left is None else f", {about(left)} left in all"
+        return f"{len(self.done)}/{len(self.left)} runs done{shown}"
 
 
 class Trials:
@@ -85,35 +83,53 @@ class Trials:
         """After the trial of this number, counted over all units, for people."""
         self.ran += 1
         seconds = (time.monotonic() - self.started) / self.ran * (self.total - number)
-        return f"about {in_words(float(f'{seconds:.2g}'))} left in all"
+        return f"about {about(seconds)} left in all"
+
+
+def about(seconds: float) -> str:
+    """A time in words, with two digits."""
+    return in_words(float(f"{seconds:.2g}"))
 
 
 class Display:
-    """Makes what one run or several at a time report to: `display(name)`."""
+    """Makes what one run or several at a time report to: `display(name)`.
 
-    said: set[str]
-    whole: Whole | None
-    """What is left of several runs, where that is told."""
+    Args:
+        stream: where lines go.
+        whole: what is left of several runs, which is told instead of what is left of each.
+        bars: of a terminal, instead of lines.
+    """
 
-    def fresh(self, notes: Sequence[str]) -> list[str]:
-        """Those that no run has told yet: runs of a comparison have the same data."""
-        new = [note for note in notes if note not in self.said]
-        self.said |= set(new)
-        return new
+    def __init__(
+        self, stream: TextIO, whole: Whole | None, bars: rich.progress.Progress | None = None
+    ) -> None:
+        self.stream, self.whole, self.bars = stream, whole, bars
+        self.remarks: set[str] = set()
+        if whole is not None and bars is not None:
+            self.total = sum(whole.left.values())
+            self.all = bars.add_task("in all", total=self.total, note=whole.text())
 
-    def __call__(self, name: str) -> Progress:
-        raise NotImplementedError
+    def __call__(self, name: str) -> _Run:
+        return _Run(name, self)
+
+    def say(self, text: str) -> None:
+        if self.bars is None:
+            print(text, file=self.stream, flush=True)
+        else:
+            self.bars.console.print(text, highlight=False, markup=False)
+
+    def show_whole(self) -> None:
+        if self.whole is not None and self.bars is not None:
+            done = self.total - sum(self.whole.left.values())
+            self.bars.update(self.all, completed=done, note=self.whole.text())
 
 
 @contextmanager
 def display(stream: TextIO | None = None, whole: Whole | None = None) -> Iterator[Display]:
-    """The display that suits a stream (stderr): bars where it is a terminal, else lines.
-
-    With `whole` what is left of all runs is told instead of what is left of each.
-    """
+    """The display that suits a stream (stderr): bars where it is a terminal, else lines."""
     stream = sys.stderr if stream is None else stream
     if not stream.isatty():
-        yield _Lines(stream, whole)
+        yield Display(stream, whole)
         return
     import rich.progress
     from rich.console import Console
@@ -125,118 +141,60 @@ def display(stream: TextIO | None = None, whole: Whole | None = None) -> Iterato
         *([] if whole else [rich.progress.TimeRemainingColumn(compact=True)]),
     )
     with rich.progress.Progress(*columns, console=Console(file=stream)) as bars:
-        yield _Bars(bars, whole)
+        yield Display(stream, whole, bars)
 
 
-def describe(record: dict[str, Any], epochs: int) -> str:
-    """An epoch's line of metrics.jsonl, for people."""
-    return (
-        f"epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.4f}  "
-        f"valid {record['valid']:.4f}{' *' if record['best'] else '  '}"
-    )
+class _Run:
+    """What a run reports to: a bar over its epochs, of which a line stays, or a line per epoch."""
 
-
-class _Lines(Display):
-    def __init__(self, stream: TextIO, whole: Whole | None) -> None:
-        self.stream, self.said, self.whole = stream, set(), whole
-
-    def __call__(self, name: str) -> Progress:
-        return _Line(name, self)
-
-
-class _Line:
-    """A line per epoch: loss, validation metric (* = best so far), time left."""
-
-    def __init__(self, name: str, lines: _Lines) -> None:
-        self.name, self.lines, self.stream = name, lines, lines.stream
-        self.whole = lines.whole
+    def __init__(self, name: str, display: Display) -> None:
+        self.name, self.display = name, display
+        self.whole, self.bars = display.whole, display.bars
         self.epochs = self.done = 0
-        self.started = 0.0
+        self.started, self.note = 0.0, ""
+        self.task: rich.progress.TaskID | None = None
 
     def begin(self, config: Config, done: int) -> None:
         self.epochs, self.done, self.started = config.train.epochs, done, time.monotonic()
+        if self.bars is not None:
+            self.task = self.bars.add_task(self.name, total=self.epochs, completed=done, note="")
         if self.whole is not None:
             self.whole.begin(self.name, done)
+            self.display.show_whole()
 
     def remarks(self, notes: Sequence[str]) -> None:
-        for note in self.lines.fresh(notes):
-            print(note, file=self.stream, flush=True)
+        """Runs of a comparison have the same data: what one has said the others do not repeat."""
+        for note in notes:
+            if note not in self.display.remarks:
+                self.display.say(note)
+        self.display.remarks |= set(notes)
 
     def batch(self, epoch: int, share: float) -> None:
-        pass
+        if self.bars is not None and self.task is not None:
+            self.bars.update(self.task, completed=epoch - 1 + share)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        if self.whole is None:
-            ran = record["epoch"] - self.done
-            left = (time.monotonic() - self.started) / ran * (self.epochs - record["epoch"])
-            rest = f"{left:.0f} s left"
-        else:
-            self.whole.epoch(self.name, record["seconds"])
-            rest = self.whole.text()
-        print(
-            f"{self.name}  {describe(record, self.epochs)}  {record['seconds']:.1f} s  {rest}",
-            file=self.stream,
-            flush=True,
+        """A line of metrics.jsonl (* = best validation metric so far), and the time left."""
+        epoch = record["epoch"]
+        self.note = (
+            f"epoch {epoch}/{self.epochs}  loss {record['train_loss']:.4f}  "
+            f"valid {record['valid']:.4f}{' *' if record['best'] else '  '}"
         )
+        if self.whole is not None:
+            self.whole.epoch(self.name, record["seconds"])
+            self.display.show_whole()
+        if self.bars is not None and self.task is not None:
+            self.bars.update(self.task, completed=epoch, note=self.note)
+        if self.bars is None:
+            ran = epoch - self.done
+            left = (time.monotonic() - self.started) / ran * (self.epochs - epoch)
+            rest = f"{left:.0f} s left" if self.whole is None else self.whole.text()
+            self.display.say(f"{self.name}  {self.note}  {record['seconds']:.1f} s  {rest}")
 
     def end(self) -> None:
         if self.whole is not None:
             self.whole.end(self.name)
-
-
-class _Bars(Display):
-    def __init__(self, bars: rich.progress.Progress, whole: Whole | None) -> None:
-        self.bars, self.said, self.whole = bars, set(), whole
-        self.all: rich.progress.TaskID | None = None
-        if whole is not None:
-            self.total = sum(whole.left.values())
-            self.all = bars.add_task("in all", total=self.total, note=whole.text())
-
-    def tell_whole(self) -> None:
-        """Show what is left of all runs."""
-        if self.all is not None and self.whole is not None:
-            done = self.total - sum(self.whole.left.values())
-            self.bars.update(self.all, completed=done, note=self.whole.text())
-
-    def __call__(self, name: str) -> Progress:
-        return _Bar(name, self)
-
-
-class _Bar:
-    """A bar over a run's epochs; a line stays of it when the run ends."""
-
-    def __init__(self, name: str, display: _Bars) -> None:
-        self.name, self.display, self.bars = name, display, display.bars
-        self.epochs, self.note = 0, ""
-        self.task: rich.progress.TaskID | None = None
-
-    def begin(self, config: Config, done: int) -> None:
-        self.epochs = config.train.epochs
-        self.task = self.bars.add_task(self.name, total=self.epochs, completed=done, note="")
-        if self.display.whole is not None:
-            self.display.whole.begin(self.name, done)
-            self.display.tell_whole()
-
-    def remarks(self, notes: Sequence[str]) -> None:
-        for note in self.display.fresh(notes):
-            self.bars.console.print(note, highlight=False, markup=False)
-
-    def batch(self, epoch: int, share: float) -> None:
-        if self.task is not None:
-            self.bars.update(self.task, completed=epoch - 1 + share)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        if self.task is not None:
-            self.note = describe(record, self.epochs)
-            self.bars.update(self.task, completed=record["epoch"], note=self.note)
-        if self.display.whole is not None:
-            self.display.whole.epoch(self.name, record["seconds"])
-            self.display.tell_whole()
-
-    def end(self) -> None:
-        if self.display.whole is not None:
-            self.display.whole.end(self.name)
-            self.display.tell_whole()
-        if self.task is not None:
+            self.display.show_whole()
+        if self.bars is not None and self.task is not None:
             self.bars.remove_task(self.task)
-            self.bars.console.print(f"{self.name}  {self.note}", highlight=False)
+            self.display.say(f"{self.name}  {self.note}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,8 @@ import tyro
 
 from spikebridge.base.quantities import plural
 from spikebridge.base.records import UsageError
-from spikebridge.cli import progress
-from spikebridge.cli.compare import ahead, show, tell_of_kernels
-from spikebridge.cli.flags import Flag, Output, refresh_page, say, settings_text
+from spikebridge.cli.compare import on_hardware, run_all, show
+from spikebridge.cli.flags import Flag, Output, say, settings_text
 from spikebridge.runs import rundir
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, parts_of
 
@@ -63,7 +61,7 @@ class Reproduce:
 
     def run(self) -> None:
         if self.list:
-            show_catalog(as_json=self.output.json)
+            show_catalog(self.output)
             return
         if not self.name:
             raise UsageError("no entry is named; `spikebridge reproduce --list` shows them all")
@@ -76,13 +74,12 @@ class Reproduce:
         entry = catalog.find(self.name)
         out = self.folder
         say(f"{entry.title}\n{entry.source}")
-        tell_of_kernels(self.jobs)
         with rundir.owning(out, "reproduce", make=True):
             content, files = _make(self, entry, out)
             if self.record is not None:
                 written = record.write(self.name, content, out, self.record)
                 say("record: " + ", ".join(map(str, written)))
-        show(content, out, not self.output.no_report, self.output.json)
+        show(content, out, self.output)
         if not self.output.json:
             for what, path in files:
                 print(f"{what}: {path}")
@@ -106,41 +103,34 @@ def _make(
     takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
     complete = f"; {kept} are complete" if kept else ""
     say(f"{plural(len(planned), 'run')} in {out}{takes}{complete}")
-    with progress.display(whole=ahead(planned, jobs, overwrite)) as display:
-        content = compare.compare(
-            planned,
-            out,
-            jobs=jobs,
-            overwrite=overwrite,
-            progress=display,
-            about=entry.title,
-            finish=lambda run: _on_hardware(entry, run, quick),
-            by_steps=() if quick else entry.by_steps,
-            more=lambda: by_role(entry, planned, out),
-        )
+    content = run_all(
+        planned,
+        out,
+        jobs,
+        options.output,
+        about=entry.title,
+        finish=lambda run: _on_hardware(entry, run, quick),
+        by_steps=() if quick else entry.by_steps,
+        more=lambda: by_role(entry, planned, out),
+    )
     from spikebridge.report import still
 
-    if not options.output.no_report:
-        refresh_page(out)
     pictures = still.write(content, out, entry.source)
     return content, [("table", out / still.TABLE), *(("plot", path) for path in pictures)]
 
 
 def _on_hardware(entry: catalog.Entry, run: Planned, quick: bool) -> None:
-    """Export a complete run to the chip or program it into cells, where its table says so."""
-    if entry.chip is not None and not (run.directory / rundir.DIGITAL).exists():
-        from spikebridge.trained import on_chip
+    """What is done with a complete run's network, as its table says."""
+    from spikebridge.trained.on_cells import CellPlan
+    from spikebridge.trained.on_chip import ChipPlan
 
-        say(f"{run.name}: exported to the digital chip")
-        on_chip.export(run.directory, on_chip.ChipPlan(dict(entry.chip)))
-    if entry.cells is not None and not (run.directory / rundir.MEMORY).exists():
-        from spikebridge.trained import on_cells
-
-        say(f"{run.name}: programmed into memory cells")
+    chip = None if entry.chip is None else ChipPlan(dict(entry.chip))
+    cells = None
+    if entry.cells is not None:
         parts = parts_of(entry.cells)
-        cells, crossbar = CellConfig(**parts["cells"]), CrossbarConfig(**parts["crossbar"])
-        plan = on_cells.CellPlan(cells, crossbar, chips=2 if quick else 10)
-        on_cells.deploy(run.directory, plan)
+        settings = CellConfig(**parts["cells"]), CrossbarConfig(**parts["crossbar"])
+        cells = CellPlan(*settings, chips=2 if quick else 10)
+    on_hardware(run, chip, cells)
 
 
 def _say_trial(trial: Trial, valid: float | None) -> None:
@@ -149,19 +139,13 @@ def _say_trial(trial: Trial, valid: float | None) -> None:
     say(f"{trial.row}  {settings}  seed {seed}  {outcome}")
 
 
-def show_catalog(*, as_json: bool) -> None:
+def show_catalog(output: Output) -> None:
     """List what `reproduce` can make, and what it takes on two cores."""
     from spikebridge.studies import catalog
 
-    entries = catalog.CATALOG
-    if as_json:
-        rows = [
-            {"name": e.name, "title": e.title, "seeds": e.seeds, "minutes": e.minutes}
-            for e in entries
-        ]
-        print(json.dumps({"entries": rows}))
-        return
-    for entry in entries:
-        takes = f"{entry.minutes:,.0f} min" if entry.minutes else "unknown"
-        runs = f"{len(entry.rows)} x {entry.seeds} runs"
-        print(f"{entry.name:26} {takes:>9}  {runs:12}  {entry.title}")
+    rows, lines = [], []
+    for e in catalog.CATALOG:
+        rows.append({"name": e.name, "title": e.title, "seeds": e.seeds, "minutes": e.minutes})
+        takes = f"{e.minutes:,.0f} min" if e.minutes else "unknown"
+        lines.append(f"{e.name:26} {takes:>9}  {f'{len(e.rows)} x {e.seeds} runs':12}  {e.title}")
+    output.show({"entries": rows}, lines)

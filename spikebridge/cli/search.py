@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,8 @@ class Search:
     )
     PER_TASK: ClassVar[str] = "Search settings of units: {}."
 
+    REFUSES: ClassVar[dict[str, str]] = {"no_report": "this command writes no page"}
+
     units: Units = ("snu", "softsnu", "lstm")
     """Units to search for, such as snu or recurrent-snu; use this, not --unit."""
     trials: int = 12
@@ -48,19 +49,17 @@ class Search:
         from spikebridge.studies import search
 
         best = {unit: search.best(content) for unit, content in contents.items()}
-        if self.output.json:
-            print(json.dumps(best))
-            return
+        lines, commands = [], []
         for unit, content in contents.items():
             metric, trial = METRICS[content["metric"]], rundir.ranked_trials(content)[0]
-            print(
+            lines.append(
                 f"{unit}: validation {metric.axis} {metric.figure(trial['valid'])}, trial "
                 f"{trial['trial']} of {len(content['trials'])}: "
                 f"{settings_text(best[unit]).strip() or THE_PRESET}"
             )
-        print(f"all trials, the best first: {out / search.BEST}\ntrain with what was best:")
-        for unit, content in contents.items():
-            print(f"  {search.command(content, out / unit)}")
+            commands.append(f"  {search.command(content, out / unit)}")
+        lines.append(f"all trials, the best first: {out / search.BEST}")
+        self.output.show(best, [*lines, "train with what was best:", *commands])
 
     def _remove(self, configs: Sequence[Config], out: Path) -> None:
         """The searches that lie there, so that they start anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spikebridge.base.metrics import METRICS
@@ -13,124 +14,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def chip_table(content: dict[str, Any]) -> Table | None:
-    """What the units do on the digital chip, as a table for a terminal; None where none does."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    result = [row["chip"] for row in content["rows"] if row.get("chip")]
-    if not result:
-        return None
-    metric, first = METRICS[content["metric"]], result[0]
-    title = (
-        f"On the digital chip, 40 nm, {first['lanes']} lanes at {first['clock_MHz']:g} MHz: "
-        f"{metric.axis}, mean of {plural(first['networks'], 'network')}; "
-        f"nJ and cycles per {first['per']}"
-    )
-    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    built.add_column("unit")
-    for name in ("bits", "in software", "in integers", "nJ", "low to high", "cycles"):
-        built.add_column(name, justify="right")
-    for row in content["rows"]:
-        chip = row.get("chip")
-        if not chip:
-            built.add_row(row["label"], *["-"] * 6)
-            continue
-        low, nominal, high = (_nanojoules(chip["energy_pJ"][name]) for name in ENDS)
-        built.add_row(
-            row["label"],
-            str(chip["weight_bits"]),
-            metric.figure(chip["software_mean"]),
-            _spread(metric, chip["mean"], chip["std"]),
-            nominal,
-            f"{low} to {high}",
-            f"{chip['cycles']:,.0f}",
-        )
-    return built
-
-
-def _nanojoules(energy_pJ: float) -> str:
-    value = energy_pJ / 1e3
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def cells_table(content: dict[str, Any]) -> Table | None:
-    """What the units do in memory cells, as a table for a terminal; None where nobody tried."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    rows = [row for row in content["rows"] if row.get("memory")]
-    if not rows:
-        return None
-    metric, first = METRICS[content["metric"]], rows[0]["memory"]
-    title = (
-        f"In {first['device']} phase-change cells, drift compensated: {metric.axis}, mean of "
-        f"{first['networks']} networks x {first['chips']} chips"
-    )
-    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    built.add_column("unit")
-    names = ["in software", *(in_words(time_s) for time_s in first["times_s"])]
-    for name in (*names, "nJ on PCM", "nJ digital int8"):
-        built.add_column(name, justify="right")
-    for row in rows:
-        on_cells = row["memory"]
-        energies = [
-            on_cells["energy_pJ"][name] for name in ("PCM crossbar", "digital, int8, events")
-        ]
-        built.add_row(
-            row["label"],
-            metric.figure(row["test_mean"]),
-            *(
-                _spread(metric, *pair)
-                for pair in zip(on_cells["means"], on_cells["stds"], strict=True)
-            ),
-            *(f"{value / 1e3:,.0f}" for value in energies),
-        )
-    return built
-
-
-def sequence_table(content: dict[str, Any]) -> Table | None:
-    """What units keep of earlier tasks, as a table for a terminal; None without such tasks."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    rows = [row for row in content["rows"] if row.get("sequence")]
-    if not rows:
-        return None
-    title = f"{plural(rows[0]['sequence']['tasks'], 'task')} one after the other, in per cent"
-    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    built.add_column("unit")
-    for name in MEASURES.values():
-        built.add_column(name, justify="right")
-    metric = METRICS["accuracy"]
-    for row in rows:
-        measures = [row["sequence"]["measures"][name] for name in MEASURES]
-        built.add_row(
-            row["label"],
-            *(_spread(metric, measure["mean"], measure["std"]) for measure in measures),
-        )
-    return built
-
-
-def _spread(metric: Any, mean: float, std: float | None) -> str:
-    text = metric.figure(mean)
-    return text if std is None else f"{text} ± {metric.figure(std)}"
-
-
 def table(content: dict[str, Any]) -> Table:
-    """The comparison as a table for a terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+    """The comparison; its columns are short enough for 80 characters."""
     metric = METRICS[content["metric"]]
-    title = f"{content['task']} ({content['data']}): {metric.axis}, {metric.better}"
-    built = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    built.add_column("unit")
-    # Short enough for 80 columns.
-    for name in ("test", "valid", "seeds", "params", "MACs", "spikes", "s/run", "paper"):
-        built.add_column(name, justify="right")
-    for row in content["rows"]:
-        built.add_row(
+    rows = [
+        (
             row["label"],
             _spread(metric, row["test_mean"], row["test_std"]),
             metric.figure(row["valid_mean"]),
@@ -141,4 +29,93 @@ def table(content: dict[str, Any]) -> Table:
             f"{row['seconds_median']:.1f}",
             metric.figure(row["published"]["value"]) if row["published"] else "-",
         )
-    return built
+        for row in content["rows"]
+    ]
+    title = f"{content['task']} ({content['data']}): {metric.axis}, {metric.better}"
+    columns = ("test", "valid", "seeds", "params", "MACs", "spikes", "s/run", "paper")
+    return _table(title, columns, rows)
+
+
+def chip_table(content: dict[str, Any]) -> Table | None:
+    """What the units do on the digital chip; None where none does."""
+    first = next((row["chip"] for row in content["rows"] if row.get("chip")), None)
+    if first is None:
+        return None
+    metric, rows = METRICS[content["metric"]], []
+    for row in content["rows"]:
+        chip = row.get("chip")
+        if not chip:
+            rows.append((row["label"], *["-"] * 6))
+            continue
+        low, nominal, high = (_nanojoules(chip["energy_pJ"][name]) for name in ENDS)
+        mean = _spread(metric, chip["mean"], chip["std"])
+        software, cycles = metric.figure(chip["software_mean"]), f"{chip['cycles']:,.0f}"
+        bits, ends = str(chip["weight_bits"]), f"{low} to {high}"
+        rows.append((row["label"], bits, software, mean, nominal, ends, cycles))
+    title = (
+        f"On the digital chip, 40 nm, {first['lanes']} lanes at {first['clock_MHz']:g} MHz: "
+        f"{metric.axis}, mean of {plural(first['networks'], 'network')}; "
+        f"nJ and cycles per {first['per']}"
+    )
+    columns = ("bits", "in software", "in integers", "nJ", "low to high", "cycles")
+    return _table(title, columns, rows)
+
+
+def _nanojoules(energy_pJ: float) -> str:
+    value = energy_pJ / 1e3
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cells_table(content: dict[str, Any]) -> Table | None:
+    """What the units do in memory cells; None where nobody tried."""
+    with_cells = [row for row in content["rows"] if row.get("memory")]
+    if not with_cells:
+        return None
+    metric, first, rows = METRICS[content["metric"]], with_cells[0]["memory"], []
+    for row in with_cells:
+        on_cells = row["memory"]
+        tests = zip(on_cells["means"], on_cells["stds"], strict=True)
+        energies = [
+            on_cells["energy_pJ"][name] for name in ("PCM crossbar", "digital, int8, events")
+        ]
+        values = [metric.figure(row["test_mean"]), *(_spread(metric, *pair) for pair in tests)]
+        rows.append((row["label"], *values, *(f"{value / 1e3:,.0f}" for value in energies)))
+    title = (
+        f"In {first['device']} phase-change cells, drift compensated: {metric.axis}, mean of "
+        f"{first['networks']} networks x {first['chips']} chips"
+    )
+    times = [in_words(time_s) for time_s in first["times_s"]]
+    return _table(title, ["in software", *times, "nJ on PCM", "nJ digital int8"], rows)
+
+
+def sequence_table(content: dict[str, Any]) -> Table | None:
+    """What units keep of earlier tasks; None without such tasks."""
+    with_tasks = [row for row in content["rows"] if row.get("sequence")]
+    if not with_tasks:
+        return None
+    metric, rows = METRICS["accuracy"], []
+    for row in with_tasks:
+        measures = [row["sequence"]["measures"][name] for name in MEASURES]
+        texts = [_spread(metric, measure["mean"], measure["std"]) for measure in measures]
+        rows.append((row["label"], *texts))
+    count = with_tasks[0]["sequence"]["tasks"]
+    title = f"{plural(count, 'task')} one after the other, in per cent"
+    return _table(title, list(MEASURES.values()), rows)
+
+
+def _spread(metric: Any, mean: float, std: float | None) -> str:
+    text = metric.figure(mean)
+    return text if std is None else f"{text} ± {metric.figure(std)}"
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    result.add_column("unit")
+    for name in columns:
+        result.add_column(name, justify="right")
+    for row in rows:
+        result.add_row(*row)
+    return result

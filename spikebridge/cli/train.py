@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from spikebridge.base.metrics import METRICS
 from spikebridge.base.quantities import plural
 from spikebridge.base.records import UsageError
 from spikebridge.cli import progress
-from spikebridge.cli.flags import Flag, Output, page_of, say, settings_of
+from spikebridge.cli.flags import Flag, Output, say, settings_of
 from spikebridge.runs import rundir
 from spikebridge.runs.rundir import Result
 from spikebridge.runs.transfer import SequenceResult
@@ -54,13 +53,9 @@ class Train:
         with rundir.owning(out, "train", make=True) if result is None else nullcontext():
             if result is None:
                 result = self._train(config, out)
-            page = None if self.output.no_report else page_of(out)
-        if self.output.json:
-            print(json.dumps({**result.to_dict(), "directory": str(out), "report": page}))
-            return
-        print("\n".join(text_of(result)))
-        if page:
-            print(f"page: {page}")
+            page = self.output.page(out)
+        content = result.to_dict() | {"directory": str(out)}
+        self.output.show(content, text_of(result), report=page)
 
     def _train(self, config: Config, out: Path) -> Result:
         if rundir.has_run(out) and not self.output.overwrite:

@@ -12,7 +12,7 @@ Every fault of a file raises ReportError with the file, what is wrong with it an
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -299,6 +299,8 @@ class OnChip:
     """What a sample is: "sample", or "step" where a stream never ends."""
     energy: Range
     area_mm2: dict[str, Amount]
+    asked: dict[str, Any] = field(default_factory=dict)
+    """The plan that this is the result of."""
 
     def __post_init__(self) -> None:
         if not self.counts.samples:
@@ -371,6 +373,8 @@ class Measured:
     synaptic_operations: Operations
     membrane_updates: float
     samples: int
+    asked: int = -1
+    """How many samples were asked for; 0 = all."""
 
 
 def load_on_cells(directory: Path) -> OnCells | None:

@@ -60,7 +60,7 @@ from spikebridge.nn.network import Network, Observation
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding
 from spikebridge.runs import rundir
 from spikebridge.runs.evaluation import evaluating, trained
-from spikebridge.runs.hardware_results import Measured, save
+from spikebridge.runs.hardware_results import Measured, load_complexity, save
 
 __all__ = ["Complexity", "SynapticOperations", "complexity", "of_run"]
 
@@ -395,6 +395,12 @@ def _check_known(network: Network) -> None:
                 )
 
 
+def kept(directory: Path, split: str, samples: int) -> Measured | None:
+    """What `of_run` has written there for the same samples; None where it has not."""
+    known = load_complexity(directory)
+    return known if known and (known.split, known.asked) == (split, samples) else None
+
+
 @rundir.owned("complexity")
 def of_run(directory: Path, split: str = "test", samples: int = 0) -> Measured:
     """Measure the network of a finished run; written to its complexity.json and returned.
@@ -418,7 +424,7 @@ def of_run(directory: Path, split: str = "test", samples: int = 0) -> Measured:
     if samples:
         batches = first(batches, samples, stream=task.carries_state)
     result = complexity(network, batches, carries_state=task.carries_state)
-    about = {"source": SOURCE, "split": split, "per": config.task.step_name()}
+    about = {"source": SOURCE, "split": split, "per": config.task.step_name(), "asked": samples}
     content = from_content(Measured, about | result.to_dict())
     save(directory / rundir.COMPLEXITY, content)
     return content

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from spikebridge.base.records import Bound, Count, Seed, Size, UsageError, check_types
+from spikebridge.base.records import RunError, UsageError
 from spikebridge.nn.network import Network
 from spikebridge.runs import rundir
 from spikebridge.runs.evaluation import evaluating, trained
 from spikebridge.runs.load import load_run
+from spikebridge.settings.plans import ComposePlan
 from spikebridge.settings.tasks import MusicConfig
 from spikebridge.trained import midi as sound
 
 PROMPT_FRAMES = 16
 LONGEST_S = 3600
 USUAL_SHARE = 0.99
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is continued and how; see `spikebridge compose --help`.  Raises ConfigError."""
-
-    piece: Count = 0
-    midi: str = ""
-    prompt_frames: Count = 0
-    frames: Size = 64
-    temperature: Annotated[float, Bound("[0.01, 100]", or_zero=True)] = 0.9
-    voices: Count = 0
-    tempo: Annotated[float, Bound("[10, 600]")] = 100.0
-    seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,7 @@ class Written:
     facts: dict[str, Any]
 
 
-def compose(directory: Path, settings: Settings, out: Path | None = None) -> Written:
+def compose(directory: Path, plan: ComposePlan, out: Path | None = None) -> Written:
     """Continue a seed phrase with the network of a finished run of the task music.
 
     Writes composition.mid, composition.wav and composition.json (last: what they are made of) into
@@ -61,21 +47,22 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
     config, network = trained(directory, "music", "makes no music")
     task: Any = config.task
     folder = directory if out is None else out
-    _refuse_reading(settings.midi, folder)
-    phrase = seed_phrase(task, settings)
-    per_frame_s = 60 / settings.tempo / task.frames_per_quarter
-    frames_in_all = len(phrase) + settings.frames
+    _refuse_reading(plan.midi, folder)
+    phrase = seed_phrase(task, plan)
+    per_frame_s = 60 / plan.tempo / task.frames_per_quarter
+    frames_in_all = len(phrase) + plan.frames
     _check_duration(frames_in_all * per_frame_s)
-    voices = settings.voices or _usual_voices(directory)
+    voices = plan.voices or _usual_voices(directory)
     frames = go_on(
         network,
         phrase,
-        settings.frames,
-        temperature=settings.temperature,
+        plan.frames,
+        temperature=plan.temperature,
         voices=voices,
-        random=np.random.default_rng(settings.seed),
+        random=np.random.default_rng(plan.seed),
     )
-    facts = asdict(settings) | {
+    facts = asdict(plan) | {
+        "asked": _asked(directory, plan),
         "data": task.data,
         "prompt_frames": len(phrase),
         "voices": voices,
@@ -87,23 +74,46 @@ def compose(directory: Path, settings: Settings, out: Path | None = None) -> Wri
         return _write(folder, frames, facts, per_frame_s)
 
 
-def seed_phrase(task: MusicConfig, settings: Settings) -> np.ndarray:
+def kept(directory: Path, plan: ComposePlan, out: Path | None = None) -> Written | None:
+    """What `compose` has written there for this plan and network; None where it has not."""
+    midi, wav, about = ((out or directory) / name for name in rundir.COMPOSITION)
+    if plan.midi:  # the file may have changed
+        return None
+    with suppress(RunError, OSError):
+        facts = rundir.read_json(about, "compose again")
+        facts.pop("notes", None)
+        whole = facts.get("sha256") == [_sha256(midi), _sha256(wav)]
+        if whole and facts.get("asked") == _asked(directory, plan):
+            return Written(midi, wav, facts)
+    return None
+
+
+def _asked(directory: Path, plan: ComposePlan) -> dict[str, Any]:
+    """What decides a composition: the plan and the network."""
+    return asdict(plan) | {"network_sha256": _sha256(directory / rundir.MODEL)}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def seed_phrase(task: MusicConfig, plan: ComposePlan) -> np.ndarray:
     """The first frames (K, 88) of a test piece or of a MIDI file.  Raises UsageError."""
-    if settings.midi:
-        path = Path(settings.midi).expanduser()
+    if plan.midi:
+        path = Path(plan.midi).expanduser()
         whole = sound.read_midi(path, task.frames_per_quarter, task.lowest)
-        name, count = settings.midi, settings.prompt_frames or len(whole)
+        name, count = plan.midi, plan.prompt_frames or len(whole)
     else:
         from spikebridge.data.music import locate, read_songs
 
         pieces = read_songs(locate(task))["test"]
-        if settings.piece >= len(pieces):
+        if plan.piece >= len(pieces):
             raise UsageError(
-                f"piece={settings.piece}: the test set has {len(pieces)} pieces, the first is 0; "
+                f"piece={plan.piece}: the test set has {len(pieces)} pieces, the first is 0; "
                 f"pass --piece {len(pieces) - 1} or less"
             )
-        name, whole = f"piece {settings.piece}", pieces[settings.piece]
-        count = settings.prompt_frames or PROMPT_FRAMES
+        name, whole = f"piece {plan.piece}", pieces[plan.piece]
+        count = plan.prompt_frames or PROMPT_FRAMES
     if count > len(whole):
         raise UsageError(
             f"prompt_frames={count}: {name} has only {len(whole)} frames; "
@@ -227,5 +237,6 @@ def _write(
     sound.write_midi(midi, frames, facts["tempo"], facts["frames_per_quarter"], marks, lowest)
     sound.write_wav(wav, frames, seconds_per_frame, lowest)
     notes = [(np.flatnonzero(frame) + lowest).tolist() for frame in frames]
+    facts |= {"sha256": [_sha256(midi), _sha256(wav)]}
     rundir.write_json(about, facts | {"notes": notes})
     return Written(midi, wav, facts)

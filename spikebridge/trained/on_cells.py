@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spikebridge import data as tasks
 from spikebridge.base.chance import generator, seed_of
-from spikebridge.base.records import UsageError
+from spikebridge.base.records import Count, Seed, Size, UsageError, check_types
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.cells import SimulatedArray
 from spikebridge.crossbar.network import FILE, CrossbarNetwork, cell_of, to_crossbar
@@ -67,27 +67,20 @@ class CellPlan:
 
     cells: CellConfig = field(default_factory=lambda: CellConfig("iterative"))
     crossbar: CrossbarConfig = field(default_factory=CrossbarConfig)
-    chips: int = 10
+    chips: Size = 10
     times_s: tuple[float, ...] = TIMES_S
-    samples: int = 0
-    seed: int = 0
-    split: str = "test"
+    samples: Count = 0
+    seed: Seed = 0
+    split: Literal["test", "valid"] = "test"
 
     def __post_init__(self) -> None:
-        if self.chips < 1:
-            raise UsageError(f"chips={self.chips}: at least 1; pass --chips 10")
+        check_types(self)
         rising = all(a < b for a, b in pairwise(self.times_s))
         if not self.times_s or min(self.times_s) < 0 or not rising:
             raise UsageError(
                 f"times={list(self.times_s)}: seconds after programming, 0 or more and rising; "
                 "pass --times 20 3600 86400"
             )
-        if self.samples < 0:
-            raise UsageError(f"samples={self.samples}: 0 or more; pass --samples 2000")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed={self.seed}: a seed lies in [0, 2**63); pass --seed 0")
-        if self.split not in ("test", "valid"):
-            raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
         if not self.cells.used:
             raise UsageError("there are no cells; pass --cells iterative")
 

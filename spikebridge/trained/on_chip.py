@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ from spikebridge import data as tasks
 from spikebridge import energy as silicon
 from spikebridge.base.chance import generator
 from spikebridge.base.metrics import from_mean
-from spikebridge.base.records import UsageError
+from spikebridge.base.records import Count, UsageError, check_types
 from spikebridge.chip.compiler import compile, losses
 from spikebridge.chip.engine import Engine
-from spikebridge.chip.files import save_program
+from spikebridge.chip.files import load_program, save_program
 from spikebridge.chip.program import ChipConfig, ChipCounts, Program
 from spikebridge.data.task import Batch, Task
 from spikebridge.energy.costs import Energy
@@ -37,6 +38,7 @@ from spikebridge.runs.hardware_results import (
     OnChip,
     Range,
     Sizes,
+    load_on_chip,
     save,
 )
 from spikebridge.settings.config import Config, override
@@ -59,17 +61,22 @@ class ChipPlan:
     """
 
     chip: dict[str, Any] = dataclasses.field(default_factory=dict)
-    samples: int = 0
-    split: str = "test"
-    steps: int = 0
+    samples: Count = 0
+    split: Literal["test", "valid"] = "test"
+    steps: Count = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 0:
-            raise UsageError(f"samples={self.samples}: 0 or more; pass --samples 1000")
-        if self.split not in ("test", "valid"):
-            raise UsageError(f"split={self.split!r}: choose test or valid; pass --split test")
-        if self.steps < 0:
-            raise UsageError(f"steps={self.steps}: 0 or more; pass --steps 4")
+        check_types(self)
+
+
+def kept(directory: Path, plan: ChipPlan) -> OnChip | None:
+    """What `export` has written there for this plan; None where it has not."""
+    known = load_on_chip(directory)
+    with suppress(FileNotFoundError, ValueError):  # of a program that is damaged
+        load_program(directory / rundir.PROGRAM)
+        if known is not None and known.asked == dataclasses.asdict(plan):
+            return known
+    return None
 
 
 @rundir.owned("export")
@@ -115,6 +122,7 @@ def measure(directory: Path, plan: ChipPlan) -> tuple[Program, OnChip]:
         per="step" if task.carries_state else "sample",
         energy=_energy(trial.counts, program),
         area_mm2={name: part.value for name, part in silicon.area_mm2(program).items()},
+        asked=dataclasses.asdict(plan),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.runs import rundir
 from spikebridge.runs.evaluation import evaluating, trained
+from spikebridge.settings.plans import SamplePlan
 
 END, UNKNOWN = "<eos>", "<unk>"
 
@@ -56,31 +57,23 @@ class Writer:
             )
         return [self.numbers[piece] for piece in pieces]
 
-    def go_on(
-        self, prompt: str, length: int, *, temperature: float = 1.0, top: int = 0, seed: int = 0
-    ) -> str:
-        """The prompt with `length` more symbols, each drawn from what the network expects.
+    def go_on(self, prompt: str, plan: SamplePlan) -> str:
+        """The prompt with more symbols, each drawn from what the network expects.
 
-        Args:
-            prompt: where to start; empty starts at the beginning of a line.
-            length: symbols to write, at least 1.
-            temperature: below 1 keeps to the likely, above 1 wanders, from 0.01 to 100; 0 takes the
-                likeliest.
-            top: draw among this many likeliest only; 0 = among all.
-            seed: of the draws.
+        An empty prompt starts at the beginning of a line.  Raises UsageError for a prompt that the
+        network cannot read.
         """
-        _check(length, temperature, top, seed)
         numbers = self.encode(prompt)
         start = END if self.by_words else "\n"
-        heard = [self.numbers[start], *numbers] if start in self.numbers else numbers
-        if not heard:
+        inputs = [self.numbers[start], *numbers] if start in self.numbers else numbers
+        if not inputs:
             raise UsageError("prompt: it is empty, and the text has no lines; pass --prompt")
-        draws = torch.Generator().manual_seed(seed)
+        draws = torch.Generator().manual_seed(plan.seed)
         written: list[int] = []
         with evaluating(self.network):
-            output, state = self.network(torch.tensor(heard)[:, None])
-            for _ in range(length):
-                number = self._draw(output[-1, 0], temperature, top, draws)
+            output, state = self.network(torch.tensor(inputs)[:, None])
+            for _ in range(plan.length):
+                number = self._draw(output[-1, 0], plan.temperature, plan.top, draws)
                 written.append(number)
                 output, state = self.network(torch.tensor([[number]]), state)
         return self._text([*numbers, *written])
@@ -104,16 +97,3 @@ class Writer:
         if not self.by_words:
             return "".join(pieces)
         return " ".join(pieces).replace(f" {END}", "\n").replace(f"{END}", "").replace("\n ", "\n")
-
-
-def _check(length: int, temperature: float, top: int, seed: int) -> None:
-    if length < 1:
-        raise UsageError(f"length={length}: it must be at least 1; pass --length 100")
-    if temperature != 0 and not 0.01 <= temperature <= 100:
-        raise UsageError(
-            f"temperature={temperature}: it must be 0, or 0.01 to 100; pass --temperature 0.8"
-        )
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"seed={seed}: it must lie in 0 to 2**63 - 1; pass --seed 0")
-    if top < 0:
-        raise UsageError(f"top={top}: it must be 0 (all) or above; pass --top 40")

@@ -114,7 +114,7 @@ def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("compare digits --units recurrent-snu --no-recurrent", "contradicts recurrent-snu"),
         ("compare digits --units", "at least one unit"),
         ("demo --jobs 0", "jobs=0"),
-        ("program run --seed -1", "seed=-1: a seed lies in [0, 2**63); pass --seed 0"),
+        ("program run --seed -1", "seed=-1: it must lie in [0, 2**63); pass --seed 0"),
         (
             "program run --cells ideal --levels 1",
             "levels=1: it must be 0 or at least 2; pass --levels",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from spikebridge.cli import flags
+from spikebridge.chip.files import load_program
+from spikebridge.cli import COMMANDS, flags
 from spikebridge.cli import main as cli
-from spikebridge.runs import evaluation, rundir
+from spikebridge.runs import rundir
 from spikebridge.settings.config import flatten, preset
 
 TINY = "--hidden 8 --steps 4 --epochs 2 --batch-size 256 --threads 1"
@@ -18,6 +21,14 @@ TINY = "--hidden 8 --steps 4 --epochs 2 --batch-size 256 --threads 1"
 
 def spikebridge(line: str) -> int:
     return cli.main(shlex.split(line))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be copied."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert spikebridge(f"train digits {TINY} --out {run} --no-report") == 0
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -125,28 +136,104 @@ def test_seeds_are_a_list_and_their_number_is_a_count() -> None:
     assert spikebridge("reproduce jsb --seeds 3 5 --count 3") == 2
 
 
-WRITES = [
-    "train digits",
-    "compare digits",
-    "search digits",
-    "reproduce jsb",
-    "demo",
-    "evaluate RUN",
-    "predict RUN",
-    "compose RUN",
-    "program RUN",
-    "export RUN",
-    "complexity RUN",
-]
+WRITES = {
+    "train": "train digits",
+    "compare": "compare digits",
+    "search": "search digits",
+    "report": "report RUN",
+    "reproduce": "reproduce jsb",
+    "demo": "demo",
+    "evaluate": "evaluate RUN",
+    "predict": "predict RUN",
+    "compose": "compose RUN",
+    "program": "program RUN",
+    "export": "export RUN",
+    "complexity": "complexity RUN",
+}
+PRINTS = {"info", "sample", "verify", "bench"}
+OUTPUT = {"out": ["--out", "there"], "overwrite": [], "json": [], "no_report": []}
 
 
-@pytest.mark.parametrize("line", WRITES)
-def test_every_command_that_writes_takes_the_same_flags(line: str) -> None:
-    words = [*line.split(), "--out", "there", "--overwrite", "--json", "--no-report"]
+def test_a_command_writes_or_prints() -> None:
+    assert {*WRITES, *PRINTS} == {*COMMANDS}
+    for name in COMMANDS:
+        assert ("output" in cli.record_of(name).__dataclass_fields__) == (name in WRITES)
+
+
+@pytest.mark.parametrize("flag", OUTPUT)
+@pytest.mark.parametrize("name", WRITES)
+def test_a_command_that_writes_honours_a_flag_of_output_or_says_why_not(
+    name: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WRITES[name].split(), *(OUTPUT[flag] or [f"--{flag.replace('_', '-')}"])]
+    refused = getattr(cli.record_of(name), "REFUSES", {})
+    if flag in refused:
+        assert cli.main(words) == 2
+        assert capsys.readouterr().err == (
+            f"spikebridge: {words[-1]}: {refused[flag]}; leave it out\n"
+        )
+        assert cli.main([*words[:-1], "--help-all"]) == 0
+        assert words[-1] not in capsys.readouterr().out
+        return
     parsed = cli.parse(words)
     options = parsed[0] if isinstance(parsed, tuple) else getattr(parsed, "options", parsed)
-    assert options.output == flags.Output(Path("there"), overwrite=True, json=True, no_report=True)
-    assert cli.record_of(words[0]).__dataclass_fields__["output"]
+    value = Path("there") if flag == "out" else True
+    assert options.output == replace(flags.Output(), **{flag: value})
+
+
+ON_A_RUN = {
+    "evaluate --steps 2 4": rundir.STEPS,
+    "complexity --samples 40": rundir.COMPLEXITY,
+    "program --chips 2 --times 20 --samples 64": rundir.MEMORY,
+    "export --samples 64": rundir.DIGITAL,
+}
+
+
+@pytest.mark.parametrize("line", ON_A_RUN)
+def test_work_on_a_run_is_kept_until_it_is_overwritten(
+    line: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, "run")
+    file, page = Path("run") / ON_A_RUN[line], Path("run") / rundir.REPORT
+    words = [line.split()[0], "run", *line.split()[1:]]
+
+    def written(*more: str) -> int:
+        assert cli.main([*words, *more]) == 0
+        return file.stat().st_mtime_ns
+
+    first = written("--no-report", "--json")
+    content = json.loads(capsys.readouterr().out)
+    assert not page.exists()
+    assert written("--json") == first
+    assert page.exists()
+    again = json.loads(capsys.readouterr().out)
+    assert again == content | ({"report": "run/report.html"} if "report" in content else {})
+    assert written("--overwrite", "--json") != first
+    assert json.loads(capsys.readouterr().out) == again
+    file.write_text("{")  # damaged: done anew
+    assert written() != first
+    assert f"page: {page}" in capsys.readouterr().out
+
+
+def test_work_with_other_settings_is_done(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, "run")
+    changes = {
+        "complexity run": ("--samples 40", "--samples 41", "--split valid"),
+        "export run": ("--samples 64", "--samples 128", "--lanes 32", "--steps 2"),
+        "evaluate run": ("--steps 2", "--steps 3"),
+    }
+    for line, every in changes.items():
+        outcomes = []
+        for more in (*every, *every):
+            assert spikebridge(f"{line} {more} --no-report --json") == 0
+            outcomes.append(capsys.readouterr().out)
+        assert outcomes[: len(every)] == outcomes[len(every) :]
+        assert len({*outcomes}) == len(every)
+    (Path("run") / rundir.PROGRAM).write_bytes(b"PK")  # damaged: exported anew
+    assert spikebridge("export run --samples 64 --no-report") == 0
+    assert load_program(Path("run") / rundir.PROGRAM)
 
 
 def test_results_of_a_run_go_elsewhere_and_leave_it_as_it_is(
@@ -171,15 +258,6 @@ def test_results_of_a_run_go_elsewhere_and_leave_it_as_it_is(
     assert rundir.read_config(Path("there")).train.seed == 1
 
 
-def test_an_evaluation_is_kept_until_it_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert spikebridge(f"train digits {TINY} --out run --no-report") == 0
-    assert spikebridge("evaluate run --steps 2 4") == 0
-    monkeypatch.setattr(evaluation, "observe", None)  # nothing is to be tested again
-    assert spikebridge("evaluate run --steps 4 2") == 0
-    with pytest.raises(TypeError):
-        spikebridge("evaluate run --steps 2 4 --overwrite")
-
-
 def test_verbose_says_all_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge(f"train digits {TINY} --out run --no-report --verbose") == 0
     said = capsys.readouterr().err
@@ -187,21 +265,13 @@ def test_verbose_says_all_settings(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name}=" in said
 
 
-def test_networks_on_cells_are_kept_until_they_are_overwritten(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_networks_on_cells_are_programmed_anew_with_other_settings(
+    trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert spikebridge(f"train digits {TINY} --out run --no-report") == 0
-    line = "program run --chips 2 --times 20 --samples 256 --json"
-    capsys.readouterr()
-    assert spikebridge(line) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert spikebridge(line) == 0
-    again = capsys.readouterr()
-    assert json.loads(again.out) == said
-    assert "chip 1/2" not in again.err
-    for other in ("--overwrite", "--dac-bits 8", "--seed 1"):
+    shutil.copytree(trained, "run")
+    line = "program run --chips 2 --times 20 --samples 64"
+    for other in ("", "--dac-bits 8", "--seed 1"):
         assert spikebridge(f"{line} {other}") == 0
         assert "chip 1/2" in capsys.readouterr().err
-    (Path("run") / rundir.MEMORY).write_text("{")  # damaged: done anew
-    assert spikebridge(line) == 0
-    assert json.loads(capsys.readouterr().out) == said
+        assert spikebridge(f"{line} {other}") == 0
+        assert "chip 1/2" not in capsys.readouterr().err

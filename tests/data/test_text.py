@@ -26,6 +26,7 @@ from spikebridge.report.page import write
 from spikebridge.runs import evaluation, rundir, training
 from spikebridge.runs.sampling import Sampler
 from spikebridge.settings.config import override, preset
+from spikebridge.settings.plans import SamplePlan
 from spikebridge.settings.tasks import TextConfig
 from spikebridge.trained.text import Writer
 
@@ -317,15 +318,15 @@ def test_symbols_without_an_embedding(folder: Path, tmp_path: Path) -> None:
 
 def test_a_writer_goes_on_and_repeats_itself(done: Path) -> None:
     writer = Writer(done)
-    text = writer.go_on("the cat", 20, seed=3)
+    text = writer.go_on("the cat", SamplePlan(20, temperature=1.0, top=0, seed=3))
     assert text.startswith("the cat")
     assert "<unk>" not in text
-    assert text == writer.go_on("the cat", 20, seed=3)
-    assert text != writer.go_on("the cat", 20, seed=4, temperature=2.0)
+    assert text == writer.go_on("the cat", SamplePlan(20, temperature=1.0, top=0, seed=3))
+    assert text != writer.go_on("the cat", SamplePlan(20, 2.0, top=0, seed=4))
     assert set(text.split()) <= set(WORDS)
-    likeliest = writer.go_on("the", 5, temperature=0)
-    assert likeliest == writer.go_on("the", 5, temperature=0, seed=9)
-    assert likeliest == writer.go_on("the", 5, top=1, seed=5)
+    likeliest = writer.go_on("the", SamplePlan(5, 0.0, top=0))
+    assert likeliest == writer.go_on("the", SamplePlan(5, 0.0, top=0, seed=9))
+    assert likeliest == writer.go_on("the", SamplePlan(5, 1.0, top=1, seed=5))
 
 
 @pytest.mark.parametrize(
@@ -379,7 +380,7 @@ def test_characters_from_the_command_line(
     assert "test bpc:" in said
     page = (out / rundir.REPORT).read_text(encoding="utf-8")
     assert "bits per character" in page
-    text = Writer(out).go_on("the ", 12)
+    text = Writer(out).go_on("the ", SamplePlan(12))
     assert text.startswith("the ")
     assert len(text) == 16
 

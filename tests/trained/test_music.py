@@ -360,7 +360,7 @@ def test_the_state_is_carried_from_frame_to_frame(trained: Path) -> None:
 
 
 def test_files_say_what_was_composed(run: Path, tmp_path: Path) -> None:
-    settings = music.Settings(prompt_frames=6, frames=5, tempo=150, voices=3)
+    settings = music.ComposePlan(prompt_frames=6, frames=5, tempo=150, voices=3)
     written = music.compose(run, settings)
     facts = json.loads((run / "composition.json").read_text())
     notes = facts.pop("notes")
@@ -378,7 +378,7 @@ def test_files_say_what_was_composed(run: Path, tmp_path: Path) -> None:
     for seed, equal in ((0, True), (1, False)):
         other = music.compose(
             run,
-            music.Settings(prompt_frames=6, frames=5, tempo=150, voices=3, seed=seed),
+            music.ComposePlan(prompt_frames=6, frames=5, tempo=150, voices=3, seed=seed),
             tmp_path / "new" / "folder",
         )
         found = [path.read_bytes() for path in (other.midi, other.wav)]
@@ -390,7 +390,7 @@ def test_files_say_what_was_composed(run: Path, tmp_path: Path) -> None:
 
 def test_a_midi_file_is_the_seed_phrase(run: Path, tmp_path: Path) -> None:
     sound.write_midi(tmp_path / "seed.mid", CADENCE, 70, 1, {})
-    settings = music.Settings(midi=str(tmp_path / "seed.mid"), frames=3)
+    settings = music.ComposePlan(midi=str(tmp_path / "seed.mid"), frames=3)
     music.compose(run, settings)
     notes = json.loads((run / "composition.json").read_text())["notes"]
     assert len(notes) == 9
@@ -412,7 +412,7 @@ def test_seed_phrases_that_are_not_to_be_had(
     run: Path, changed: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        music.compose(run, music.Settings(**changed))
+        music.compose(run, music.ComposePlan(**changed))
     assert not [name for name in rundir.COMPOSITION if (run / name).exists()]
 
 
@@ -434,11 +434,11 @@ def test_seed_phrases_that_are_not_to_be_had(
 def test_wrong_settings(changed: dict[str, Any]) -> None:
     (name,) = changed
     with pytest.raises(ConfigError, match=rf"{name}="):
-        music.Settings(**changed)
+        music.ComposePlan(**changed)
 
 
 def test_folders_that_cannot_compose(run: Path, tmp_path: Path) -> None:
-    wanted = music.Settings(frames=2)
+    wanted = music.ComposePlan(frames=2)
     with pytest.raises(UsageError, match=r"there is no complete run in it; name .*train music"):
         music.compose(tmp_path / "nowhere", wanted)
     digits = training.run(tiny(epochs=1), tmp_path / "digits").directory
@@ -457,13 +457,13 @@ def test_folders_that_cannot_compose(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_starts_anew_forgets_its_composition(run: Path) -> None:
-    music.compose(run, music.Settings(frames=2))
+    music.compose(run, music.ComposePlan(frames=2))
     rundir.clear(run)
     assert not list(run.iterdir())
 
 
 def test_usual_voices_are_those_of_the_examples(run: Path) -> None:
-    facts = music.compose(run, music.Settings(frames=1)).facts
+    facts = music.compose(run, music.ComposePlan(frames=1)).facts
     with np.load(run / rundir.EXAMPLES) as arrays:
         target, length = arrays["target"], arrays["length"]
     counts = [target[t, e].sum() for e, steps in enumerate(length) for t in range(steps)]
@@ -496,7 +496,16 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert said["made"]["frames"] == 5
     assert (out / "composition.mid").read_bytes() == first
     (run / "report.html").unlink()
+    times = [(run / name).stat().st_mtime_ns for name in rundir.COMPOSITION]
     assert cli.main(["compose", str(run), *SHORT, "--out", f"{run}/"]) == 0
+    assert [(run / name).stat().st_mtime_ns for name in rundir.COMPOSITION] == times  # it is kept
+    (run / "composition.wav").write_bytes(b"RIFF")  # damaged: composed anew
+    for more in ((), ("--overwrite",)):
+        assert cli.main(["compose", str(run), *SHORT, *more]) == 0
+        assert (run / "composition.wav").stat().st_mtime_ns > times[1]
+        assert (run / "composition.mid").read_bytes() == first
+        times = [(run / name).stat().st_mtime_ns for name in rundir.COMPOSITION]
+    assert cli.main(["compose", str(run), *SHORT]) == 0
     (run / "report.html").unlink()
     assert cli.main(["compose", str(run), *SHORT, "--no-report", "--seed", "4"]) == 0
     assert not (run / "report.html").exists()
@@ -511,7 +520,7 @@ def test_the_page_plays_the_composition(run: Path) -> None:
         return report.write(run).read_text(encoding="utf-8")
 
     assert "<audio" not in page()
-    music.compose(run, music.Settings(prompt_frames=6, frames=5, tempo=300))
+    music.compose(run, music.ComposePlan(prompt_frames=6, frames=5, tempo=300))
     text = page()
     assert "The network heard 6 frames of test piece 1 and went on for 5 frames" in text
     assert "at most" in text
@@ -537,7 +546,7 @@ def test_the_page_plays_the_composition(run: Path) -> None:
     ],
 )
 def test_damaged_compositions(run: Path, name: str, content: str, message: str) -> None:
-    music.compose(run, music.Settings(prompt_frames=6, frames=2))
+    music.compose(run, music.ComposePlan(prompt_frames=6, frames=2))
     (run / name).write_text(content)
     with pytest.raises(ReportError, match=rf"{name}: .*{message}.*compose again"):
         report.write(run)
