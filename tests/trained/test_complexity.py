@@ -522,6 +522,7 @@ def test_the_command(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_as_json(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge(f"complexity {done} --samples 300 --split valid --json") == 0
     said = json.loads(capsys.readouterr().out)
+    assert said.pop("report") == str(done / rundir.REPORT)
     assert said == json.loads((done / rundir.COMPLEXITY).read_text())
     assert (said["samples"], said["split"]) == (300, "valid")
 
