@@ -48,17 +48,11 @@ def bands(examples: Examples, index: int, *, show_input: bool) -> list[Band]:
     x = examples.x[:steps, index]
     if show_input and x.ndim == 2 and x.size and np.isin(x, (0, 1)).all():
         layers.append(Band("input", x, None, True, input=True))
-    for layer, y in examples.y.items():
-        s = examples.s.get(layer)
-        layers.append(
-            Band(
-                f"layer {layer}",
-                np.nan_to_num(y[:steps, index].astype(np.float32)),
-                None if s is None else s[:steps, index].astype(np.float32),
-                examples.spiking(layer),
-                thresholds(examples, layer),
-            )
-        )
+    for layer, outputs in examples.y.items():
+        y = np.nan_to_num(outputs[:steps, index].astype(np.float32))
+        s = examples.s[layer][:steps, index].astype(np.float32) if layer in examples.s else None
+        limits = thresholds(examples, layer)
+        layers.append(Band(f"layer {layer}", y, s, examples.spiking(layer), limits))
     return [band for band in layers if band.y.size]
 
 
@@ -128,14 +122,8 @@ def raster(layers: list[Band], unit: str, x_title: str) -> Chart | None:
         else:
             _shades(chart, row, band, pick)
         heading(chart, row, f"<b>{band.name}</b> · {_summary(band)}")
-        chart.y(
-            "neuron",
-            row,
-            range=[band.y.shape[1] - 0.5, -0.5],
-            nticks=5,
-            tickformat="d",
-            showgrid=False,
-        )
+        around = [band.y.shape[1] - 0.5, -0.5]
+        chart.y("neuron", row, range=around, nticks=5, tickformat="d", showgrid=False)
     if graded:
         low, high = _range(graded)
         scale = colour_scale(shades(unit, negative=low < 0))
@@ -166,32 +154,22 @@ def _summary(band: Band) -> str:
 
 def heading(chart: Chart, row: int, text: str) -> None:
     """A line of text above a row of subplots, at its left edge."""
-    chart.write(
-        text,
-        xref="paper",
-        x=0,
-        xanchor="left",
-        yref=f"y{suffix(row)} domain",
-        y=1,
-        yanchor="bottom",
-        yshift=3,
-        font={"size": 12.5},
-    )
+    left = {"xref": "paper", "x": 0, "xanchor": "left", "font": {"size": 12.5}}
+    above = {"yref": f"y{suffix(row)} domain", "y": 1, "yanchor": "bottom", "yshift": 3}
+    chart.write(text, **left, **above)
 
 
 def _ticks(chart: Chart, row: int, band: Band, pick: np.ndarray, height: float, unit: str) -> None:
     steps, neurons = np.nonzero(band.y[:, pick])
     colour = NEUTRAL if band.input else colour_of(unit)
+    width, size = np.clip(120 / band.y.shape[0], 1.4, 4), np.clip(height / len(pick), 3, 12)
+    line = {"width": float(width), "color": colour}
     chart.marks(
         (steps + 1).astype(np.uint16),
         pick[neurons].astype(np.uint32),
-        {
-            "symbol": "line-ns",
-            "size": float(np.clip(height / len(pick), 3, 12)),
-            "line": {"width": float(np.clip(120 / band.y.shape[0], 1.4, 4)), "color": colour},
-        },
-        hovertemplate="step %{x}, neuron %{y}<extra></extra>",
-        yaxis=f"y{suffix(row)}",
+        {"symbol": "line-ns", "size": float(size), "line": line},
+        hover="step %{x}, neuron %{y}",
+        row=row,
     )
     if not len(steps):
         where = {"xref": "x domain", "yref": f"y{suffix(row)} domain"}
@@ -205,8 +183,8 @@ def _shades(chart: Chart, row: int, band: Band, pick: np.ndarray) -> None:
         y=pick.astype(np.uint32),
         z=np.round(band.y[:, pick].T, 2).astype(np.float32),
         coloraxis="coloraxis",
-        hovertemplate="step %{x}, neuron %{y}: %{z:.2f}<extra></extra>",
-        yaxis=f"y{suffix(row)}",
+        hover="step %{x}, neuron %{y}: %{z:.2f}",
+        row=row,
     )
 
 
@@ -216,10 +194,8 @@ def ramp(layers: list[Band], unit: str) -> Ramp | None:
     if not graded:
         return None
     low, high = _range(graded)
-    title = "output of the neuron"
-    return Ramp(
-        title, f"{low:.3g}".replace("-", "−"), f"{high:.3g}", shades(unit, negative=low < 0)
-    )
+    ends = f"{low:.3g}".replace("-", "−"), f"{high:.3g}"
+    return Ramp("output of the neuron", *ends, shades(unit, negative=low < 0))
 
 
 def _range(graded: list[Band]) -> tuple[float, float]:
@@ -256,30 +232,15 @@ def traces(layers: list[Band], unit: str, x_title: str) -> Chart | None:
 def _trace(chart: Chart, row: int, band: Band, neuron: int, unit: str) -> None:
     y = band.y[:, neuron]
     line = y if band.s is None else band.s[:, neuron]
-    steps = np.arange(1, len(line) + 1, dtype=np.uint16)
-    chart.line(
-        steps,
-        np.round(line, 3),
-        NEUTRAL if band.spiking else colour_of(unit),
-        width=1.6,
-        hovertemplate="step %{x}: %{y:.3f}<extra></extra>",
-        yaxis=f"y{suffix(row)}",
-    )
+    steps, heights = np.arange(1, len(line) + 1, dtype=np.uint16), np.round(line, 3)
+    colour = NEUTRAL if band.spiking else colour_of(unit)
+    chart.line(steps, heights, colour, width=1.6, hover="step %{x}: %{y:.3f}", row=row)
     text = f"<b>{band.name}</b>, neuron {neuron}"
     if band.threshold is not None and np.isfinite(band.threshold[neuron]):
         height = round(float(band.threshold[neuron]), 3)
-        across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": f"y{suffix(row)}"}
-        line_style = {"color": NEUTRAL, "width": 1, "dash": "dot"}
-        shapes = chart.layout.setdefault("shapes", [])
-        shapes.append(across | {"y0": height, "y1": height, "line": line_style})
+        chart.rule(xref="paper", x0=0, x1=1, yref=f"y{suffix(row)}", y0=height, y1=height)
     if band.spiking:
-        fired = y > 0
-        chart.marks(
-            steps[fired],
-            np.round(line[fired], 3),
-            {"color": colour_of(unit), "size": 8},
-            hovertemplate="spike at step %{x}<extra></extra>",
-            yaxis=f"y{suffix(row)}",
-        )
+        fired, dot = y > 0, {"color": colour_of(unit), "size": 8}
+        chart.marks(steps[fired], heights[fired], dot, hover="spike at step %{x}", row=row)
         text += f" · {plural(int(fired.sum()), 'spike')}"
     heading(chart, row, text)

@@ -21,6 +21,7 @@ LEVELS = tuple(COLOURS[name] for name in ("li-snu", "snu", "adaptive-snu", "gru"
 FIT_S = 100.0
 """Where the law of drift has set in: exponents are fitted to what comes after."""
 PULSE_BINS = 48
+SINCE = "time since programming"
 
 
 def mean_of(table: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ def places(times_s: Iterable[float]) -> list[float]:
     return [time if time > 0 else zero for time in times_s]
 
 
-def time_axis(chart: Chart, times_s: Sequence[float], title: str, *, own: bool) -> None:
+def time_axis(chart: Chart, times_s: Sequence[float], *, own: bool) -> None:
     """A logarithmic axis of time in words; own: with ticks at these times, as far as they part."""
     at = places(times_s)
     low, high = math.log10(at[0]), math.log10(at[-1])
@@ -57,52 +58,32 @@ def time_axis(chart: Chart, times_s: Sequence[float], title: str, *, own: bool) 
     for tick in reversed(ticks):
         if not kept or math.log10(kept[-1][0] / tick[0]) > 0.165 * (high - low):
             kept.append(tick)
-    chart.x(
-        title=title,
-        type="log",
-        range=[low - room, high + room],
-        tickvals=[place for place, _ in kept],
-        # A phone has room for many ticks only where long ones take two lines.
-        ticktext=[label(in_words(time), 5 if own else 18) for _, time in kept],
-        tickangle=0,
-        showgrid=False,
-    )
+    # A phone has room for many ticks only where long ones take two lines.
+    texts = [label(in_words(time), 5 if own else 18) for _, time in kept]
+    around = {"range": [low - room, high + room], "tickangle": 0, "showgrid": False}
+    chart.x(SINCE, type="log", tickvals=[place for place, _ in kept], ticktext=texts, **around)
 
 
 def over_time(on_cells: OnCells, metric: Metric, unit: str) -> Chart:
     """The metric over the time since programming: mean and one standard deviation of the chips."""
     chart = Chart(360, {"hovermode": "x unified"})
-    x, shown = places(on_cells.times_s), [metric.scale * on_cells.software]
-    lines = (
+    software = metric.scale * on_cells.software
+    x, shown = places(on_cells.times_s), [software]
+    for name, table, colour, symbol in (
         ("as read", on_cells.plain, NEUTRAL, "square"),
         ("compensated", on_cells.compensated, colour_of(unit), "circle"),
-    )
-    for name, table, colour, symbol in lines:
+    ):
         mean, spread = mean_of(table) * metric.scale, deviation_of(table)
         if spread is not None:
             low, high = mean - metric.scale * spread, mean + metric.scale * spread
             chart.band(x, rounded(low), rounded(high), colour)
             shown += [*low, *high]
-        chart.add(
-            "scatter",
-            x=x,
-            y=rounded(mean),
-            name=name,
-            mode="lines+markers",
-            line={"color": colour, "width": 2},
-            marker={"color": colour, "size": 8, "symbol": symbol},
-        )
+        marker = {"color": colour, "size": 8, "symbol": symbol}
+        chart.line(x, rounded(mean), colour, name, mode="lines+markers", marker=marker)
         shown += list(mean)
-    chart.add(
-        "scatter",
-        x=x,
-        y=rounded([metric.scale * on_cells.software] * len(x)),
-        name="in software",
-        mode="lines" if len(x) > 1 else "markers",
-        line={"color": NEUTRAL, "width": 2, "dash": "dash"},
-        marker={"color": NEUTRAL, "size": 12, "symbol": "line-ew-open"},
-    )
-    time_axis(chart, on_cells.times_s, "time since programming", own=True)
+    flat = {"color": NEUTRAL, "size": 12, "symbol": "line-ew-open"}
+    chart.line(x, rounded([software] * len(x)), NEUTRAL, "in software", dash="dash", marker=flat)
+    time_axis(chart, on_cells.times_s, own=True)
     chart.y(title=f"test {label(metric.axis, 60)}")
     if not metric.higher_is_better:
         steep(chart, shown)
@@ -117,7 +98,7 @@ def first_and_last(result: Sequence[Any], times_s: Sequence[float]) -> list[tupl
 
 def histogram(histograms: Histograms, unit: str) -> Chart:
     """Cells by conductance at the first and the last time."""
-    chart = Chart(340)
+    chart = Chart(340, {"showlegend": True})
     looks, top_uS = histograms.at, histograms.top_uS
     pairs = first_and_last(looks, [look.time_s for look in looks])
     for (look, name), colour in zip(pairs, (NEUTRAL, colour_of(unit)), strict=False):
@@ -128,35 +109,28 @@ def histogram(histograms: Histograms, unit: str) -> Chart:
             for low, high, count in zip(edges, edges[1:], counts, strict=False)
         ]
         # No cells lie below the axis, so that the line goes down to it.
-        steps = [max(count, 0.1) for count in [*counts, counts[-1]]]
-        chart.add(
-            "scatter",
-            x=rounded(edges),
-            y=steps,
-            name=name,
-            mode="lines",
+        heights = [max(count, 0.1) for count in [*counts, counts[-1]]]
+        chart.line(
+            rounded(edges),
+            heights,
+            colour,
+            name,
             line={"color": colour, "width": 2, "shape": "hv"},
             fill="tozeroy" if colour == NEUTRAL else None,
             fillcolor=fade(NEUTRAL, 0.2),
             text=[*texts, texts[-1]],
-            hovertemplate=f"{name}, %{{text}}<extra></extra>",
+            hover=f"{name}, %{{text}}",
         )
     chart.x(title="conductance (µS)", range=[0, top_uS * 1.01], showgrid=False)
     cells_axis(chart, max(int(look.cells.max()) for look in looks))
-    chart.layout["showlegend"] = True
     return chart
 
 
 def cells_axis(chart: Chart, most: int) -> None:
     """A logarithmic axis of numbers of cells, from a little below 1."""
     ticks = [10**power for power in range(10) if 10**power <= max(most, 1) * 1.5]
-    chart.y(
-        title="cells",
-        type="log",
-        range=[math.log10(0.6), math.log10(max(most, 1) * 1.8)],
-        tickvals=ticks,
-        ticktext=[f"{tick:,}" for tick in ticks],
-    )
+    ends, texts = [math.log10(0.6), math.log10(max(most, 1) * 1.8)], [f"{tick:,}" for tick in ticks]
+    chart.y(title="cells", type="log", range=ends, tickvals=ticks, ticktext=texts)
 
 
 def scatter(on_cells: OnCells, unit: str) -> Chart:
@@ -166,24 +140,12 @@ def scatter(on_cells: OnCells, unit: str) -> Chart:
     ends = first_and_last(on_cells.programmed, on_cells.times_s)
     for (points, name), colour in zip(ends, (NEUTRAL, colour_of(unit)), strict=False):
         top = max(top, float(points.target_uS.max()), float(points.read_uS.max()))
-        chart.add(
-            "scatter",
-            x=rounded(points.target_uS, 4),
-            y=rounded(points.read_uS, 4),
-            name=name,
-            mode="markers",
-            marker={"color": colour, "size": 5, "opacity": 0.6},
-            hovertemplate=f"aimed at %{{x}} µS, {name} %{{y}} µS<extra></extra>",
-        )
-    chart.add(
-        "scatter",
-        x=[0, rounded([top])[0]],
-        y=[0, rounded([top])[0]],
-        name="as aimed at",
-        mode="lines",
-        line={"color": NEUTRAL, "width": 1.5, "dash": "dash"},
-        hoverinfo="skip",
-    )
+        x, y = rounded(points.target_uS, 4), rounded(points.read_uS, 4)
+        hover = f"aimed at %{{x}} µS, {name} %{{y}} µS"
+        chart.marks(x, y, {"color": colour, "size": 5, "opacity": 0.6}, name, hover=hover)
+    diagonal = [0, rounded([top])[0]]
+    style: dict[str, Any] = {"width": 1.5, "dash": "dash", "hoverinfo": "skip"}
+    chart.line(diagonal, diagonal, NEUTRAL, "as aimed at", **style)
     around = [-0.03 * top, 1.04 * top]
     chart.x(title="conductance aimed at (µS)", range=around)
     chart.y(title="conductance read (µS)", range=around)
@@ -212,18 +174,10 @@ def drift(drift_curves: DriftCurves) -> Chart | None:
         first = level.mean_uS[0]
         chart.band(x, rounded(low / first, 4), rounded(high / first, 4), colour, 0.09)
     for level, colour in zip(levels, colours, strict=True):
-        name = f"{level.target_uS:.3g} µS"
-        chart.add(
-            "scatter",
-            x=x,
-            y=rounded(level.mean_uS / level.mean_uS[0], 4),
-            name=name,
-            mode="lines",
-            line={"color": colour, "width": 2},
-            text=[in_words(time) for time in x],
-            hovertemplate=f"{name}, after %{{text}}: %{{y}}<extra></extra>",
-        )
-    time_axis(chart, x, "time since programming", own=False)
+        y, name = rounded(level.mean_uS / level.mean_uS[0], 4), f"{level.target_uS:.3g} µS"
+        hover, texts = f"{name}, after %{{text}}: %{{y}}", [in_words(time) for time in x]
+        chart.line(x, y, colour, name, text=texts, hover=hover)
+    time_axis(chart, x, own=False)
     chart.y(title="conductance / its first value")
     return chart
 
@@ -236,44 +190,28 @@ def energy_bars(hardware: Mapping[str, Hardware], unit: str, per: str) -> Chart 
     joules = [1e-12 * costs.total_pJ for costs in hardware.values()]
     if min(joules) <= 0:
         return None
-    at = list(range(len(joules)))
     chart = Chart(100 + 46 * len(joules))
-    chart.add(
-        "scatter",
-        y=at,
-        x=rounded(joules),
-        mode="markers+text",
-        marker={"color": [colour_of(unit)] + [NEUTRAL] * (len(joules) - 1), "size": 13},
-        text=[f"  {si_text(energy, 'J')}" for energy in joules],
-        textposition="middle right",
-        cliponaxis=False,
-        hovertemplate="%{text}<extra></extra>",
-    )
-    names = list(map(label, hardware))
-    chart.y(tickvals=at, ticktext=names, range=[len(at) - 0.4, -0.6])
+    marker = {"color": [colour_of(unit)] + [NEUTRAL] * (len(joules) - 1), "size": 13}
+    beside: dict[str, Any] = {"textposition": "middle right", "cliponaxis": False}
+    beside |= {"text": [f"  {si_text(energy, 'J')}" for energy in joules], "hover": "%{text}"}
+    x, y = rounded(joules), list(range(len(joules)))
+    chart.marks(x, y, marker, mode="markers+text", **beside)
+    chart.rows(hardware)
     low, high = math.floor(math.log10(min(joules)) - 0.1), math.log10(max(joules))
     ticks = [10.0**power for power in range(low, math.ceil(high) + 1)]
-    chart.x(
-        title=f"energy per {per}, logarithmic",
-        type="log",
-        range=[low, high + 0.45 * (high - low)],
-        tickvals=ticks,
-        ticktext=[si_text(tick, "J") for tick in ticks],
-    )
+    around = [low, high + 0.45 * (high - low)]
+    names = [si_text(tick, "J") for tick in ticks]
+    title = f"energy per {per}, logarithmic"
+    chart.x(title, type="log", range=around, tickvals=ticks, ticktext=names)
     return chart
 
 
 def epoch_bars(values: Sequence[tuple[float, float]], title: str, unit: str) -> Chart:
     """A bar for each (epoch, value)."""
     chart = Chart(280)
-    chart.add(
-        "bar",
-        x=[epoch for epoch, _ in values],
-        y=[value for _, value in values],
-        marker={"color": colour_of(unit)},
-        hovertemplate="epoch %{x}: %{y:,}<extra></extra>",
-    )
-    epoch_axis(chart, int(max((epoch for epoch, _ in values), default=1)), showgrid=False)
+    epochs, heights = [epoch for epoch, _ in values], [value for _, value in values]
+    chart.bars(epochs, heights, colour_of(unit), hover="epoch %{x}: %{y:,}")
+    epoch_axis(chart, int(max(epochs, default=1)), showgrid=False)
     chart.y(title=title, tickformat=",~r", rangemode="tozero", nticks=6)
     return chart
 
@@ -286,16 +224,9 @@ def pulse_histogram(pulses: np.ndarray, unit: str) -> Chart:
     last = starts + width - 1
     texts = [f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in zip(starts, last, strict=True)]
     chart = Chart(320, {"bargap": 0.08})
-    chart.add(
-        "bar",
-        x=((starts + last) / 2).tolist(),
-        y=counts.tolist(),
-        width=width * 0.92,
-        marker={"color": colour_of(unit)},
-        text=texts,
-        textposition="none",
-        hovertemplate="%{text} pulses: %{y:,} cells<extra></extra>",
-    )
+    words = {"text": texts, "textposition": "none", "hover": "%{text} pulses: %{y:,} cells"}
+    x, bar_width = ((starts + last) / 2).tolist(), width * 0.92
+    chart.bars(x, counts.tolist(), colour_of(unit), width=bar_width, **words)
     chart.x(title="pulses that a cell has received", tickformat=",d", showgrid=False)
     cells_axis(chart, int(counts.max()))
     return chart

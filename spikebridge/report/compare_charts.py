@@ -10,9 +10,10 @@ from spikebridge.report.run_charts import (
     epoch_axis,
     layer_activity,
     layer_name,
+    log_ticks,
     metric_column,
     steep,
-    step_axes,
+    step_axis,
 )
 from spikebridge.report.theme import (
     NEUTRAL,
@@ -32,11 +33,8 @@ from spikebridge.runs.load import Compared
 SEED_PLACES = (0.2, -0.2, 0.1, -0.1, 0.0)
 
 
-def values_of(row: Compared, metric: Metric) -> list[float]:
-    """The test metric of every seed of a unit, in the unit it is shown in."""
-    tests = row.facts.get("tests")
-    values = [scaled(metric, value) for value in (tests if isinstance(tests, list) else [])]
-    return [value for value in values if value is not None]
+def spread_of(row: Compared, metric: Metric) -> float:
+    return (number(row.facts.get("test_std")) or 0.0) * metric.scale
 
 
 def published_of(facts: dict[str, Any], metric: Metric) -> float | None:
@@ -55,29 +53,17 @@ def _legend_room(rows: Sequence[Compared]) -> int:
 
 def dots(rows: Sequence[Compared], metric: Metric) -> Chart | None:
     """Test metric of every seed, with mean, one standard deviation and the published figure."""
-    if not any(values_of(row, metric) for row in rows):
-        return None
     chart = Chart(110 + 58 * len(rows))
+    some = False
     for index, row in enumerate(rows):
-        values, colour = values_of(row, metric), colour_of(row.look)
-        chart.marks(
-            shown(values),
-            [index + SEED_PLACES[k % len(SEED_PLACES)] for k in range(len(values))],
-            {"color": fade(colour, 0.55), "size": 9, "symbol": symbol(index)},
-            hovertemplate="one seed: %{x}<extra></extra>",
-            showlegend=False,
-        )
+        tests = row.facts.get("tests")
+        values = [scaled(metric, value) for value in (tests if isinstance(tests, list) else [])]
+        known = [value for value in values if value is not None]
         mean = scaled(metric, row.facts.get("test_mean"))
-        if mean is not None:
-            half = (number(row.facts.get("test_std")) or 0.0) * metric.scale
-            chart.marks(
-                shown([mean]),
-                [index],
-                {"symbol": "line-ns", "size": 24, "line": {"width": 3, "color": colour}},
-                error_x=whiskers(half, color=colour, thickness=2, width=5),
-                hovertemplate="mean: %{x}<extra></extra>",
-                showlegend=False,
-            )
+        seed_dots(chart, index, known, mean, colour_of(row.look), spread_of(row, metric))
+        some = some or bool(known)
+    if not some:
+        return None
     for name, mark, width in (
         ("one seed", "circle", 0),
         ("mean ± standard deviation", "line-ns", 3),
@@ -85,23 +71,34 @@ def dots(rows: Sequence[Compared], metric: Metric) -> Chart | None:
         line = {"color": NEUTRAL, "width": width}
         marker = {"symbol": mark, "size": 10, "color": NEUTRAL, "line": line}
         chart.marks([None], [None], marker, name)  # entries of the legend
-    _published(chart, rows, metric)
-    chart.rows([row.label for row in rows])
+    published = [published_of(row.facts, metric) for row in rows]
+    places = [index for index, value in enumerate(published) if value is not None]
+    if places:
+        cross = {"symbol": "x-thin", "size": 10, "line": {"width": 2, "color": NEUTRAL}}
+        x = [published[index] for index in places]
+        chart.marks(x, places, cross, "published", hover="published: %{x}")
+    chart.rows(row.label for row in rows)
     chart.x(title=f"test {label(metric.axis, 60)}", nticks=8)
     return chart
 
 
-def _published(chart: Chart, rows: Sequence[Compared], metric: Metric) -> None:
-    known = [(published_of(row.facts, metric), index) for index, row in enumerate(rows)]
-    points = [(value, index) for value, index in known if value is not None]
-    if points:
-        chart.marks(
-            [value for value, _ in points],
-            [index for _, index in points],
-            {"symbol": "x-thin", "size": 10, "line": {"width": 2, "color": NEUTRAL}},
-            "published",
-            hovertemplate="published: %{x}<extra></extra>",
-        )
+def seed_dots(
+    chart: Chart,
+    index: int,
+    values: list[float],
+    mean: float | None,
+    colour: str,
+    half: float = 0.0,
+) -> None:
+    """A row of a chart: the value of every seed, their mean and how far whiskers reach."""
+    at = [index + SEED_PLACES[k % len(SEED_PLACES)] for k in range(len(values))]
+    dot = {"color": fade(colour, 0.55), "size": 9, "symbol": symbol(index)}
+    chart.marks(shown(values), at, dot, hover="one seed: %{x}", showlegend=False)
+    if mean is not None:
+        bar = {"symbol": "line-ns", "size": 24, "line": {"width": 3, "color": colour}}
+        reach = whiskers(half, color=colour, thickness=2, width=5)
+        where = shown([mean]), [index]
+        chart.marks(*where, bar, error_x=reach, hover="mean: %{x}", showlegend=False)
 
 
 def learning(rows: Sequence[Compared], name: str, metric: Metric, y_title: str) -> Chart | None:
@@ -151,25 +148,14 @@ def _mean_and_band(
     if len(row.runs) > 1 and len(inside) > 1:
         x, lows, highs = zip(*inside, strict=True)
         chart.band(x, lows, highs, colour, 0.18, legendgroup=row.label)
-    chart.line(
-        list(epochs),
-        mean,
-        colour,
-        row.label,
-        dash=dash_of(row.look),
-        legendgroup=row.label,
-        marker=_mark(colour, index),
-    )
+    look: dict[str, Any] = {"marker": _mark(colour, index), "legendgroup": row.label}
+    chart.line(list(epochs), mean, colour, row.label, dash=dash_of(row.look), **look)
 
 
 def _mark(colour: str, index: int) -> dict[str, Any]:
     """A mark that stays visible under a later, smaller one at the same place."""
-    return {
-        "color": colour,
-        "size": max(8, 16 - 3 * index),
-        "symbol": symbol(index),
-        "line": {"color": "#ffffff", "width": 1},
-    }
+    look = {"color": colour, "size": max(8, 16 - 3 * index), "symbol": symbol(index)}
+    return look | {"line": {"color": "#ffffff", "width": 1}}
 
 
 def cost(rows: Sequence[Compared], metric: Metric, name: str, title: str) -> Chart | None:
@@ -177,27 +163,26 @@ def cost(rows: Sequence[Compared], metric: Metric, name: str, title: str) -> Cha
 
     None for fewer than two units, which would compare nothing.
     """
-    points = []
+    chart = Chart(340 + _legend_room(rows))
+    costs = []
     for index, row in enumerate(rows):
         x, y = number(row.facts.get(name)), scaled(metric, row.facts.get("test_mean"))
-        if x is not None and y is not None:
-            points.append((index, row, x, y))
-    if len(points) < 2:
-        return None
-    chart = Chart(340 + _legend_room(rows))
-    for index, row, x, y in points:
-        half = (number(row.facts.get("test_std")) or 0.0) * metric.scale
+        if x is None or y is None:
+            continue
+        costs.append(x)
         chart.marks(
             shown([x]),
             shown([y]),
             _mark(colour_of(row.look), index),
             row.label,
-            error_y=whiskers(half, thickness=1.5, width=4),
+            error_y=whiskers(spread_of(row, metric), thickness=1.5, width=4),
             hovertemplate=f"{count_text(x)}: %{{y}}<extra>{label(row.label, 40)}</extra>",
         )
-    costs = [x for *_, x, _ in points]
-    if min(costs) > 0 and max(costs) > 8 * min(costs):
-        chart.x(type="log", tickvals=_round_numbers(min(costs), max(costs)))
+    if len(costs) < 2:
+        return None
+    low, high = min(costs), max(costs)
+    if low > 0 and high > 8 * low:
+        chart.x(type="log", tickvals=log_ticks(low / 2.5, high * 2.5))
     else:
         chart.x(nticks=6, rangemode="tozero")
     chart.x(title=title, tickformat=",~r")
@@ -205,32 +190,32 @@ def cost(rows: Sequence[Compared], metric: Metric, name: str, title: str) -> Cha
     return chart
 
 
-def by_steps(rows: Sequence[Compared], metric: Metric) -> Chart | None:
-    """Mean test metric of each unit against the number of time steps at the test."""
+def by_steps(
+    rows: Sequence[Compared], metric: Metric, *, error: bool = False, title: str = ""
+) -> Chart | None:
+    """Mean test metric of each unit against the number of time steps at the test.
+
+    error: what is missing to an accuracy of 1, which tells units apart near it.
+    """
     known = [(row, row.facts["by_steps"]) for row in rows if row.facts.get("by_steps")]
     if not known:
         return None
     chart = Chart(340 + _legend_room(rows))
-    for row, by_steps in known:
-        spreads = [(number(spread) or 0.0) * metric.scale for spread in by_steps["stds"]]
-        chart.line(
-            by_steps["steps"],
-            [scaled(metric, mean) for mean in by_steps["means"]],
-            colour_of(row.look),
-            row.label,
-            dash=dash_of(row.look),
-            marks=True,
-            error_y=whiskers(spreads, thickness=1.2),
-        )
-    step_axes(
-        chart, sorted({count for _, by_steps in known for count in by_steps["steps"]}), metric
-    )
+    values = []
+    for row, tested in known:
+        spreads = [(number(spread) or 0.0) * metric.scale for spread in tested["stds"]]
+        y = [scaled(metric, 1 - mean if error else mean) for mean in tested["means"]]
+        look: dict[str, Any] = {
+            "dash": dash_of(row.look),
+            "error_y": whiskers(spreads, thickness=1.2),
+        }
+        chart.line(tested["steps"], y, colour_of(row.look), row.label, marks=True, **look)
+        values += [v + more for v, more in zip(y, spreads, strict=True) if v is not None]
+    step_axis(chart, sorted({count for _, tested in known for count in tested["steps"]}))
+    chart.y(title=title or f"test {label(metric.axis, 60)}")
+    if error:
+        steep(chart, values)
     return chart
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    ticks = [m * 10.0**e for e in range(-3, 12) for m in (1, 2, 5)]
-    return [tick for tick in ticks if low / 2.5 <= tick <= high * 2.5]
 
 
 def activity(rows: Sequence[Compared]) -> Chart | None:
@@ -243,16 +228,9 @@ def activity(rows: Sequence[Compared]) -> Chart | None:
         names, spiking = list(known[0][0]), known[0][1]
         of_layers = [[rates[name] for rates, _ in known if name in rates] for name in names]
         means = shown([sum(values) / len(values) for values in of_layers], 4)
-        chart.add(
-            "bar",
-            x=[label(layer_name(name)) for name in names],
-            y=means,
-            name=label(row.label, 40),
-            marker={
-                "color": colour_of(row.look),
-                "pattern": {"shape": "" if spiking else "/", "size": 6, "fillmode": "replace"},
-            },
-        )
+        hatch = {"shape": "" if spiking else "/", "size": 6, "fillmode": "replace"}
+        marker, x = {"color": colour_of(row.look), "pattern": hatch}, map(layer_name, names)
+        chart.add("bar", x=list(map(label, x)), y=means, name=row.label, marker=marker)
     if not chart.traces:
         return None
     chart.x(showgrid=False, type="category")

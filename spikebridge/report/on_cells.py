@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import numpy as np
 
 from spikebridge.base.metrics import Metric
 from spikebridge.base.quantities import in_words
-from spikebridge.energy.costs import CostRow
 from spikebridge.report import cell_charts
-from spikebridge.report.theme import Block, Card, Drawer, Section, Table, figures
+from spikebridge.report.theme import Block, Card, Plot, Section, Table, figure, figures, table
 from spikebridge.report.wording import (
     NOTHING,
     count_text,
+    joules,
     metric_of,
     metric_text,
+    number,
     plural,
     share_text,
     si_text,
     spread_text,
 )
-from spikebridge.runs.hardware_results import Hardware, OnCells
+from spikebridge.runs.hardware_results import Hardware, OnCells, load_counts
 from spikebridge.runs.load import Run
 
 HEADLINE_S = (86400.0, 365 * 86400.0)
@@ -67,36 +69,48 @@ LAYERS = (
     "Read-back error: root mean square of the weights as first read less those meant, over the "
     "root mean square of the latter; mean over the chips."
 )
+PULSES = (
+    "Whole pulses that updates sent to the cells, none of them verified. Fewer come as the rate of "
+    "learning falls."
+)
+REFRESHED = (
+    "Pairs whose two cells were both far up in their range, and were RESET and programmed to their "
+    "difference again."
+)
+RECEIVED = (
+    "All cells by the pulses that they have received since the chip was made. Those that "
+    "programmed it and wrote pairs anew are included: the more, the higher the target. "
+    "How many pulses a cell endures depends on the device and is not simulated."
+)
 
 
-def in_memory(on_cells: OnCells, run: Run, drawer: Drawer) -> Section:
+def in_memory(on_cells: OnCells, run: Run) -> Section:
     """The section of a run that was programmed into memory cells."""
-    metric = metric_of(on_cells.metric)
+    metric, unit = metric_of(on_cells.metric), run.unit
+    bands = BANDS if on_cells.chips > 1 else ""
+    over_time = figure(
+        cell_charts.over_time(on_cells, metric, unit),
+        f"{metric.name[0].upper()}{metric.name[1:]} against time",
+        f"{bands}{COMPENSATION} {metric.advice}".strip(),
+        wide=True,
+    )
+    histogram = cell_charts.histogram(on_cells.histograms, unit)
+    scatter = cell_charts.scatter(on_cells, unit)
+    drift = cell_charts.drift(on_cells.drift)
     return Section(
         "In memory",
         about(on_cells),
         (
             Block(cards=tuple(metric_cards(on_cells, metric))),
             Block(cards=tuple(hardware_cards(on_cells, run.inference))),
-            figures(
-                drawer.plot(
-                    cell_charts.over_time(on_cells, metric, run.unit),
-                    f"{metric.name[0].upper()}{metric.name[1:]} against time",
-                    f"{BANDS if on_cells.chips > 1 else ''}{COMPENSATION} {metric.advice}".strip(),
-                    wide=True,
-                )
-            ),
+            figures(over_time),
             Block(table=times_table(on_cells, metric), below=chips_text(on_cells, metric)),
-            conductances(on_cells, run.unit, drawer),
             figures(
-                drawer.plot(
-                    cell_charts.drift(on_cells.drift),
-                    "Drift of a few levels",
-                    drift_text(on_cells),
-                    wide=True,
-                )
+                figure(histogram, "Conductances", f"{HISTOGRAM}{beyond_text(on_cells)}"),
+                figure(scatter, "Programmed against target", SCATTER),
             ),
-            *energy_blocks(on_cells, run, drawer),
+            figures(figure(drift, "Drift of a few levels", drift_text(on_cells), wide=True)),
+            *energy_blocks(on_cells, run),
             Block("Weights on tiles", table=layer_table(on_cells), below=LAYERS),
             limits_block(on_cells),
         ),
@@ -127,11 +141,11 @@ def chips_text(on_cells: OnCells, metric: Metric) -> str:
     )
 
 
-def spread_at(metric: Metric, table: Any, index: int) -> str:
-    """Mean ± standard deviation over the chips at one time."""
-    spread = cell_charts.deviation_of(table)
+def spread_at(metric: Metric, values: np.ndarray, index: int) -> str:
+    """Mean ± standard deviation over the chips at one time, of values (chips, times)."""
+    spread = cell_charts.deviation_of(values)
     deviation = None if spread is None else float(spread[index])
-    return spread_text(metric, float(cell_charts.mean_of(table)[index]), deviation)
+    return spread_text(metric, float(cell_charts.mean_of(values)[index]), deviation)
 
 
 def headline_times(times_s: Sequence[float]) -> list[int]:
@@ -154,84 +168,53 @@ def metric_cards(on_cells: OnCells, metric: Metric) -> list[Card]:
         value, _, spread = spread_at(metric, on_cells.compensated, index).partition(" ± ")
         plain = spread_at(metric, on_cells.plain, index).replace(" ", "\u00a0")
         below = f"compensated; as read {plain}"
+        name, below = (after, below) if index else ("programmed", f"{after}, {below}")
         shown = f"{value}\u00a0%" if unit else value
-        cards.append(
-            Card(
-                after if index else "programmed",
-                shown,
-                below if index else f"{after}, {below}",
-                f"±\u00a0{spread}" if spread else "",
-            )
-        )
+        cards.append(Card(name, shown, below, f"±\u00a0{spread}" if spread else ""))
     return cards
 
 
 def hardware_cards(on_cells: OnCells, per: str) -> list[Card]:
     """Cells, and the energy of an inference on a few kinds of hardware."""
     chips = "one chip" if on_cells.chips == 1 else f"each of {on_cells.chips} chips"
-    cards = [
-        Card(
-            "memory cells",
-            count_text(on_cells.cells),
-            f"of the device {on_cells.device.name}, on {chips}",
-        )
-    ]
+    where = f"of the device {on_cells.device.name}, on {chips}"
     (first, crossbar), *others = on_cells.energy.hardware.items()
-    cards.append(
-        Card(
-            f"energy, {first}",
-            si_text(1e-12 * crossbar.total_pJ, "J"),
-            f"per {per}, in {si_text(crossbar.seconds_s, 's')}",
-        )
-    )
-    for name, other in others:
-        if name.endswith("events"):
-            cards.append(
-                Card(
-                    f"energy, {name}",
-                    si_text(1e-12 * other.total_pJ, "J"),
-                    f"per {per}; {ratio_text(other, crossbar)} the crossbar's",
-                )
+    each = f"per {per}, in {si_text(crossbar.seconds_s, 's')}"
+    return [
+        Card("memory cells", count_text(on_cells.cells), where),
+        Card(f"energy, {first}", joules(crossbar.total_pJ), each),
+        *(
+            Card(
+                f"energy, {name}",
+                joules(other.total_pJ),
+                f"per {per}; {ratio_text(other, crossbar)} the crossbar's",
             )
-    return cards
+            for name, other in others
+            if name.endswith("events")
+        ),
+    ]
 
 
-def ratio_text(one: Hardware, other: Hardware) -> str:
+def ratio_text(hardware: Hardware, other: Hardware) -> str:
     """How many times the energy of another hardware: "1.56 ×"."""
     if not other.total_pJ:
         return NOTHING
-    return f"{one.total_pJ / other.total_pJ:.3g}\u00a0×"
+    return f"{hardware.total_pJ / other.total_pJ:.3g}\u00a0×"
 
 
 def times_table(on_cells: OnCells, metric: Metric) -> Table:
     rows = [["in software", metric_text(metric, on_cells.software, unit=False), NOTHING]]
-    rows += [
-        [
-            in_words(time),
-            spread_at(metric, on_cells.plain, index),
-            spread_at(metric, on_cells.compensated, index),
-        ]
-        for index, time in enumerate(on_cells.times_s)
-    ]
+    for index, time in enumerate(on_cells.times_s):
+        both = (on_cells.plain, on_cells.compensated)
+        rows.append([in_words(time), *(spread_at(metric, values, index) for values in both)])
     return Table(("time", "as read", "compensated"), rows)
 
 
-def conductances(on_cells: OnCells, unit: str, drawer: Drawer) -> Block:
-    """Conductances at the first and the last time, and against what was aimed at."""
+def beyond_text(on_cells: OnCells) -> str:
     beyond = max(on_cells.cells - int(look.cells.sum()) for look in on_cells.histograms.at)
-    text = (
-        ""
-        if beyond <= 0
-        else f" Read above the range, and not shown: up to {plural(beyond, 'cell')}."
-    )
-    return figures(
-        drawer.plot(
-            cell_charts.histogram(on_cells.histograms, unit),
-            "Conductances",
-            f"{HISTOGRAM}{text}",
-        ),
-        drawer.plot(cell_charts.scatter(on_cells, unit), "Programmed against target", SCATTER),
-    )
+    if beyond <= 0:
+        return ""
+    return f" Read above the range, and not shown: up to {plural(beyond, 'cell')}."
 
 
 def drift_text(on_cells: OnCells) -> str:
@@ -247,35 +230,22 @@ def drift_text(on_cells: OnCells) -> str:
     )
 
 
-def energy_blocks(on_cells: OnCells, run: Run, drawer: Drawer) -> list[Block]:
-    """What an inference costs: on all hardware, and part by part on the crossbar."""
-    per = run.inference
-    hardware = on_cells.energy.hardware
-    first = next(iter(hardware))
-    bars = drawer.plot(
-        cell_charts.energy_bars(hardware, run.unit, per),
-        f"Energy per {per}",
-        f"{ENERGY}{converters_text(on_cells)}",
-        wide=True,
-    )
-    return [
-        figures(bars),
+def energy_blocks(on_cells: OnCells, run: Run) -> list[Block]:
+    """What an inference costs, and the training where it was done on cells."""
+    per, hardware = run.inference, on_cells.energy.hardware
+    first, crossbar = next(iter(hardware.items()))
+    bars = cell_charts.energy_bars(hardware, run.unit, per)
+    caption = f"{ENERGY}{converters_text(on_cells)}"
+    blocks = [
+        figures(figure(bars, f"Energy per {per}", caption, wide=True)),
         Block(table=hardware_table(hardware, per), below=HARDWARE),
-        Block(
-            f"Parts of the {first}, per {per}",
-            table=parts_table(hardware[first]),
-            below=MARKS,
-        ),
-        *training_blocks(on_cells),
+        Block(f"Parts of the {first}, per {per}", table=parts_table(crossbar), below=MARKS),
     ]
-
-
-def training_blocks(on_cells: OnCells) -> list[Block]:
-    """What the whole training cost, where it was done on cells."""
-    if not on_cells.training:
-        return []
-    table = hardware_table(on_cells.training.hardware, "training")
-    return [Block("Training, from the first epoch to the last", table=table, below=TRAINING)]
+    if on_cells.training:
+        training = hardware_table(on_cells.training.hardware, "training")
+        title = "Training, from the first epoch to the last"
+        blocks.append(Block(title, table=training, below=TRAINING))
+    return blocks
 
 
 def converters_text(on_cells: OnCells) -> str:
@@ -288,77 +258,130 @@ def converters_text(on_cells: OnCells) -> str:
 
 
 def hardware_table(hardware: Mapping[str, Hardware], per: str) -> Table:
-    first = next(iter(hardware))
-    rows = [
-        [
-            name,
-            si_text(1e-12 * costs.total_pJ, "J"),
-            ratio_text(costs, hardware[first]),
-            si_text(costs.seconds_s, "s"),
-            nodes_text(costs),
-        ]
-        for name, costs in hardware.items()
-    ]
-    heads = ("", f"energy per {per}", f"over that of the {first}", f"time per {per}", "nodes")
-    return Table(heads, rows)
+    first, crossbar = next(iter(hardware.items()))
+    columns = {
+        "": lambda pair: pair[0],
+        f"energy per {per}": lambda pair: joules(pair[1].total_pJ),
+        f"over that of the {first}": lambda pair: ratio_text(pair[1], crossbar),
+        f"time per {per}": lambda pair: si_text(pair[1].seconds_s, "s"),
+        "nodes": lambda pair: nodes_text(pair[1]),
+    }
+    return table(hardware.items(), columns)
 
 
 def nodes_text(result: Hardware) -> str:
     """The process nodes of a hardware's parts: "32, 45, 90 nm"."""
-    nodes = sorted({part.node_nm for part in used(result)})
+    nodes = sorted({part.node_nm for part in result.rows if part.count})
     return f"{', '.join(map(str, nodes))}\u00a0nm" if nodes else NOTHING
 
 
-def used(hardware: Hardware) -> list[CostRow]:
-    return [part for part in hardware.rows if part.count]
-
-
 def parts_table(hardware: Hardware) -> Table:
-    rows = [
-        [
-            part.part,
-            count_text(part.count),
-            si_text(1e-12 * part.unit_pJ, "J"),
-            si_text(1e-12 * part.energy_pJ, "J"),
-            share_text(part.energy_pJ / hardware.total_pJ if hardware.total_pJ else None),
-            f"{part.node_nm}\u00a0nm",
-            part.mark,
-            part.source,
-        ]
-        for part in used(hardware)
-    ]
-    rows.append(["all parts", "", "", si_text(1e-12 * hardware.total_pJ, "J"), "", "", "", ""])
-    heads = ("part", "count", "each", "together", "share", "node", "mark", "source of each")
-    return Table(heads, rows, text=(7,))
+    """The energy of a hardware by its parts, of which those that were not used are left out."""
+    total = hardware.total_pJ
+    columns = {
+        "part": lambda part: part.part,
+        "count": lambda part: count_text(part.count),
+        "each": lambda part: joules(part.unit_pJ),
+        "together": lambda part: joules(part.energy_pJ),
+        "share": lambda part: share_text(part.energy_pJ / total if total else None),
+        "node": lambda part: f"{part.node_nm}\u00a0nm",
+        "mark": lambda part: part.mark,
+        "source of each": lambda part: part.source,
+    }
+    result = table((part for part in hardware.rows if part.count), columns, text=(7,))
+    result.rows.append(["all parts", "", "", joules(total), "", "", "", ""])
+    return result
 
 
 def layer_table(on_cells: OnCells) -> Table:
-    rows = [
-        [
-            layer.name,
-            " × ".join(f"{side:,}" for side in layer.shape),
-            " × ".join(f"{side:,}" for side in layer.tiles),
-            count_text(layer.cells),
-            share_text(layer.error),
-        ]
-        for layer in on_cells.layers
-    ]
-    return Table(("weight", "shape", "tiles", "cells", "read-back error"), rows)
+    columns = {
+        "weight": lambda layer: layer.name,
+        "shape": lambda layer: " × ".join(f"{side:,}" for side in layer.shape),
+        "tiles": lambda layer: " × ".join(f"{side:,}" for side in layer.tiles),
+        "cells": lambda layer: count_text(layer.cells),
+        "read-back error": lambda layer: share_text(layer.error),
+    }
+    return table(on_cells.layers, columns)
 
 
 def limits_block(on_cells: OnCells) -> Block:
     """Shares of the cells at the ends of their range."""
     when = f"of all cells of the first chip, after {in_words(on_cells.times_s[-1])}"
     top, limits = on_cells.histograms.top_uS, on_cells.limits
-    return Block(
-        "Devices at their limits",
-        cards=(
-            Card("at the top", share_text(limits.at_top), f"{0.98 * top:.3g} µS or more; {when}"),
-            Card(
-                "at the bottom",
-                share_text(limits.at_bottom),
-                f"{0.02 * top:.3g} µS or less; {when}",
-            ),
+    cards = (
+        Card("at the top", share_text(limits.at_top), f"{0.98 * top:.3g} µS or more; {when}"),
+        Card("at the bottom", share_text(limits.at_bottom), f"{0.02 * top:.3g} µS or less; {when}"),
+    )
+    below = "Half of all cells, one of each pair, are meant to be at the bottom."
+    return Block("Devices at their limits", cards=cards, below=below)
+
+
+def in_the_loop(run: Run) -> Section | None:
+    """The section of a run that was trained on memory cells; None for any other.
+
+    Raises ReportError where chip.safetensors is damaged.
+    """
+    pulses, writes = (load_counts(run.directory, name) for name in ("pulses", "writes"))
+    sent, anew = (of_epochs(run, name) for name in ("pulses", "refreshed"))
+    if pulses is None and writes is None and not sent:
+        return None
+    received = None if pulses is None else cell_charts.pulse_histogram(pulses, run.unit)
+    blocks = (
+        Block(cards=tuple(loop_cards(sent, anew, pulses, writes))),
+        figures(
+            epoch_plot(run, sent, "pulses", "Pulses per epoch", PULSES),
+            epoch_plot(run, anew, "pairs written anew", "Pairs written anew per epoch", REFRESHED),
         ),
-        below="Half of all cells, one of each pair, are meant to be at the bottom.",
+        figures(figure(received, "Pulses per cell", RECEIVED, wide=True)),
+    )
+    return Section("Hardware in the loop", about_training(run), blocks)
+
+
+def about_training(run: Run) -> str:
+    """On what and by which rule the run was trained."""
+    name = run.config.cells.cells or run.config.cells.cell_table
+    model = f" of the model {name}" if name else ""
+    every = run.config.pulses.refresh_every
+    anew = f" Every {plural(every, 'update')}, pairs that are used up are written anew."
+    return (
+        f"The weights lay on simulated cells{model} while they were trained. What an update adds "
+        "to a weight is collected until it is worth a pulse, and goes to a cell as blind SET "
+        f"pulses.{anew if every else ' No pair is ever written anew.'}"
+    )
+
+
+def of_epochs(run: Run, name: str) -> list[tuple[float, float]]:
+    """Epochs that have this column of metrics.jsonl, each with its value."""
+    pairs = [(float(epoch["epoch"]), number(epoch.get(name))) for epoch in run.epochs]
+    return [(epoch, value) for epoch, value in pairs if value is not None]
+
+
+def loop_cards(
+    sent: list[tuple[float, float]],
+    anew: list[tuple[float, float]],
+    pulses: np.ndarray | None,
+    writes: np.ndarray | None,
+) -> list[Card]:
+    """Counts of the whole training."""
+    result = []
+    for name, values, below in (
+        ("pulses of updates", sent, f"in {plural(len(sent), 'epoch')}"),
+        ("pairs written anew", anew, "over the whole training"),
+    ):
+        if values:
+            result.append(Card(name, f"{sum(value for _, value in values):,.0f}", below))
+    if pulses is not None:
+        below = f"half of the {len(pulses):,} cells: at most {count_text(float(np.median(pulses)))}"
+        result.append(Card("most pulses on a cell", count_text(int(pulses.max())), below))
+    if writes is not None:
+        below = "RESET or programmed, the first time included"
+        result.append(Card("most writes of a cell", count_text(int(writes.max())), below))
+    return result
+
+
+def epoch_plot(
+    run: Run, values: list[tuple[float, float]], axis: str, title: str, caption: str
+) -> Plot | None:
+    return (
+        figure(cell_charts.epoch_bars(values, axis, run.unit), title, caption) if values else None
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from spikebridge.base.metrics import Metric
 from spikebridge.energy import PUBLISHED
@@ -14,15 +15,18 @@ from spikebridge.report.theme import (
     Block,
     Card,
     Chart,
-    Drawer,
     Section,
     Table,
     fade,
+    figure,
     figures,
+    shown,
+    table,
 )
 from spikebridge.report.wording import (
     NOTHING,
     count_text,
+    joules,
     metric_of,
     metric_text,
     plural,
@@ -80,24 +84,18 @@ AREA = (
 )
 
 
-def on_chip(result: OnChip, proof: Proof | None, run: Run, drawer: Drawer) -> Section:
+def on_chip(result: OnChip, proof: Proof | None, run: Run) -> Section:
     """The section of a run that was compiled for the digital chip."""
     metric, per = metric_of(result.metric), run.inference
-    nominal = result.energy.nominal
-    bars = drawer.plot(
-        energy_bars(result, per),
-        f"Energy per {per} on the chip",
-        f"{ENERGY} {NOT_COUNTED}",
-        wide=True,
-    )
+    bars, caption = energy_bars(result, per), f"{ENERGY} {NOT_COUNTED}"
     return Section(
         "On the digital chip",
         about(result, per),
         (
             Block(cards=tuple(cards(result, metric, per)), below=proof_text(proof, per)),
-            figures(bars),
+            figures(figure(bars, f"Energy per {per} on the chip", caption, wide=True)),
             Block(table=range_table(result, per), below=beside(run)),
-            parts_block(nominal, per),
+            parts_block(result.energy.nominal, per),
             Block("Layers in integers", table=layer_table(result), below=LAYERS),
             Block(f"What the chip does per {per}", table=count_table(result, per)),
             Block("Memories and area, 40 nm", table=area_table(result), below=AREA),
@@ -139,31 +137,18 @@ def proof_text(proof: Proof | None, per: str) -> str:
 
 def cards(result: OnChip, metric: Metric, per: str) -> list[Card]:
     """The headline figures."""
-    low, nominal, high = (si_text(1e-12 * end.total_pJ, "J") for end in result.energy.ends.values())
-    software = metric_text(metric, result.software, unit=False)
-    cycles = count_text(round(result.each("cycles")))
+    low, nominal, high = (joules(end.total_pJ) for end in result.energy.ends.values())
+    software = f"{metric_text(metric, result.software, unit=False)} in software"
+    integer = metric_text(metric, result.integer, unit=metric.unit == "%")
+    cycles, additions = (count_text(round(result.each(name))) for name in ("cycles", "additions"))
+    seconds = si_text(result.energy.nominal.seconds_s, "s")
+    area, lanes = sum(result.area_mm2.values()), plural(result.chip.lanes, "lane")
     return [
-        Card(
-            f"{metric.name} in integers",
-            metric_text(metric, result.integer, unit=metric.unit == "%"),
-            f"{software} in software",
-        ),
+        Card(f"{metric.name} in integers", integer, software),
         Card(f"energy per {per}", nominal, f"{low} to {high}; 40\u00a0nm"),
-        Card(
-            f"time per {per}",
-            si_text(result.energy.nominal.seconds_s, "s"),
-            f"{cycles} cycles at {result.chip.clock_MHz:g}\u00a0MHz",
-        ),
-        Card(
-            f"additions per {per}",
-            count_text(round(result.each("additions"))),
-            dense_text(result),
-        ),
-        Card(
-            "area",
-            area_text(sum(result.area_mm2.values())),
-            f"40\u00a0nm, without wires; {plural(result.chip.lanes, 'lane')}",
-        ),
+        Card(f"time per {per}", seconds, f"{cycles} cycles at {result.chip.clock_MHz:g}\u00a0MHz"),
+        Card(f"additions per {per}", additions, dense_text(result)),
+        Card("area", area_text(area), f"40\u00a0nm, without wires; {lanes}"),
     ]
 
 
@@ -203,39 +188,29 @@ def groups_of(end: Hardware) -> dict[str, float]:
 
 def energy_bars(result: OnChip, per: str) -> Chart | None:
     """Energy per sample by part, one bar for each end of the range and one for what is likely."""
-    most_J = 1e-12 * max(end.total_pJ for end in result.energy.ends.values())
+    ends = result.energy.ends
+    most_J = 1e-12 * max(end.total_pJ for end in ends.values())
     if most_J <= 0:
         return None
-    names = list(result.energy.ends)
-    groups = [groups_of(end) for end in result.energy.ends.values()]
-    at = list(range(len(names)))
+    groups = [groups_of(end) for end in ends.values()]
+    at = list(range(len(ends)))
     # plotly's own order of the names is that of bars from right to left.
     chart = Chart(330, {"barmode": "stack", "legend": {"traceorder": "normal"}})
     for name, colour in GROUPS.items():
-        joules = [1e-12 * group[name] for group in groups]
-        chart.add(
-            "bar",
-            y=at,
-            x=[float(f"{energy:.6g}") for energy in joules],
-            orientation="h",
-            width=0.62,
-            name=name,
-            marker={"color": colour, "line": {"width": 1, "color": fade(NEUTRAL, 0.25)}},
-            customdata=[si_text(energy, "J") for energy in joules],
-            hovertemplate="%{customdata}",
-        )
-    for place, end in zip(at, result.energy.ends.values(), strict=True):
-        joules_of = 1e-12 * end.total_pJ
-        chart.write(si_text(joules_of, "J"), x=joules_of, y=place, xanchor="left", xshift=6)
-    chart.y(tickvals=at, ticktext=names, autorange="reversed", showgrid=False)
+        energies = [1e-12 * group[name] for group in groups]
+        texts = [si_text(energy, "J") for energy in energies]
+        marker = {"color": colour, "line": {"width": 1, "color": fade(NEUTRAL, 0.25)}}
+        words = {"name": name, "customdata": texts, "hovertemplate": "%{customdata}"}
+        look: dict[str, Any] = {"orientation": "h", "width": 0.62, "marker": marker, **words}
+        chart.bars(shown(energies), at, colour, **look)
+    for place, end in zip(at, ends.values(), strict=True):
+        beside = {"x": 1e-12 * end.total_pJ, "y": place, "xanchor": "left", "xshift": 6}
+        chart.write(joules(end.total_pJ), **beside)
+    chart.rows(ends)
     step = _round_step(most_J / 5)
     ticks = [step * number for number in range(int(most_J / step) + 1)]
-    chart.x(
-        title=f"energy per {per}",
-        range=[0, 1.2 * most_J],
-        tickvals=ticks,
-        ticktext=[si_text(tick, "J") if tick else "0" for tick in ticks],
-    )
+    texts = [si_text(tick, "J") if tick else "0" for tick in ticks]
+    chart.x(f"energy per {per}", range=[0, 1.2 * most_J], tickvals=ticks, ticktext=texts)
     return chart
 
 
@@ -247,20 +222,22 @@ def _round_step(value: float) -> float:
 
 def range_table(result: OnChip, per: str) -> Table:
     """The three bars in numbers, with what leaks and where the memories come from."""
-    rows = []
-    for name, end in result.energy.ends.items():
-        leaks = sum(part.energy_pJ for part in end.rows if part.part.startswith("leakage"))
-        rows.append(
-            [
-                name,
-                si_text(1e-12 * end.total_pJ, "J"),
-                si_text(1e-12 * leaks, "J"),
-                share_text(leaks / end.total_pJ if end.total_pJ else None),
-                decks_of(end),
-            ]
-        )
-    heads = ("", f"energy per {per}", "of it leakage", "share", "deck of the memories")
-    return Table(heads, rows, text=(4,))
+
+    def leaks(pair: tuple[str, Hardware]) -> float:
+        return sum(part.energy_pJ for part in pair[1].rows if part.part.startswith("leakage"))
+
+    columns = {
+        "": lambda pair: pair[0],
+        f"energy per {per}": lambda pair: joules(pair[1].total_pJ),
+        "of it leakage": lambda pair: joules(leaks(pair)),
+        "share": lambda pair: share_of(leaks(pair), pair[1].total_pJ),
+        "deck of the memories": lambda pair: decks_of(pair[1]),
+    }
+    return table(result.energy.ends.items(), columns, text=(4,))
+
+
+def share_of(part: float, total: float) -> str:
+    return share_text(part / total if total else None)
 
 
 def decks_of(end: Hardware) -> str:
@@ -297,50 +274,41 @@ def beside(run: Run) -> str:
 
 
 def layer_table(result: OnChip) -> Table:
-    rows = [
-        [
-            layer.name,
-            f"recurrent {layer.kind}" if layer.recurrent else layer.kind,
-            f"{layer.inputs:,}",
-            f"{layer.neurons:,}",
-            f"{layer.weights:,}",
-            share_text(layer.weight_error),
-            f"{layer.decay_error:.2g}",
-            share_text(layer.same_spikes),
-        ]
-        for layer in result.layers
-    ]
-    heads = ("layer", "kind", "inputs", "neurons", "weights", "weights off by", "decays off by")
-    return Table((*heads, "same spikes"), rows)
+    columns = {
+        "layer": lambda layer: layer.name,
+        "kind": lambda layer: f"recurrent {layer.kind}" if layer.recurrent else layer.kind,
+        "inputs": lambda layer: f"{layer.inputs:,}",
+        "neurons": lambda layer: f"{layer.neurons:,}",
+        "weights": lambda layer: f"{layer.weights:,}",
+        "weights off by": lambda layer: share_text(layer.weight_error),
+        "decays off by": lambda layer: f"{layer.decay_error:.2g}",
+        "same spikes": lambda layer: share_text(layer.same_spikes),
+    }
+    return table(result.layers, columns)
 
 
 def count_table(result: OnChip, per: str) -> Table:
-    rows = [["time steps", count_text(result.steps), f"{result.counts.steps:,}", ""]]
-    rows += [
-        [
-            name.replace("_", " "),
-            count_text(result.each(name)),
-            f"{getattr(result.counts, name):,}",
-            meaning,
-        ]
-        for name, meaning in COUNTED.items()
-    ]
-    heads = ("", f"per {per}", f"all {plural(result.samples, per)}", "what is counted")
-    return Table(heads, rows, text=(3,))
+    columns = {
+        "": lambda name: name.replace("_", " "),
+        f"per {per}": lambda name: count_text(result.each(name)),
+        f"all {plural(result.samples, per)}": lambda name: f"{getattr(result.counts, name):,}",
+        "what is counted": COUNTED.__getitem__,
+    }
+    steps = ["time steps", count_text(result.steps), f"{result.counts.steps:,}", ""]
+    counts = table(COUNTED, columns, text=(3,))
+    return replace(counts, rows=[steps, *counts.rows])
 
 
 def area_table(result: OnChip) -> Table:
     """Each part with its area and, for memories, what the program puts into them."""
     held = {f"{name} memory": bits for name, bits in result.program.memory_bits.items()}
     total = sum(result.area_mm2.values())
-    rows = [
-        [
-            name,
-            kib_text(held[name]) if name in held else NOTHING,
-            area_text(area),
-            share_text(area / total if total else None),
-        ]
-        for name, area in result.area_mm2.items()
-    ]
-    rows.append(["all parts", kib_text(sum(held.values())), area_text(total), ""])
-    return Table(("part", "holds", "area", "share"), rows)
+    columns = {
+        "part": lambda name: name,
+        "holds": lambda name: kib_text(held[name]) if name in held else NOTHING,
+        "area": lambda name: area_text(result.area_mm2[name]),
+        "share": lambda name: share_of(result.area_mm2[name], total),
+    }
+    areas = table(result.area_mm2, columns)
+    areas.rows.append(["all parts", kib_text(sum(held.values())), area_text(total), ""])
+    return areas

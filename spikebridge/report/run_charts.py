@@ -1,7 +1,8 @@
-"""Charts of one run as a whole: learning curves and activity by layer."""
+"""Charts of one run as a whole: learning curves and activity by layer; axes that charts share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from spikebridge.report.wording import Metric, metric_of, metric_text, number, s
 from spikebridge.runs.hardware_results import load_by_steps
 from spikebridge.runs.load import Run
 
-LOSS = "loss (nats per {})"
+LEADING = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
 
 
 def column(epochs: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
@@ -25,15 +26,13 @@ def metric_column(epochs: Sequence[Mapping[str, Any]], metric: Metric) -> list[f
 def loss_axis(run: Run | None) -> str:
     if run is None:
         return "loss"
-    return "mean squared error" if run.metric == "rmse" else LOSS.format(run.counted)
+    return "mean squared error" if run.metric == "rmse" else f"loss (nats per {run.counted})"
 
 
 def metric_is_loss(run: Run) -> bool:
     """Whether the validation metric is the validation loss, so that one figure shows both."""
-    losses, metrics = column(run.epochs, "valid_loss"), column(run.epochs, "valid")
-    pairs = [
-        (a, b) for a, b in zip(losses, metrics, strict=True) if a is not None and b is not None
-    ]
+    columns = (column(run.epochs, name) for name in ("valid_loss", "valid"))
+    pairs = [(a, b) for a, b in zip(*columns, strict=True) if a is not None and b is not None]
     return run.metric == "nll" and all(abs(a - b) <= 0.002 * abs(a) for a, b in pairs)
 
 
@@ -49,19 +48,14 @@ def loss_curves(run: Run) -> Chart | None:
     """Training and validation loss over the epochs."""
     if not run.epochs:
         return None
-    epochs = column(run.epochs, "epoch")
-    chart = Chart(320, {"hovermode": "x unified"})
-    lines = (("train_loss", "training", NEUTRAL), ("valid_loss", "validation", colour_of(run.unit)))
-    for name, title, colour in lines:
-        # Two points of one epoch may be equal: a ring shows the one inside it.
-        symbol = "circle-open" if name == "train_loss" else "circle"
-        _line(chart, epochs, column(run.epochs, name), title, colour, symbol)
+    training, validation = (column(run.epochs, f"{part}_loss") for part in ("train", "valid"))
+    # Two points of one epoch may be equal: a ring shows the one inside it.
+    chart = _over_epochs(run, ("training", training, NEUTRAL, "circle-open"))
+    _curve(chart, run, "validation", validation, colour_of(run.unit))
     if metric_is_loss(run):
-        _mark_best(chart, run, epochs, column(run.epochs, "valid_loss"), metric_of(run.metric))
-    epoch_axis(chart, len(epochs))
+        _mark_best(chart, run, validation)
     chart.y(title=loss_axis(run))
-    values = [v for name, *_ in lines for v in column(run.epochs, name) if v is not None]
-    steep(chart, values)
+    steep(chart, [value for value in (*training, *validation) if value is not None])
     return chart
 
 
@@ -70,13 +64,47 @@ def metric_curve(run: Run) -> Chart | None:
     if not run.epochs or metric_is_loss(run):
         return None
     metric = metric_of(run.metric)
-    epochs, values = column(run.epochs, "epoch"), metric_column(run.epochs, metric)
-    chart = Chart(320, {"hovermode": "x unified"})
-    _line(chart, epochs, values, "validation", colour_of(run.unit))
-    _mark_best(chart, run, epochs, values, metric)
-    epoch_axis(chart, len(epochs))
+    values = metric_column(run.epochs, metric)
+    chart = _over_epochs(run, ("validation", values, colour_of(run.unit)))
+    _mark_best(chart, run, values)
     chart.y(title=f"validation {label(metric.axis, 60)}")
     return chart
+
+
+def epoch_curve(run: Run, name: str, title: str) -> Chart | None:
+    """A column of metrics.jsonl over the epochs; None where no epoch has it."""
+    values = column(run.epochs, name)
+    if not any(value is not None for value in values):
+        return None
+    chart = _over_epochs(run, (title, values, colour_of(run.unit)))
+    chart.layout["showlegend"] = False
+    chart.y(title=title)
+    steep(chart, [value for value in values if value is not None])
+    return chart
+
+
+def _over_epochs(run: Run, curve: tuple[Any, ...]) -> Chart:
+    chart = Chart(320, {"hovermode": "x unified"})
+    _curve(chart, run, *curve)
+    epoch_axis(chart, len(run.epochs))
+    return chart
+
+
+def _curve(
+    chart: Chart, run: Run, title: str, y: list[Any], colour: str, symbol: str = "circle"
+) -> None:
+    size, ring = 8 if symbol == "circle" else 14, {"color": colour, "width": 2}
+    marker = {"color": colour, "size": size, "symbol": symbol, "line": ring}
+    chart.line(column(run.epochs, "epoch"), y, colour, title, marker=marker)
+
+
+def _mark_best(chart: Chart, run: Run, values: list[float | None]) -> None:
+    best, epochs, metric = best_epoch(run), column(run.epochs, "epoch"), metric_of(run.metric)
+    value = values[epochs.index(best)] if best in epochs else None
+    if value is not None:
+        star = {"color": colour_of(run.unit), "size": 13, "symbol": "star"}
+        hover = f"best: {metric_text(metric, value / metric.scale)}"
+        chart.marks([best], [value], star, f"best epoch ({best})", hover=hover)
 
 
 def step_curve(run: Run) -> Chart | None:
@@ -88,46 +116,15 @@ def step_curve(run: Run) -> Chart | None:
     chart = Chart(300, {"showlegend": False})
     y = [scaled(metric, value) for value in tested.test]
     chart.line(list(tested.steps), y, colour_of(run.unit), marks=True)
-    step_axes(chart, tested.steps, metric)
+    step_axis(chart, tested.steps)
+    chart.y(title=f"test {label(metric.axis, 60)}")
     return chart
 
 
-def step_axes(chart: Chart, steps: Sequence[int], metric: Metric) -> None:
-    """The axes of the test metric against these numbers of time steps."""
-    chart.x(
-        title="time steps at test",
-        type="log",
-        tickvals=list(steps),
-        ticktext=[str(count) for count in steps],
-        showgrid=False,
-    )
-    chart.y(title=f"test {label(metric.axis, 60)}")
-
-
-def _line(
-    chart: Chart, x: list[Any], y: list[Any], title: str, colour: str, symbol: str = "circle"
-) -> None:
-    size, ring = 8 if symbol == "circle" else 14, {"color": colour, "width": 2}
-    marker = {"color": colour, "size": size, "symbol": symbol, "line": ring}
-    chart.line(x, y, colour, title, marker=marker)
-
-
-def _mark_best(
-    chart: Chart, run: Run, epochs: list[Any], values: list[Any], metric: Metric
-) -> None:
-    best = best_epoch(run)
-    if best is None or float(best) not in epochs:
-        return
-    value = values[epochs.index(float(best))]
-    if value is None:
-        return
-    chart.marks(
-        [best],
-        [value],
-        {"color": colour_of(run.unit), "size": 13, "symbol": "star"},
-        f"best epoch ({best})",
-        hovertemplate=f"best: {metric_text(metric, value / metric.scale)}<extra></extra>",
-    )
+def step_axis(chart: Chart, steps: Sequence[int]) -> None:
+    """An axis of these numbers of time steps."""
+    ticks = {"tickvals": list(steps), "ticktext": list(map(str, steps))}
+    chart.x(title="time steps at test", type="log", showgrid=False, **ticks)
 
 
 def epoch_axis(chart: Chart, epochs: int, **more: Any) -> None:
@@ -138,18 +135,25 @@ def epoch_axis(chart: Chart, epochs: int, **more: Any) -> None:
 
 
 def steep(chart: Chart, values: Sequence[float]) -> None:
-    """Make the value axis logarithmic where values fall far, which keeps the tail visible.
-
-    Its ticks are plain numbers.
-    """
+    """Make the value axis logarithmic where values fall far, which keeps the tail visible."""
     low, high = min(values, default=0.0), max(values, default=0.0)
-    if low <= 0 or high < 2.5 * low:
-        return
-    parts = (1, 3) if high > 30 * low else (1, 1.5, 2, 3, 5, 8)
-    steps = [part * 10.0**power for power in range(-6, 7) for part in parts]
-    ticks = [step for step in steps if low * 0.98 <= step <= high * 1.02]
-    if len(ticks) >= 3:
+    if low > 0 and high >= 2.5 * low:
+        ticks = log_ticks(0.98 * low, 1.02 * high)
         chart.y(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, both above 0, with room for each on a logarithmic axis."""
+    low = max(low, 1e-12)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(max(high, low))) + 1)
+    for leading in LEADING:
+        ticks = [float(f"{n * 10.0**decade:.6g}") for decade in decades for n in leading]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            return ticks
+    digits = max(0, 2 - math.floor(math.log10(low)))
+    even = (round(low + (high - low) * k / 4, digits) for k in range(5))
+    return sorted({tick for tick in even if low <= tick <= high})
 
 
 def layer_activity(run: Run) -> tuple[dict[str, float], bool]:
@@ -171,26 +175,16 @@ def activity_bars(run: Run) -> Chart | None:
     rates, spiking = layer_activity(run)
     if not rates:
         return None
-    names = [label(layer_name(name)) for name in rates]
     values = list(rates.values())
     chart = Chart(92 + 46 * len(rates))
-    chart.add(
-        "bar",
-        y=list(range(len(values))),
-        x=shown(values, 4),
-        orientation="h",
-        width=0.6,
-        marker={"color": colour_of(run.unit)},
-        text=[f"{value:.3g}" for value in values],
-        textposition="outside",
-        cliponaxis=False,
-        hovertemplate="%{x:.4g}<extra></extra>",
-    )
-    chart.y(tickvals=list(range(len(values))), ticktext=names, autorange="reversed", showgrid=False)
+    beside = {"textposition": "outside", "cliponaxis": False, "width": 0.6}
+    chart.bars(
+        shown(values, 4), list(range(len(values))), colour_of(run.unit), orientation="h",
+        text=[f"{value:.3g}" for value in values], hover="%{x:.4g}", **beside,
+    )  # fmt: skip
+    chart.rows(map(layer_name, rates))
     low, high = min([0.0, *values]), max([0.0, *values])
     room = 0.14 * (high - low or 1)
-    chart.x(
-        title="spikes per neuron and step" if spiking else "mean |output| per neuron and step",
-        range=[low - (room if low < 0 else 0), high + room],
-    )
+    title = "spikes per neuron and step" if spiking else "mean |output| per neuron and step"
+    chart.x(title=title, range=[low - (room if low < 0 else 0), high + room])
     return chart

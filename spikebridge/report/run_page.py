@@ -9,10 +9,9 @@ from typing import Any
 from spikebridge.report import run_charts
 from spikebridge.report.composition import composition
 from spikebridge.report.examples import more_text, panels
-from spikebridge.report.in_loop import in_the_loop
-from spikebridge.report.on_cells import in_memory
+from spikebridge.report.on_cells import in_memory, in_the_loop
 from spikebridge.report.on_chip import on_chip
-from spikebridge.report.theme import Block, Card, Drawer, Plot, Section, colour_of, figure, figures
+from spikebridge.report.theme import Block, Card, Section, Table, colour_of, figure, figures
 from spikebridge.report.wording import (
     NOTHING,
     Metric,
@@ -27,7 +26,6 @@ from spikebridge.report.wording import (
     share_text,
 )
 from spikebridge.runs.hardware_results import (
-    OnCells,
     load_by_steps,
     load_complexity,
     load_on_cells,
@@ -35,14 +33,16 @@ from spikebridge.runs.hardware_results import (
     load_proof,
 )
 from spikebridge.runs.load import ReportError, Run
-from spikebridge.settings.config import to_dict
+from spikebridge.settings.config import Config, to_dict
+from spikebridge.settings.learning import LearningConfig
 from spikebridge.settings.tasks import OwnConfig, data_label, data_title
 
 LOSS = (
     "The loss is what training makes small; a validation line that rises while the training line "
     "falls would mean learning by heart."
 )
-MEASURED_LOSS = LOSS + " {}{}"
+STAR = "The star marks the epoch whose network was kept and tested."
+MEASURED = "Measured after each epoch on data not used for training."
 BY_STEPS = (
     "The same network, shown its inputs for fewer or more time steps at the test: more steps "
     "average out the chance in the input spikes, and cost time and energy."
@@ -53,51 +53,88 @@ RATES = (
 )
 SILENT = " No neuron spiked at all: the network is silent."
 MEANS = "Mean size (absolute value) of what a neuron sends on per time step, over the test set."
+RULES = {
+    "bptt": "Errors go backwards through the network, and through time where there is time.",
+    "fa": "Feedback alignment: errors go backwards layer by layer, through fixed random matrices "
+    "instead of the transposed weights.",
+    "dfa": "Direct feedback alignment: the error at the output goes to every hidden layer at once, "
+    "through fixed random matrices.",
+    "drtp": "Direct random target projection: every hidden layer learns from the targets, which "
+    "reach it through fixed random matrices; nothing waits for the output.",
+    "ostl": "Online, exact within a layer: gradients are formed as time goes on, from traces of "
+    "each synapse; nothing goes back through time.",
+    "eprop": "Online: gradients are formed as time goes on, from traces of each synapse, as if "
+    "each neuron acted on itself alone; nothing goes back through time.",
+}
+GRAPES = {
+    "propagated": "on its way down, so that lower layers get it too",
+    "local": "for the layer's own update only",
+    "outgoing": "taken from the weights that go out",
+}
+GRAPES_TEXT = (
+    " GRAPES: the error of each neuron is multiplied by a factor from its weights, 2 |W| / max |W| "
+    "summed over those that come in, {}."
+)
+GAIN = " As a control, every neuron gets the mean factor of its layer (equal gain)."
+NORM = (
+    "Norm of the changes that the rule asks for, over all parameters, before they are clipped: the "
+    "mean over the updates of each epoch."
+)
 
 
 def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict[str, Any]:
     """The values that run.html needs; sections make those of the user."""
-    metric = metric_of(run.metric)
-    programmed = load_on_cells(run.directory)
+    metric, result = metric_of(run.metric), run.result
+    on_cells = load_on_cells(run.directory)
+    program, proof = load_on_chip(run.directory), load_proof(run.directory)
+    parts = (
+        learning(run, metric),
+        learning_rule(run),
+        on_cells and in_memory(on_cells, run),
+        in_the_loop(run),
+        program and on_chip(program, proof, run),
+        complexity(run),
+        *(own_section(make, run) for make in sections),
+    )
+    used, unused = configuration(run.config)
     return {
         "title": f"{run.label} on {data_label(run.data)}",
-        "label": run.label,
         "colour": colour_of(run.unit),
         "task": run.task,
         "about": about(run),
-        "notes": list(run.result.notes) if run.result else [],
-        "complete": run.result is not None,
+        "notes": list(result.notes) if result else [],
+        "complete": result is not None,
         "epochs_done": plural(len(run.epochs), "epoch"),
         "cards": cards(run, metric),
-        "source": source_of(run.result and run.result.published),
+        "source": source_of(result and result.published),
         "started": started(run),
-        "sections": [
-            *learning_section(run, metric),
-            *hardware(run, programmed),
-            *(own_section(make, run) for make in sections),
-        ],
+        "sections": [part for part in parts if part],
         "composition": composition(run),
         "panels": panels(run),
         "more": more_text(run.examples),
         "epochs": epoch_table(run),
-        "config": list(flatten(to_dict(run.config))),
-        "environment": list(flatten(run.environment)),
-        "result": list(flatten(run.result.to_dict())) if run.result else [],
-        "memory": [] if programmed is None else list(flatten(programmed.memory)),
+        "details": {
+            "Configuration": used,
+            "Configuration: settings without a use in this run": unused,
+            "Environment": list(flatten(run.environment)),
+            "Result": list(flatten(result.to_dict())) if result else [],
+            "Memory that the run was programmed into": list(flatten(on_cells.memory))
+            if on_cells
+            else [],
+        },
         "command": [] if _of_object(run) else command(["train", run.task], to_dict(run.config)),
-        "metric_meaning": metric.meaning,
     }
 
 
-def hardware(run: Run, programmed: OnCells | None) -> list[Section]:
-    """The sections of memory cells, programmed or trained on, of the digital chip and of counts."""
-    parts = [None if programmed is None else in_memory(programmed, run, Drawer())]
-    parts.append(in_the_loop(run, Drawer()))
-    program = load_on_chip(run.directory)
-    if program is not None:
-        parts.append(on_chip(program, load_proof(run.directory), run, Drawer()))
-    parts.append(complexity(run))
-    return [part for part in parts if part]
+def configuration(config: Config) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The settings that a run used, and those that it had no use for, by their names."""
+    plain = to_dict(config)
+    without = {"learning"} if config.learning == LearningConfig() else set()
+    if not config.cells.used:
+        without |= {"cells", "crossbar", "pulses"}
+    used = {part: values for part, values in plain.items() if part not in without}
+    unused = {part: values for part, values in plain.items() if part in without}
+    return list(flatten(used)), list(flatten(unused))
 
 
 def _of_object(run: Run) -> bool:
@@ -118,15 +155,13 @@ def own_section(make: Callable[[Run], Section], run: Run) -> Section:
 
 def about(run: Run) -> str:
     """The network and the data in one line."""
-    known = data_title(run.data, run.task)
-    model = run.config.model
-    hidden = model.hidden
+    known, model = data_title(run.data, run.task), run.config.model
     if run.examples is None:
-        return f"{known} · hidden layers of {' and '.join(map(str, hidden))} neurons"
-    sizes = [run.examples.x.shape[-1], *hidden, run.examples.output.shape[-1]]
+        return f"{known} · hidden layers of {' and '.join(map(str, model.hidden))} neurons"
+    sizes = [run.examples.x.shape[-1], *model.hidden, run.examples.output.shape[-1]]
     if run.symbols:
         between = [model.embedding] if model.embedding else []
-        sizes = [len(run.symbols), *between, *hidden, len(run.symbols)]
+        sizes = [len(run.symbols), *between, *model.hidden, len(run.symbols)]
     return f"{known} · network {' → '.join(f'{size:,}' for size in sizes)}"
 
 
@@ -142,77 +177,74 @@ def started(run: Run) -> str:
 
 
 def cards(run: Run, metric: Metric) -> list[Card]:
-    """The headline figures: name, value and a line below."""
-    result, best = run.result, run_charts.best_epoch(run)
-    published = (result and result.published) or {}
-    spikes = result and result.spikes_per_inference
-    per = f"per {run.inference}"
-    short = metric.unit == "%"
+    """The headline figures."""
+    result, best, short = run.result, run_charts.best_epoch(run), metric.unit == "%"
     value = metric_text(metric, result and result.test, unit=short)
-    known = metric_text(metric, published.get("value"), unit=short)
-    graded = result is not None and spikes is None
+    published = (result and result.published) or {}
+    paper, source = metric_text(metric, published.get("value"), unit=short), "source below"
+    if paper == NOTHING:
+        paper, source = "unknown", "no published figure for this set-up"
+    trained, spikes = "trained numbers", NOTHING
+    sent = f"all hidden layers, per {run.inference}"
+    if result:
+        trained = f"{result.operations_per_step:,} multiplications per dense step"
+        spikes = count_text(result.spikes_per_inference)
+        if result.spikes_per_inference is None:
+            spikes, sent = "none", "this unit sends graded values"
+    epochs = plural(result.epochs if result else len(run.epochs), "epoch")
+    kept = f"{epochs}, best: {best}" if best is not None else epochs
     return [
         Card(f"test {metric.name}", value, metric.below if value != NOTHING else "not known"),
-        Card(f"published {metric.name}", known, "source below")
-        if known != NOTHING
-        else Card(f"published {metric.name}", "unknown", "no published figure for this set-up"),
-        Card(
-            "parameters",
-            count_text(result and result.parameters),
-            "trained numbers"
-            if result is None
-            else f"{result.operations_per_step:,} multiplications per dense step",
-        ),
-        Card("spikes per inference", "none", "this unit sends graded values")
-        if graded
-        else Card("spikes per inference", count_text(spikes), f"all hidden layers, {per}"),
-        Card(
-            "training time",
-            seconds_text(result and result.seconds),
-            plural(result.epochs if result else len(run.epochs), "epoch")
-            + (f", best: {best}" if best is not None else ""),
-        ),
+        Card(f"published {metric.name}", paper, source),
+        Card("parameters", count_text(result and result.parameters), trained),
+        Card("spikes per inference", spikes, sent),
+        Card("training time", seconds_text(result and result.seconds), kept),
         Card("seed", str(run.seed), "fixes all random choices"),
     ]
 
 
-def learning_section(run: Run, metric: Metric) -> list[Section]:
-    """Learning curves, the test by time steps and the activity of layers; none without a figure."""
-    block = figures(*learning_plots(run, metric), steps_plot(run), activity_plot(run))
-    return [Section("Learning", "", (block,))] if block.plots else []
-
-
-def learning_plots(run: Run, metric: Metric) -> list[Plot | None]:
-    """Learning curves; two figures, or one where loss and metric are the same quantity."""
-    same = run_charts.metric_is_loss(run)
-    star = " The star marks the epoch whose network was kept and tested."
-    meaning = f"{metric.meaning} Measured after each epoch on data not used for training.{star}"
-    title, caption = ("Loss", LOSS) if not same else (f"Loss ({metric.name})", MEASURED_LOSS)
-    return [
-        figure(
-            run_charts.loss_curves(run),
-            title,
-            caption.format(metric.meaning, star),
-            wide=same,
-        ),
-        figure(run_charts.metric_curve(run), f"Validation {metric.name}", meaning.strip()),
-    ]
-
-
-def steps_plot(run: Run) -> Plot | None:
-    """How the result depends on how long the network may look."""
+def learning(run: Run, metric: Metric) -> Section | None:
+    """Learning curves, the test by time steps and the activity of layers; None without a figure."""
+    same, name = run_charts.metric_is_loss(run), metric.name
+    title = f"Loss ({name})" if same else "Loss"
+    loss = f"{LOSS} {metric.meaning} {STAR}" if same else LOSS
     tested = load_by_steps(run.directory)
-    title = f"{metric_of(run.metric).name.capitalize()} against time steps"
-    with_steps = "" if tested is None else f" It was trained with {tested.trained_with}."
-    return figure(run_charts.step_curve(run), title, BY_STEPS + with_steps)
-
-
-def activity_plot(run: Run) -> Plot | None:
-    """Activity of the layers, as spikes where they spike."""
+    steps = f"{BY_STEPS} It was trained with {tested.trained_with}." if tested else ""
     rates, spiking = run_charts.layer_activity(run)
     silent = spiking and all(rate == 0 for rate in rates.values())
-    title, caption = ("Firing rate by layer", RATES) if spiking else ("Mean output by layer", MEANS)
-    return figure(run_charts.activity_bars(run), title, caption + SILENT * silent, wide=True)
+    layers, words = ("Firing rate", RATES) if spiking else ("Mean output", MEANS)
+    block = figures(
+        figure(run_charts.loss_curves(run), title, loss, wide=same),
+        figure(
+            run_charts.metric_curve(run),
+            f"Validation {name}",
+            f"{metric.meaning} {MEASURED} {STAR}".strip(),
+        ),
+        figure(run_charts.step_curve(run), f"{name.capitalize()} against time steps", steps),
+        figure(
+            run_charts.activity_bars(run), f"{layers} by layer", words + SILENT * silent, wide=True
+        ),
+    )
+    return Section("Learning", "", (block,)) if block.plots else None
+
+
+def learning_rule(run: Run) -> Section | None:
+    """How the run learned and what was recorded of it; None for plain backpropagation."""
+    chosen = run.config.learning
+    if chosen == LearningConfig():
+        return None
+    text = RULES.get(chosen.rule, f"A rule of your own, {chosen.rule}.")
+    if chosen.grapes != "none":
+        text += GRAPES_TEXT.format(GRAPES[chosen.grapes])
+    if chosen.grapes_control == "gain":
+        text += GAIN
+    settings = flatten(to_dict(run.config)["learning"])
+    rows = Table(("setting", "value"), [[name, value] for name, value in settings], text=(1,))
+    skipped = int(sum(number(epoch.get("skipped")) or 0 for epoch in run.epochs))
+    more = f" Left out: {plural(skipped, 'update')} of no finite norm." if skipped else ""
+    norm = run_charts.epoch_curve(run, "grad_norm", "norm of the changes")
+    plot = figures(figure(norm, "Size of the changes", NORM + more, wide=True))
+    return Section(f"Learning rule: {chosen.name}", text, (Block(table=rows), plot))
 
 
 def complexity(run: Run) -> Section | None:
@@ -220,31 +252,30 @@ def complexity(run: Run) -> Section | None:
     measured = load_complexity(run.directory)
     if measured is None:
         return None
-    operations, per = measured.synaptic_operations, measured.per
-    effective = operations.Effective_MACs + operations.Effective_ACs
-    cards = [
+    operations, per = measured.synaptic_operations, f"per {measured.per}"
+    additions, products = operations.Effective_ACs, operations.Effective_MACs
+    kinds = (
+        f"{per}: {count_text(additions)} additions and {count_text(products)} multiplications "
+        "with addition"
+    )
+    cards = (
         Card("footprint", f"{measured.footprint:,}", "bytes of parameters and buffers"),
-        Card(
-            "effective operations",
-            count_text(effective),
-            f"per {per}: {count_text(operations.Effective_ACs)} additions and "
-            f"{count_text(operations.Effective_MACs)} multiplications with addition",
-        ),
-        Card("dense operations", count_text(operations.Dense), f"per {per}, zeros included"),
-        Card("membrane updates", count_text(measured.membrane_updates), f"per {per}"),
+        Card("effective operations", count_text(additions + products), kinds),
+        Card("dense operations", count_text(operations.Dense), f"{per}, zeros included"),
+        Card("membrane updates", count_text(measured.membrane_updates), per),
         Card("zero outputs", share_text(measured.activation_sparsity), "of all layers and steps"),
         Card("zero weights", share_text(measured.connection_sparsity), "of all connections"),
-    ]
-    samples = plural(measured.samples, per)
+    )
+    samples = plural(measured.samples, measured.per)
     about = f"Over {samples} of the {measured.split} split; {measured.source}."
-    return Section("Complexity", about, (Block(cards=tuple(cards)),))
+    return Section("Complexity", about, (Block(cards=cards),))
 
 
-def epoch_table(run: Run) -> dict[str, list[Any]]:
-    """metrics.jsonl as a table: names of its columns and its rows."""
+def epoch_table(run: Run) -> Table:
+    """metrics.jsonl as a table."""
     names = list(dict.fromkeys(name for epoch in run.epochs for name in epoch))
     rows = [[_cell(epoch.get(name)) for name in names] for epoch in run.epochs]
-    return {"names": [name.replace("_", " ") for name in names], "rows": rows}
+    return Table(tuple(name.replace("_", " ") for name in names), rows)
 
 
 def _cell(value: Any) -> str:

@@ -1,132 +1,112 @@
-"""A comparison as a table in Markdown and as a still picture, for documents."""
+"""A comparison for documents: tables in Markdown, and the charts of its page as still pictures."""
 
 from __future__ import annotations
 
-import math
+import html
+import re
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spikebridge.base.metrics import METRICS
-from spikebridge.base.quantities import in_words
-from spikebridge.report import continual, study_tables
-from spikebridge.report.theme import colour_of
-from spikebridge.report.wording import (
-    count_text,
-    metric_text,
-    plural,
-    seconds_text,
-    spread_text,
-    table_lines,
-)
+from spikebridge.base.metrics import METRICS, Metric
+from spikebridge.report import compare_charts, compare_page, continual, study_tables
+from spikebridge.report.theme import INK, Chart, rgb
+from spikebridge.report.wording import plural
 from spikebridge.runs import rundir
-from spikebridge.runs.load import ReportError
+from spikebridge.runs.load import Compared, ReportError
 
 TABLE = "table.md"
-HEAD = ("parameters", "operations per step", "spikes per inference", "training time", "published")
-
-
-def markdown(content: dict[str, Any], source: str = "") -> str:
-    """The rows of compare.json as a Markdown table, with their sources below."""
-    metric = METRICS[content["metric"]]
-    lines = [
-        f"## {content.get('title') or content['data']}",
-        "",
-        f"Test {metric.axis}, {metric.better}; mean ± standard deviation over seeds; "
-        "training time: median.",
-        "",
-        "| | " + " | ".join([f"test {metric.name}", "seeds", *HEAD]) + " |",
-        "|---|" + "---|" * (2 + len(HEAD)),
-    ]
-    for row in content["rows"]:
-        known = row["published"]
-        cells = [
-            spread_text(metric, row["test_mean"], row["test_std"]),
-            str(row["n"]),
-            count_text(row["parameters"]),
-            count_text(row["operations"]),
-            "none" if row["spikes_mean"] is None else count_text(row["spikes_mean"]),
-            seconds_text(row["seconds_median"]),
-            metric_text(metric, known["value"], unit=False) if known else "unknown",
-        ]
-        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
-    sources = {row["published"]["source"]: None for row in content["rows"] if row["published"]}
-    notes = [*([f"Published: {source}."] if source else []), *(f"- {item}" for item in sources)]
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
-
-
-def hardware(content: dict[str, Any]) -> str:
-    """What the networks do on the digital chip and in memory cells, or "" where none was tried."""
-    return "\n".join([*_on_chip(content), *_in_cells(content)])
-
-
-def _on_chip(content: dict[str, Any]) -> list[str]:
-    result = [(row["label"], row["chip"]) for row in content["rows"] if row.get("chip")]
-    if not result:
-        return []
-    metric, first = METRICS[content["metric"]], result[0][1]
-    heads = ("", "bits", "in software", "in integers", f"nJ per {first['per']} (range)", "cycles")
-    rows = []
-    for name, chip in result:
-        ends = (chip["energy_pJ"][end] / 1e3 for end in ("low", "nominal", "high"))
-        low, nominal, high = (f"{value:,.3g}" for value in ends)
-        rows.append(
-            [
-                name,
-                str(chip["weight_bits"]),
-                metric_text(metric, chip["software_mean"]),
-                spread_text(metric, chip["mean"], chip["std"]),
-                f"{nominal} ({low} to {high})",
-                f"{chip['cycles']:,.0f}",
-            ]
-        )
-    title = f"### On the digital chip, {first['lanes']} lanes at {first['clock_MHz']:g} MHz"
-    note = "Energies are estimates from sourced figures of 40 nm; nothing is calibrated."
-    return [title, "", note, "", *table_lines(heads, rows)]
-
-
-def _in_cells(content: dict[str, Any]) -> list[str]:
-    result = [(row, row["memory"]) for row in content["rows"] if row.get("memory")]
-    if not result:
-        return []
-    metric, first = METRICS[content["metric"]], result[0][1]
-    heads = ("", "cells", "in software", *map(in_words, first["times_s"]))
-    rows = []
-    for row, on_cells in result:
-        pairs = zip(on_cells["means"], on_cells["stds"], strict=True)
-        software = metric_text(metric, row["test_mean"])
-        spreads = (spread_text(metric, *pair) for pair in pairs)
-        rows.append([row["label"], f"{on_cells['cells']:,}", software, *spreads])
-    title = (
-        f"### In {first['device']} phase-change cells, drift compensated, each network on "
-        f"{plural(first['chips'], 'simulated chip')}"
-    )
-    return [title, "", *table_lines(heads, rows)]
+SMALL_PANELS = 6
+GRID = "#dddddd"
+MARKERS = {
+    "square": "s", "diamond": "D", "triangle-up": "^", "pentagon": "p", "hexagon": "h",
+    "star": "*", "cross": "P", "line-ns": "|", "x-thin": "x",
+}  # fmt: skip
+DASHES = {"dash": "--", "dot": ":"}
 
 
 def write(content: dict[str, Any], directory: Path, source: str) -> list[Path]:
-    """The table and all pictures that a comparison has, as files; returns the pictures.
+    """The tables and all pictures that a comparison has, as files; returns the pictures.
 
     Raises ReportError where matplotlib is not installed.
     """
-    parts = [markdown(content, source), hardware(content), continual.markdown(content)]
-    parts.append(study_tables.markdown(content))
-    rundir.write_text(directory / TABLE, "\n".join(part for part in parts if part))
-    draw(content, directory / "plot.png")
-    pictures = [directory / "plot.png"]
-    if content.get("contrasts"):
-        study_tables.draw(content, directory / "contrasts.png")
-        pictures.append(directory / "contrasts.png")
-    if any(row.get("sequence") for row in content["rows"]):
-        continual.draw(content, directory / "tasks.png")
-        pictures.append(directory / "tasks.png")
-    if any(row.get("by_steps") for row in content["rows"]):
-        draw_steps(content, directory / "steps.png")
-        pictures.append(directory / "steps.png")
+    rows = [Compared(row["unit"], row["label"], row, []) for row in content["rows"]]
+    metric = METRICS[content["metric"]]
+    rundir.write_text(directory / TABLE, markdown(content, rows, metric, source))
+    title = str(content.get("title") or content["data"])
+    pictures, seeds = [], plural(rows[0].facts["n"], "seed")
+    for name, charts, below in (
+        ("plot", [[compare_charts.dots(rows, metric)]], metric.better),
+        ("contrasts", [[_contrasts(content)]], f"mean over {seeds} and 95 % interval"),
+        ("tasks", _tasks(rows), f"{seeds}; whiskers: one standard deviation"),
+        ("steps", [[_by_steps(rows, metric)]], f"{seeds}; whiskers: one standard deviation"),
+    ):
+        known = [[chart for chart in line if chart] for line in charts]
+        if any(known):
+            pictures.append(directory / f"{name}.png")
+            draw(pictures[-1], known, [title, below])
     return pictures
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def markdown(
+    content: dict[str, Any], rows: Sequence[Compared], metric: Metric, source: str = ""
+) -> str:
+    """The results with their sources, and the tables of all sections."""
+    about = f"Test {metric.axis}, {metric.better}; mean ± standard deviation over seeds"
+    sources = [compare_page.source_of(row.facts.get("published")) for row in rows]
+    higher = metric.higher_is_better
+    parts = [
+        f"## {content.get('title') or content['data']}\n",
+        f"{about}; training time: median.\n",
+        compare_page.results(rows, metric, higher).markdown() + "\n",
+        f"Published: {source}." if source else "",
+        *dict.fromkeys(f"- {text}" for text in sources if text),
+        "",
+    ]
+    text = "\n".join(parts).rstrip() + "\n"
+    sections = [
+        compare_page.chip_section(rows, metric, content.get("rtl")),
+        compare_page.cells_section(rows, metric),
+        continual.forgetting_section(content, rows),
+        study_tables.section(content),
+    ]
+    return "\n".join([text, *(section.markdown() for section in sections if section)])
+
+
+def _contrasts(content: dict[str, Any]) -> Chart | None:
+    contrasts = study_tables.compared(content)
+    return study_tables.chart(content, contrasts, ("tests", *study_tables.SEQUENCE))
+
+
+def _by_steps(rows: Sequence[Compared], metric: Metric) -> Chart | None:
+    """Accuracies as errors: near 100 % they would all look alike."""
+    error = metric.name == "accuracy"
+    title = "test error (%)" if error else ""
+    chart = compare_charts.by_steps(rows, metric, error=error, title=title)
+    if chart is not None:
+        known = [row.facts["by_steps"] for row in rows if row.facts.get("by_steps")]
+        trained = sorted({tested["trained_with"] for tested in known})
+        chart.x(title=f"time steps at test (trained with {' or '.join(map(str, trained))})")
+    return chart
+
+
+def _tasks(rows: Sequence[Compared]) -> list[list[Chart]]:
+    """Each task from its own turn on, and two measures of all."""
+    if not any(row.facts.get("sequence") for row in rows):
+        return []
+    count = min(rows[0].facts["sequence"]["tasks"], SMALL_PANELS)
+    curves = [continual.task_curve(rows, task) for task in range(count)]
+    for number, chart in enumerate(curves, start=1):
+        chart.layout["title"] = f"task {number}"
+    return [curves, [continual.dots(rows, name) for name in study_tables.SEQUENCE]]
+
+
+def draw(path: Path, charts: list[list[Chart]], title: Sequence[str]) -> None:
+    """Lines of charts side by side as a PNG, with the words of the page's figures.
+
+    Raises ReportError where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -134,109 +114,94 @@ def _figure(size: tuple[float, float]) -> Any:
             "matplotlib is not installed: still pictures need it; "
             "install it with pip install 'spikebridge[app]'"
         ) from error
-    return Figure(figsize=size, dpi=150, layout="constrained")
-
-
-def draw_steps(content: dict[str, Any], path: Path) -> None:
-    """Write a picture of the test metric against the number of time steps at the test.
-
-    Accuracies are shown as errors on a logarithmic axis: near 100 % they would all look alike.
-    Raises ReportError where matplotlib is not installed.
-    """
-    metric = METRICS[content["metric"]]
-    figure = _figure((7.5, 4.2))
-    axes = figure.subplots()
-    errors = metric.name == "accuracy"
-    rows = [row for row in content["rows"] if row.get("by_steps")]
-    for row in rows:
-        result = row["by_steps"]
-        axes.errorbar(
-            result["steps"],
-            [metric.scale * (1 - mean if errors else mean) for mean in result["means"]],
-            [metric.scale * (spread or 0.0) for spread in result["stds"]],
-            color=colour_of(row.get("look") or row["unit"]),
-            marker="o",
-            capsize=3,
-            label=row["label"],
-        )
-    counts = sorted({count for row in rows for count in row["by_steps"]["steps"]})
-    axes.set_xscale("log")
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.xaxis.minorticks_off()
-    trained = sorted({row["by_steps"]["trained_with"] for row in rows})
-    axes.set_xlabel(f"time steps at test (trained with {' or '.join(map(str, trained))})")
-    if errors:
-        axes.set_yscale("log")
-        ticks = log_ticks(*axes.get_ylim())
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.yaxis.minorticks_off()
-    axes.set_ylabel("test error (%)" if errors else f"test {metric.axis}")
-    axes.grid(axis="y", color="#dddddd")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    _title(figure, content)
+    single = len(charts) == len(charts[0]) == 1
+    heights = [max(chart.layout["height"] for chart in line) / 115 for line in charts]
+    size = (7.5, heights[0] + 0.6) if single else (max(10.0, 2.2 * len(charts[0])), sum(heights))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    handles: dict[str, Any] = {}
+    parts = figure.subfigures(len(charts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, line in zip(parts, charts, strict=True):
+        panels = part.subplots(1, len(line), squeeze=False, sharey=True)[0]
+        for axes, chart in zip(panels, line, strict=True):
+            _chart(axes, chart)
+            axes.label_outer(remove_inner_ticks=True)
+            if chart.layout.get("showlegend", True):
+                handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    lines = [textwrap.fill(text, 95) for text in title if text]
+    figure.suptitle("\n".join(lines), fontsize=10, x=0.01, ha="left")
+    if handles:
+        look: dict[str, Any] = {"ncols": 3 if single else 5, "frameon": False, "fontsize": 8}
+        figure.legend(handles.values(), handles, loc="outside lower center", **look)
     rundir.replace(path, lambda part: figure.savefig(part, format="png"))
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high, both above 0, with room for each on a logarithmic axis."""
-    low = max(low, 1e-12)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(max(high, low))) + 1)
-    result: list[float] = []
-    for leading in (
-        (1,),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 5, 7),
-        (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
-    ):
-        result = [n * 10.0**decade for decade in decades for n in leading]
-        result = [float(f"{tick:.6g}") for tick in result if low <= tick <= high]
-        if len(result) >= 4:
-            return result
-    digits = max(0, 2 - math.floor(math.log10(low)))
-    even = (low + (high - low) * k / 4 for k in range(5))
-    return sorted({round(tick, digits) for tick in even if low <= round(tick, digits) <= high})
+def _chart(axes: Any, chart: Chart) -> None:
+    """One chart with its axes."""
+    from matplotlib.ticker import MultipleLocator
 
-
-def _title(figure: Any, content: dict[str, Any]) -> None:
-    """Over the whole width: names of rows leave the axes too little of it."""
-    title = textwrap.fill(str(content.get("title") or content["data"]), 95)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-
-
-def draw(content: dict[str, Any], path: Path) -> None:
-    """Write a picture: each seed as a dot, the mean as a bar, the published figure as a diamond.
-
-    Raises ReportError where matplotlib is not installed.
-    """
-    metric = METRICS[content["metric"]]
-    rows = content["rows"]
-    figure = _figure((7.5, 1.3 + 0.42 * len(rows)))
-    axes = figure.subplots()
-    for at, row in enumerate(rows):
-        colour = colour_of(row.get("look") or row["unit"])
-        values = [metric.scale * value for value in row["tests"]]
-        mean = metric.scale * row["test_mean"]
-        axes.plot(values, [at] * len(values), "o", color=colour, alpha=0.5, markersize=6)
-        axes.plot([mean, mean], [at - 0.3, at + 0.3], color=colour, linewidth=3)
-        if row["published"]:
-            known = metric.scale * row["published"]["value"]
-            axes.plot([known], [at], "D", markerfacecolor="none", color="#30343B", markersize=8)
-    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(f"test {metric.axis}, {metric.better}")
-    axes.grid(axis="x", color="#dddddd")
+    for trace in chart.traces:
+        _trace(axes, trace)
+    for shape in chart.layout.get("shapes", []):
+        axes.axvline(shape["x0"], color=INK, linewidth=1, linestyle=":")
+    axes.set_title(chart.layout.get("title", ""), fontsize=9)
+    for name in ("x", "y"):
+        axis, settings = getattr(axes, f"{name}axis"), chart.layout.get(f"{name}axis", {})
+        title = settings.get("title", {}).get("text", "")
+        axis.set_label_text(_text(title), fontsize=9)
+        axes.set(**{f"{name}scale": settings.get("type", "linear")})
+        if "tickvals" in settings:
+            texts = settings.get("ticktext", settings["tickvals"])
+            axis.set_ticks(settings["tickvals"], [_text(str(text)) for text in texts])
+            axis.minorticks_off()
+        if "dtick" in settings:
+            axis.set_major_locator(MultipleLocator(settings["dtick"]))
+        if "range" in settings:
+            axes.set(**{f"{name}lim": settings["range"]})
+        if settings.get("showgrid", True):
+            axis.grid(color=GRID)
     axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    handles = [
-        *axes.plot([], [], "o", color="#808080", alpha=0.5, label="a seed"),
-        *axes.plot([], [], "|", color="#808080", markersize=14, markeredgewidth=3, label="mean"),
-    ]
-    if any(row["published"] for row in rows):
-        handles += axes.plot(
-            [], [], "D", markerfacecolor="none", color="#30343B", label="published"
-        )
-    _title(figure, content)
-    figure.legend(handles=handles, ncols=3, loc="outside lower right", frameon=False, fontsize=8)
-    rundir.replace(path, lambda part: figure.savefig(part, format="png"))
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _trace(axes: Any, trace: Mapping[str, Any]) -> None:
+    """Points, lines between them and error bars; a trace without a place is one of the legend."""
+    line, marker = trace.get("line", {}), trace.get("marker", {})
+    symbol = marker.get("symbol", "circle")
+    ink = marker.get("line", {}) if symbol in ("line-ns", "x-thin") else marker
+    colour, alpha = _colour(ink.get("color") or line["color"])
+    thick = {"markeredgewidth": ink["width"]} if "width" in ink else {"markeredgecolor": colour}
+    bars = {f"{n}err": bar for n in ("x", "y") if (bar := trace.get(f"error_{n}"))}
+    reach = max((bar.get("thickness", 1) for bar in bars.values()), default=0)
+    axes.errorbar(
+        *([_number(value) for value in trace[name]] for name in ("x", "y")),
+        **{name: bar["array"] for name, bar in bars.items()},
+        color=colour,
+        alpha=alpha,
+        label=html.unescape(trace["name"]) if trace.get("name") else "_",
+        marker=MARKERS.get(symbol, "o") if "marker" in trace else "",
+        markersize=0.7 * marker.get("size", 0),
+        linestyle=DASHES.get(line.get("dash") or "", "-") if "lines" in trace["mode"] else "",
+        linewidth=0.8 * line.get("width", 0),
+        capsize=3,
+        elinewidth=0.8 * reach,
+        capthick=0.8 * reach,
+        **thick,
+    )
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _colour(text: str) -> tuple[Any, float]:
+    """A colour of the page, and how much of it covers."""
+    if text.startswith("#"):
+        return tuple(part / 255 for part in rgb(text)), 1.0
+    *parts, alpha = map(float, re.findall(r"[\d.]+", text))
+    return tuple(part / 255 for part in parts), alpha
+
+
+def _text(text: str) -> str:
+    """Text of a figure without plotly's mark-up."""
+    return html.unescape(text.replace("<br>", "\n"))

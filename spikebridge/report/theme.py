@@ -6,10 +6,11 @@ import base64
 import html
 import json
 import math
+import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -69,6 +70,9 @@ FIGURE = (
 )
 
 
+Values: TypeAlias = Sequence[Any] | np.ndarray
+
+
 @dataclass(frozen=True)
 class Ramp:
     """The key of a colour scale: what it shows, its two ends, and its colours from low to high."""
@@ -89,13 +93,28 @@ class Chart:
         self.layout: dict[str, Any] = {"height": height, **(layout or {})}
         self.traces: list[dict[str, Any]] = []
 
-    def add(self, kind: str, **trace: Any) -> None:
+    def add(
+        self,
+        kind: str,
+        *,
+        name: str | None = None,
+        hover: str | None = None,
+        row: int = 1,
+        **trace: Any,
+    ) -> None:
+        """A trace; its name is that of the legend, hover plotly's template, row its y axis."""
+        if name is not None:  # on one line
+            trace["name"] = label(name, 40)
+        if hover is not None:
+            trace["hovertemplate"] = f"{hover}<extra></extra>"
+        if row > 1:
+            trace["yaxis"] = f"y{row}"
         self.traces.append({"type": kind, **trace})
 
     def line(
         self,
-        x: Sequence[Any] | np.ndarray,
-        y: Sequence[Any] | np.ndarray,
+        x: Values,
+        y: Values,
         colour: str,
         name: str | None = None,
         *,
@@ -109,46 +128,31 @@ class Chart:
         if marks:
             style = {"mode": "lines+markers", "marker": {"color": colour, "size": 8}}
         line = {"color": colour, "width": width, "dash": dash}
-        self.add("scatter", x=x, y=y, name=_name(name), **{"line": line, **style, **trace})
+        self.add("scatter", x=x, y=y, name=name, **{"line": line, **style, **trace})
 
     def marks(
-        self,
-        x: Sequence[Any] | np.ndarray,
-        y: Sequence[Any] | np.ndarray,
-        marker: Mapping[str, Any],
-        name: str | None = None,
-        **trace: Any,
+        self, x: Values, y: Values, marker: Mapping[str, Any], name: str | None = None, **trace: Any
     ) -> None:
         """Marks without a line between them."""
-        self.add("scatter", x=x, y=y, name=_name(name), mode="markers", marker=marker, **trace)
+        self.add("scatter", x=x, y=y, name=name, **{"mode": "markers", "marker": marker, **trace})
+
+    def bars(self, x: Values, y: Values, colour: str | Sequence[str], **trace: Any) -> None:
+        """Upright bars, or, with orientation "h", lying ones."""
+        self.add("bar", x=x, y=y, **{"marker": {"color": colour}, **trace})
 
     def band(
-        self,
-        x: Sequence[float],
-        low: Sequence[float],
-        high: Sequence[float],
-        colour: str,
-        alpha: float = 0.16,
-        **trace: Any,
+        self, x: Values, low: Values, high: Values, colour: str, alpha: float = 0.16, **trace: Any
     ) -> None:
         """A faint ground between two lines."""
-        self.add(
-            "scatter",
-            x=[*x, *reversed(x)],
-            y=[*high, *reversed(low)],
-            fill="toself",
-            fillcolor=fade(colour, alpha),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            **trace,
-        )
+        look: dict[str, Any] = {"mode": "lines", "line": {"width": 0}, "showlegend": False}
+        look |= {"fill": "toself", "fillcolor": fade(colour, alpha), "hoverinfo": "skip"}
+        self.add("scatter", x=[*x, *reversed(x)], y=[*high, *reversed(low)], **look, **trace)
 
-    def rows(self, names: Sequence[str]) -> None:
-        """A y axis of named rows at 0, 1, ..., the first on top."""
-        places, room = list(range(len(names))), [len(names) - 0.4, -0.6]
-        self.y(tickvals=places, ticktext=list(map(label, names)), range=room, showgrid=False)
+    def rows(self, names: Iterable[str], width: int = 18) -> None:
+        """A y axis of named rows at 0, 1, ..., the first on top; names are wrapped at width."""
+        texts = [label(name, width) for name in names]
+        places, room = list(range(len(texts))), [len(texts) - 0.4, -0.6]
+        self.y(tickvals=places, ticktext=texts, range=room, showgrid=False)
 
     def x(self, title: str | None = None, **axis: Any) -> None:
         """Settings of the x axis, on top of earlier ones."""
@@ -163,15 +167,15 @@ class Chart:
             axis["title"] = {"text": title}
         self.layout.setdefault(name, {}).update(axis)
 
+    def rule(self, **ends: Any) -> None:
+        """A dotted line across: x0, x1, y0, y1 and what they refer to, in plotly's words."""
+        line = {"color": NEUTRAL, "width": 1.5, "dash": "dot"}
+        self.layout.setdefault("shapes", []).append({"type": "line", "line": line, **ends})
+
     def write(self, text: str, **place: Any) -> None:
         """Text in the figure, where plotly's annotation settings say."""
         note = {"text": text, "showarrow": False, **place}
         self.layout.setdefault("annotations", []).append(note)
-
-
-def _name(name: str | None) -> str | None:
-    """A name for the legend, on one line and safe from plotly's own mark-up."""
-    return None if name is None else label(name, 40)
 
 
 def whiskers(half: float | Sequence[float] | None, **style: Any) -> dict[str, Any] | None:
@@ -236,16 +240,9 @@ class Plot:
         return FIGURE.format(number, self.content.layout["height"], text.replace("<", "\\u003c"))
 
 
-def figure(
-    chart: Chart | None,
-    title: str,
-    caption: str,
-    *,
-    wide: bool = False,
-    ramp: Ramp | None = None,
-) -> Plot | None:
-    """A chart with its title and caption; None stays None."""
-    return None if chart is None else Plot(title, chart, caption, wide, ramp)
+def figure(chart: Chart | None, title: str, caption: str, **look: Any) -> Plot | None:
+    """A chart with its title and caption, and wide or ramp as a Plot has them; None stays None."""
+    return None if chart is None else Plot(title, chart, caption, **look)
 
 
 @dataclass(frozen=True)
@@ -264,11 +261,25 @@ class Table:
 
     Args:
         text: numbers of the columns that hold words, which may be wrapped.
+        colours: of the rows, where they have some.
+        best: the number of the row whose second cell stands out.
     """
 
     heads: tuple[str, ...]
     rows: list[list[str]]
     text: tuple[int, ...] = ()
+    colours: tuple[str, ...] = ()
+    best: int | None = None
+
+    def markdown(self) -> str:
+        lines = [list(self.heads), ["---"] * len(self.heads), *self.rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def table(items: Iterable[Any], columns: Mapping[str, Callable[[Any], str]], **more: Any) -> Table:
+    """One row for each item: columns are heads with what they show of an item."""
+    rows = [[show(item) for show in columns.values()] for item in items]
+    return Table(tuple(columns), rows, **more)
 
 
 @dataclass(frozen=True)
@@ -289,6 +300,14 @@ class Section:
     title: str
     about: str
     blocks: tuple[Block, ...]
+
+    def markdown(self) -> str:
+        """The section for documents: its tables and what stands below them, without figures."""
+        parts = [f"### {self.title}", self.about]
+        for block in self.blocks:
+            if block.table:
+                parts += [block.table.markdown(), re.sub(r"^\*", r"\\*", block.below)]
+        return "\n\n".join(filter(None, parts)).replace("\u00a0", " ") + "\n"
 
 
 def figures(*plots: Plot | None) -> Block:
@@ -344,9 +363,3 @@ def label(text: str, width: int = 18) -> str:
     if len(lines) > 3:
         lines = [*lines[:2], lines[2][: width - 1] + "…"]
     return "<br>".join(html.escape(line, quote=False) for line in lines)
-
-
-class Drawer:
-    """Makes figures; `figure` does the same."""
-
-    plot = staticmethod(figure)

@@ -37,10 +37,10 @@ def scaled(metric: Metric, value: Any) -> float | None:
 
 
 def metric_text(metric: Metric, value: Any, *, unit: bool = True) -> str:
+    """A value with its unit, which a no-break space keeps on its line."""
     shown = scaled(metric, value)
     if shown is None:
         return NOTHING
-    # A no-break space keeps a number and its unit on one line.
     text = f"{shown:.{metric.decimals}f}" if abs(shown) < DIVERGED else f"{shown:.3g}"
     return text + (f"\u00a0{metric.unit}" if unit and metric.unit else "")
 
@@ -78,9 +78,11 @@ def seconds_text(value: Any) -> str:
 def si_text(value: Any, unit: str) -> str:
     """A quantity with the prefix of its size, to three figures: "259 nJ", "1.09 µJ"."""
     plain = number(value)
-    if plain is None:
-        return NOTHING
-    return in_si(plain, unit, "\u00a0")
+    return NOTHING if plain is None else in_si(plain, unit, "\u00a0")
+
+
+def joules(picojoules: float) -> str:
+    return si_text(1e-12 * picojoules, "J")
 
 
 def share_text(value: Any) -> str:
@@ -136,25 +138,3 @@ def command(words: Sequence[str], config: Mapping[str, Any]) -> list[str]:
                 items = value if isinstance(value, list) else [value]
                 pieces.append(shlex.join([f"--{flag}", *map(str, items)]))
     return pieces
-
-
-def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown, with an empty line after it."""
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
-CORRECTED = (
-    "better and worse are said where the p-value, corrected for the number of comparisons (Holm "
-    "1979), is at most 0.05"
-)
-
-
-def said_of(contrast: dict[str, Any], higher_is_better: bool) -> str:
-    """What a contrast with its corrected p-value says, in words."""
-    if contrast["low"] is None:
-        return "unknown, one seed"
-    if not contrast["clear"]:
-        return "not known to differ"
-    word = "better" if (contrast["mean"] > 0) == higher_is_better else "worse"
-    return word if contrast["corrected"] <= 0.05 else f"perhaps {word}, not after correction"

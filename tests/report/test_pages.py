@@ -148,3 +148,45 @@ def test_wide_tables_keep_their_first_column_and_say_that_they_go_on() -> None:
     assert rule.count("local") == 2  # what covers the shadow at either end
     assert rule.count("scroll") == 2
     assert re.search(r"\.scroll tr > :first-child \{[^}]*position: sticky; left: 0", css)
+
+
+def details_of(page: str, title: str) -> list[str]:
+    """The names in one of the tables under "All details"."""
+    (block,) = re.findall(rf"<summary>{title}</summary>(.*?)</details>", page, re.DOTALL)
+    return re.findall(r'<th scope="row">(.*?)</th>', block)
+
+
+def test_settings_without_a_use_stand_apart(run: Path, tmp_path: Path) -> None:
+    page = report.write(run).read_text(encoding="utf-8")
+    used = details_of(page, "Configuration")
+    unused = details_of(page, "Configuration: settings without a use in this run")
+    assert {"task.data", "model.unit", "train.lr"} <= set(used)
+    assert {name.partition(".")[0] for name in unused} == {
+        "cells", "crossbar", "pulses", "learning",
+    }  # fmt: skip
+    every = to_dict(load_run(run).config)
+    assert len(used) + len(unused) == sum(len(part) for part in every.values())
+    training.run(tiny(epochs=1, cells="pcm", pairs=2), tmp_path / "loop")
+    page = report.write(tmp_path / "loop").read_text(encoding="utf-8")
+    assert {"cells.cells", "crossbar.pairs"} <= set(details_of(page, "Configuration"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        (
+            {"rule": "dfa", "grapes": "propagated", "unit": "relu", "hidden": (8, 8)},
+            ["DFA + GRAPES", "Direct feedback", "on its way down", "grapes_clip yes"],
+        ),
+        ({"rule": "ostl"}, ["OSTL", "Online, exact within a layer", "rule ostl"]),
+    ],
+)
+def test_a_learning_rule_has_its_section(
+    tmp_path: Path, run: Path, settings: dict[str, Any], shown: list[str]
+) -> None:
+    training.run(tiny(epochs=2, **settings), tmp_path)
+    page = text_of(report.write(tmp_path).read_text(encoding="utf-8"))
+    assert "Learning rule:" in page
+    for part in (*shown, "Size of the changes"):
+        assert part in page
+    assert "Learning rule:" not in report.write(run).read_text(encoding="utf-8")

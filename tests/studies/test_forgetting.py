@@ -13,7 +13,6 @@ from spikebridge.base.records import UsageError, to_plain
 from spikebridge.cli import main as cli
 from spikebridge.report import continual as continual_page
 from spikebridge.report import page, still, study_tables
-from spikebridge.report.wording import CORRECTED
 from spikebridge.runs import continual, rundir, training
 from spikebridge.runs.transfer import MEASURES, SequenceResult
 from spikebridge.settings.config import from_dict, override
@@ -151,7 +150,9 @@ def test_what_is_done_is_not_done_again(
     fewer = table(tiny(), out, [1])
     assert fewer["rows"][0]["n"] == 1
     assert fewer["contrasts"][0]["low"] is None
-    assert "one seed" in study_tables.markdown(fewer)
+    section = study_tables.section(fewer)
+    assert section is not None
+    assert "one seed" in section.markdown()
     table(tiny(), out, range(3))
 
 
@@ -229,7 +230,7 @@ def test_the_page_shows_all_rows_and_loads_nothing(made: tuple[Path, dict[str, A
     for row in content["rows"]:
         assert text.count(row["label"]) > 3
         assert continual_page.spread(row["sequence"]["measures"]["forgetting"]) in text
-    several = f"There are 6 intervals of 95 % here; {CORRECTED}."
+    several = f"There are 6 intervals of 95 % here; {study_tables.CORRECTED}."
     markdown = (out / still.TABLE).read_text(encoding="utf-8")
     for shown in (text, markdown):
         assert several in shown

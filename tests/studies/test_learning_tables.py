@@ -185,7 +185,9 @@ def test_a_choice_at_the_edge_of_its_grid_is_marked() -> None:
         {"label": "BP", "role": "plain", "chosen": {"lr": 0.1}, "at_edge": ["lr"]}
         | {"slowness": [], "slowness_mean": None, "slowness_std": None}
     ]
-    text = study_tables.markdown({"metric": "accuracy", "rows": [], "learning": learning})
+    section = study_tables.section({"metric": "accuracy", "rows": [], "learning": learning})
+    assert section is not None
+    text = section.markdown()
     assert "lr 0.1*" in text
     assert "a better one may lie beyond" in text
 
@@ -267,7 +269,7 @@ def test_a_verdict_needs_an_interval_without_zero(one: dict, higher: bool, word:
 
 
 def test_tables_without_rules_say_nothing_of_them() -> None:
-    assert study_tables.markdown({"metric": "accuracy", "rows": []}) == ""
+    assert study_tables.section({"metric": "accuracy", "rows": []}) is None
 
 
 # --- slowness ---
