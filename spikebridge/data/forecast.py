@@ -40,29 +40,37 @@ class Forecast(Task):
     carries_state = True
 
     def __init__(self, config: ForecastConfig) -> None:
-        self.config = config
         if not config.file:
             raise DataError("--file", "a CSV file", "none", "pass --file with a table")
         path = Path(config.file).expanduser()
         table = _read(path, config)
-        self.columns = table.names
-        self.output_names = config.targets or table.names
-        self._targets = torch.tensor(_places(path, self.output_names, table.names))
-        self.input_size, self.output_size = len(self.columns), len(self.output_names)
+        self._describe(path, config, table, config.targets or table.names)
         values, _ = fill_forward(table.values)
-        self.notes = tuple(_notes(table))
         self._bounds = _bounds(path, len(values), config)
         train = values[: self._bounds["train"][1]]
         constant = train.max(0) == train.min(0)
-        with np.errstate(over="ignore", invalid="ignore"):  # told below, with its column
+        with np.errstate(over="ignore", invalid="ignore"):  # an error of `_scaled`, with its column
             self.mean, self.sd = train.mean(0), np.where(constant, 1.0, train.std(0))
-            scaled = ((values - self.mean) / self.sd).astype(np.float32)
-        self._check_scaled(path, scaled)
-        self._rows = torch.from_numpy(scaled)
+        self._rows = torch.from_numpy(self._scaled(path, values))
         self._unknown = 0
-        self.baselines = self._baselines()
+        now, ahead = (part.double() for part in self._part("test"))
+        self.baselines = {
+            "nothing changes": float((ahead - now[:, self._targets]).square().mean().sqrt()),
+            "mean of the training data": float(ahead.square().mean().sqrt()),
+        }
 
-    def _check_scaled(self, path: Path, scaled: np.ndarray) -> None:
+    def _describe(
+        self, path: Path, config: ForecastConfig, table: DataTable, targets: Sequence[str]
+    ) -> None:
+        self.config, self.columns, self.output_names = config, table.names, tuple(targets)
+        self._targets = torch.tensor(_places(path, self.output_names, self.columns))
+        self.input_size, self.output_size = len(self.columns), len(self.output_names)
+        self.notes = tuple(_notes(table))
+
+    def _scaled(self, path: Path, values: np.ndarray) -> np.ndarray:
+        """Values on the scale of the training part, float32; DataError where there is none."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = ((values - self.mean) / self.sd).astype(np.float32)
         for place, name in enumerate(self.columns):
             if not (np.isfinite(self.sd[place]) and np.isfinite(scaled[:, place]).all()):
                 raise DataError(
@@ -71,14 +79,7 @@ class Forecast(Task):
                     f"a mean of {self.mean[place]:g} and a deviation of {self.sd[place]:g}",
                     "give the column in another unit, or leave it out",
                 )
-
-    def _baselines(self) -> dict[str, float]:
-        now, ahead = self._part("test")
-        now, ahead = now[:, self._targets].double(), ahead.double()
-        return {
-            "nothing changes": float((ahead - now).square().mean().sqrt()),
-            "mean of the training data": float(ahead.square().mean().sqrt()),
-        }
+        return scaled
 
     def size(self, split: str) -> int:
         """Number of predicted rows of a split."""
@@ -112,16 +113,11 @@ class Forecast(Task):
             chunks = stream_chunks(length, self.config.steps, generator)
         else:
             chunks = stream_chunks(length, JUDGED_STEPS)
-        known = None
-        if self._unknown:
-            known = (torch.arange(length) < length - self._unknown).unsqueeze(1)
+        known = (torch.arange(length) < length - self._unknown).unsqueeze(1)
+        masks = (known[a:b] if self._unknown else None for a, b in chunks)
         return (
-            Batch(
-                x[a:b].contiguous(),
-                target[a:b].contiguous(),
-                None if known is None else known[a:b],
-            )
-            for a, b in chunks
+            Batch(x[a:b].contiguous(), target[a:b].contiguous(), mask)
+            for (a, b), mask in zip(chunks, masks, strict=True)
         )
 
     # Another table, with what training left
@@ -158,22 +154,16 @@ class Forecast(Task):
             actual = f"columns of numbers: {listed(table.names)}, without {listed(absent)}"
             raise DataError(path, expected, actual, "give a table with the same columns")
         own = table.values[:, [places[name] for name in scaling["columns"]]]
-        never = [
-            n for n, gaps in zip(scaling["columns"], np.isnan(own).all(0), strict=True) if gaps
-        ]
-        if never:
+        empty = np.isnan(own).all(0)
+        if empty.any():
+            never = [name for name, none in zip(scaling["columns"], empty, strict=True) if none]
             raise DataError(path, "a number in each column", f"none in {listed(never)}", "fill it")
         task = cls.__new__(cls)
-        task.config, task.columns = config, tuple(scaling["columns"])
-        task.output_names = tuple(scaling["targets"])
-        task._targets = torch.tensor(_places(path, task.output_names, task.columns))
-        task.input_size, task.output_size = len(task.columns), len(task.output_names)
-        task.notes = tuple(_notes(table._replace(names=task.columns, values=own)))
+        table = table._replace(names=tuple(scaling["columns"]), values=own)
+        task._describe(path, config, table, scaling["targets"])
         task.mean, task.sd = np.array(scaling["mean"]), np.array(scaling["sd"])
         values, _ = fill_forward(own)
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = ((values - task.mean) / task.sd).astype(np.float32)
-        task._check_scaled(path, scaled)
+        scaled = task._scaled(path, values)
         beyond = np.zeros((config.horizon, scaled.shape[1]), np.float32)
         task._rows = torch.from_numpy(np.concatenate([scaled, beyond]))
         task._unknown = config.horizon

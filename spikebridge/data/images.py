@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from spikebridge.base.chance import bernoulli
 from spikebridge.data import answers, cifar
-from spikebridge.data.files import DataError, fetch, looks_like_idx, read_idx, visible
-from spikebridge.data.task import Batch, Task, check_split, sample_batches
+from spikebridge.data.cifar import Images
+from spikebridge.data.files import DataError, check_folder, fetch, looks_like_idx, read_idx, visible
+from spikebridge.data.task import Batch, Task, check_split, permutation, sample_batches
 from spikebridge.settings.tasks import COLOUR, DigitsConfig
 
 CLASSES = 10
@@ -25,19 +25,6 @@ QMNIST_COLUMNS = 8
 MNIST_VALID = 5_000
 DIGITS8X8_PEAK = 16
 MNIST_PEAK = 255
-# Which images train and which judge must never depend on a run's seed, nor on library versions.
-_SPLIT_SEED = 1812
-
-
-class Images(NamedTuple):
-    """Images with their classes."""
-
-    pixels: np.ndarray  # (n, rows, columns) or, in colour, (n, 3, rows, columns) uint8
-    labels: np.ndarray  # (n,) uint8 or int64, from 0
-
-    def take(self, index: np.ndarray) -> Images:
-        """The images of the given numbers."""
-        return Images(self.pixels[index], self.labels[index])
 
 
 class Digits(Task):
@@ -155,7 +142,7 @@ def read_digits8x8() -> dict[str, Images]:
 
     raw = load_digits()
     images = Images(raw.images.astype(np.uint8), raw.target.astype(np.uint8))
-    order = _permutation(len(images.labels))
+    order = permutation(len(images.labels))
     by_class = order[np.argsort(images.labels[order], kind="stable")]
     turn = np.arange(len(by_class)) % 5
     parts = {"train": turn < 3, "valid": turn == 3, "test": turn == 4}
@@ -207,7 +194,7 @@ def read_cifar10(*, small: bool) -> dict[str, Images]:
 
     45,000 to train, 5,000 to validate and 10,000 to test; small: 9,000, 1,000 and 1,000.
     """
-    train, test = (Images(*part) for part in (cifar.read_small() if small else cifar.read()))
+    train, test = cifar.read_small() if small else cifar.read()
     return _with_validation(train, test, len(train.labels) // 10)
 
 
@@ -218,9 +205,7 @@ def read_folder(folder: Path) -> dict[str, Images]:
     lies there packed (X.gz) and unpacked (X) is one.  Of a folder of torchvision's the files are
     those in its folder raw.
     """
-    if not folder.is_dir():
-        raise DataError(folder, "a folder with idx files", "no such folder", "mend --data-dir")
-    folder = _of_files(folder)
+    folder = _of_files(check_folder(folder, "a folder with idx files", "mend --data-dir"))
     parts = []
     for names in (("train",), ("t10k", "test")):
         images, labels = (_named(folder, names, what) for what in ("images", "labels"))
@@ -257,7 +242,7 @@ def _of_files(folder: Path) -> Path:
 
 
 def _with_validation(train: Images, test: Images, count: int) -> dict[str, Images]:
-    order = _permutation(len(train.labels))
+    order = permutation(len(train.labels))
     return {"train": train.take(order[:-count]), "valid": train.take(order[-count:]), "test": test}
 
 
@@ -278,8 +263,3 @@ def read_images(images: Path, labels: Path, classes: int = MOST_CLASSES) -> Imag
         actual = f"label {(given.min() if given.min() < 0 else given.max()):g}"
         raise DataError(labels, f"labels 0 to {classes - 1:,}", actual, remedy)
     return Images(pixels, given if given.dtype == np.uint8 else given.astype(np.int64))
-
-
-def _permutation(size: int) -> np.ndarray:
-    # RandomState is numpy's generator whose stream is frozen for good (NEP 19).
-    return np.random.RandomState(_SPLIT_SEED).permutation(size)

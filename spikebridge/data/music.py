@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from spikebridge.base.metrics import MetricName
 from spikebridge.data import mat
-from spikebridge.data.files import DataError, fetch, is_known, visible
+from spikebridge.data.files import FRESH_COPY, DataError, check_folder, fetch, is_known, visible
 from spikebridge.data.task import SPLITS, Batch, Readout, Task, check_split, sample_batches
 from spikebridge.settings.tasks import MusicConfig
 
@@ -29,7 +29,6 @@ _FILES = {
     "musedata": "polymusic/MuseData.mat",
     "piano": "polymusic/Piano_midi.mat",
 }
-_FRESH_COPY = "get a fresh copy of the file"
 
 
 class Music(Task):
@@ -87,9 +86,11 @@ def locate(config: MusicConfig) -> Path:
     folder = Path(config.data_dir).expanduser()
     remedy = "pass the folder of one such file by --data-dir"
     wanted = "a folder with exactly one .mat file"
-    if not folder.is_dir():
-        raise DataError(folder, wanted, "a file" if folder.exists() else "no such folder", remedy)
-    files = [path for path in visible(folder) if path.suffix.lower() == ".mat"]
+    files = [
+        path
+        for path in visible(check_folder(folder, wanted, remedy))
+        if path.suffix.lower() == ".mat"
+    ]
     if len(files) != 1:
         names = ", ".join(path.name for path in files[:5]) + (", …" if len(files) > 5 else "")
         actual = f"{len(files)} ({names})" if files else "none"
@@ -131,12 +132,12 @@ def read_songs(path: Path) -> dict[str, list[np.ndarray]]:
         stat = path.stat()
         actual = _songs(path.resolve(), stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError as error:
-        raise DataError(path, "a .mat file", "no such file", _FRESH_COPY) from error
+        raise DataError(path, "a .mat file", "no such file", FRESH_COPY) from error
     except OSError as error:
         why = f"a file that cannot be read ({error.strerror})"
-        raise DataError(path, "a whole .mat file", why, _FRESH_COPY) from error
+        raise DataError(path, "a whole .mat file", why, FRESH_COPY) from error
     except mat.MatError as error:
-        raise DataError(path, error.expected, error.found, _FRESH_COPY) from error
+        raise DataError(path, error.expected, error.found, FRESH_COPY) from error
     return {split: list(actual[key]) for split, key in _KEYS.items()}
 
 

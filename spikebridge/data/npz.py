@@ -13,13 +13,20 @@ from torch import Tensor
 from spikebridge.base.metrics import MetricName
 from spikebridge.base.quantities import plural
 from spikebridge.data import answers
-from spikebridge.data.files import DataError, one_file
+from spikebridge.data.files import DataError, check_folder, one_file
 from spikebridge.data.npz_files import Samples, read_samples
-from spikebridge.data.task import SPLITS, UNKNOWN, Batch, Readout, Task, check_split, sample_batches
+from spikebridge.data.task import (
+    SPLITS,
+    UNKNOWN,
+    Batch,
+    Readout,
+    Task,
+    check_split,
+    permutation,
+    sample_batches,
+)
 from spikebridge.settings.tasks import NpzConfig
 
-# Which samples train and which validate must never depend on a run's seed.
-_SPLIT_SEED = 1812
 _VALID_SHARE = 0.1
 
 
@@ -43,14 +50,14 @@ class Npz(Task):
         self._describe(train)
         if self.metric == "rmse":
             self.output_size = train.y.shape[-1]
-            real = _real(train)
-            numbers = train.y[real] if train.y.dim() == 3 else train.y
+            numbers = train.answers
             constant = numbers.amax(0) == numbers.amin(0)
             self.mean = numbers.double().mean(0)
             self.sd = torch.where(constant, 1.0, numbers.double().std(0, correction=0))
             for name, part in self._splits.items():
                 self._splits[name] = self._standardised(part)
-            self.baselines = self._mean_baseline()
+            rms = self._splits["test"].answers.double().square().mean().sqrt()
+            self.baselines = {"mean of the training data": float(rms)}
         else:
             classes = {split: part.y for split, part in self._splits.items()}
             self.output_size = 1 + max(int(part.max()) for part in classes.values())
@@ -92,15 +99,12 @@ class Npz(Task):
     def _standardised(self, part: Samples) -> Samples:
         return part._replace(y=((part.y.double() - self.mean) / self.sd).float())
 
-    def _mean_baseline(self) -> dict[str, float]:
-        test = self._splits["test"]
-        y = (test.y[_real(test)] if test.y.dim() == 3 else test.y).double()
-        return {"mean of the training data": float(y.square().mean().sqrt())}
-
     def _remarks(self) -> Iterator[str]:
         """What was read, and what a user should know of it."""
         counts = [f"{len(self._splits[split].x):,} to {_WHAT[split]}" for split in SPLITS]
-        steps = _steps([part.lengths for part in self._splits.values()])
+        lengths = torch.cat([part.lengths for part in self._splits.values()])
+        low, high = int(lengths.min()), int(lengths.max())
+        steps = plural(high, "step") if low == high else f"{low:,} to {high:,} steps"
         asked = f"{self.kind}, one of {self.output_size:,}"
         if self.metric == "rmse":
             asked = f"{self.output_size:,} {self.kind}"
@@ -111,29 +115,21 @@ class Npz(Task):
                     f"{plural(part.unanswered, 'sample')} to {_WHAT[split]} without a class (-1) "
                     "left out"
                 )
-        if self.kind == "class at each step":
-            yield from self._unanswered_steps()
+        classes = torch.cat([part.answers for part in self._splits.values()])
+        if self.kind == "class at each step" and (without := int((classes == UNKNOWN).sum())):
+            share = 100 * without / len(classes)
+            yield f"{share:.3g} % of the steps have no class (-1): not judged"
         if self.metric == "accuracy":
             yield from answers.remarks({split: part.y for split, part in self._splits.items()})
-
-    def _unanswered_steps(self) -> Iterator[str]:
-        real = {split: _real(part) for split, part in self._splits.items()}
-        total = sum(int(part.sum()) for part in real.values())
-        without = sum(
-            int((part.y[real[split]] == UNKNOWN).sum()) for split, part in self._splits.items()
-        )
-        if without:
-            yield f"{100 * without / total:.3g} % of the steps have no class (-1): not judged"
 
     # Another file, with what training left
 
     def scaling(self) -> dict[str, Any]:
         """What `other` needs to know of the training data, as JSON has it."""
-        result: dict[str, Any] = {"kind": self.kind, "inputs": self.input_size}
-        result["outputs"] = self.output_size
-        if self.metric == "rmse":
-            result |= {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
-        return result
+        sizes = {"kind": self.kind, "inputs": self.input_size, "outputs": self.output_size}
+        if self.metric != "rmse":
+            return sizes
+        return sizes | {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
 
     @classmethod
     def other(cls, config: NpzConfig, path: Path, scaling: Mapping[str, Any] | None) -> Npz:
@@ -169,9 +165,9 @@ class Npz(Task):
 
     def in_units(self, output: Tensor) -> Tensor:
         """Outputs (..., O) as the files have them: numbers in their units, or probabilities."""
-        if self.metric == "rmse":
-            return output.double() * self.sd + self.mean
-        return output.double().softmax(-1)
+        if self.metric != "rmse":
+            return super().in_units(output)
+        return output.double() * self.sd + self.mean
 
 
 _WHAT = {"train": "train", "valid": "validate", "test": "test"}
@@ -188,23 +184,12 @@ def _like(scaling: Mapping[str, Any]) -> Samples:
     return Samples(x, torch.empty(shape, dtype=kind), scaling["kind"], lengths)
 
 
-def _steps(lengths: list[Tensor]) -> str:
-    low, high = min(int(part.min()) for part in lengths), max(int(part.max()) for part in lengths)
-    return plural(high, "step") if low == high else f"{low:,} to {high:,} steps"
-
-
-def _real(part: Samples) -> Tensor:
-    """(n, T) bool, True at real steps."""
-    return torch.arange(part.x.shape[1]) < part.lengths.unsqueeze(1)
-
-
 def read_splits(folder: Path | None, config: NpzConfig) -> dict[str, Samples]:
     """train.npz, test.npz and, where it is there, valid.npz, checked against one another."""
     expected = "a folder with train.npz, test.npz and perhaps valid.npz"
     if folder is None:
         raise DataError("--data-dir", expected, "none", "pass --data-dir with that folder")
-    if not folder.is_dir():
-        raise DataError(folder, expected, "no such folder", "mend --data-dir")
+    check_folder(folder, expected, "mend --data-dir")
     given = {split: folder / f"{split}.npz" for split in SPLITS}
     if not given["valid"].exists():
         del given["valid"]
@@ -213,12 +198,9 @@ def read_splits(folder: Path | None, config: NpzConfig) -> dict[str, Samples]:
     for split, path in given.items():
         splits[split] = actual = read_samples(path, config.answers, train)
         if actual.described() != train.described():
-            raise DataError(
-                path,
-                f"{train.described()}, as in train.npz",
-                actual.described(),
-                "save all files with the same inputs and kind of y",
-            )
+            expected = f"{train.described()}, as in train.npz"
+            remedy = "save all files with the same inputs and kind of y"
+            raise DataError(path, expected, actual.described(), remedy)
     if "valid" not in splits:
         splits["train"], splits["valid"] = _split_off(train, folder / "train.npz")
     return splits
@@ -230,8 +212,7 @@ def _split_off(train: Samples, path: Path) -> tuple[Samples, Samples]:
     if count < 2:
         actual, remedy = "1 sample", "save more samples, or a valid.npz beside it"
         raise DataError(path, "at least 2 samples, one of them for validation", actual, remedy)
-    # RandomState is numpy's generator whose stream is frozen for good (NEP 19).
-    order = np.random.RandomState(_SPLIT_SEED).permutation(count)
+    order = permutation(count)
     held = max(1, round(_VALID_SHARE * count))
     validates = train.take(np.sort(order[:held]))._replace(unanswered=0)
     return train.take(np.sort(order[held:])), validates

@@ -61,6 +61,13 @@ class Samples(NamedTuple):
         """Whether some sample is shorter than T."""
         return int(self.lengths.min()) < self.x.shape[1]
 
+    @property
+    def answers(self) -> Tensor:
+        """y without what stands at padding: classes (k,), or numbers (k, O)."""
+        if not self.kind.endswith("at each step"):
+            return self.y
+        return self.y[torch.arange(self.x.shape[1]) < self.lengths.unsqueeze(1)]
+
     def take(self, index: np.ndarray) -> Samples:
         """The samples of the given numbers."""
         chosen = torch.from_numpy(index)
@@ -121,8 +128,8 @@ def _with_answers(path: Path, actual: Samples) -> Samples:
     if bool(known.all()):
         return actual
     if not bool(known.any()):
-        found_, remedy = "-1 alone, which stands for no answer", "give y the classes"
-        raise DataError(path, "a class in y", found_, remedy)
+        have, remedy = "-1 alone, which stands for no answer", "give y the classes"
+        raise DataError(path, "a class in y", have, remedy)
     kept = actual.take(known.nonzero().squeeze(1).numpy())
     return kept._replace(unanswered=len(known) - int(known.sum()))
 

@@ -6,11 +6,12 @@ import csv
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from spikebridge.base.quantities import plural
 from spikebridge.data import numerals
-from spikebridge.data.files import DataError
+from spikebridge.data.files import DataError, read_bytes
 from spikebridge.data.numerals import MISSING
 
 __all__ = ["HEADER", "LOOKED_AT", "MEND", "Rows", "is_entry", "read_rows"]
@@ -23,16 +24,60 @@ COMMENTS = ("#", "%", "//")
 MEND = "mend the file"
 HEADER = "a header line with a name for each column"
 _NAME_THEM = "name each column in the first line of the file"
+# What no text begins with.
+_PACKED = {b"PK\x03\x04": "a spreadsheet", b"\x1f\x8b": "a gzip file"}
+Numbered = list[tuple[int, list[str]]]
+"""Rows with the number of each one's last line, from 1."""
+
+
+@dataclass
+class Rows:
+    """What a file is made of."""
+
+    encoding: str
+    delimiter: str  # "" of a single column
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)  # the number of each row's last line, from 1
+    remarks: list[str] = field(default_factory=list)
+
+
+def read_rows(path: Path, *, whole: bool = False) -> Rows:
+    """Header and rows, each of as many fields; whole: a torn last line is an error, too.
+
+    Raises DataError.
+    """
+    text, encoding = _decoded(path)
+    lines = _Lines(text)
+    try:
+        result = Rows(encoding, lines.delimiter or _delimiter(lines))
+        rows = list(lines.split(result.delimiter))
+    except csv.Error as error:
+        have = f"one that cannot be read ({error} in line {lines.number})"
+        raise DataError(path, "a CSV file", have, MEND) from error
+    below = _header(path, lines, result, rows)
+    if lines.comments:
+        result.remarks.append(f"{plural(lines.comments, 'comment line')} left out")
+    del rows[:below]
+    while rows and not any(rows[-1][1]) and len(rows[-1][1]) < 2:
+        rows.pop()  # empty lines at the end of the file
+    rows = _without_blank(result, rows)
+    _make_even(path, result, rows, whole)
+    result.lines = [number for number, _ in rows]
+    result.rows = [row for _, row in rows]
+    return result
+
+
+def is_entry(text: str) -> bool:
+    """Whether it is a number or a date, and so no name of a column."""
+    return numerals.form(text) is not None or numerals.is_date(text) or numerals.is_time(text)
 
 
 def _decoded(path: Path) -> tuple[str, str]:
     """The text of a file, and its encoding."""
     expected = "a CSV file with a header line and one row per time step"
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(path, expected, str(error.strerror), "mend the path") from error
-    for start, what in ((b"PK\x03\x04", "a spreadsheet"), (b"\x1f\x8b", "a gzip file")):
+    raw = read_bytes(path, expected, "mend the path")
+    for start, what in _PACKED.items():
         if raw.startswith(start):
             raise DataError(path, expected, what, "unpack it, or save the sheet as CSV")
     for encoding in _encodings(raw):
@@ -43,9 +88,8 @@ def _decoded(path: Path) -> tuple[str, str]:
         text = text.removeprefix("\ufeff").rstrip("\0\x1a")  # ends of old and of torn files
         if "\0" not in text:
             return text, encoding.removesuffix("-sig")
-    raise DataError(
-        path, expected, "one that cannot be read (no text in any encoding)", "save it as UTF-8"
-    )
+    have = "one that cannot be read (no text in any encoding)"
+    raise DataError(path, expected, have, "save it as UTF-8")
 
 
 def _encodings(raw: bytes) -> tuple[str, ...]:
@@ -53,10 +97,9 @@ def _encodings(raw: bytes) -> tuple[str, ...]:
         return ("utf-16",)
     # Text in the Latin alphabet has a zero in every other byte of UTF-16.
     head = raw[:2000]
-    if head[1::2].count(0) > len(head) // 4:
-        return ("utf-16-le",)
-    if head[::2].count(0) > len(head) // 4:
-        return ("utf-16-be",)
+    for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if head[start::2].count(0) > len(head) // 4:
+            return (encoding,)
     return ("utf-8-sig", "cp1252")
 
 
@@ -97,68 +140,27 @@ class _Lines:
                 fields = [text.rstrip(",;|\t ") for text in fields]
             yield self.number, fields
 
-
-# Rows and their header
-
-
-@dataclass
-class Rows:
-    """What a file is made of."""
-
-    encoding: str
-    delimiter: str  # "" of a single column
-    header: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)  # the number of each row's last line, from 1
-    remarks: list[str] = field(default_factory=list)
-
-
-def read_rows(path: Path, *, whole: bool = False) -> Rows:
-    """Header and rows, each of as many fields; whole: a torn last line is an error, too.
-
-    Raises DataError.
-    """
-    text, encoding = _decoded(path)
-    lines = _Lines(text)
-    try:
-        actual = Rows(encoding, lines.delimiter or _delimiter(lines))
-        rows = list(lines.split(actual.delimiter))
-    except csv.Error as error:
-        have = f"one that cannot be read ({error} in line {lines.number})"
-        raise DataError(path, "a CSV file", have, MEND) from error
-    start = _header(path, lines, actual, rows)
-    if lines.comments:
-        actual.remarks.append(f"{plural(lines.comments, 'comment line')} left out")
-    del rows[:start]
-    while rows and not any(rows[-1][1]) and not (len(rows[-1][1]) > 1):
-        rows.pop()  # empty lines at the end of the file
-    _blank_rows(actual, rows)
-    _even(path, actual, rows, whole)
-    actual.lines = [number for number, _ in rows]
-    actual.rows = [row for _, row in rows]
-    return actual
+    def names(self, delimiter: str, width: int) -> list[str]:
+        """Those in the last comment above the data, as numpy writes them; [] where it has none."""
+        row = next(csv.reader([self.last_comment], delimiter=delimiter or "\x1f"), [])
+        names = [name.strip() for name in row]
+        return names if len(names) == width and not any(map(numerals.form, names)) else []
 
 
 def _delimiter(lines: _Lines) -> str:
     """What parts most lines into as many fields as others, most of them numbers; "" for nothing."""
     best, chosen = (0.0, 0.0), ""
     for mark in DELIMITERS:
-        rows = []
-        for _, row in lines.split(mark):
-            if any(row):
-                rows.append(row)
-            if len(rows) == LOOKED_AT:
-                break
-        fit = _fit(rows, mark)
+        filled = (row for _, row in lines.split(mark) if any(row))
+        fit = _fit(list(islice(filled, LOOKED_AT)))
         if fit > best:
             best, chosen = fit, mark
     return chosen
 
 
-def _fit(rows: list[list[str]], mark: str) -> tuple[float, float]:
-    if not rows:
-        return 0.0, 0.0
-    width = Counter(map(len, rows[1:] or rows)).most_common(1)[0][0]
+def _fit(rows: list[list[str]]) -> tuple[float, float]:
+    """Shares of rows as wide as most, and of fields in them that are numbers, dates or missing."""
+    width = _usual_width(rows[1:] or rows)
     head = next((row for row in rows if len(row) >= max(2, width - 1)), None)
     # Of a header of a single field there are no two columns: the mark belongs to the numbers.
     if width < 2 or head is None or (head is not rows[0] and all(map(numerals.form, head))):
@@ -170,84 +172,70 @@ def _fit(rows: list[list[str]], mark: str) -> tuple[float, float]:
     return (share, known / max(1, len(fields))) if share > 0.5 or len(rows) < 4 else (0.0, 0.0)
 
 
-def _header(path: Path, lines: _Lines, actual: Rows, rows: list[tuple[int, list[str]]]) -> int:
+def _usual_width(rows: list[list[str]]) -> int:
+    return Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
+
+
+def _header(path: Path, lines: _Lines, result: Rows, rows: Numbered) -> int:
     """Set the header; gives the place of the first row below it."""
     filled = [place for place, (_, row) in enumerate(rows) if any(row)]
-    widths = Counter(len(rows[place][1]) for place in filled[1 : LOOKED_AT + 1])
-    width = widths.most_common(1)[0][0] if widths else 0
+    width = _usual_width([rows[place][1] for place in filled[1 : LOOKED_AT + 1]])
+    row = rows[filled[0]][1] if filled else []
     for at, place in enumerate(filled):
-        row = rows[place][1]
+        candidate = rows[place][1]
         after = rows[filled[at + 1]][1] if at + 1 < len(filled) else None
         titles = after is not None and len(after) == width and not any(map(numerals.form, after))
-        if len(row) < width - 1 or (len(row) != width and titles):
+        if len(candidate) < width - 1 or (len(candidate) != width and titles):
             continue  # above the header
-        if place > filled[0]:
-            actual.remarks.append(f"{plural(at, 'line')} above the header left out")
-        if all(is_entry(name) for name in row if name):
-            actual.header = _commented(lines, actual.delimiter, len(row))
-            if actual.header:
-                actual.remarks.append("the names of columns are those of the comment above them")
-                return place
-            what = f"the line {', '.join(row)!r}"
-            raise DataError(path, HEADER, what, _NAME_THEM)
-        actual.header = row
-        return place + 1
-    first = ", ".join(rows[filled[0]][1]) if filled else ""
-    remedy = _NAME_THEM
-    raise DataError(path, HEADER, f"the line {first!r}", remedy)
+        if at:
+            result.remarks.append(f"{plural(at, 'line')} above the header left out")
+        row = candidate
+        if not all(is_entry(name) for name in row if name):
+            result.header = row
+            return place + 1
+        result.header = lines.names(result.delimiter, len(row))
+        if result.header:
+            result.remarks.append("the names of columns are those of the comment above them")
+            return place
+        break
+    raise DataError(path, HEADER, f"the line {', '.join(row)!r}", _NAME_THEM)
 
 
-def is_entry(text: str) -> bool:
-    """Whether it is a number or a date, and so no name of a column."""
-    return numerals.form(text) is not None or numerals.is_date(text) or numerals.is_time(text)
-
-
-def _commented(lines: _Lines, delimiter: str, width: int) -> list[str]:
-    """The names in the last comment above the data, as numpy writes them; none where it has not."""
-    row = next(csv.reader([lines.last_comment], delimiter=delimiter or "\x1f"), [])
-    names = [name.strip() for name in row]
-    return names if len(names) == width and not any(map(numerals.form, names)) else []
-
-
-def _blank_rows(result: Rows, rows: list[tuple[int, list[str]]]) -> None:
-    """Take out rows without any entry; of a single column such a row is a missing value."""
+def _without_blank(result: Rows, rows: Numbered) -> Numbered:
+    """Without rows that hold no entry; of a single column such a row is a missing value."""
     if len(result.header) == 1:
         while rows and not any(rows[-1][1]):
             rows.pop()
-        rows[:] = [(number, row or [""]) for number, row in rows]
-        return
+        return [(number, row or [""]) for number, row in rows]
     blank = [number for number, row in rows if row and not any(row)]
     if blank:
         where = f"line {blank[0]}" if len(blank) == 1 else f"lines {blank[0]} to {blank[-1]}"
         result.remarks.append(f"{plural(len(blank), 'blank row')} left out, {where}")
-    rows[:] = [(number, row) for number, row in rows if any(row)]
+    return [(number, row) for number, row in rows if any(row)]
 
 
-def _even(path: Path, actual: Rows, rows: list[tuple[int, list[str]]], whole: bool) -> None:
+def _make_even(path: Path, result: Rows, rows: Numbered, whole: bool) -> None:
     """Give all rows as many fields as the header, where no field is lost by that."""
     # Tables of R name their rows and have no name for those names.
-    by_blanks = actual.delimiter in ("\t", " ") and len(actual.header) > 1
-    if (
-        by_blanks
-        and rows
-        and all(len(row) == len(actual.header) + 1 and row[-1] for _, row in rows)
-    ):
-        actual.header = ["", *actual.header]
-    width = len(actual.header)
+    wider = len(result.header) + 1
+    by_blanks = result.delimiter in ("\t", " ") and wider > 2
+    if by_blanks and rows and all(len(row) == wider and row[-1] for _, row in rows):
+        result.header = ["", *result.header]
+    width = len(result.header)
     for place, (number, row) in enumerate(rows):
-        if len(row) > width and not any(row[width:]):
+        if not any(row[width:]):
             del row[width:]
-        if len(row) < width and not any(actual.header[len(row) :]):
+        if not any(result.header[len(row) :]):
             row += [""] * (width - len(row))
         if len(row) == width:
             continue
         if len(row) < width and place == len(rows) - 1 and place > 0 and not whole:
-            actual.remarks.append(
+            result.remarks.append(
                 f"line {number}, the last one, is torn and left out: {len(row)} of {width} fields"
             )
             rows.pop()
             return
-        have = f"{len(row)} in line {number}"
-        quoted = actual.delimiter == "," and len(row) > width
+        quoted = result.delimiter == "," and len(row) > width
         remedy = "put decimal commas in quotes, or part the fields by ;" if quoted else MEND
+        have = f"{len(row)} in line {number}"
         raise DataError(path, f"{width} fields in each row", have, remedy)

@@ -9,6 +9,7 @@ what was left out is said in `DataTable.remarks`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,9 @@ _MANY, _FEW = 10, 3
 MOST_UNITS = 3
 # Marks of missing values that are numbers: only the user knows.
 _SENTINELS = (-9999.0, -999.0, -99999.0, -32768.0, 9999.0, 99999.0)
+_WHY_LEFT_OUT = {
+    "dates": "dates or times", "text": "text", "nothing": "no entry", "numbers": "no name",
+}  # fmt: skip
 
 
 class DataTable(NamedTuple):
@@ -61,36 +65,31 @@ def read_table(
 
     Raises DataError.
     """
-    actual = read_rows(path, whole=whole)
-    marks = _Marks(missing)
-    columns = _columns(actual, marks)
-    kinds = [_judged(path, column, actual.lines, marks) for column in columns]
-    _check_names(path, actual.header, kinds)
-    named = [c for c, kind in zip(columns, kinds, strict=True) if kind == "numbers" and c.name]
-    if not named:
-        have = f"{listed(actual.header)}, none of them of numbers, in {len(actual.lines):,} rows"
+    rows = read_rows(path, whole=whole)
+    columns = _columns(path, rows, _Marks(missing))
+    _check_names(path, rows.header, columns)
+    used = [column for column in columns if column.used]
+    if not used:
+        have = f"{listed(rows.header)}, none of them of numbers, in {len(rows.lines):,} rows"
         raise DataError(path, "a column of numbers", have, "give another table")
     if whole:
-        _check_whole(path, columns, kinds, actual.lines)
-    shared: set[Decimal] = set()
-    for column in named:
-        shared |= numerals.certain(column.forms.values())
-    values = np.empty((len(actual.lines), len(named)))
-    for place, column in enumerate(named):
-        chosen = _decimal(path, column, actual, shared, decimal)
-        values[:, place] = _values(path, column, actual.lines, chosen)
-    names = tuple(column.name for column in named)
-    by = _NAMED.get(actual.delimiter, actual.delimiter)
+        for column in columns:
+            column.check_whole()
+    shared = set().union(*(numerals.certain(column.forms.values()) for column in used))
+    values = np.column_stack([c.values(c.decimal(shared, decimal, rows.delimiter)) for c in used])
+    names = tuple(column.name for column in used)
+    left_out = [c for c in columns if not c.used and (c.name or c.kind != "nothing")]
+    by = _NAMED.get(rows.delimiter, rows.delimiter)
     comma = ", decimal comma" if shared == {","} else ""
     remarks = (
         f"read {path.name}: {plural(len(values), 'row')}, {plural(len(names), 'column')} of "
-        f"numbers: {listed(names)} ({actual.encoding}, parted by {by}{comma})",
-        *actual.remarks,
-        *_left_out_remarks(columns, kinds),
+        f"numbers: {listed(names)} ({rows.encoding}, parted by {by}{comma})",
+        *rows.remarks,
+        *_left_out_remark(left_out, len(columns) - len(used) - len(left_out)),
         *_sentinels(names, values),
-        *order.remarks(_dated(columns, kinds)),
+        *order.remarks([(c.name, c.head(order.DATED)) for c in columns if c.kind == "dates"]),
     )
-    return DataTable(names, values, _left_out(columns, kinds), remarks)
+    return DataTable(names, values, tuple(column.called for column in left_out), remarks)
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
@@ -99,64 +98,14 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-# Columns
-
-
-def _columns(result: Rows, marks: Callable[[str], bool]) -> list[_Column]:
-    """The columns of a file below rows of units, which are taken out of its lines."""
-    texts = list(zip(*result.rows, strict=True)) if result.rows else [()] * len(result.header)
-    columns = [_Column(name, column) for name, column in zip(result.header, texts, strict=True)]
-    units = _units(columns, marks)
-    for row in units:
-        shown = listed([text for text in result.rows[row] if text])
-        result.remarks.append(f"line {result.lines[row]} holds units and is left out: {shown}")
-    result.lines = result.lines[len(units) :]
-    return [column.without(len(units)) for column in columns] if units else columns
-
-
-def _check_names(path: Path, header: list[str], kinds: list[str]) -> None:
-    """A name may stand twice over columns without numbers only."""
-    seen: set[str] = set()
-    for name, kind in zip(header, kinds, strict=True):
-        if name and kind == "numbers":
-            if name in seen:
-                remedy = "name each column in the first line of the file"
-                raise DataError(path, HEADER, f"the name {name} twice", remedy)
-            seen.add(name)
-    if not any(header):
-        raise DataError(path, HEADER, f"the line {', '.join(header)!r}", "name each column")
-
-
-class _Column:
-    """A column as the texts it holds, each once, and which stands in which row."""
-
-    def __init__(self, name: str, texts: Sequence[str]) -> None:
-        self.name = name
-        places: dict[str, int] = {}
-        self.codes = np.array([places.setdefault(t, len(places)) for t in texts], np.int64)
-        self.texts = list(places)
-        self.forms: dict[int, Form] = {}  # by code, of those that are numbers
-        self.missing: set[int] = set()
-
-    def without(self, rows: int) -> _Column:
-        """The column below its first rows."""
-        return _Column(self.name, [self.texts[code] for code in self.codes[rows:].tolist()])
-
-    def first(self, codes: set[int]) -> int:
-        """The first row that holds one of these."""
-        return int(np.isin(self.codes, list(codes)).argmax())
-
-
 class _Marks:
     """What stands for a missing value: texts, and numbers however they are written."""
 
     def __init__(self, missing: Sequence[str]) -> None:
-        self.texts = MISSING | {text.strip().lower() for text in missing}
-        self.numbers = {
-            numerals.value(text.strip(), ".")
-            for text in missing
-            if numerals.form(text.strip()) not in (None, ",", ",?")
-        }
+        texts = [text.strip() for text in missing]
+        self.texts = MISSING | {text.lower() for text in texts}
+        numbers = [text for text in texts if numerals.form(text) not in (None, ",", ",?")]
+        self.numbers = {numerals.value(text, ".") for text in numbers}
 
     def __call__(self, text: str) -> bool:
         if text.lower() in self.texts:
@@ -166,186 +115,171 @@ class _Marks:
         return numerals.value(text, ".") in self.numbers
 
 
-def _units(columns: list[_Column], marks: Callable[[str], bool]) -> list[int]:
-    """The first rows that hold no number where those below them do."""
-    rows = len(columns[0].codes) if columns else 0
-    result: list[int] = []
-    for row in range(min(MOST_UNITS, rows - 1)):
-        texts = [column.texts[column.codes[row]] for column in columns]
-        if any(map(is_entry, texts)):
-            break
-        over_numbers = [
-            text
-            for text, column in zip(texts, columns, strict=True)
-            if not marks(text) and _numbers_below(column, row, marks)
-        ]
-        # A single entry may as well be a mistake among numbers.
-        if len(over_numbers) == 1 and not (len(over_numbers[0]) < 4 or over_numbers[0][0] in "[("):
-            break
-        if not over_numbers:
-            break
-        result.append(row)
-    return result
+class _Column:
+    """A column as the texts it holds, each once, and which stands in which row."""
 
+    def __init__(
+        self, path: Path, place: int, name: str, texts: Sequence[str], lines: list[int]
+    ) -> None:
+        self.path, self.name, self.lines = path, name, lines
+        self.called = name or f"the one without a name at place {place + 1}"
+        numbers: dict[str, int] = {}
+        self.codes = np.array([numbers.setdefault(t, len(numbers)) for t in texts], np.int64)
+        self.texts = list(numbers)
+        self.forms: dict[int, Form] = {}  # by code, of those that are numbers
+        self.kind = "nothing"
 
-def _numbers_below(column: _Column, row: int, marks: Callable[[str], bool]) -> bool:
-    below = [column.texts[code] for code in column.codes[row + 1 : row + 1 + LOOKED_AT].tolist()]
-    given = [text for text in below if not marks(text)]
-    numbers = sum(numerals.form(text) is not None for text in given)
-    return 2 * numbers > len(given)
+    @property
+    def used(self) -> bool:
+        """Whether it is one of those that a table is made of."""
+        return self.kind == "numbers" and bool(self.name)
 
+    def head(self, rows: int) -> list[str]:
+        """The texts of its first rows."""
+        return [self.texts[code] for code in self.codes[:rows].tolist()]
 
-def _judged(path: Path, column: _Column, lines: Sequence[int], marks: Callable[[str], bool]) -> str:
-    """What a column holds: numbers, dates, text or nothing; DataError where that is a mixture."""
-    counts = np.bincount(column.codes, minlength=len(column.texts)).tolist()
-    numbers = dates = others = numeric = 0
-    wrong: set[int] = set()
-    for code, text in enumerate(column.texts):
-        if marks(text):
-            column.missing.add(code)
-            continue
-        actual = numerals.form(text)
-        if actual is not None:
-            column.forms[code] = actual
-            numbers += counts[code]
-            continue
-        wrong.add(code)
-        others += counts[code]
-        if numerals.is_date(text) or numerals.is_time(text):
-            dates += counts[code]
-        elif numerals.looks_numeric(text):
-            numeric += counts[code]
-    if not numbers and not others:
-        return "nothing"
-    if numbers and not wrong:
-        return "numbers"
-    # Many numbers and a few words: these are marks of its own for what is missing.
-    marked = len(column.forms) >= _MANY and len(wrong) <= _FEW
-    if column.name and (numbers + numeric >= others - numeric or marked):
-        row = column.first(wrong)
-        text = column.texts[column.codes[row]]
-        if numerals.looks_numeric(text):
+    def cited(self, codes: set[int]) -> tuple[str, str]:
+        """The first entry that is one of these, by itself and with its line."""
+        row = int(np.isin(self.codes, list(codes)).argmax())
+        text = self.texts[self.codes[row]]
+        return text, f"{text!r} in line {self.lines[row]}"
+
+    def judge(self, marks: Callable[[str], bool]) -> None:
+        """Set `forms` and `kind`: numbers, dates, text or nothing; DataError for a mixture."""
+        counts = np.bincount(self.codes, minlength=len(self.texts)).tolist()
+        rows: Counter[str] = Counter()
+        others: set[int] = set()
+        for code, text in enumerate(self.texts):
+            if marks(text):
+                continue
+            if (form := numerals.form(text)) is not None:
+                self.forms[code] = form
+                rows["numbers"] += counts[code]
+                continue
+            others.add(code)
+            rows["others"] += counts[code]
+            if numerals.is_date(text) or numerals.is_time(text):
+                rows["dates"] += counts[code]
+            elif numerals.looks_numeric(text):
+                rows["numeric"] += counts[code]
+        if not others:
+            self.kind = "numbers" if rows["numbers"] else "nothing"
+            return
+        # Many numbers and a few words: these are marks of its own for what is missing.
+        marked = len(self.forms) >= _MANY and len(others) <= _FEW
+        if self.name and (rows["numbers"] + 2 * rows["numeric"] >= rows["others"] or marked):
+            text, have = self.cited(others)
             remedy = "write it as a plain number, without sign or unit behind it"
-        else:
-            remedy = (
-                f"{MEND}, leave the field empty, or pass --missing {text!r} if it stands for that"
-            )
-        have = f"{text!r} in line {lines[row]}"
-        raise DataError(path, f"a finite number in column {column.name}", have, remedy)
-    return "dates" if 2 * dates > numbers + others else "text"
+            if not numerals.looks_numeric(text):
+                remedy = f"{MEND}, leave the field empty, or pass --missing {text!r} if it stands "
+                remedy += "for that"
+            raise DataError(self.path, f"a finite number in column {self.name}", have, remedy)
+        dated = 2 * rows["dates"] > rows["numbers"] + rows["others"]
+        self.kind = "dates" if dated else "text"
 
+    def check_whole(self) -> None:
+        """DataError where it has a name or entries, and a row without a number."""
+        wrong = set(range(len(self.texts))) - self.forms.keys()
+        if (self.name or self.kind != "nothing") and wrong:
+            expected = f"numbers in column {self.called}"
+            raise DataError(self.path, expected, self.cited(wrong)[1], "write numbers only")
 
-def _check_whole(
-    path: Path, columns: list[_Column], kinds: list[str], lines: Sequence[int]
-) -> None:
-    """DataError unless there is a number in each row of each column that has a name or entries."""
-    for place, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
-        wrong = set(range(len(column.texts))) - column.forms.keys()
-        if (column.name or kind != "nothing") and wrong:
-            row = column.first(wrong)
-            have = f"{column.texts[column.codes[row]]!r} in line {lines[row]}"
-            raise DataError(
-                path, f"numbers in column {_called(place, column)}", have, "write numbers only"
-            )
-
-
-def _decimal(
-    path: Path, column: _Column, actual: Rows, shared: set[Decimal], given: Decimal | None
-) -> Decimal:
-    """What marks the fractions of a column."""
-    forms = set(column.forms.values())
-    marks = numerals.certain(forms)
-    if given is not None:
-        marks |= {given}
-    if len(marks) > 1:
-        codes = {
-            code for code, form in column.forms.items() if form in (".", ",") and form != given
-        }
-        shown = [
-            column.first({code for code in codes if column.forms[code] == mark})
-            for mark in (".", ",")
-            if any(column.forms[code] == mark for code in codes)
-        ]
-        have = " and ".join(
-            f"{column.texts[column.codes[row]]!r} in line {actual.lines[row]}" for row in shown
+    def decimal(self, shared: set[Decimal], given: Decimal | None, delimiter: str) -> Decimal:
+        """What marks the fractions of a column."""
+        forms = set(self.forms.values())
+        marks = numerals.certain(forms) | ({given} if given is not None else set())
+        if len(marks) > 1:
+            others = [self._having(mark) for mark in (".", ",") if mark != given]
+            what = "one decimal mark" if given is None else f"the decimal mark {given!r}"
+            expected = f"numbers with {what} in column {self.name}"
+            have = " and ".join(self.cited(codes)[1] for codes in others if codes)
+            raise DataError(self.path, expected, have, "write all numbers in one way")
+        unsure = forms & {".?", ",?"}
+        if marks or not unsure:
+            return marks.pop() if marks else "."
+        own: Decimal = "." if ".?" in unsure else ","
+        if len(unsure) == 1 and "long" in forms:  # 1234 is there too: thousands are not parted
+            return own
+        if len(shared) == 1:
+            return next(iter(shared))
+        if unsure == {".?"} and delimiter == ",":
+            return "."
+        raise DataError(
+            self.path,
+            f"numbers in column {self.name} that can be read in one way only",
+            f"{self.cited(self._having(*unsure))[1]}, a fraction or thousands, and no number in "
+            "the table that decides it",
+            "pass --decimal . or --decimal , to say what marks fractions",
         )
-        expected = f"numbers with one decimal mark in column {column.name}"
-        if given is not None:
-            expected = f"numbers with the decimal mark {given!r} in column {column.name}"
-        raise DataError(path, expected, have, "write all numbers in one way")
-    unsure = forms & {".?", ",?"}
-    if len(marks) == 1 or not unsure:
-        return marks.pop() if marks else "."
-    one = len(unsure) == 1
-    own: Decimal = "." if ".?" in unsure else ","
-    if one and "long" in forms:  # 1234 stands there too, so thousands are not parted
-        return own
-    if len(shared) == 1:
-        return next(iter(shared))
-    if one and own == "." and actual.delimiter == ",":
-        return "."
-    row = column.first({code for code, form in column.forms.items() if form in unsure})
-    text = column.texts[column.codes[row]]
-    raise DataError(
-        path,
-        f"numbers in column {column.name} that can be read in one way only",
-        f"{text!r} in line {actual.lines[row]}, a fraction or thousands, and no number in the "
-        "table that decides it",
-        "pass --decimal . or --decimal , to say what marks fractions",
-    )
+
+    def _having(self, *forms: str) -> set[int]:
+        return {code for code, form in self.forms.items() if form in forms}
+
+    def values(self, decimal: Decimal) -> np.ndarray:
+        """(rows,) with NaN where a value is missing; DataError for what float64 cannot hold."""
+        values = np.full(len(self.texts), np.nan)
+        for code in self.forms:
+            values[code] = numerals.value(self.texts[code], decimal)
+        if infinite := set(np.flatnonzero(np.isinf(values)).tolist()):
+            expected, remedy = f"a finite number in column {self.name}", "or leave the field empty"
+            raise DataError(self.path, expected, self.cited(infinite)[1], f"{MEND}, {remedy}")
+        return values[self.codes]
 
 
-def _values(path: Path, column: _Column, lines: Sequence[int], decimal: Decimal) -> np.ndarray:
-    """(rows,) with NaN where a value is missing."""
-    values = np.full(len(column.texts), np.nan)
-    for code in column.forms:
-        values[code] = numerals.value(column.texts[code], decimal)
-    infinite = set(np.flatnonzero(np.isinf(values)).tolist())
-    if infinite:
-        row = column.first(infinite)
-        have = f"{column.texts[column.codes[row]]!r} in line {lines[row]}"
-        remedy = f"{MEND}, or leave the field empty"
-        raise DataError(path, f"a finite number in column {column.name}", have, remedy)
-    return values[column.codes]
+def _columns(path: Path, rows: Rows, marks: Callable[[str], bool]) -> list[_Column]:
+    """The judged columns of a file below rows of units, which are taken out of it."""
+    units = _units(rows.rows, marks)
+    for row, line in zip(rows.rows[:units], rows.lines, strict=False):
+        shown = listed([text for text in row if text])
+        rows.remarks.append(f"line {line} holds units and is left out: {shown}")
+    del rows.rows[:units], rows.lines[:units]
+    texts = list(zip(*rows.rows, strict=True)) if rows.rows else [()] * len(rows.header)
+    columns = []
+    for place, (name, column) in enumerate(zip(rows.header, texts, strict=True)):
+        columns.append(_Column(path, place, name, column, rows.lines))
+        columns[-1].judge(marks)
+    return columns
+
+
+def _units(rows: list[list[str]], marks: Callable[[str], bool]) -> int:
+    """How many of the first rows hold no number where most of those below them do."""
+
+    def over_numbers(count: int) -> Iterator[str]:
+        for place, text in enumerate(rows[count]):
+            below = [row[place] for row in rows[count + 1 : count + 1 + LOOKED_AT]]
+            known = [entry for entry in below if not marks(entry)]
+            if not marks(text) and 2 * sum(map(bool, map(numerals.form, known))) > len(known):
+                yield text
+
+    for count in range(min(MOST_UNITS, len(rows) - 1)):
+        units = [] if any(map(is_entry, rows[count])) else list(over_numbers(count))
+        # A single entry may as well be a mistake among numbers.
+        if not units or (len(units) == 1 and len(units[0]) >= 4 and units[0][0] not in "[("):
+            return count
+    return max(0, min(MOST_UNITS, len(rows) - 1))
+
+
+def _check_names(path: Path, header: list[str], columns: list[_Column]) -> None:
+    """A name may stand twice over columns without numbers only."""
+    names = Counter(column.name for column in columns if column.used)
+    for name, count in names.items():
+        if count > 1:
+            remedy = "name each column in the first line of the file"
+            raise DataError(path, HEADER, f"the name {name} twice", remedy)
+    if not any(header):
+        raise DataError(path, HEADER, f"the line {', '.join(header)!r}", "name each column")
 
 
 # What is said of it
 
 
-def _called(place: int, column: _Column) -> str:
-    return column.name or f"the one without a name at place {place + 1}"
-
-
-def _dated(columns: list[_Column], kinds: list[str]) -> list[tuple[str, list[str]]]:
-    """Names and first texts of the columns of dates and times."""
-    return [
-        (column.name, [column.texts[code] for code in column.codes[: order.DATED].tolist()])
-        for column, kind in zip(columns, kinds, strict=True)
-        if kind == "dates"
-    ]
-
-
-def _left_out(columns: list[_Column], kinds: list[str]) -> tuple[str, ...]:
-    return tuple(
-        _called(place, column)
-        for place, (column, kind) in enumerate(zip(columns, kinds, strict=True))
-        if (kind != "numbers" or not column.name) and (kind != "nothing" or column.name)
-    )
-
-
-def _left_out_remarks(columns: list[_Column], kinds: list[str]) -> Iterator[str]:
-    why = {"dates": "dates or times", "text": "text", "nothing": "no entry", "": "no name"}
+def _left_out_remark(columns: list[_Column], empty: int) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
-    empty = 0
-    for place, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
-        if not column.name and kind == "nothing":
-            empty += 1
-        elif kind != "numbers" or not column.name:
-            reason = kind if kind != "numbers" else ""
-            among = len(column.forms) if kind == "text" else 0
-            called = _called(place, column) + (f", beside {among:,} numbers" if among else "")
-            groups.setdefault(reason, []).append(called)
-    parts = [f"{listed(names)} ({why[reason]})" for reason, names in groups.items()]
+    for column in columns:
+        among = column.kind == "text" and column.forms
+        beside = f", beside {len(column.forms):,} numbers" if among else ""
+        groups.setdefault(_WHY_LEFT_OUT[column.kind], []).append(column.called + beside)
+    parts = [f"{listed(names)} ({reason})" for reason, names in groups.items()]
     if empty:
         parts.append(f"{empty:,} without name and entry")
     if parts:
@@ -354,18 +288,16 @@ def _left_out_remarks(columns: list[_Column], kinds: list[str]) -> Iterator[str]
 
 def _sentinels(names: Sequence[str], values: np.ndarray) -> Iterator[str]:
     """Numbers that often stand for a missing value, far from all others of their column."""
-    for place, name in enumerate(names):
-        column = values[:, place]
+    for name, column in zip(names, values.T, strict=True):
         for mark in _SENTINELS:
             here = column == mark
-            count = int(here.sum())
             others = column[~here & ~np.isnan(column)]
-            if not count or not len(others):
+            if not here.any() or not len(others):
                 continue
             low, high = float(others.min()), float(others.max())
             far = low - mark if mark < low else mark - high
             if far > 2 * max(high - low, 1.0):
                 yield (
-                    f"column {name} holds {mark:g} {count:,} times, far from its other values; if "
-                    f"it stands for a missing value, pass --missing {mark:g}"
+                    f"column {name} holds {mark:g} {int(here.sum()):,} times, far from its other "
+                    f"values; if it stands for a missing value, pass --missing {mark:g}"
                 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikebridge.base.metrics import MetricName
-from spikebridge.data.files import DataError, fetch, visible
+from spikebridge.data.files import DataError, check_folder, fetch, read_bytes, visible
 from spikebridge.data.task import (
     SPLITS,
     Batch,
@@ -148,12 +148,12 @@ def read_symbols(path: Path, level: str) -> list[str]:
     """The words of a text with <eos> after each line, or its characters.  Raises DataError."""
     expected, remedy = "a text in UTF-8 of at least 2 symbols", "give another file"
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors may put a mark before the text
+        # Editors may put a mark before the text, and any mark at the end of lines.
+        text = read_bytes(path, expected, remedy).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         actual = f"bytes at place {error.start} that are not UTF-8"
         raise DataError(path, expected, actual, "save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(path, expected, str(error.strerror), remedy) from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if level == "char":
         symbols = list(text)
     else:
@@ -166,9 +166,7 @@ def read_symbols(path: Path, level: str) -> list[str]:
 
 def find_texts(folder: Path) -> dict[str, Path]:
     """The text files of a folder by split: those whose names hold train, valid and test."""
-    if not folder.is_dir():
-        have = "a file" if folder.exists() else "no such folder"
-        raise DataError(folder, "a folder with three texts", have, "give the folder by --data-dir")
+    check_folder(folder, "a folder with three texts", "give the folder by --data-dir")
     files = visible(folder)
     actual: dict[str, Path] = {}
     for split in SPLITS:
