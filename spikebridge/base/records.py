@@ -146,20 +146,21 @@ def check_types(record: Any) -> None:
             close = near(value, get_args(annotation)) if get_origin(annotation) is Literal else ""
             raise ConfigError(f"{name}={value!r}: expected {_wanted(annotation)}{close}")
         object.__setattr__(record, name, value)
-    for name, bound in _bounds(kind).items():
-        _check_bound(record, name, bound)
+    check_bounds(record)
 
 
-def _check_bound(record: Any, name: str, bound: Bound) -> None:
-    value, default = getattr(record, name), _default(type(record), name)
-    several = isinstance(value, tuple)
-    numbers = value if several else () if value is None else (value,)
-    if not all(map(bound.holds, numbers)):
-        usual = default if isinstance(default, tuple) else (default,)
-        raise ConfigError(
-            f"{name}={list(value) if several else value}: {'each' if several else 'it'} must "
-            f"{bound}; pass --{name.replace('_', '-')} {bound.example or ' '.join(map(str, usual))}"
-        )
+def check_bounds(record: Any) -> None:
+    """Refuse numbers out of the bounds of their fields."""
+    for name, bound in _bounds(type(record)).items():
+        value, default = getattr(record, name), _default(type(record), name)
+        several = isinstance(value, tuple)
+        numbers = value if several else () if value is None else (value,)
+        if not all(map(bound.holds, numbers)):
+            usual = " ".join(map(str, default if isinstance(default, tuple) else (default,)))
+            raise ConfigError(
+                f"{name}={list(value) if several else value}: {'each' if several else 'it'} must "
+                f"{bound}; pass --{name.replace('_', '-')} {bound.example or usual}"
+            )
 
 
 @cache

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
-from spikebridge.base.records import UsageError
+from spikebridge.base.records import Seed, UsageError, check_bounds
 from spikebridge.cli.flags import say
 from spikebridge.settings.crossbar import CellConfig
+from spikebridge.settings.names import allow_named, is_place, named
 
 if TYPE_CHECKING:
     from spikebridge.crossbar.cells import CellArray
@@ -43,7 +42,7 @@ class Bench:
     """Numbers of cells along each side: 2 PAIRS ROWS COLUMNS for a weight matrix."""
     cells: Literal["accumulation", "accumulation-2020", "iterative", "ideal"] = "accumulation"
     """Model of the simulated cells."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the simulated cells."""
     host: str = "127.0.0.1"
     """Where to listen; beyond 127.0.0.1 it takes a token and TLS."""
@@ -57,6 +56,9 @@ class Bench:
     """PEM file with the key of the certificate."""
     max_message_MiB: float = 64.0
     """Largest message in MiB; 8 bytes for each cell must fit."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def run(self) -> None:
         token = read_token(self.token_file)
@@ -90,8 +92,6 @@ class Bench:
                 f"shape={self.shape}: simulated cells need sides of at least 1; pass "
                 "--shape 2 1 150 88"
             )
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed={self.seed}: a seed lies in [0, 2**63); pass --seed 0")
         from spikebridge.crossbar.bench import protocol
         from spikebridge.crossbar.cells import SimulatedArray
         from spikebridge.crossbar.network import cell_of
@@ -137,21 +137,10 @@ def read_token(file: Path | None) -> str:
 
 def load_array(place: str, shape: tuple[int, ...]) -> CellArray:
     """What a user's MODULE:FUNCTION returns; the current folder counts as well as the path."""
-    name, _, function = place.partition(":")
-    if not name or not function:
+    if not is_place(place):
         raise UsageError(f"instrument={place!r}: pass MODULE:FUNCTION of your own")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; what it imports is not
-        raise UsageError(
-            f"instrument={place!r}: there is no module {error.name}; start in its folder, or set "
-            "PYTHONPATH"
-        ) from error
-    make = getattr(module, function, None)
+    allow_named([place])
+    make = named("instrument", place)
     if not callable(make):
-        raise UsageError(f"instrument={place!r}: {name} has no function {function}")
+        raise UsageError(f"instrument={place!r}: it is no function")
     return make(shape) if shape else make()

@@ -315,7 +315,7 @@ def test_the_command_finds_arrays_of_ones_own(
         briefly("nowhere:make")
     with pytest.raises(ModuleNotFoundError, match="not_there_either"):
         briefly("own_broken:make")
-    with pytest.raises(UsageError, match="own_chip has no function build"):
+    with pytest.raises(UsageError, match="own_chip has no build"):
         briefly("own_chip:build")
     with pytest.raises(UsageError, match="pass MODULE:FUNCTION of your own"):
         briefly("own_chip")
