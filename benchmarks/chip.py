@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikebridge import energy as silicon
+from spikebridge.base.records import to_plain
 from spikebridge.cli.progress import display
 from spikebridge.data.images import distorted, read_mnist
 from spikebridge.runs import environment, rundir, training
@@ -92,7 +94,7 @@ def front(directory: Path, out: Path) -> None:
     dense = json.loads(known.read_text())["points"] if known.exists() else []
     content = {
         "command": f"python benchmarks/chip.py front DIR --out {out}",
-        "environment": {k: v for k, v in environment.collect().items() if k != "command"},
+        "environment": to_plain(replace(environment.collect(), command=())),
         "settings": {name: {**COMMON, **own} for name, own in NETWORKS.items()},
         "published": {"nJ": silicon.PUBLISHED, "note": "which network reaches which is unknown"},
         "points": points,

@@ -25,6 +25,7 @@ from torch import nn
 
 from spikebridge import data as tasks
 from spikebridge.base.chance import generator
+from spikebridge.base.records import to_plain
 from spikebridge.crossbar import pcm
 from spikebridge.crossbar.cells import SimulatedArray
 from spikebridge.crossbar.network import to_crossbar
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    found: dict[str, Any] = {"environment": environment.collect()}
+    found: dict[str, Any] = {"environment": to_plain(environment.collect())}
     for part in (devices, training, inference):
         found[part.__name__] = part(given.rounds)
         print(part.__name__, found[part.__name__], flush=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikebridge.base.records import to_plain
 from spikebridge.runs import environment
 
 
@@ -130,6 +131,6 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     """JSON with where and how it was measured, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(
-        json.dumps({"environment": environment.collect(), **content}, indent=1) + "\n"
+        json.dumps({"environment": to_plain(environment.collect()), **content}, indent=1) + "\n"
     )
     os.replace(temporary, path)

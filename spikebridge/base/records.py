@@ -74,6 +74,13 @@ Positive = Annotated[float, Bound("(0, inf)")]
 Share = Annotated[float, Bound("[0, 1)")]
 Seed = Annotated[int, Bound("[0, 2**63)")]
 
+Item = TypeVar("Item")
+Several = Annotated[tuple[Item, ...], "or none"]
+"""A list that may be empty, where it is read from a file; others may not."""
+Gap = Annotated[float, "or a gap"]
+"""A number of a file; nan where something else stands there."""
+# Metadata of fields that files leave out: always, or where they have their default.
+NEVER, UNLESS_DEFAULT = ({"in_file": rule} for rule in ("never", "unless default"))
 
 # Settings under the names that they had before, with those of today.
 RENAMED = {
@@ -151,8 +158,9 @@ def check_types(record: Any) -> None:
 
 def check_bounds(record: Any) -> None:
     """Refuse numbers out of the bounds of their fields."""
-    for name, bound in _bounds(type(record)).items():
-        value, default = getattr(record, name), _default(type(record), name)
+    kind: Any = type(record)
+    for name, bound in _bounds(kind).items():
+        value, default = getattr(record, name), _default(kind, name)
         several = isinstance(value, tuple)
         numbers = value if several else () if value is None else (value,)
         if not all(map(bound.holds, numbers)):
@@ -211,6 +219,14 @@ def _wanted(annotation: Any) -> str:
     return names.get(annotation, annotation.__name__)
 
 
+def _in_file(field: dataclasses.Field[Any], value: Any) -> bool:
+    rule = field.metadata.get("in_file")
+    if rule == "unless default":
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        return value is not default and bool(value != default)
+    return rule is None
+
+
 def to_plain(value: Any) -> Any:
     """Plain data that JSON can hold; `from_plain` gives a record back.
 
@@ -219,7 +235,9 @@ def to_plain(value: Any) -> Any:
     if is_dataclass(value):
         kind: Any = type(value)
         kinds = _kinds(kind)
-        plain = {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        items = ((f, getattr(value, f.name)) for f in fields(value))
+        kept = {f.name: v for f, v in items if _in_file(f, v)}
+        plain = {name: to_plain(item) for name, item in kept.items()}
         for name in plain.keys() & {name for name, options in kinds.items() if len(options) > 1}:
             plain[name] = {"name": getattr(value, name).NAME} | plain[name]
         return plain
@@ -297,6 +315,10 @@ def from_content(kind: type[Record], plain: Any, name: str = "the file") -> Reco
 def _checked(kind: Any, value: Any, name: str) -> Any:
     """A value of a file as the annotation of its field says.  Raises ValueError."""
     options, origin = get_args(kind), get_origin(kind)
+    if kind == Gap:
+        return math.nan if number(value) is None else number(value)
+    if origin is Annotated and kind != Amount:
+        return () if value == [] else _checked(options[0], value, name)
     if origin in (Union, UnionType):
         if value is None or (bool in options and type(value) is bool):
             return value

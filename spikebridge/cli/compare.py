@@ -15,6 +15,7 @@ from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, data_name, variant_of
 
 if TYPE_CHECKING:
+    from spikebridge.studies.comparison import Summary
     from spikebridge.studies.plan import Planned
     from spikebridge.trained.on_cells import CellPlan
     from spikebridge.trained.on_chip import ChipPlan
@@ -60,7 +61,7 @@ class Compare:
 
 def run_all(
     planned: Sequence[Planned], out: Path, jobs: int, output: Output, **more: Any
-) -> dict[str, Any]:
+) -> Summary:
     """The content of compare.json of runs, each done unless it is complete, with its page.
 
     more: further arguments of `studies.compare.compare`.
@@ -135,7 +136,7 @@ def _rehearsed(kinds: Mapping[str, Config]) -> dict[str, float]:
     return epoch_s
 
 
-def show(content: dict[str, Any], out: Path, output: Output) -> None:
+def show(content: Summary, out: Path, output: Output) -> None:
     """Print the tables of a comparison, or its compare.json."""
     if output.json:
         output.show(content, [])

@@ -11,7 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from spikebridge.base.records import RunError, SpikebridgeError
 from spikebridge.cli.compare import on_hardware, run_all, show
@@ -22,6 +22,7 @@ from spikebridge.settings.names import BASELINES
 from spikebridge.settings.tasks import DigitsConfig
 
 if TYPE_CHECKING:
+    from spikebridge.studies.comparison import Summary
     from spikebridge.studies.plan import Planned
 
 ON_CHIP = ("snu", "binary-di", "binary-ci")
@@ -94,17 +95,15 @@ def what_next(out: Path) -> list[str]:
     return ["next:", *(f"  {line}" for line in commands)]
 
 
-def show_proof(content: dict[str, Any], out: Path, output: Output) -> None:
+def show_proof(content: Summary, out: Path, output: Output) -> None:
     """Print what the Verilog did; RunError where it is not the integer model."""
-    rtl = content["rtl"]
-    if rtl is None:
+    outcome = content.rtl
+    if outcome is None:
         return
     from spikebridge.report.on_chip import proof_text
-    from spikebridge.runs.hardware_results import proof_of
 
-    folder, proof = out / rtl["run"] / rundir.VERILOG, proof_of(rtl)
-    text = proof_text(proof, DigitsConfig.SAMPLE)
-    if proof is not None and proof.equal is False:
+    folder, text = out / outcome.run / rundir.VERILOG, proof_text(outcome, DigitsConfig.SAMPLE)
+    if outcome.equal is False:
         raise RunError(f"{folder}: {text} Look closer with `spikebridge verify {folder}`")
     if not output.json:
         print(text)

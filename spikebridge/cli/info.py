@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import ClassVar
 
+from spikebridge.base.records import to_plain
 from spikebridge.cli.flags import Flag
 from spikebridge.runs import environment
 
@@ -20,9 +22,8 @@ class Info:
     """Print one JSON object."""
 
     def run(self) -> None:
-        facts = environment.collect()
-        del facts["command"]
-        facts["data"] = environment.data_folders()
+        known = dataclasses.replace(environment.collect(), command=())
+        facts = to_plain(known) | {"data": environment.data_folders()}
         if self.json:
             print(json.dumps(facts))
             return

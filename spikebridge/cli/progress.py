@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from spikebridge.base.quantities import in_words
 from spikebridge.settings.config import Config
 
 if TYPE_CHECKING:
     import rich.progress
+
+    from spikebridge.runs.results import Epoch
 
 
 class Whole:
@@ -173,15 +175,15 @@ class _Run:
         if self.bars is not None and self.task is not None:
             self.bars.update(self.task, completed=epoch - 1 + share)
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: Epoch) -> None:
         """A line of metrics.jsonl (* = best validation metric so far), and the time left."""
-        epoch = record["epoch"]
+        epoch = record.epoch
         self.note = (
-            f"epoch {epoch}/{self.epochs}  loss {record['train_loss']:.4f}  "
-            f"valid {record['valid']:.4f}{' *' if record['best'] else '  '}"
+            f"epoch {epoch}/{self.epochs}  loss {record.train_loss:.4f}  "
+            f"valid {record.valid:.4f}{' *' if record.best else '  '}"
         )
         if self.whole is not None:
-            self.whole.epoch(self.name, record["seconds"])
+            self.whole.epoch(self.name, record.seconds)
             self.display.show_whole()
         if self.bars is not None and self.task is not None:
             self.bars.update(self.task, completed=epoch, note=self.note)
@@ -189,7 +191,7 @@ class _Run:
             ran = epoch - self.done
             left = (time.monotonic() - self.started) / ran * (self.epochs - epoch)
             rest = f"{left:.0f} s left" if self.whole is None else self.whole.text()
-            self.display.say(f"{self.name}  {self.note}  {record['seconds']:.1f} s  {rest}")
+            self.display.say(f"{self.name}  {self.note}  {record.seconds:.1f} s  {rest}")
 
     def end(self) -> None:
         if self.whole is not None:

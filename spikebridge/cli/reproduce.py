@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import tyro
 
@@ -18,6 +18,7 @@ from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, parts_of
 
 if TYPE_CHECKING:
     from spikebridge.studies import catalog
+    from spikebridge.studies.comparison import Summary
     from spikebridge.studies.plan import Planned
     from spikebridge.studies.tune import Trial
 
@@ -77,7 +78,7 @@ class Reproduce:
         with rundir.owning(out, "reproduce", make=True):
             content, files = _make(self, entry, out)
             if self.record is not None:
-                written = record.write(self.name, content, out, self.record)
+                written = record.write(self.name, content, out, self.record, quick=self.quick)
                 say("record: " + ", ".join(map(str, written)))
         show(content, out, self.output)
         if not self.output.json:
@@ -87,7 +88,7 @@ class Reproduce:
 
 def _make(
     options: Reproduce, entry: catalog.Entry, out: Path
-) -> tuple[dict[str, Any], list[tuple[str, Path]]]:
+) -> tuple[Summary, list[tuple[str, Path]]]:
     """The content of an entry's compare.json, and the files that show it."""
     from spikebridge.studies import compare, tune
     from spikebridge.studies.summary import by_role
@@ -133,10 +134,9 @@ def _on_hardware(entry: catalog.Entry, run: Planned, quick: bool) -> None:
     on_hardware(run, chip, cells)
 
 
-def _say_trial(trial: Trial, valid: float | None) -> None:
-    outcome = "failed" if valid is None else f"valid {valid:.5g}"
-    settings, seed = settings_text(trial.settings).strip(), trial.config.train.seed
-    say(f"{trial.row}  {settings}  seed {seed}  {outcome}")
+def _say_trial(trial: Trial) -> None:
+    outcome = "failed" if trial.valid is None else f"valid {trial.valid:.5g}"
+    say(f"{trial.row}  {settings_text(trial.settings).strip()}  seed {trial.seed}  {outcome}")
 
 
 def show_catalog(output: Output) -> None:

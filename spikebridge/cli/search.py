@@ -12,6 +12,7 @@ from spikebridge.base.quantities import plural
 from spikebridge.cli import progress
 from spikebridge.cli.flags import Output, Units, say, settings_text
 from spikebridge.runs import rundir
+from spikebridge.runs.results import SearchResult
 from spikebridge.settings.config import Config, variant_of
 
 THE_PRESET = "the preset"
@@ -48,13 +49,13 @@ class Search:
         contents = self._search(configs, fixed, out)
         from spikebridge.studies import search
 
-        best = {unit: search.best(content) for unit, content in contents.items()}
+        best = {unit: content.ranked[0].settings for unit, content in contents.items()}
         lines, commands = [], []
         for unit, content in contents.items():
-            metric, trial = METRICS[content["metric"]], rundir.ranked_trials(content)[0]
+            metric, trial = METRICS[content.metric], content.ranked[0]
             lines.append(
-                f"{unit}: validation {metric.axis} {metric.figure(trial['valid'])}, trial "
-                f"{trial['trial']} of {len(content['trials'])}: "
+                f"{unit}: validation {metric.axis} {metric.figure(trial.valid)}, trial "
+                f"{trial.trial} of {len(content.trials)}: "
                 f"{settings_text(best[unit]).strip() or THE_PRESET}"
             )
             commands.append(f"  {search.command(content, out / unit)}")
@@ -72,7 +73,7 @@ class Search:
 
     def _search(
         self, configs: Sequence[Config], fixed: Collection[str], out: Path
-    ) -> dict[str, dict[str, Any]]:
+    ) -> dict[str, SearchResult]:
         """The content of each unit's search.json."""
         from spikebridge.studies import search
 
@@ -96,7 +97,7 @@ class Search:
                     left = clock.left(before + number)
                     say(f"{unit}  trial {number}/{self.trials}  {score}  {shown}  {left}")
 
-                contents[unit] = search.search_from(
+                contents[unit] = search.search(
                     config, out, trials=self.trials, fixed=fixed, folds=folds, tell=tell
                 )
             rundir.write_json(out / search.BEST, search.summary(contents, out))

@@ -13,49 +13,51 @@ from spikebridge.runs.transfer import MEASURES
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from spikebridge.studies.comparison import Summary
 
-def table(content: dict[str, Any]) -> Table:
+
+def table(content: Summary) -> Table:
     """The comparison; its columns are short enough for 80 characters."""
-    metric = METRICS[content["metric"]]
+    metric = METRICS[content.metric]
     rows = [
         (
-            row["label"],
-            _spread(metric, row["test_mean"], row["test_std"]),
-            metric.figure(row["valid_mean"]),
-            str(row["n"]),
-            f"{row['parameters']:,}",
-            f"{row['operations']:,}",
-            "-" if row["spikes_mean"] is None else f"{row['spikes_mean']:,.0f}",
-            f"{row['seconds_median']:.1f}",
-            metric.figure(row["published"]["value"]) if row["published"] else "-",
+            row.label,
+            _spread(metric, row.test_mean, row.test_std),
+            metric.figure(row.valid_mean),
+            str(row.n),
+            f"{row.parameters:,}",
+            "-" if row.operations is None else f"{row.operations:,}",
+            "-" if row.spikes_mean is None else f"{row.spikes_mean:,.0f}",
+            f"{row.seconds_median:.1f}",
+            metric.figure(row.published.value) if row.published else "-",
         )
-        for row in content["rows"]
+        for row in content.rows
     ]
-    title = f"{content['task']} ({content['data']}): {metric.axis}, {metric.better}"
+    title = f"{content.task} ({content.data}): {metric.axis}, {metric.better}"
     columns = ("test", "valid", "seeds", "params", "MACs", "spikes", "s/run", "paper")
     return _table(title, columns, rows)
 
 
-def chip_table(content: dict[str, Any]) -> Table | None:
+def chip_table(content: Summary) -> Table | None:
     """What the units do on the digital chip; None where none does."""
-    first = next((row["chip"] for row in content["rows"] if row.get("chip")), None)
+    first = next((row.chip for row in content.rows if row.chip), None)
     if first is None:
         return None
-    metric, rows = METRICS[content["metric"]], []
-    for row in content["rows"]:
-        chip = row.get("chip")
+    metric, rows = METRICS[content.metric], []
+    for row in content.rows:
+        chip = row.chip
         if not chip:
-            rows.append((row["label"], *["-"] * 6))
+            rows.append((row.label, *["-"] * 6))
             continue
-        low, nominal, high = (_nanojoules(chip["energy_pJ"][name]) for name in ENDS)
-        mean = _spread(metric, chip["mean"], chip["std"])
-        software, cycles = metric.figure(chip["software_mean"]), f"{chip['cycles']:,.0f}"
-        bits, ends = str(chip["weight_bits"]), f"{low} to {high}"
-        rows.append((row["label"], bits, software, mean, nominal, ends, cycles))
+        low, nominal, high = (_nanojoules(chip.energy_pJ[name]) for name in ENDS)
+        mean = _spread(metric, chip.mean, chip.std)
+        software, cycles = metric.figure(chip.software_mean), f"{chip.cycles:,.0f}"
+        bits, ends = str(chip.weight_bits), f"{low} to {high}"
+        rows.append((row.label, bits, software, mean, nominal, ends, cycles))
     title = (
-        f"On the digital chip, 40 nm, {first['lanes']} lanes at {first['clock_MHz']:g} MHz: "
-        f"{metric.axis}, mean of {plural(first['networks'], 'network')}; "
-        f"nJ and cycles per {first['per']}"
+        f"On the digital chip, 40 nm, {first.lanes} lanes at {first.clock_MHz:g} MHz: "
+        f"{metric.axis}, mean of {plural(first.networks, 'network')}; "
+        f"nJ and cycles per {first.per}"
     )
     columns = ("bits", "in software", "in integers", "nJ", "low to high", "cycles")
     return _table(title, columns, rows)
@@ -66,39 +68,36 @@ def _nanojoules(energy_pJ: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def cells_table(content: dict[str, Any]) -> Table | None:
+def cells_table(content: Summary) -> Table | None:
     """What the units do in memory cells; None where nobody tried."""
-    with_cells = [row for row in content["rows"] if row.get("memory")]
+    with_cells = [(row, row.memory) for row in content.rows if row.memory]
     if not with_cells:
         return None
-    metric, first, rows = METRICS[content["metric"]], with_cells[0]["memory"], []
-    for row in with_cells:
-        on_cells = row["memory"]
-        tests = zip(on_cells["means"], on_cells["stds"], strict=True)
-        energies = [
-            on_cells["energy_pJ"][name] for name in ("PCM crossbar", "digital, int8, events")
-        ]
-        values = [metric.figure(row["test_mean"]), *(_spread(metric, *pair) for pair in tests)]
-        rows.append((row["label"], *values, *(f"{value / 1e3:,.0f}" for value in energies)))
+    metric, first, rows = METRICS[content.metric], with_cells[0][1], []
+    for row, on_cells in with_cells:
+        tests = zip(on_cells.means, on_cells.stds, strict=True)
+        energies = [on_cells.energy_pJ[name] for name in ("PCM crossbar", "digital, int8, events")]
+        values = [metric.figure(row.test_mean), *(_spread(metric, *pair) for pair in tests)]
+        rows.append((row.label, *values, *(f"{value / 1e3:,.0f}" for value in energies)))
     title = (
-        f"In {first['device']} phase-change cells, drift compensated: {metric.axis}, mean of "
-        f"{first['networks']} networks x {first['chips']} chips"
+        f"In {first.device} phase-change cells, drift compensated: {metric.axis}, mean of "
+        f"{first.networks} networks x {first.chips} chips"
     )
-    times = [in_words(time_s) for time_s in first["times_s"]]
+    times = [in_words(time_s) for time_s in first.times_s]
     return _table(title, ["in software", *times, "nJ on PCM", "nJ digital int8"], rows)
 
 
-def sequence_table(content: dict[str, Any]) -> Table | None:
+def sequence_table(content: Summary) -> Table | None:
     """What units keep of earlier tasks; None without such tasks."""
-    with_tasks = [row for row in content["rows"] if row.get("sequence")]
+    with_tasks = [row for row in content.rows if row.sequence]
     if not with_tasks:
         return None
     metric, rows = METRICS["accuracy"], []
     for row in with_tasks:
-        measures = [row["sequence"]["measures"][name] for name in MEASURES]
-        texts = [_spread(metric, measure["mean"], measure["std"]) for measure in measures]
-        rows.append((row["label"], *texts))
-    count = with_tasks[0]["sequence"]["tasks"]
+        measures = [row.of_tasks.measures[name] for name in MEASURES]
+        texts = [_spread(metric, measure.mean, measure.std) for measure in measures]
+        rows.append((row.label, *texts))
+    count = with_tasks[0].of_tasks.tasks
     title = f"{plural(count, 'task')} one after the other, in per cent"
     return _table(title, list(MEASURES.values()), rows)
 

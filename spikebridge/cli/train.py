@@ -13,7 +13,7 @@ from spikebridge.base.records import UsageError
 from spikebridge.cli import progress
 from spikebridge.cli.flags import Flag, Output, say, settings_of
 from spikebridge.runs import rundir
-from spikebridge.runs.rundir import Result
+from spikebridge.runs.results import Result
 from spikebridge.runs.transfer import SequenceResult
 from spikebridge.settings.config import Config, data_name, title_of, variant_of
 
@@ -54,8 +54,7 @@ class Train:
             if result is None:
                 result = self._train(config, out)
             page = self.output.page(out)
-        content = result.to_dict() | {"directory": str(out)}
-        self.output.show(content, text_of(result), report=page)
+        self.output.show(result, text_of(result), directory=str(out), report=page)
 
     def _train(self, config: Config, out: Path) -> Result:
         if rundir.has_run(out) and not self.output.overwrite:
@@ -107,6 +106,6 @@ def text_of(result: Result) -> list[str]:
     if result.spikes_per_inference is not None:
         lines.append(f"spikes per inference: {result.spikes_per_inference:,.1f}")
     if result.published is not None:
-        value = metric.figure(result.published["value"])
-        lines.append(f"published: {value} {metric.unit} ({result.published['source']})")
+        value = metric.figure(result.published.value)
+        lines.append(f"published: {value} {metric.unit} ({result.published.source})")
     return [*lines, *result.notes, f"run: {result.directory}"]

@@ -27,19 +27,18 @@ from spikebridge.report.theme import (
     whiskers,
 )
 from spikebridge.report.wording import Metric, count_text, number, scaled
-from spikebridge.runs.load import Compared
+from spikebridge.studies.comparison import Compared, RowResult
 
 # Beside the middle of a row, so that equal values of several seeds do not hide one another.
 SEED_PLACES = (0.2, -0.2, 0.1, -0.1, 0.0)
 
 
 def spread_of(row: Compared, metric: Metric) -> float:
-    return (number(row.facts.get("test_std")) or 0.0) * metric.scale
+    return (row.facts.test_std or 0.0) * metric.scale
 
 
-def published_of(facts: dict[str, Any], metric: Metric) -> float | None:
-    published = facts.get("published")
-    return scaled(metric, published.get("value")) if isinstance(published, dict) else None
+def published_of(facts: RowResult, metric: Metric) -> float | None:
+    return scaled(metric, facts.published.value) if facts.published else None
 
 
 def symbol(index: int) -> str:
@@ -56,10 +55,9 @@ def dots(rows: Sequence[Compared], metric: Metric) -> Chart | None:
     chart = Chart(110 + 58 * len(rows))
     some = False
     for index, row in enumerate(rows):
-        tests = row.facts.get("tests")
-        values = [scaled(metric, value) for value in (tests if isinstance(tests, list) else [])]
+        values = [scaled(metric, value) for value in row.facts.tests]
         known = [value for value in values if value is not None]
-        mean = scaled(metric, row.facts.get("test_mean"))
+        mean = scaled(metric, row.facts.test_mean)
         seed_dots(chart, index, known, mean, colour_of(row.look), spread_of(row, metric))
         some = some or bool(known)
     if not some:
@@ -166,7 +164,7 @@ def cost(rows: Sequence[Compared], metric: Metric, name: str, title: str) -> Cha
     chart = Chart(340 + _legend_room(rows))
     costs = []
     for index, row in enumerate(rows):
-        x, y = number(row.facts.get(name)), scaled(metric, row.facts.get("test_mean"))
+        x, y = number(getattr(row.facts, name)), scaled(metric, row.facts.test_mean)
         if x is None or y is None:
             continue
         costs.append(x)
@@ -197,21 +195,21 @@ def by_steps(
 
     error: what is missing to an accuracy of 1, which tells units apart near it.
     """
-    known = [(row, row.facts["by_steps"]) for row in rows if row.facts.get("by_steps")]
+    known = [(row, row.facts.by_steps) for row in rows if row.facts.by_steps]
     if not known:
         return None
     chart = Chart(340 + _legend_room(rows))
     values = []
     for row, tested in known:
-        spreads = [(number(spread) or 0.0) * metric.scale for spread in tested["stds"]]
-        y = [scaled(metric, 1 - mean if error else mean) for mean in tested["means"]]
+        spreads = [(spread or 0.0) * metric.scale for spread in tested.stds]
+        y = [scaled(metric, 1 - mean if error else mean) for mean in tested.means]
         look: dict[str, Any] = {
             "dash": dash_of(row.look),
             "error_y": whiskers(spreads, thickness=1.2),
         }
-        chart.line(tested["steps"], y, colour_of(row.look), row.label, marks=True, **look)
+        chart.line(tested.steps, y, colour_of(row.look), row.label, marks=True, **look)
         values += [v + more for v, more in zip(y, spreads, strict=True) if v is not None]
-    step_axis(chart, sorted({count for _, tested in known for count in tested["steps"]}))
+    step_axis(chart, sorted({count for _, tested in known for count in tested.steps}))
     chart.y(title=title or f"test {label(metric.axis, 60)}")
     if error:
         steep(chart, values)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spikebridge.base.quantities import in_words
+from spikebridge.base.records import to_plain
 from spikebridge.report import compare_charts, continual, study_tables
 from spikebridge.report.examples import panels
 from spikebridge.report.on_chip import proof_text
@@ -22,16 +23,16 @@ from spikebridge.report.wording import (
     joules,
     metric_of,
     metric_text,
-    number,
     plural,
     seconds_text,
     si_text,
     spread_text,
 )
-from spikebridge.runs.hardware_results import proof_of
-from spikebridge.runs.load import Compared, Comparison, Run
+from spikebridge.runs.hardware_results import Outcome
+from spikebridge.runs.load import Run
 from spikebridge.settings.config import to_dict
 from spikebridge.settings.tasks import data_label, data_title
+from spikebridge.studies.comparison import ChipMeans, Compared, Comparison
 
 IN_MEMORY = (
     "Mean ± standard deviation over {networks} networks x {chips} chips. Energy per inference; "
@@ -61,24 +62,22 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
     """The values that compare.html needs; page is where the page will be, for its links."""
     facts, rows = comparison.facts, comparison.rows
     runs = [run for row in rows for run in row.runs]
-    metric = metric_of(str(facts.get("metric") or (runs[0].metric if runs else "accuracy")))
-    task, data = str(facts.get("task") or "unknown task"), str(facts.get("data") or "unknown data")
+    metric = metric_of(facts.metric)
     sections = (
         *continual.sections(facts, rows, comparison.directory),
         study_tables.section(facts),
         cells_section(rows, metric),
-        chip_section(rows, metric, facts.get("rtl")),
+        chip_section(rows, metric, facts.rtl),
         Section("Results and cost", "", (result_figures(rows, metric),)),
         Section("Learning", "", (learning_figures(rows, metric),)),
     )
-    higher = bool(facts.get("higher_is_better", metric.higher_is_better))
-    sources = [(row, source_of(row.facts.get("published"))) for row in rows]
+    sources = [(row, source_of(row.facts.published)) for row in rows]
     return {
-        "title": str(facts.get("title") or f"{plural(len(rows), 'unit')} on {data_label(data)}"),
-        "task": task,
-        "about": about_all(rows, data),
+        "title": facts.title or f"{plural(len(rows), 'unit')} on {data_label(facts.data)}",
+        "task": facts.task,
+        "about": about_all(rows, facts.data),
         "metric": metric,
-        "results": results(rows, metric, higher),
+        "results": results(rows, metric, facts.higher_is_better),
         "sources": [
             f"{row.label}, {published_text(row, metric)}: {text}" for row, text in sources if text
         ],
@@ -87,7 +86,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         "runs": [run_link(row, run, metric, page) for row in rows for run in row.runs],
         "settings": settings(rows),
         "started": started(runs[0]) if runs else "",
-        "environment": list(flatten(runs[0].environment)) if runs else [],
+        "environment": list(flatten(to_plain(runs[0].environment))) if runs else [],
     }
 
 
@@ -101,16 +100,16 @@ def results(rows: Sequence[Compared], metric: Metric, higher_is_better: bool) ->
     """What came out for each unit, and what it cost."""
 
     def spikes(row: Compared) -> str:
-        known, complete = number(row.facts.get("spikes_mean")), row.facts.get("n")
-        return count_text(known) if known is not None else "none" if complete else NOTHING
+        known = row.facts.spikes_mean
+        return count_text(known) if known is not None else "none" if row.facts.n else NOTHING
 
     def of(name: str, text: Callable[[Any], str] = count_text) -> Callable[[Compared], str]:
-        return lambda row: text(row.facts.get(name))
+        return lambda row: text(getattr(row.facts, name))
 
     columns = {
         "unit": lambda row: row.label,
         f"test {metric.axis}": lambda row: spread_text(
-            metric, row.facts.get("test_mean"), row.facts.get("test_std")
+            metric, row.facts.test_mean, row.facts.test_std
         ),
         "seeds": of("n"),
         "parameters": of("parameters"),
@@ -124,12 +123,11 @@ def results(rows: Sequence[Compared], metric: Metric, higher_is_better: bool) ->
 
 
 def best_row(rows: Sequence[Compared], higher_is_better: bool) -> int | None:
-    """The number of the row with the best mean, of two or more that have one."""
-    known = [(number(row.facts.get("test_mean")), index) for index, row in enumerate(rows)]
-    means = [(mean, index) for mean, index in known if mean is not None]
-    if len(means) < 2:
+    """The number of the row with the best mean, of two or more."""
+    if len(rows) < 2:
         return None
-    return (max if higher_is_better else min)(means, key=lambda pair: pair[0])[1]
+    best = max if higher_is_better else min
+    return best(range(len(rows)), key=lambda index: rows[index].facts.test_mean)
 
 
 def published_text(row: Compared, metric: Metric) -> str:
@@ -139,66 +137,64 @@ def published_text(row: Compared, metric: Metric) -> str:
 
 def cells_section(rows: Sequence[Compared], metric: Metric) -> Section | None:
     """What the units do in memory cells, where their runs have been programmed."""
-    known = [row for row in rows if isinstance(row.facts.get("memory"), dict)]
+    known = [(row, row.facts.memory) for row in rows if row.facts.memory]
     if not known:
         return None
-    first = known[0].facts["memory"]
+    first = known[0][1]
 
-    def at(k: int) -> Callable[[Compared], str]:
-        return lambda row: spread_text(
-            metric, row.facts["memory"]["means"][k], row.facts["memory"]["stds"][k]
-        )
+    def at(k: int) -> Callable[[Any], str]:
+        return lambda pair: spread_text(metric, pair[1].means[k], pair[1].stds[k])
 
-    def energy(name: str) -> Callable[[Compared], str]:
-        return lambda row: joules(row.facts["memory"]["energy_pJ"][name])
+    def energy(name: str) -> Callable[[Any], str]:
+        return lambda pair: joules(pair[1].energy_pJ[name])
 
     columns = {
-        "unit": lambda row: row.label,
-        "cells": lambda row: count_text(row.facts["memory"]["cells"]),
-        "in software": lambda row: metric_text(metric, row.facts.get("test_mean"), unit=False),
-        **{f"after {in_words(time)}": at(k) for k, time in enumerate(first["times_s"])},
+        "unit": lambda pair: pair[0].label,
+        "cells": lambda pair: count_text(pair[1].cells),
+        "in software": lambda pair: metric_text(metric, pair[0].facts.test_mean, unit=False),
+        **{f"after {in_words(time)}": at(k) for k, time in enumerate(first.times_s)},
         "energy on PCM": energy("PCM crossbar"),
         "on digital int8": energy("digital, int8, events"),
     }
     about = (
         f"The trained networks, programmed into simulated phase-change cells of the model "
-        f"{first['device']} and left alone, with global drift compensation: test {metric.axis}."
+        f"{first.device} and left alone, with global drift compensation: test {metric.axis}."
     )
-    block = Block(table=table(known, columns), below=IN_MEMORY.format(**first))
+    block = Block(table=table(known, columns), below=IN_MEMORY.format(**vars(first)))
     return Section("In memory", about, (block,))
 
 
-def chip_section(rows: Sequence[Compared], metric: Metric, rtl: Any) -> Section | None:
+def chip_section(rows: Sequence[Compared], metric: Metric, rtl: Outcome | None) -> Section | None:
     """What the units do on the digital chip, where their runs have been exported."""
-    known = [row.facts["chip"] for row in rows if isinstance(row.facts.get("chip"), dict)]
+    known = [row.facts.chip for row in rows if row.facts.chip]
     if not known:
         return None
     first = known[0]
-    per = next((row.runs[0].inference for row in rows if row.runs), first["per"])
+    per = next((row.runs[0].inference for row in rows if row.runs), first.per)
 
-    def of(text: Callable[[dict[str, Any]], str]) -> Callable[[Compared], str]:
-        return lambda row: text(row.facts["chip"]) if row.facts.get("chip") else NOTHING
+    def of(text: Callable[[ChipMeans], str]) -> Callable[[Compared], str]:
+        return lambda row: text(row.facts.chip) if row.facts.chip else NOTHING
 
     columns = {
         "unit": lambda row: row.label,
-        "weights": of(lambda chip: f"{chip['weight_bits']} bits"),
-        "in software": of(lambda chip: metric_text(metric, chip["software_mean"], unit=False)),
-        "in integers": of(lambda chip: spread_text(metric, chip["mean"], chip["std"])),
-        "energy": of(lambda chip: joules(chip["energy_pJ"]["nominal"])),
+        "weights": of(lambda chip: f"{chip.weight_bits} bits"),
+        "in software": of(lambda chip: metric_text(metric, chip.software_mean, unit=False)),
+        "in integers": of(lambda chip: spread_text(metric, chip.mean, chip.std)),
+        "energy": of(lambda chip: joules(chip.energy_pJ["nominal"])),
         "low to high": of(
-            lambda chip: " to ".join(joules(chip["energy_pJ"][end]) for end in ("low", "high"))
+            lambda chip: " to ".join(joules(chip.energy_pJ[end]) for end in ("low", "high"))
         ),
-        "cycles": of(lambda chip: count_text(round(chip["cycles"]))),
-        "time": of(lambda chip: si_text(chip["cycles"] / chip["clock_MHz"] * 1e-6, "s")),
-        "additions": of(lambda chip: count_text(round(chip["additions"]))),
+        "cycles": of(lambda chip: count_text(round(chip.cycles))),
+        "time": of(lambda chip: si_text(chip.cycles / chip.clock_MHz * 1e-6, "s")),
+        "additions": of(lambda chip: count_text(round(chip.additions))),
     }
-    absent = [row for row in rows if not row.facts.get("chip")]
+    absent = [row for row in rows if not row.facts.chip]
     about = (
         f"The same networks, compiled to integers for an event-driven chip in 40 nm with "
-        f"{first['lanes']} lanes at {first['clock_MHz']:g}\u00a0MHz: {first['split']} "
-        f"{metric.axis}, and what it takes per {per}. {proof_text(proof_of(rtl), per)}"
+        f"{first.lanes} lanes at {first.clock_MHz:g}\u00a0MHz: {first.split} "
+        f"{metric.axis}, and what it takes per {per}. {proof_text(rtl, per)}"
     )
-    below = ON_CHIP.format(**first) + why_absent(absent)
+    below = ON_CHIP.format(**vars(first)) + why_absent(absent)
     return Section(
         "On the digital chip", about.strip(), (Block(table=table(rows, columns), below=below),)
     )
@@ -208,7 +204,7 @@ def why_absent(rows: Sequence[Compared]) -> str:
     """Why units have no figures of the chip, a sentence for each reason."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        graded = row.facts.get("n") and number(row.facts.get("spikes_mean")) is None
+        graded = row.facts.n and row.facts.spikes_mean is None
         why = "numbers instead of spikes, which the chip cannot take" if graded else NOT_ALIKE
         reasons.setdefault(why, []).append(row.label)
     return "".join(f" {', '.join(labels)}: {why}." for why, labels in reasons.items())
@@ -217,7 +213,7 @@ def why_absent(rows: Sequence[Compared]) -> str:
 def result_figures(rows: Sequence[Compared], metric: Metric) -> Block:
     """What came out, and what it cost."""
     spread = "Whiskers reach one standard deviation over the seeds."
-    trained = {row.facts["by_steps"]["trained_with"] for row in rows if row.facts.get("by_steps")}
+    trained = {row.facts.by_steps.trained_with for row in rows if row.facts.by_steps}
     against_spikes = compare_charts.cost(rows, metric, "spikes_mean", "spikes per inference")
     return figures(
         figure(

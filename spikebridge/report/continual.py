@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikebridge.base.records import RunError, from_content
+from spikebridge.base.records import RunError, from_content, to_plain
 from spikebridge.report.compare_charts import seed_dots
 from spikebridge.report.study_tables import chosen_text
 from spikebridge.report.theme import (
@@ -25,10 +26,11 @@ from spikebridge.report.theme import (
 )
 from spikebridge.report.wording import command, count_text, flatten, plural, seconds_text
 from spikebridge.runs import rundir
-from spikebridge.runs.load import Compared, ReportError
+from spikebridge.runs.load import ReportError, load_environment
 from spikebridge.runs.transfer import HIGHER_IS_BETTER, MEASURES, SequenceResult
 from spikebridge.settings.config import to_dict
 from spikebridge.settings.tasks import data_label
+from spikebridge.studies.comparison import Compared, Spread, Summary
 from spikebridge.studies.tune import Tuning
 
 SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "unseen")
@@ -60,41 +62,46 @@ MATRIX = "Row: after which task. Column: tested on which. Above the diagonal: no
 def run_context(directory: Path) -> dict[str, Any]:
     """The values that sections.html needs for a complete run of a sequence."""
     facts, result = _outcome(directory)
-    settings, environment = to_dict(rundir.read_config(directory)), directory / rundir.ENVIRONMENT
+    settings = to_dict(rundir.read_config(directory))
     return {
         "kicker": "continual learning",
-        "title": f"{facts['label']}: {plural(result.tasks, 'task')} of {data_label(facts['data'])}",
-        "about": _about(settings, facts["data"]),
+        "title": f"{facts.label}: {plural(result.tasks, 'task')} of {data_label(facts.data)}",
+        "about": _about(settings, facts.data),
         "sections": [_results(facts, result)],
         "colour": colour_of("grapes"),
         "command": command(["train", "digits"], settings),
         "settings": list(flatten(settings)),
-        "environment": list(flatten(_read(environment))) if environment.exists() else [],
+        "environment": list(flatten(to_plain(load_environment(directory)))),
     }
 
 
-def _outcome(directory: Path) -> tuple[dict[str, Any], SequenceResult]:
+@dataclass(frozen=True)
+class _Facts:
+    """Of a run of several tasks; continual.json of earlier versions has them too."""
+
+    label: str
+    data: str
+    seconds: float
+    parameters: int
+
+
+def _outcome(directory: Path) -> tuple[_Facts, SequenceResult]:
     """Facts of a complete run, and what came of its tasks."""
+    remedy = "do the run again"
     try:
-        if rundir.is_complete(directory):
-            result = rundir.read_result(directory)
-            if result.sequence is None:
-                raise ReportError(f"{directory / rundir.RESULT}: it is not of several tasks")
-            return result.to_dict(), result.sequence
-        facts = _read(directory / rundir.CONTINUAL)
-        return facts, from_content(SequenceResult, facts)
+        if not rundir.is_complete(directory):
+            plain = rundir.read_json(directory / rundir.CONTINUAL, remedy)
+            return from_content(_Facts, plain), from_content(SequenceResult, plain)
+        result = rundir.read_result(directory)
     except (RunError, ValueError) as error:
-        raise ReportError(f"{directory}: it cannot be read ({error}); do the run again") from error
+        raise ReportError(f"{directory}: it cannot be read ({error}); {remedy}") from error
+    if result.sequence is None:
+        raise ReportError(f"{directory / rundir.RESULT}: it is not of several tasks; {remedy}")
+    facts = _Facts(result.label, result.data, result.seconds, result.parameters)
+    return facts, result.sequence
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return rundir.read_json(path, "do the run again")
-    except RunError as error:
-        raise ReportError(str(error)) from error
-
-
-def _results(facts: dict[str, Any], result: SequenceResult) -> Section:
+def _results(facts: _Facts, result: SequenceResult) -> Section:
     """Measures as cards, accuracies as curves and as a matrix."""
     colour, count, chance = colour_of("grapes"), result.tasks, 100 * result.chance
     mean, lost, gained, unseen = (f"{100 * getattr(result.measures, name):.2f}" for name in SHOWN)
@@ -104,8 +111,8 @@ def _results(facts: dict[str, Any], result: SequenceResult) -> Section:
         Card("forgetting", lost, "points lost by earlier tasks since their best"),
         Card("backward transfer", gained, "points gained since they were learned"),
         Card("unseen tasks", f"{unseen}\u00a0%", f"accuracy; chance is {chance:.3g} %"),
-        Card("training", seconds_text(facts["seconds"]), "all tasks"),
-        Card("parameters", count_text(facts["parameters"]), "trained"),
+        Card("training", seconds_text(facts.seconds), "all tasks"),
+        Card("parameters", count_text(facts.parameters), "trained"),
     )
     lines = Chart(340, {"hovermode": "x unified"})
     for task in range(count):
@@ -114,21 +121,21 @@ def _results(facts: dict[str, Any], result: SequenceResult) -> Section:
         lines.line(list(range(task + 1, count + 1)), y, shade, f"task {task + 1}", marks=True)
     _task_axis(lines, count)
     learned = figure(lines, "Each task from its own turn on", "What is kept stays level.")
-    matrix = figure(_matrix(result.matrix, colour), str(facts["label"]), MATRIX)
+    matrix = figure(_matrix(result.matrix, colour), facts.label, MATRIX)
     about = "Test accuracy of each task, after each task that was learned."
     return Section("Results", about, (Block(cards=cards), figures(learned, matrix)))
 
 
-def sections(facts: dict[str, Any], rows: Sequence[Compared], directory: Path) -> list[Section]:
+def sections(facts: Summary, rows: Sequence[Compared], directory: Path) -> list[Section]:
     """The sections of a comparison's page; none where its runs are not of several tasks."""
     forgetting = forgetting_section(facts, rows)
     if forgetting is None:
         return []
     tuning = Tuning.read(directory)
-    mean = f"Mean test accuracy over {plural(rows[0].facts['n'], 'seed')}, in per cent. {MATRIX}"
+    mean = f"Mean test accuracy over {plural(rows[0].facts.n, 'seed')}, in per cent. {MATRIX}"
     matrices = [
         figure(
-            _matrix(row.facts["sequence"]["matrix"], colour_of(row.look)),
+            _matrix(row.facts.of_tasks.matrix, colour_of(row.look)),
             row.label,
             chosen_text(tuning.chosen.get(_name(row), {})),
         )
@@ -138,24 +145,24 @@ def sections(facts: dict[str, Any], rows: Sequence[Compared], directory: Path) -
     return [*result, _trials(rows, tuning)] if tuning.trials else result
 
 
-def forgetting_section(facts: dict[str, Any], rows: Sequence[Compared]) -> Section | None:
+def forgetting_section(facts: Summary, rows: Sequence[Compared]) -> Section | None:
     """What units keep of earlier tasks; None where there are none."""
-    if not rows or not all(row.facts.get("sequence") for row in rows):
+    if not rows or not all(row.facts.sequence for row in rows):
         return None
     first = rows[0].facts
     columns = {"": lambda row: row.label} | {
-        MEASURES[name]: lambda row, name=name: spread(row.facts["sequence"]["measures"][name])
+        MEASURES[name]: lambda row, name=name: spread(row.facts.of_tasks.measures[name])
         for name in SHOWN
     }
-    meaning = MEANING.format(chance=100 * first["sequence"]["chance"])
-    about = f"{_about(first['settings'], facts['data'])} {meaning}"
+    meaning = MEANING.format(chance=100 * first.of_tasks.chance)
+    about = f"{_about(first.settings, facts.data)} {meaning}"
     return Section("Forgetting", about, (Block(table=table(rows, columns)), _result_plots(rows)))
 
 
-def spread(measure: dict[str, Any]) -> str:
+def spread(measure: Spread) -> str:
     """Mean and standard deviation in per cent."""
-    text = f"{100 * measure['mean']:.2f}"
-    return text if measure["std"] is None else f"{text} ± {100 * measure['std']:.2f}"
+    text = f"{100 * measure.mean:.2f}"
+    return text if measure.std is None else f"{text} ± {100 * measure.std:.2f}"
 
 
 def _about(settings: dict[str, Any], data: str) -> str:
@@ -167,7 +174,7 @@ def _about(settings: dict[str, Any], data: str) -> str:
 
 def _name(row: Compared) -> str:
     """Of its runs without their seeds."""
-    return str(row.facts["runs"][0]).rpartition("-")[0]
+    return row.facts.runs[0].rpartition("-")[0]
 
 
 def _percent(value: float) -> float:
@@ -203,9 +210,9 @@ def dots(rows: Sequence[Compared], name: str) -> Chart:
     """A measure of every seed, and its mean."""
     chart = Chart(120 + 44 * len(rows), {"showlegend": False})
     for at, row in enumerate(rows):
-        measure = row.facts["sequence"]["measures"][name]
-        values = [_percent(value) for value in measure["values"]]
-        seed_dots(chart, at, values, _percent(measure["mean"]), colour_of(row.look))
+        measure = row.facts.of_tasks.measures[name]
+        values = [_percent(value) for value in measure.values]
+        seed_dots(chart, at, values, _percent(measure.mean), colour_of(row.look))
     better = "higher" if HIGHER_IS_BETTER[name] else "lower"
     chart.x(title=f"{MEASURES[name]} (%), {better} is better", nticks=7)
     chart.rows(row.label for row in rows)
@@ -214,18 +221,17 @@ def dots(rows: Sequence[Compared], name: str) -> Chart:
 
 def task_curve(rows: Sequence[Compared], task: int | None) -> Chart:
     """Accuracy on a task from its own turn on, with its spread; None: over all so far."""
-    chart, count = Chart(360, {"hovermode": "x unified"}), rows[0].facts["sequence"]["tasks"]
+    chart, count = Chart(360, {"hovermode": "x unified"}), rows[0].facts.of_tasks.tasks
     turns = range(task or 0, count)
     for row in rows:
-        matrix, deviation = (row.facts["sequence"][name] for name in ("matrix", "matrix_std"))
-        reach = None
+        matrix, deviation = row.facts.of_tasks.matrix, row.facts.of_tasks.matrix_std
+        reach: list[float] = []
         if task is None:
             y = [_percent(statistics.fmean(matrix[k][: k + 1])) for k in turns]
         else:
             y = [_percent(matrix[k][task]) for k in turns]
-            if deviation[0][0] is not None:
-                reach = [_percent(deviation[k][task]) for k in turns]
-        bars = whiskers(reach, thickness=1, width=3)
+            reach = [_percent(v) for k in turns if (v := deviation[k][task]) is not None]
+        bars = whiskers(reach or None, thickness=1, width=3)
         x = [k + 1 for k in turns]
         chart.line(x, y, colour_of(row.look), row.label, marks=True, error_y=bars)
     _task_axis(chart, count)
@@ -263,7 +269,7 @@ def _trials(rows: Sequence[Compared], tuning: Tuning) -> Section:
     for row in rows:
         name = _name(row)
         best: dict[float, float] = {}
-        for given, mean in _means(tuning.trials, name):
+        for given, mean in sorted(tuning.means(name), key=lambda pair: [*pair[0].values()]):
             text = "diverged" if mean is None else f"{100 * mean:.2f}"
             mark = "chosen" if given == tuning.chosen.get(name) else ""
             lines.append([row.label, chosen_text(given), text, mark])
@@ -279,18 +285,3 @@ def _trials(rows: Sequence[Compared], tuning: Tuning) -> Section:
     tried = figure(chart, "Validation accuracy by learning rate", caption, wide=True)
     all_trials = Table(("", "settings", "validation accuracy (%)", ""), lines)
     return Section("What was tried", TUNED, (figures(tried), Block(table=all_trials)))
-
-
-def _means(
-    trials: Sequence[dict[str, Any]], row: str
-) -> list[tuple[dict[str, float], float | None]]:
-    """The settings of a row with their mean over seeds; None where one diverged."""
-    result: dict[str, tuple[dict[str, float], list[float | None]]] = {}
-    for trial in trials:
-        if trial["row"] == row:
-            kept = result.setdefault(str(trial["settings"]), (trial["settings"], []))
-            kept[1].append(trial["valid"])
-    return [
-        (given, None if None in values else statistics.fmean(v for v in values if v is not None))
-        for given, values in sorted(result.values(), key=lambda pair: list(pair[0].values()))
-    ]

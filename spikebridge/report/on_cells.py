@@ -352,7 +352,7 @@ def about_training(run: Run) -> str:
 
 def of_epochs(run: Run, name: str) -> list[tuple[float, float]]:
     """Epochs that have this column of metrics.jsonl, each with its value."""
-    pairs = [(float(epoch["epoch"]), number(epoch.get(name))) for epoch in run.epochs]
+    pairs = [(float(epoch.epoch), number(getattr(epoch, name))) for epoch in run.epochs]
     return [(epoch, value) for epoch, value in pairs if value is not None]
 
 

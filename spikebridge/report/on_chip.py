@@ -33,7 +33,7 @@ from spikebridge.report.wording import (
     share_text,
     si_text,
 )
-from spikebridge.runs.hardware_results import Hardware, OnChip, Proof
+from spikebridge.runs.hardware_results import Hardware, OnChip, Outcome, Proof
 from spikebridge.runs.load import Run
 
 GROUPS = {
@@ -123,7 +123,7 @@ def about(result: OnChip, per: str) -> str:
     )
 
 
-def proof_text(proof: Proof | None, per: str) -> str:
+def proof_text(proof: Outcome | None, per: str) -> str:
     """What simulators of the Verilog said; empty where none was asked.  per: as "image"."""
     if proof is None:
         return ""

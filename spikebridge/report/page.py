@@ -13,7 +13,8 @@ from typing import Any
 from spikebridge.base.records import RunError
 from spikebridge.report.theme import CONFIG, LOOK, Section
 from spikebridge.runs import rundir
-from spikebridge.runs.load import COMPARE, ReportError, Run, load_comparison, load_run
+from spikebridge.runs.load import ReportError, Run, load_run
+from spikebridge.studies.comparison import COMPARE, load_comparison
 
 TEMPLATES = Path(__file__).parent / "templates"
 

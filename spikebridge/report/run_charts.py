@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from spikebridge.report.theme import NEUTRAL, Chart, colour_of, label, shown
 from spikebridge.report.wording import Metric, metric_of, metric_text, number, scaled
 from spikebridge.runs.hardware_results import load_by_steps
 from spikebridge.runs.load import Run
+from spikebridge.runs.results import Epoch
 
 LEADING = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
 
 
-def column(epochs: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
+def column(epochs: Sequence[Epoch], name: str) -> list[float | None]:
     """One value per epoch, rounded to what a figure can show."""
-    return shown([number(epoch.get(name)) for epoch in epochs], 5)
+    return shown([number(getattr(epoch, name)) for epoch in epochs], 5)
 
 
-def metric_column(epochs: Sequence[Mapping[str, Any]], metric: Metric) -> list[float | None]:
-    return shown([scaled(metric, epoch.get("valid")) for epoch in epochs], 5)
+def metric_column(epochs: Sequence[Epoch], metric: Metric) -> list[float | None]:
+    return shown([scaled(metric, epoch.valid) for epoch in epochs], 5)
 
 
 def loss_axis(run: Run | None) -> str:
@@ -40,8 +41,8 @@ def best_epoch(run: Run) -> int | None:
     """The epoch whose network was kept, if any."""
     if run.result:
         return run.result.best_epoch
-    marked = [epoch["epoch"] for epoch in run.epochs if epoch.get("best") is True]
-    return int(marked[-1]) if marked else None
+    marked = [epoch.epoch for epoch in run.epochs if epoch.best]
+    return marked[-1] if marked else None
 
 
 def loss_curves(run: Run) -> Chart | None:

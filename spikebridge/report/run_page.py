@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from spikebridge.base.records import to_plain
 from spikebridge.report import run_charts
 from spikebridge.report.composition import composition
 from spikebridge.report.examples import more_text, panels
@@ -35,6 +36,7 @@ from spikebridge.runs.hardware_results import (
 from spikebridge.runs.load import ReportError, Run
 from spikebridge.settings.config import Config, to_dict
 from spikebridge.settings.learning import LearningConfig
+from spikebridge.settings.published import Published
 from spikebridge.settings.tasks import OwnConfig, data_label, data_title
 
 LOSS = (
@@ -106,7 +108,7 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
         "complete": result is not None,
         "epochs_done": plural(len(run.epochs), "epoch"),
         "cards": cards(run, metric),
-        "source": source_of(result and result.published),
+        "source": source_of(result.published if result else None),
         "started": started(run),
         "sections": [part for part in parts if part],
         "composition": composition(run),
@@ -116,8 +118,8 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
         "details": {
             "Configuration": used,
             "Configuration: settings without a use in this run": unused,
-            "Environment": list(flatten(run.environment)),
-            "Result": list(flatten(result.to_dict())) if result else [],
+            "Environment": list(flatten(to_plain(run.environment))),
+            "Result": list(flatten(to_plain(result))) if result else [],
             "Memory that the run was programmed into": list(flatten(on_cells.memory))
             if on_cells
             else [],
@@ -165,23 +167,22 @@ def about(run: Run) -> str:
     return f"{known} · network {' → '.join(f'{size:,}' for size in sizes)}"
 
 
-def source_of(published: Any) -> str:
+def source_of(published: Published | None) -> str:
     """Where a published figure stands, or nothing."""
-    return str(published.get("source") or "") if isinstance(published, dict) else ""
+    return published.source if published else ""
 
 
 def started(run: Run) -> str:
     """The command line that the run was started with, where its environment tells."""
-    words = run.environment.get("command")
-    return shlex.join(map(str, words)) if isinstance(words, list) else ""
+    return shlex.join(run.environment.command)
 
 
 def cards(run: Run, metric: Metric) -> list[Card]:
     """The headline figures."""
     result, best, short = run.result, run_charts.best_epoch(run), metric.unit == "%"
     value = metric_text(metric, result and result.test, unit=short)
-    published = (result and result.published) or {}
-    paper, source = metric_text(metric, published.get("value"), unit=short), "source below"
+    published = result.published if result else None
+    paper, source = metric_text(metric, published and published.value, unit=short), "source below"
     if paper == NOTHING:
         paper, source = "unknown", "no published figure for this set-up"
     trained, spikes = "trained numbers", NOTHING
@@ -240,7 +241,7 @@ def learning_rule(run: Run) -> Section | None:
         text += GAIN
     settings = flatten(to_dict(run.config)["learning"])
     rows = Table(("setting", "value"), [[name, value] for name, value in settings], text=(1,))
-    skipped = int(sum(number(epoch.get("skipped")) or 0 for epoch in run.epochs))
+    skipped = sum(epoch.skipped or 0 for epoch in run.epochs)
     more = f" Left out: {plural(skipped, 'update')} of no finite norm." if skipped else ""
     norm = run_charts.epoch_curve(run, "grad_norm", "norm of the changes")
     plot = figures(figure(norm, "Size of the changes", NORM + more, wide=True))
@@ -273,8 +274,9 @@ def complexity(run: Run) -> Section | None:
 
 def epoch_table(run: Run) -> Table:
     """metrics.jsonl as a table."""
-    names = list(dict.fromkeys(name for epoch in run.epochs for name in epoch))
-    rows = [[_cell(epoch.get(name)) for name in names] for epoch in run.epochs]
+    epochs = [to_plain(epoch) for epoch in run.epochs]
+    names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
+    rows = [[_cell(epoch.get(name)) for name in names] for epoch in epochs]
     return Table(tuple(name.replace("_", " ") for name in names), rows)
 
 

@@ -14,7 +14,8 @@ from spikebridge.report import compare_charts, compare_page, continual, study_ta
 from spikebridge.report.theme import INK, Chart, rgb
 from spikebridge.report.wording import plural
 from spikebridge.runs import rundir
-from spikebridge.runs.load import Compared, ReportError
+from spikebridge.runs.load import ReportError
+from spikebridge.studies.comparison import Compared, Summary
 
 TABLE = "table.md"
 SMALL_PANELS = 6
@@ -26,16 +27,16 @@ MARKERS = {
 DASHES = {"dash": "--", "dot": ":"}
 
 
-def write(content: dict[str, Any], directory: Path, source: str) -> list[Path]:
+def write(content: Summary, directory: Path, source: str) -> list[Path]:
     """The tables and all pictures that a comparison has, as files; returns the pictures.
 
     Raises ReportError where matplotlib is not installed.
     """
-    rows = [Compared(row["unit"], row["label"], row, []) for row in content["rows"]]
-    metric = METRICS[content["metric"]]
+    rows = [Compared(row, []) for row in content.rows]
+    metric = METRICS[content.metric]
     rundir.write_text(directory / TABLE, markdown(content, rows, metric, source))
-    title = str(content.get("title") or content["data"])
-    pictures, seeds = [], plural(rows[0].facts["n"], "seed")
+    title = content.title or content.data
+    pictures, seeds = [], plural(rows[0].facts.n, "seed")
     for name, charts, below in (
         ("plot", [[compare_charts.dots(rows, metric)]], metric.better),
         ("contrasts", [[_contrasts(content)]], f"mean over {seeds} and 95 % interval"),
@@ -49,15 +50,13 @@ def write(content: dict[str, Any], directory: Path, source: str) -> list[Path]:
     return pictures
 
 
-def markdown(
-    content: dict[str, Any], rows: Sequence[Compared], metric: Metric, source: str = ""
-) -> str:
+def markdown(content: Summary, rows: Sequence[Compared], metric: Metric, source: str = "") -> str:
     """The results with their sources, and the tables of all sections."""
     about = f"Test {metric.axis}, {metric.better}; mean ± standard deviation over seeds"
-    sources = [compare_page.source_of(row.facts.get("published")) for row in rows]
+    sources = [compare_page.source_of(row.facts.published) for row in rows]
     higher = metric.higher_is_better
     parts = [
-        f"## {content.get('title') or content['data']}\n",
+        f"## {content.title or content.data}\n",
         f"{about}; training time: median.\n",
         compare_page.results(rows, metric, higher).markdown() + "\n",
         f"Published: {source}." if source else "",
@@ -66,7 +65,7 @@ def markdown(
     ]
     text = "\n".join(parts).rstrip() + "\n"
     sections = [
-        compare_page.chip_section(rows, metric, content.get("rtl")),
+        compare_page.chip_section(rows, metric, content.rtl),
         compare_page.cells_section(rows, metric),
         continual.forgetting_section(content, rows),
         study_tables.section(content),
@@ -74,7 +73,7 @@ def markdown(
     return "\n".join([text, *(section.markdown() for section in sections if section)])
 
 
-def _contrasts(content: dict[str, Any]) -> Chart | None:
+def _contrasts(content: Summary) -> Chart | None:
     contrasts = study_tables.compared(content)
     return study_tables.chart(content, contrasts, ("tests", *study_tables.SEQUENCE))
 
@@ -85,17 +84,17 @@ def _by_steps(rows: Sequence[Compared], metric: Metric) -> Chart | None:
     title = "test error (%)" if error else ""
     chart = compare_charts.by_steps(rows, metric, error=error, title=title)
     if chart is not None:
-        known = [row.facts["by_steps"] for row in rows if row.facts.get("by_steps")]
-        trained = sorted({tested["trained_with"] for tested in known})
+        known = [row.facts.by_steps for row in rows if row.facts.by_steps]
+        trained = sorted({tested.trained_with for tested in known})
         chart.x(title=f"time steps at test (trained with {' or '.join(map(str, trained))})")
     return chart
 
 
 def _tasks(rows: Sequence[Compared]) -> list[list[Chart]]:
     """Each task from its own turn on, and two measures of all."""
-    if not any(row.facts.get("sequence") for row in rows):
+    if not any(row.facts.sequence for row in rows):
         return []
-    count = min(rows[0].facts["sequence"]["tasks"], SMALL_PANELS)
+    count = min(rows[0].facts.of_tasks.tasks, SMALL_PANELS)
     curves = [continual.task_curve(rows, task) for task in range(count)]
     for number, chart in enumerate(curves, start=1):
         chart.layout["title"] = f"task {number}"

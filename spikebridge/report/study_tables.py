@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from spikebridge.base.metrics import METRICS
@@ -19,6 +20,7 @@ from spikebridge.report.theme import (
 )
 from spikebridge.report.wording import NOTHING
 from spikebridge.runs.transfer import HIGHER_IS_BETTER, MEASURES
+from spikebridge.studies.comparison import RuleContrast, RuleResult, Summary
 from spikebridge.studies.contrasts import corrected
 
 SEQUENCE = ("average_accuracy", "forgetting")
@@ -47,17 +49,17 @@ INTERVALS = (
 EDGE = "* The first or the last value that was tried: a better one may lie beyond."
 
 
-def section(facts: dict[str, Any]) -> Section | None:
+def section(facts: Summary) -> Section | None:
     """The section of a comparison; None where no learning rules are compared."""
-    rows = facts.get("learning")
-    if not isinstance(rows, list):
+    rows = facts.learning
+    if not rows:
         return None
     contrasts = compared(facts)
-    about = ABOUT + (ABOUT_GAIN if any(row["role"] == "gain" for row in rows) else "")
+    about = ABOUT + (ABOUT_GAIN if any(row.role == "gain" for row in rows) else "")
     if contrasts:
         about += f" There are {len(contrasts)} intervals of 95 % here; {CORRECTED}."
-    slow = SLOWNESS if any(row["slowness"] for row in rows) else ""
-    edge = EDGE if any(row.get("at_edge") for row in rows) else ""
+    slow = SLOWNESS if any(row.slowness for row in rows) else ""
+    edge = EDGE if any(row.at_edge for row in rows) else ""
     blocks = [figures(*_plots(facts, contrasts))]
     if contrasts:
         blocks.append(Block(table=_contrasts(facts, contrasts)))
@@ -67,87 +69,84 @@ def section(facts: dict[str, Any]) -> Section | None:
     return Section("Seed by seed", about, tuple(blocks))
 
 
-def compared(facts: dict[str, Any]) -> list[dict[str, Any]]:
+def compared(facts: Summary) -> list[RuleContrast]:
     """The contrasts that are shown, each with its p-value corrected for their number."""
-    shown = [item for item in facts.get("contrasts") or [] if item["of"] in COMPARED]
-    return [{**item, "corrected": p} for item, p in zip(shown, corrected(shown), strict=True)]
+    shown = [item for item in facts.contrasts if item.of in COMPARED]
+    return [replace(item, corrected=p) for item, p in zip(shown, corrected(shown), strict=True)]
 
 
-def judged(contrast: dict[str, Any], higher_is_better: bool) -> str:
+def judged(contrast: RuleContrast, higher_is_better: bool) -> str:
     """What a contrast with its corrected p-value says, in words.
 
     higher_is_better: of the test metric.
     """
-    higher = HIGHER_IS_BETTER.get(contrast["of"], higher_is_better and contrast["of"] == "tests")
-    if contrast["low"] is None:
+    higher = HIGHER_IS_BETTER.get(contrast.of, higher_is_better and contrast.of == "tests")
+    if contrast.low is None:
         return "unknown, one seed"
-    if not contrast["clear"]:
+    if not contrast.clear:
         return "not known to differ"
-    word = "better" if (contrast["mean"] > 0) == higher else "worse"
-    return word if contrast["corrected"] <= 0.05 else f"perhaps {word}, not after correction"
+    word = "better" if (contrast.mean > 0) == higher else "worse"
+    sure = contrast.corrected is not None and contrast.corrected <= 0.05
+    return word if sure else f"perhaps {word}, not after correction"
 
 
-def _points(facts: dict[str, Any]) -> str:
+def _points(facts: Summary) -> str:
     """The unit of a difference of two metrics."""
-    unit = METRICS[facts["metric"]].unit
+    unit = METRICS[facts.metric].unit
     return "points" if unit == "%" else unit
 
 
-def _contrasts(facts: dict[str, Any], contrasts: list[dict[str, Any]]) -> Table:
-    metric = METRICS[facts["metric"]]
+def _contrasts(facts: Summary, contrasts: list[RuleContrast]) -> Table:
+    metric = METRICS[facts.metric]
 
-    def measure(item: dict[str, Any]) -> str:
-        if item["of"] == "slowness":
+    def measure(item: RuleContrast) -> str:
+        if item.of == "slowness":
             return "slowness (epochs)"
         unit = _points(facts)
-        return MEASURES.get(item["of"], metric.name) + (f" ({unit})" if unit else "")
+        return MEASURES.get(item.of, metric.name) + (f" ({unit})" if unit else "")
 
-    def difference(item: dict[str, Any]) -> str:
-        slow = item["of"] == "slowness"
+    def difference(item: RuleContrast) -> str:
+        slow = item.of == "slowness"
         scale, decimals = (1.0, 4) if slow else (metric.scale, metric.decimals)
-        ends = (item["mean"], item["low"], item["high"])
+        ends = (item.mean, item.low, item.high)
         mean, *reach = (f"{scale * end:+.{decimals}f}" for end in ends if end is not None)
         return f"{mean} ({' to '.join(reach) or 'one seed'})"
 
     columns = {
-        "": lambda item: f"{item['label']} against {item['other']}",
+        "": lambda item: f"{item.label} against {item.other}",
         "measure": measure,
-        "seeds": lambda item: str(item["n"]),
+        "seeds": lambda item: str(item.n),
         "difference, 95 % interval": difference,
         "so it is": lambda item: judged(item, metric.higher_is_better),
     }
     return table(contrasts, columns)
 
 
-def _settings(rows: Sequence[dict[str, Any]]) -> Table:
+def _settings(rows: Sequence[RuleResult]) -> Table:
     """What was chosen for each row and how fast it learns."""
 
-    def slowness(row: dict[str, Any]) -> str:
-        mean, std = row["slowness_mean"], row["slowness_std"]
+    def slowness(row: RuleResult) -> str:
+        mean, std = row.slowness_mean, row.slowness_std
         text = NOTHING if mean is None else f"{mean:.4f}"
         return text if std is None else f"{text} ± {std:.4f}"
 
     columns = {
-        "": lambda row: row["label"],
-        "chosen on validation": lambda row: (
-            chosen_text(row["chosen"], row.get("at_edge")) or NOTHING
-        ),
+        "": lambda row: row.label,
+        "chosen on validation": lambda row: chosen_text(row.chosen, row.at_edge) or NOTHING,
         "slowness (epochs)": slowness,
     }
     return table(rows, columns, text=(1,))
 
 
-def chosen_text(chosen: Mapping[str, Any], at_edge: Sequence[str] | bool | None = ()) -> str:
+def chosen_text(chosen: Mapping[str, Any], at_edge: Sequence[str] = ()) -> str:
     """Settings in words, with a mark at those at an end of what was tried."""
-    if isinstance(at_edge, bool):  # as earlier versions wrote it, of all of them together
-        at_edge = tuple(chosen) if at_edge else ()
-    marks = dict.fromkeys(at_edge or (), "*")
+    marks = dict.fromkeys(at_edge, "*")
     texts = [f"{name} {value:g}{marks.get(name, '')}" for name, value in chosen.items()]
     return ", ".join(texts)
 
 
-def _plots(facts: dict[str, Any], contrasts: list[dict[str, Any]]) -> list[Plot | None]:
-    metric = METRICS[facts["metric"]]
+def _plots(facts: Summary, contrasts: list[RuleContrast]) -> list[Plot | None]:
+    metric = METRICS[facts.metric]
     return [
         figure(chart(facts, contrasts, of), title, f"{caption} {more}".strip(), wide=True)
         for of, title, caption, more in (
@@ -158,26 +157,24 @@ def _plots(facts: dict[str, Any], contrasts: list[dict[str, Any]]) -> list[Plot 
     ]
 
 
-def chart(
-    facts: dict[str, Any], contrasts: list[dict[str, Any]], of: Sequence[str]
-) -> Chart | None:
+def chart(facts: Summary, contrasts: list[RuleContrast], of: Sequence[str]) -> Chart | None:
     """The contrasts of these measures, with their intervals; None where there are none."""
-    rows = [item for item in contrasts if item["of"] in of]
+    rows = [item for item in contrasts if item.of in of]
     if not rows:
         return None
-    metric = METRICS[facts["metric"]]
+    metric = METRICS[facts.metric]
     scale = 1.0 if "slowness" in of else metric.scale
     result, names = Chart(90 + 54 * len(rows)), []
     for index, item in enumerate(rows):
-        colour = colour_of(item["against"] if item["against"] == "gain" else item["role"])
-        reach = 0.0 if item["low"] is None else scale * (item["high"] - item["mean"])
+        colour = colour_of(item.against if item.against == "gain" else item.role)
+        reach = 0.0 if item.high is None else scale * (item.high - item.mean)
         bars = {"array": [reach], "color": colour, "thickness": 3, "width": 6}
-        x, dot = [float(f"{scale * item['mean']:.5g}")], {"color": colour, "size": 11}
+        x, dot = [float(f"{scale * item.mean:.5g}")], {"color": colour, "size": 11}
         result.marks(x, [index], dot, hover="%{x}", error_x=bars, showlegend=False)
-        what = f"{MEASURES[item['of']]}, " if item["of"] in MEASURES else ""
-        names.append(f"{what}{item['label']} against {item['other']}")
+        what = f"{MEASURES[item.of]}, " if item.of in MEASURES else ""
+        names.append(f"{what}{item.label} against {item.other}")
     result.rows(names, 26)
-    word = {"tests": f" in {metric.name}", "slowness": " in slowness"}.get(rows[0]["of"], "")
+    word = {"tests": f" in {metric.name}", "slowness": " in slowness"}.get(rows[0].of, "")
     unit = "epochs" if "slowness" in of else _points(facts)
     result.x(title=f"difference{word}{f' ({unit})' if unit else ''}", nticks=8)
     result.rule(x0=0, x1=0, yref="paper", y0=0, y1=1)

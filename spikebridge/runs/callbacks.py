@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spikebridge.runs import rundir
+from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import Config
 
 
@@ -23,8 +24,8 @@ class Progress(Protocol):
     def batch(self, epoch: int, share: float) -> None:
         """A share, 0 to 1, of an epoch's training batches is done."""
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done and saved; the record is its line of metrics.jsonl."""
+    def epoch(self, record: Epoch) -> None:
+        """An epoch is done and saved."""
 
     def end(self) -> None:
         """The run stops, for whatever reason."""
@@ -42,7 +43,7 @@ class Silent:
     def batch(self, epoch: int, share: float) -> None:
         pass
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: Epoch) -> None:
         pass
 
     def end(self) -> None:
@@ -58,9 +59,9 @@ def board(directory: Path, done: int) -> Any:
     return SummaryWriter(str(directory / rundir.TENSORBOARD), purge_step=done + 1)
 
 
-def tell_board(events: Any, record: dict[str, Any]) -> None:
+def tell_board(events: Any, record: Epoch) -> None:
     """Write an epoch's figures to it."""
     if events is None:
         return
     for name in ("train_loss", "valid_loss", "valid", "lr", "grad_norm"):
-        events.add_scalar(name, record[name], record["epoch"])
+        events.add_scalar(name, getattr(record, name), record.epoch)

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, Several, UsageError, from_content, to_plain
 from spikebridge.base.tensors import TensorFile
 from spikebridge.nn.network import Network, load_network, renamed
 from spikebridge.nn.units import Unit
+from spikebridge.runs.results import Epoch
 from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json, read_json
 from spikebridge.settings.crossbar import renewed
 
@@ -43,8 +44,8 @@ class Position:
 
     step: int
     """Optimiser steps taken."""
-    history: list[dict[str, Any]]
-    """The metrics of each finished epoch, first to last."""
+    history: list[Epoch]
+    """The finished epochs."""
     best: dict[str, Tensor]
     """The weights that were best on the validation set."""
     average: dict[str, Tensor] = field(default_factory=dict)
@@ -73,9 +74,8 @@ def save(
         kept = {name: value for name, value in values.items() if value is not None}
         tensors |= {f"optimizer/{index}/{name}": value for name, value in kept.items()}
     tensors |= {"rng/torch": torch.get_rng_state(), "rng/data": data.get_state()}
-    text = json.dumps(
-        {"step": position.step, "history": position.history, "settings": dict(settings)}
-    )
+    history = to_plain(position.history)
+    text = json.dumps({"step": position.step, "history": history, "settings": dict(settings)})
     FILE.write(path, tensors, progress=text)
 
 
@@ -96,8 +96,8 @@ def restore(
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
     tensors = renamed(result)
-    plain = _progress(path, metadata["progress"])
-    _same_run(path, plain, settings)
+    step, history, theirs = _progress(path, metadata["progress"])
+    _same_run(path, history, theirs, settings)
     model, best = _part(tensors, "model/"), _part(tensors, "best/")
     own = network.state_dict()
     _same_shapes(path, model, own)
@@ -117,32 +117,44 @@ def restore(
     )
     torch.set_rng_state(draws[0])
     data.set_state(draws[1])
-    return Position(plain["step"], plain["history"], best, average, more=_part(tensors, "more/"))
+    return Position(step, history, best, average, more=_part(tensors, "more/"))
 
 
-def _progress(path: Path, text: str) -> dict[str, Any]:
-    """Steps, history and, but in those of earlier versions, settings."""
+@dataclass(frozen=True)
+class _Progress:
+    """How far a run has come, in the metadata of a checkpoint."""
+
+    step: int
+    history: Several[Epoch]
+    settings: dict[str, Any] | None = None
+    """None in checkpoints of earlier versions."""
+
+
+def _progress(path: Path, text: str) -> tuple[int, list[Epoch], dict[str, Any] | None]:
     try:
-        plain = parse_json(text)
-        step, history = plain["step"], plain["history"]
-        right = type(step) is int and step >= 0 and isinstance(plain.get("settings", {}), dict)
-        for number, record in enumerate(history, start=1):
-            right &= record["epoch"] == number and type(record["best"]) is bool
-            right &= all(math.isfinite(record[name]) for name in ("train_loss", "valid", "seconds"))
-        json.dumps(history, allow_nan=False)  # as its lines are going to be written
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        progress = from_content(_Progress, parse_json(text))
+    except ValueError as error:
         raise CheckpointError(
-            f"{path}: what it says of the epochs cannot be read ({error!r}); {REMEDY}"
+            f"{path}: what it says of the epochs cannot be read ({error}); {REMEDY}"
         ) from error
+    right = [epoch.epoch for epoch in progress.history] == [*range(1, len(progress.history) + 1)]
+    for epoch in progress.history:
+        right &= epoch.best is not None
+        right &= all(map(math.isfinite, (epoch.train_loss, epoch.valid, epoch.seconds)))
     if not right:
         raise CheckpointError(f"{path}: what it says of steps and epochs is wrong; {REMEDY}")
-    return plain
+    return progress.step, list(progress.history), progress.settings
 
 
-def _same_run(path: Path, plain: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _same_run(
+    path: Path,
+    history: Sequence[Epoch],
+    of_checkpoint: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+) -> None:
     """CheckpointError where a checkpoint belongs to another run."""
-    if "settings" in plain:
-        theirs = _leaves(renewed(plain["settings"]))
+    if of_checkpoint is not None:
+        theirs = _leaves(renewed(of_checkpoint))
         ours = _leaves(json.loads(json.dumps(settings)))
         # What only this version knows had its default then; what only theirs knows, it cannot do.
         other = sorted(name for name in theirs if theirs[name] != ours.get(name, _ABSENT))
@@ -154,11 +166,11 @@ def _same_run(path: Path, plain: Mapping[str, Any], settings: Mapping[str, Any])
         return
     metrics = path.with_name(METRICS)
     try:
-        lines = [parse_json(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        lines = [Epoch.of(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return
     # An earlier version wrote it: the epochs must be those that the folder tells of.
-    if any(a != b for a, b in zip(lines, plain["history"], strict=False)):
+    if any(a != b for a, b in zip(lines, history, strict=False)):
         raise CheckpointError(
             f"{path}: its epochs are not those of {METRICS}, so it is of another run; {REMEDY}"
         )

@@ -7,29 +7,60 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from spikebridge.base import processes
+from spikebridge.base.records import UNLESS_DEFAULT
 from spikebridge.settings.tasks import DATA_SETS
 
 
-def collect() -> dict[str, Any]:
-    """The content of environment.json."""
-    return {
+def _optional() -> Any:
+    return field(default=None, metadata=UNLESS_DEFAULT)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The content of environment.json; what an earlier version did not write is None."""
+
+    spikebridge: str | None = _optional()
+    python: str | None = _optional()
+    torch: str | None = _optional()
+    numpy: str | None = _optional()
+    cpu: str | None = _optional()
+    instruction_set: str | None = _optional()
+    """That torch chose on this processor."""
+    cores: int | None = _optional()
+    """Those that the process may use."""
+    threads: int | None = _optional()
+    """Those that torch uses for an operation."""
+    waiting: str | None = _optional()
+    kernels: str | None = _optional()
+    system: str | None = _optional()
+    machine: str | None = _optional()
+    commit: str | None = None
+    command: tuple[str, ...] = field(default=(), metadata=UNLESS_DEFAULT)
+
+
+def collect() -> Environment:
+    """What this process runs in."""
+    import torch
+
+    return Environment(
         **versions(),
-        "cpu": cpu_name(),
-        "instruction_set": instruction_set(),
-        "cores": cores(),
-        "threads": threads(),
-        "waiting": waiting(),
-        "kernels": kernels(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "commit": commit(),
-        "command": command(sys.argv),
-    }
+        cpu=cpu_name(),
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        cores=cores(),
+        threads=torch.get_num_threads(),
+        waiting=waiting(),
+        kernels=kernels(),
+        system=platform.system(),
+        machine=platform.machine(),
+        commit=commit(),
+        command=tuple(command(sys.argv)),
+    )
 
 
 def versions() -> dict[str, str]:
@@ -60,24 +91,10 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def threads() -> int:
-    """Threads that torch uses for one operation."""
-    import torch
-
-    return torch.get_num_threads()
-
-
 def waiting() -> str:
     """What the variables of OpenMP say of threads that wait for work."""
     result = [f"{name}={os.environ[name]}" for name in processes.WAITING if name in os.environ]
     return ", ".join(result) or "OpenMP's default: threads spin, which is slow on a busy machine"
-
-
-def instruction_set() -> str:
-    """The instruction set that torch chose on this processor."""
-    import torch
-
-    return torch.backends.cpu.get_cpu_capability()
 
 
 def kernels() -> str:

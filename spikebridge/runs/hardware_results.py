@@ -324,8 +324,8 @@ class OnChip:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """The content of rtl.json: Verilog beside the integer model, on the first test samples."""
+class Outcome:
+    """Verilog beside the integer model in simulators, on the first test samples."""
 
     samples: int
     simulators: tuple[str, ...]
@@ -333,6 +333,12 @@ class Proof:
     """None where no simulator answered."""
     reason: str
     """Why there is no answer, or what differs; empty where all is equal."""
+
+
+@dataclass(frozen=True)
+class Proof(Outcome):
+    """The content of rtl.json."""
+
     program_sha256: str = ""
     """Of the compiled program that it is of."""
 
@@ -405,11 +411,6 @@ def load_proof(directory: Path) -> Proof | None:
     remedy = "remove the file, then run `spikebridge demo` again"
     proof = _read(directory / rundir.RTL, Proof, remedy)
     return proof if proof and proof.program_sha256 == program_sha256(directory) else None
-
-
-def proof_of(content: Any) -> Proof | None:
-    """What compare.json says of the Verilog; None where it says nothing."""
-    return from_content(Proof, content) if isinstance(content, dict) else None
 
 
 def save(path: Path, content: Any) -> None:

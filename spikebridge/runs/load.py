@@ -1,4 +1,4 @@
-"""Run and comparison directories read back as plain records.
+"""Run directories read back as records.
 
 Every fault raises ReportError with the file, what is wrong with it and the remedy.
 """
@@ -14,15 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spikebridge.base.archives import MOST_BYTES, ArchiveError, read_arrays
-from spikebridge.base.quantities import number
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, from_content
 from spikebridge.runs import rundir
-from spikebridge.runs.rundir import Result
+from spikebridge.runs.environment import Environment
+from spikebridge.runs.results import Epoch, Result
 from spikebridge.settings.config import Config, data_name, label_of, variant_of
 
 Content = TypeVar("Content")
 REPEAT = "run it again with --overwrite"
-COMPARE = "compare.json"
 RESUME = "go on with the run by --resume, or start it anew with --overwrite"
 
 
@@ -69,9 +68,8 @@ class Run:
 
     directory: Path
     config: Config
-    environment: dict[str, Any]
-    epochs: list[dict[str, Any]]
-    """The lines of metrics.jsonl; which columns there are depends on the run."""
+    environment: Environment
+    epochs: list[Epoch]
     result: Result | None
     examples: Examples | None
     symbols: tuple[str, ...] = ()
@@ -102,8 +100,8 @@ class Run:
     def metric(self) -> str:
         if self.result:
             return self.result.metric
-        known = self.epochs[-1].get("metric") if self.epochs else None
-        return str(known or self.config.task.metric() or "accuracy")
+        known = self.epochs[-1].metric if self.epochs else None
+        return known or self.config.task.metric() or "accuracy"
 
     @property
     def counted(self) -> str:
@@ -121,28 +119,6 @@ class Run:
         return self.counted if sample == "stream" else sample
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One unit of a comparison with its runs, one per seed."""
-
-    unit: str
-    label: str
-    facts: dict[str, Any]
-    runs: list[Run]
-
-    @property
-    def look(self) -> str:
-        """What its colour stands for: the unit, or what tells rows of one unit apart."""
-        return str(self.facts.get("look") or self.unit)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    directory: Path
-    facts: dict[str, Any]
-    rows: list[Compared]
-
-
 def load_run(directory: Path, *, examples: bool = True) -> Run:
     """The run in a directory; one without result.json is incomplete and may lack other files.
 
@@ -156,43 +132,15 @@ def load_run(directory: Path, *, examples: bool = True) -> Run:
     for name in wanted:
         if not (directory / name).exists():
             raise ReportError(f"{directory / name}: the file is missing; {remedy}")
-    environment, archive = directory / rundir.ENVIRONMENT, directory / rundir.EXAMPLES
+    archive = directory / rundir.EXAMPLES
     return Run(
         directory=directory,
         config=_read(rundir.read_config, directory, remedy),
-        environment=_object(environment, remedy) if environment.exists() else {},
-        epochs=_lines(directory / rundir.METRICS, complete),
+        environment=load_environment(directory, remedy),
+        epochs=load_epochs(directory),
         result=_read(rundir.read_result, directory, remedy) if complete else None,
         examples=_examples(archive, remedy) if examples and archive.exists() else None,
         symbols=_symbols(directory / rundir.SYMBOLS, remedy),
-    )
-
-
-def load_comparison(directory: Path) -> Comparison:
-    """The comparison in a directory with the runs that its compare.json names."""
-    path = directory / COMPARE
-    remedy = "run the comparison again"
-    facts = _object(path, remedy)
-    rows = facts.get("rows")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ReportError(f'{path}: "rows" is not a list of objects; {remedy}')
-    return Comparison(directory, facts, [_row(path, row, remedy) for row in rows])
-
-
-def _row(path: Path, facts: dict[str, Any], remedy: str) -> Compared:
-    names = facts.get("runs")
-    if not isinstance(names, list):
-        raise ReportError(f'{path}: "runs" of a row is not a list of folders; {remedy}')
-    runs: list[Run] = []
-    for name in names:
-        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-            raise ReportError(f"{path}: {name!r} is not the name of a folder beside it; {remedy}")
-        if not (path.parent / name).is_dir():
-            raise ReportError(f"{path.parent / name}: {path.name} names this run; {remedy}")
-        runs.append(load_run(path.parent / name, examples=not runs))
-    unit = runs[0].unit if runs else str(facts.get("unit", "unknown unit"))
-    return Compared(
-        unit, str(facts.get("label") or facts.get("unit") or "unknown unit"), facts, runs
     )
 
 
@@ -212,29 +160,35 @@ def _read(read: Callable[[Path], Content], directory: Path, remedy: str) -> Cont
         raise ReportError(f"{error}; {remedy}") from error
 
 
-def _lines(path: Path, complete: bool) -> list[dict[str, Any]]:
+def load_environment(directory: Path, remedy: str = REPEAT) -> Environment:
+    """The environment of a run; empty where the file is not there."""
+    path = directory / rundir.ENVIRONMENT
+    if not path.exists():
+        return Environment()
+    try:
+        return from_content(Environment, _object(path, remedy))
+    except ValueError as error:
+        raise ReportError(f"{path}: {error}; {remedy}") from error
+
+
+def load_epochs(directory: Path) -> list[Epoch]:
     """The epochs of metrics.jsonl; a line that a stopped run was still writing is left out."""
+    path = directory / rundir.METRICS
     if not path.exists():
         return []
     try:
-        text = path.read_text(encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ReportError(f"{path}: it cannot be read ({why}); {REPEAT}") from error
-    lines = text.split("\n")
-    if not complete:
+    if not rundir.is_complete(directory):
         lines = lines[:-1]
-    epochs: list[dict[str, Any]] = []
+    epochs: list[Epoch] = []
     for index, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            epoch = rundir.parse_json(line)
+            epochs += [Epoch.of(line)] if line.strip() else []
         except ValueError as error:
             raise ReportError(f"{path}, line {index}: damaged ({error}); {REPEAT}") from error
-        if not isinstance(epoch, dict) or number(epoch.get("epoch")) is None:
-            raise ReportError(f'{path}, line {index}: no number "epoch" in it; {REPEAT}')
-        epochs.append(epoch)
     return epochs
 
 

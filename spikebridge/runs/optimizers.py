@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import TrainConfig
 
 WARM_UP = 0.1
@@ -42,13 +43,13 @@ def make_optimizer(train: TrainConfig, parameters: list[nn.Parameter]) -> torch.
     return kind(groups, train.lr, betas=(0.9, train.beta2), fused=True)
 
 
-def finished(train: TrainConfig, history: list[dict[str, Any]]) -> bool:
+def finished(train: TrainConfig, history: Sequence[Epoch]) -> bool:
     """Whether all epochs are done, or the patience is at its end."""
     if len(history) >= train.epochs:
         return True
     return 0 < train.patience <= len(history) - best_epoch(history)
 
 
-def best_epoch(history: list[dict[str, Any]]) -> int:
+def best_epoch(history: Sequence[Epoch]) -> int:
     """The last epoch that was the best so far, counted from 1; 0 before the first."""
-    return max((record["epoch"] for record in history if record["best"]), default=0)
+    return max((epoch.epoch for epoch in history if epoch.best), default=0)

@@ -13,7 +13,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,17 @@ from spikebridge.base.storage import read_json as read_json
 from spikebridge.base.storage import replace as replace
 from spikebridge.base.storage import write_json as write_json
 from spikebridge.base.storage import write_text as write_text
-from spikebridge.runs.transfer import SequenceResult
+from spikebridge.runs.environment import Environment
+from spikebridge.runs.results import Result as Result
+from spikebridge.runs.results import SearchResult
 from spikebridge.settings.config import (
     Config,
     flatten,
     folder_name,
     from_dict,
-    override,
     preset,
     task_name,
+    to_dict,
     unit_in_path,
     variant_of,
 )
@@ -93,55 +94,6 @@ FILES = (
 
 
 _begun: set[Path] = set()
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out of a run; `result.json` holds the same fields."""
-
-    task: str
-    data: str
-    unit: str
-    label: str
-    metric: str
-    """One of metrics.METRICS, such as accuracy (share of samples); on the test set in `test`."""
-    higher_is_better: bool
-    test: float
-    """The metric on the test set, of the weights that were best on the validation set."""
-    test_loss: float
-    valid: float
-    """The metric on the validation set in the best epoch."""
-    best_epoch: int
-    epochs: int
-    """Epochs that were run."""
-    parameters: int
-    operations_per_step: int
-    """Multiplications with addition per sample and time step, where nothing is sparse; the readout
-    counts where it answers at each step."""
-    seconds: float
-    """Wall-clock time of all epochs, validation included."""
-    spikes_per_inference: float | None
-    """Spikes of all hidden layers per sample over its real time steps; None without spikes."""
-    firing_rates: dict[str, float]
-    """Spikes per neuron and real time step of each spiking layer."""
-    mean_activity: dict[str, float]
-    """Mean of abs(y) over neurons and real time steps of each layer that does not spike."""
-    seed: int
-    published: dict[str, Any] | None
-    """A published figure to compare with: {"value": .., "source": ..}."""
-    directory: Path = Path()
-    """Where the run lies; not in result.json."""
-    notes: tuple[str, ...] = ()
-    """What a user should know of the data, and what simple answers would score."""
-    sequence: SequenceResult | None = None
-    """What came of each task of a sequence; then `test`, `test_loss` and `valid` are means over all
-    tasks after the last one.  Not in result.json of a single task."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of result.json."""
-        plain = to_plain(self)
-        left_out = {"directory"} if self.sequence else {"directory", "sequence"}
-        return {name: value for name, value in plain.items() if name not in left_out}
 
 
 def default_folder(config: Config) -> Path:
@@ -256,10 +208,10 @@ def has_run(directory: Path) -> bool:
     return any((directory / name).exists() for name in FILES if name != REPORT)
 
 
-def begin(directory: Path, config: dict[str, Any], environment: dict[str, Any]) -> None:
+def begin(directory: Path, config: Config, environment: Environment) -> None:
     """Write down what a run is; from here on it can be gone on with."""
-    write_json(directory / CONFIG, config)
-    write_json(directory / ENVIRONMENT, environment)
+    write_json(directory / CONFIG, to_dict(config))
+    write_json(directory / ENVIRONMENT, to_plain(environment))
     _begun.add(directory)
 
 
@@ -316,35 +268,17 @@ def load_config(path: Path) -> Config:
     """
     try:
         plain = read_json(path, "give the config.json of a run, or the search.json of a search")
-        if "trials" not in plain or "base" not in plain:
-            return from_dict(plain)
-        return override(from_dict(plain["base"]), **_best_of(plain))
+        if {"trials", "base"} <= plain.keys():
+            return from_content(SearchResult, plain).config
+        return from_dict(plain)
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: its trials are not those of a search ({error}); search again"
+        ) from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except RunError as error:
         raise UsageError(str(error)) from error
-
-
-def _best_of(content: dict[str, Any]) -> dict[str, Any]:
-    settings = ranked_trials(content)[0]["settings"]
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-
-
-def ranked_trials(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trials in the content of a search.json, the best first, of equal ones the earlier.
-
-    Raises RunError where none came to an end, UsageError where it is no such content.
-    """
-    trials, higher = content.get("trials"), content.get("higher_is_better")
-    if trials == []:
-        raise RunError("every trial of the search failed; start from other settings")
-    try:
-        numbered = [{"trial": number, **one} for number, one in enumerate(trials or [], start=1)]
-        return sorted(
-            numbered, key=lambda one: -float(one["valid"]) if higher else float(one["valid"])
-        )
-    except (TypeError, KeyError, ValueError) as error:
-        raise UsageError("its trials are not those of a search; search again") from error
 
 
 def same_settings(directory: Path, config: Config) -> None:
@@ -428,8 +362,3 @@ def check_network(directory: Path, kind: str = "finished run") -> None:
     warnings.warn(
         f"{directory}: the run is not complete; this is its best network so far", stacklevel=3
     )
-
-
-def to_line(record: dict[str, Any]) -> str:
-    """One line of metrics.jsonl."""
-    return json.dumps(record, allow_nan=False) + "\n"

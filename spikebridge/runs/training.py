@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spikebridge import data as tasks
 from spikebridge.base.chance import generator, seed_of
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, to_plain
 from spikebridge.crossbar.network import from_crossbar
 from spikebridge.crossbar.optimizer import begin, in_memory
 from spikebridge.data.task import Task, known_again
@@ -37,7 +37,7 @@ from spikebridge.runs.callbacks import Progress, Silent, board, tell_board
 from spikebridge.runs.continual import EVALUATED_AT_ONCE, Phases, sequence, without_bias
 from spikebridge.runs.divergence import diverged
 from spikebridge.runs.optimizers import best_epoch, finished, learning_rate, make_optimizer
-from spikebridge.runs.rundir import Result
+from spikebridge.runs.results import Epoch, Result
 from spikebridge.runs.teacher import Teacher, detached
 from spikebridge.settings import published
 from spikebridge.settings.config import Config, data_name, override, title_of, to_dict
@@ -117,10 +117,10 @@ def run(
 
 def validate(
     config: Config, *, progress: Progress | None = None, task: Task | None = None
-) -> list[dict[str, Any]]:
+) -> list[Epoch]:
     """Train and validate, and leave nothing behind: the test set is not read.
 
-    Returns the lines of metrics.jsonl.  Raises as `run`.
+    Returns its epochs.  Raises as `run`.
     """
     with _trial(config, progress, task) as trial:
         return trial.state.history
@@ -272,7 +272,7 @@ class _Run:
 
     def train_all(self) -> None:
         """Go on from the checkpoint, if there is one, to the last epoch."""
-        rundir.begin(self.directory, to_dict(self.config), environment.collect())
+        rundir.begin(self.directory, self.config, environment.collect())
         if (self.directory / rundir.CHECKPOINT).exists():
             self.state = checkpoint.restore(
                 self.directory / rundir.CHECKPOINT,
@@ -314,7 +314,7 @@ class _Run:
         whole = averaged.numel() == 1 and averaged.dtype == torch.int64
         whole &= bool(self.state.average) == bool(self.train.ema)
         if self.phases is None:
-            whole &= all("valid_loss" in record for record in self.state.history)
+            whole &= all(math.isfinite(epoch.valid_loss) for epoch in self.state.history)
         path = self.directory / rundir.CHECKPOINT
         if not whole:
             raise checkpoint.CheckpointError(
@@ -352,8 +352,8 @@ class _Run:
         except FloatingPointError as error:
             raise self._diverged(f"{error} became infinite or nan", epoch) from error
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
-        """Train for an epoch, validate, save; returns its line of metrics.jsonl."""
+    def _epoch(self, epoch: int) -> Epoch:
+        """Train for an epoch, validate, save."""
         started = time.perf_counter()
         phases = self.phases
         if phases is not None and phases.begins(epoch):
@@ -371,16 +371,16 @@ class _Run:
         ends = phases is not None and phases.ends(epoch)
         if ends:
             self._put_down(epoch)
-        record = {
-            "epoch": epoch,
-            **({} if phases is None else {"task": phases.number(epoch)}),
+        record = Epoch(
+            epoch=epoch,
+            task=None if phases is None else phases.number(epoch),
             **trained,
-            "valid_loss": valid.loss,
-            "valid": valid.metric,
-            "seconds": time.perf_counter() - started,
-            "best": best,
-            "metric": self.task.metric,
-        }
+            valid_loss=valid.loss,
+            valid=valid.metric,
+            seconds=time.perf_counter() - started,
+            best=best,
+            metric=self.task.metric,
+        )
         self.state.history.append(record)
         if phases is not None and ends and self.keeps_model:
             phases.rows.append(phases.accuracies("test"))
@@ -452,7 +452,7 @@ class _Run:
         if scaling is not None:
             rundir.write_json(self.directory / rundir.SCALING, scaling)
 
-    def _train(self, epoch: int) -> dict[str, float]:
+    def _train(self, epoch: int) -> dict[str, Any]:
         """One pass over the training set: mean loss and norm, last rate, updates left out."""
         self.network.train()
         total, norms, count, rate = 0.0, 0.0, 0, self.train.lr
@@ -525,13 +525,13 @@ class _Run:
         before = self.state.history[epoch - 1]
         sign = 1 if self.task.higher_is_better else -1
         return (sign * valid.metric, -valid.loss) > (
-            sign * before["valid"],
-            -before["valid_loss"],
+            sign * before.valid,
+            -before.valid_loss,
         )
 
     def _write_metrics(self) -> None:
-        lines = [rundir.to_line(record) for record in self.state.history]
-        rundir.write_text(self.directory / rundir.METRICS, "".join(lines))
+        lines = "".join(epoch.line for epoch in self.state.history)
+        rundir.write_text(self.directory / rundir.METRICS, lines)
 
     def _finish(self) -> Result:
         """Test with the best weights, write model, examples and, last, the result."""
@@ -559,7 +559,7 @@ class _Run:
             generator(seed, "examples"),
         )
         result = self._result(test, activity)
-        rundir.write_json(self.directory / rundir.RESULT, result.to_dict())
+        rundir.write_json(self.directory / rundir.RESULT, to_plain(result))
         return result
 
     def validation(self) -> float:
@@ -567,7 +567,7 @@ class _Run:
         if self.phases is not None:
             return statistics.fmean(self.phases.accuracies("valid"))
         history = self.state.history
-        return float(history[best_epoch(history) - 1]["valid"])
+        return history[best_epoch(history) - 1].valid
 
     def _result(self, test: evaluation.Score, activity: evaluation.Activity) -> Result:
         history = self.state.history
@@ -585,7 +585,7 @@ class _Run:
             epochs=len(history),
             parameters=sum(p.numel() for p in self.parameters),
             operations_per_step=network.operations(self.network),
-            seconds=sum(record["seconds"] for record in history),
+            seconds=sum(epoch.seconds for epoch in history),
             seed=self.train.seed,
             published=published.headline(self.config),
             directory=self.directory,

@@ -29,11 +29,17 @@ _YIN = (
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One published number."""
+class Published:
+    """A published number to stand beside a result."""
 
     value: float
     source: str
+
+
+@dataclass(frozen=True)
+class Figure(Published):
+    """One of the published numbers on some data."""
+
     headline: bool = True
     """Whether this is the one to show where there is room for only one."""
 
@@ -134,8 +140,8 @@ def _of_shape(hidden: tuple[int, ...], unit: str, distorted: bool) -> str:
     return _CHARTED if len(hidden) + 1 in (4, 7) else ""
 
 
-def headline(config: Config) -> dict[str, object] | None:
-    """The one figure to show beside a config's result: {"value": .., "source": ..}, or None.
+def headline(config: Config) -> Published | None:
+    """The one figure to show beside a config's result, or None.
 
     All of them are of backpropagation.
     """
@@ -143,5 +149,5 @@ def headline(config: Config) -> dict[str, object] | None:
         return None
     for figure in figures(config):
         if figure.headline:
-            return {"value": figure.value, "source": figure.source}
+            return Published(figure.value, figure.source)
     return None

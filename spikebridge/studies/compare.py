@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikebridge.base.processes import make, stop
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, to_plain
 from spikebridge.runs import rundir
+from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import folder_name, from_dict, to_dict
+from spikebridge.studies.comparison import COMPARE, Summary
 from spikebridge.studies.plan import (
     DEMO_SEEDS,
     Contender,
@@ -45,7 +47,6 @@ __all__ = [
     "plan",
 ]
 
-COMPARE = "compare.json"
 LOOK_EVERY_SECONDS = 0.25
 
 
@@ -60,7 +61,7 @@ def compare(
     finish: Callable[[Planned], None] | None = None,
     by_steps: Sequence[int] = (),
     more: Callable[[], dict[str, Any]] | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Do what is not done yet, then write compare.json.
 
     Args:
@@ -72,9 +73,9 @@ def compare(
         about: a title for tables and pages.
         finish: is called for each complete run before the summary is written.
         by_steps: numbers of time steps at which each complete run is tested before that.
-        more: gives, once all runs are complete, what else the summary holds.
+        more: gives, once all runs are complete, further fields of the summary.
 
-    Returns the content of compare.json.  Raises RunError where some runs failed, the others are
+    Raises RunError where some runs failed, the others are
     complete and kept; UsageError where a comparison is going on there.
     """
     for run in planned:
@@ -89,11 +90,10 @@ def compare(
 
             for run in planned:
                 stepwise.tested(run.directory, by_steps)
-        content = summary(planned) | ({"title": about} if about else {})
-        content |= more() if more is not None else {}
-        if _read(directory / COMPARE) != content:
-            rundir.write_json(directory / COMPARE, content)
-    return content
+        result = summary(planned, title=about or None, **(more() if more is not None else {}))
+        if _read(directory / COMPARE) != to_plain(result):
+            rundir.write_json(directory / COMPARE, to_plain(result))
+    return result
 
 
 def default_folder(contenders: Sequence[Contender], seeds: Sequence[int], jobs: int) -> Path:
@@ -256,7 +256,7 @@ class _Followed:
             self.progress.begin(self.run.config, len(lines))
             self.seen = len(lines)
         for line in lines[self.seen :]:
-            self.progress.epoch(rundir.parse_json(line))
+            self.progress.epoch(Epoch.of(line))
         self.seen = len(lines)
 
     def end(self) -> None:

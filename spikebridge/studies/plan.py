@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spikebridge.base.records import UsageError
 from spikebridge.runs import environment, rundir
 from spikebridge.settings import published
 from spikebridge.settings.config import Config, label_of, override, preset, variant_of
+from spikebridge.settings.published import Published
 from spikebridge.studies.catalog import Entry
 
 DEMO_UNITS = ("snu", "softsnu", "lstm")
@@ -25,8 +25,8 @@ class Contender:
     """Safe for folders, such as "recurrent-softsnu"."""
     label: str
     config: Config
-    published: dict[str, Any] | None
-    """A published figure to stand beside it: {"value": .., "source": ..}."""
+    published: Published | None
+    """A published figure to stand beside it."""
     look: str = ""
     """What its colour stands for, where it is not the unit."""
 

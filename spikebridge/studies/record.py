@@ -7,15 +7,18 @@ written.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spikebridge.base.records import UsageError
+from spikebridge.base.records import UsageError, to_plain
 from spikebridge.runs import rundir
+from spikebridge.runs.environment import Environment
+from spikebridge.runs.load import ReportError, load_environment
+from spikebridge.studies.comparison import Summary
 from spikebridge.studies.tune import Tuning
 
 VERSIONS = ("spikebridge", "python", "torch", "numpy")
@@ -30,17 +33,16 @@ def environment_of(directories: Sequence[Path]) -> dict[str, Any]:
 
     A run without a readable environment.json counts as one of which nothing is known.
     """
-    result = []
+    environments = []
     for directory in directories:
         try:
-            result.append(rundir.read_json(directory / rundir.ENVIRONMENT, ""))
-        except rundir.RunError:
-            result.append({})
+            environments.append(load_environment(directory))
+        except ReportError:
+            environments.append(Environment())
     shared: dict[str, Any] = {}
     for name in (*VERSIONS, "instruction_set", *MACHINE, "commit"):
-        values = [json.dumps(item.get(name)) for item in result]
-        distinct = [json.loads(value) for value in dict.fromkeys(values)]
-        shared[name] = distinct[0] if len(distinct) == 1 else distinct
+        values = list(dict.fromkeys(getattr(item, name) for item in environments))
+        shared[name] = values[0] if len(values) == 1 else values
     return shared
 
 
@@ -92,33 +94,38 @@ def _of(content: dict[str, Any]) -> list[str]:
 def _tuning(out: Path) -> dict[str, Any]:
     """What was tried and chosen; what a trial shares with its row stands in the row's settings."""
     tuning = Tuning.read(out)
-    if not tuning.trials:
-        return {}
-    trials = [{k: v for k, v in trial.items() if k != "config"} for trial in tuning.trials]
-    return {"tuning": {"trials": trials, "chosen": tuning.chosen}}
+    trials = tuple(replace(trial, config={}) for trial in tuning.trials)
+    return {"tuning": to_plain(replace(tuning, trials=trials))} if trials else {}
 
 
-def write(name: str, content: dict[str, Any], out: Path, folder: Path) -> list[Path]:
+def write(
+    name: str, content: Summary, out: Path, folder: Path, *, quick: bool = False
+) -> list[Path]:
     """Write NAME.json, its table and its pictures to a folder; the files.
 
     Args:
         name: of the entry of the catalog.
-        content: of compare.json, of complete runs.
+        content: of complete runs.
         out: the table's folder.
         folder: where the record goes, such as docs/results.
+        quick: whether the runs are those of --quick.
 
     Raises UsageError where the record would not be whole.
     """
-    content = {"command": f"spikebridge reproduce {name}"} | content
-    if missing := lacks(content):
+    plain = to_plain(content)
+    if missing := lacks({"command": ""} | plain):
         raise UsageError(
             f"{out}: as a record it lacks {', '.join(missing)}; make all its runs again with "
             "--overwrite, from a source tree without uncommitted changes"
         )
-    content = _tuning(out) | content
+    seeds = content.rows[0].seeds
+    counted = seeds == tuple(range(len(seeds)))
+    words = ["spikebridge", "reproduce", name, *(["--quick"] if quick else [])]
+    words += ["--count", str(len(seeds))] if counted else ["--seeds", *map(str, seeds)]
+    plain = {"command": " ".join(words)} | _tuning(out) | plain
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json"]
-    rundir.write_json(written[0], content)
+    rundir.write_json(written[0], plain)
     for own, end in FILES.items():
         if (out / own).exists():
             path = folder / f"{name}{end}"

@@ -16,14 +16,14 @@ from typing import Any
 
 from spikebridge import data as tasks
 from spikebridge.base.metrics import METRICS, Metric
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, to_plain
 from spikebridge.runs import environment, rundir, training
 from spikebridge.runs.optimizers import best_epoch
+from spikebridge.runs.results import Epoch, SearchResult, SearchTrial
 from spikebridge.settings.config import (
     Config,
     from_dict,
     override,
-    preset,
     split_variant,
     to_dict,
     unit_in_path,
@@ -86,36 +86,6 @@ def space(task: str, variant: str, base: Config | None = None) -> dict[str, Any]
 
 
 def search(
-    task: str,
-    variant: str,
-    directory: Path,
-    *,
-    trials: int,
-    data: str | None = None,
-    settings: dict[str, Any] | None = None,
-    folds: int = 0,
-    tell: Tell | None = None,
-) -> dict[str, Any]:
-    """Find settings for a unit; written to directory/VARIANT/search.json and returned.
-
-    Args:
-        task, variant, data: as for `config.preset`, which the trials start from.
-        directory: where the search is kept; one that lies there goes on.
-        trials: number in all; the first is the preset itself.
-        settings: what holds for all trials instead of the preset, such as epochs or data_dir.
-        folds: K > 1 judges each trial by cross-validation, for tasks with `folds`: the mean over K
-            trainings, each of which validates on another K-th of the training data.
-        tell: is told of each trial: number, validation metric (None: it failed), settings.
-
-    Raises UsageError, also where a search of other settings or another space lies there, or one is
-    going on.
-    """
-    settings = settings or {}
-    base = preset(task, variant, data, **settings)
-    return search_from(base, directory, trials=trials, fixed=settings, folds=folds, tell=tell)
-
-
-def search_from(
     base: Config,
     directory: Path,
     *,
@@ -123,19 +93,34 @@ def search_from(
     fixed: Collection[str] = (),
     folds: int = 0,
     tell: Tell | None = None,
-) -> dict[str, Any]:
-    """As `search`, from a config, which is the first trial; what is fixed is not drawn."""
+) -> SearchResult:
+    """Search settings for a unit; written to directory/VARIANT/search.json and returned.
+
+    Args:
+        base: the first trial, from which the others differ in what is drawn.
+        directory: where the search is kept; one that lies there goes on.
+        trials: number in all.
+        fixed: names of settings that are not drawn.
+        folds: K > 1 judges each trial by cross-validation, for tasks with `folds`: the mean over K
+            trainings, each of which validates on another K-th of the training data.
+        tell: is called with each trial's number, validation metric (None: it failed), settings.
+
+    Raises UsageError, also where a search of other settings or another space lies there, or one is
+    going on.
+    """
     if trials < 1:
         raise UsageError(f"trials={trials}: it must be at least 1; pass --trials 12")
     if base.sequence.used:
         raise UsageError(
             f"protocol={base.sequence.protocol}: a search is of a single task; leave --protocol out"
         )
-    base = override(base, **_first_fold(base.task.NAME, folds))
-    variant = variant_of(base.model)
-    whole = space(base.task.NAME, variant, base)
+    if folds:
+        if base.task.NAME != "events":
+            raise UsageError(f"folds={folds}: only events are cut into folds; leave --folds out")
+        base = override(base, folds=folds, fold=0)
+    whole = space(base.task.NAME, variant_of(base.model), base)
     drawn = {name: options for name, options in whole.items() if name not in fixed}
-    metric = _metric(base)  # of data that are missing: before anything is written
+    metric = metric_of(base)  # of data that are missing: before anything is written
     folder = directory / unit_in_path(base)
     with rundir.owning(folder, "search", make=True):
         return _go_on(folder, base, drawn, metric, trials, folds, tell)
@@ -145,51 +130,52 @@ def _go_on(
     folder: Path,
     base: Config,
     drawn: dict[str, Any],
-    metric: Metric,
+    metric: str,
     trials: int,
     folds: int,
     tell: Tell | None,
-) -> dict[str, Any]:
-    """The trials that are not done yet; the content of search.json."""
+) -> SearchResult:
+    """The trials that are not done yet."""
     # That of a search that was killed: this one would wait for it.
     (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
-    study = _study(folder, base, drawn, metric)
-    result = [_told(trial) for trial in study.trials if trial.value is not None]
-    done = len(result) + sum(_FAILED in trial.user_attrs for trial in study.trials)
-    for number in range(done, trials):
+    study = _study(folder, base, drawn, METRICS[metric])
+    failures = sum(_FAILED in trial.user_attrs for trial in study.trials)
+    for number in range(len(_trials(study)) + failures, trials):
         study.sampler = _sampler(number)
         if number == 1 and base.task.OWN_ONLY:
             study.enqueue_trial(_second(drawn))
         trial = study.ask()
         chosen = {} if number == 0 else {name: _draw(trial, name, drawn[name]) for name in drawn}
+        valid = None
         try:
-            history = _validated(override(base, **chosen), folds)
+            best, seconds = _tried(override(base, **chosen), folds)
         except RunError as error:  # a learning rate that is too high: a bad trial, not the end
             trial.set_user_attr(_FAILED, str(error))
             study.tell(trial, state=_fail())
             warnings.warn(f"trial {number + 1} of {folder.name} failed: {error}", stacklevel=2)
-            if tell is not None:
-                tell(number + 1, None, chosen)
-            continue
         except UsageError:
             if number == 0:  # such as data that are missing: the next search may be another one
                 (folder / JOURNAL).unlink()
             raise
-        record = history[best_epoch(history) - 1]
-        trial.set_user_attr("settings", chosen)
-        trial.set_user_attr("best_epoch", record["epoch"])
-        trial.set_user_attr("seconds", round(sum(epoch["seconds"] for epoch in history), 1))
-        study.tell(trial, record["valid"])
-        result.append(_told(study.trials[-1]))
-        rundir.write_json(folder / SEARCH, _content(base, drawn, metric, result))
+        else:
+            for name, value in (
+                ("settings", chosen),
+                ("best_epoch", best.epoch),
+                ("seconds", round(seconds, 1)),
+            ):
+                trial.set_user_attr(name, value)
+            valid = best.valid
+            study.tell(trial, valid)
+            content = to_plain(_content(base, drawn, metric, _trials(study)))
+            rundir.write_json(folder / SEARCH, content)
         if tell is not None:
-            tell(number + 1, record["valid"], chosen)
-    return _content(base, drawn, metric, result)
+            tell(number + 1, valid, chosen)
+    return _content(base, drawn, metric, _trials(study))
 
 
-def _metric(base: Config) -> Metric:
-    """The metric of a config's task; of data of one's own, the data say it."""
-    return METRICS[base.task.metric() or tasks.load(base.task).metric]
+def metric_of(config: Config) -> str:
+    """The name of the metric of a config's task; of data of one's own, the data say it."""
+    return config.task.metric() or tasks.load(config.task).metric
 
 
 def _second(drawn: dict[str, Any]) -> dict[str, Any]:
@@ -199,53 +185,37 @@ def _second(drawn: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name in drawn}
 
 
-def _first_fold(task: str, folds: int) -> dict[str, int]:
-    if folds == 0:
-        return {}
-    if task != "events":
-        raise UsageError(f"folds={folds}: only events are cut into folds; leave --folds out")
-    return {"folds": folds, "fold": 0}
-
-
-def _validated(config: Config, folds: int) -> list[dict[str, Any]]:
-    """The epochs of a training; with folds of several, epoch by epoch their mean."""
-    if folds == 0:
-        return training.validate(config)
-    histories = [training.validate(override(config, fold=fold)) for fold in range(folds)]
-    curve = [
-        {
-            "epoch": epochs[0]["epoch"],
-            "valid": statistics.fmean(epoch["valid"] for epoch in epochs),
-            "seconds": sum(epoch["seconds"] for epoch in epochs),
-        }
-        for epochs in zip(*histories, strict=False)  # a patient training may end sooner
+def _tried(config: Config, folds: int) -> tuple[Epoch, float]:
+    """The best epoch of a training, of several folds by their mean, and the seconds of all."""
+    configs = [override(config, fold=fold) for fold in range(folds)] if folds else [config]
+    histories = [training.validate(config) for config in configs]
+    seconds = sum(epoch.seconds for history in histories for epoch in history)
+    if not folds:
+        return histories[0][best_epoch(histories[0]) - 1], seconds
+    curve = [  # a patient training may end sooner
+        Epoch(epoch=epochs[0].epoch, valid=statistics.fmean(epoch.valid for epoch in epochs))
+        for epochs in zip(*histories, strict=False)
     ]
-    pick = max if higher_is_better(config) else min
-    chosen = pick(curve, key=lambda epoch: epoch["valid"])
-    return [epoch | {"best": epoch is chosen} for epoch in curve]
+    pick = max if METRICS[metric_of(config)].higher_is_better else min
+    return pick(curve, key=lambda epoch: epoch.valid), seconds
 
 
-def best(content: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were best on validation.  Raises RunError where no trial came to an end."""
-    return dict(rundir.ranked_trials(content)[0]["settings"])
-
-
-def command(content: dict[str, Any], folder: Path) -> str:
+def command(content: SearchResult, folder: Path) -> str:
     """What trains with the best settings of a search in a folder."""
-    task = content["base"]["task"]["name"]
+    task = from_dict(content.base).task.NAME
     return shlex.join(["spikebridge", "train", task, "--config", str(folder / SEARCH)])
 
 
-def summary(result: dict[str, dict[str, Any]], directory: Path) -> dict[str, Any]:
+def summary(contents: dict[str, SearchResult], directory: Path) -> dict[str, Any]:
     """The content of best.json: per unit the trials, the best first, and what trains with it."""
     return {
         unit: {
-            "metric": content["metric"],
-            "higher_is_better": content["higher_is_better"],
+            "metric": content.metric,
+            "higher_is_better": content.higher_is_better,
             "command": command(content, directory / unit),
-            "trials": rundir.ranked_trials(content),
+            "trials": to_plain(content.ranked),
         }
-        for unit, content in result.items()
+        for unit, content in contents.items()
     }
 
 
@@ -270,9 +240,9 @@ def _study(folder: Path, base: Config, drawn: dict[str, Any], metric: Metric) ->
     )
     if not study.trials:
         study.set_user_attr("base", to_dict(base))
-        study.set_user_attr("space", _plain(drawn))
+        study.set_user_attr("space", to_plain(drawn))
     kept = study.user_attrs
-    if kept.get("space") != _plain(drawn):
+    if kept.get("space") != to_plain(drawn):
         raise UsageError(
             f"{folder}: the search there draws from another space; give another folder"
         )
@@ -290,10 +260,6 @@ def _sampler(number: int) -> Any:
     return optuna.samplers.TPESampler(seed=number, n_startup_trials=5)
 
 
-def _plain(drawn: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: list(options) for name, options in drawn.items()}
-
-
 def _fail() -> Any:
     from optuna.trial import TrialState
 
@@ -306,32 +272,23 @@ def _draw(trial: Any, name: str, options: Any) -> Any:
     return trial.suggest_categorical(name, options)
 
 
-def higher_is_better(base: Config) -> bool:
-    """Whether the metric of a config's task is one of those that should be high."""
-    return _metric(base).higher_is_better
-
-
-def _told(trial: Any) -> dict[str, Any]:
-    attributes = trial.user_attrs
-    return {
-        "settings": attributes["settings"],
-        "valid": trial.value,
-        "best_epoch": attributes["best_epoch"],
-        "seconds": attributes["seconds"],
-    }
+def _trials(study: Any) -> tuple[SearchTrial, ...]:
+    """Those that came to their end."""
+    ended = [trial for trial in study.trials if trial.value is not None]
+    return tuple(SearchTrial(valid=trial.value, **trial.user_attrs) for trial in ended)
 
 
 def _content(
-    base: Config, drawn: dict[str, Any], metric: Metric, result: list[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "base": to_dict(base),
-        "space": _plain(drawn),
-        "metric": next(name for name, one in METRICS.items() if one is metric),
-        "higher_is_better": metric.higher_is_better,
-        "sampler": "optuna TPE, seeded with the trial's number, 5 random trials first; "
+    base: Config, drawn: dict[str, Any], metric: str, trials: tuple[SearchTrial, ...]
+) -> SearchResult:
+    return SearchResult(
+        base=to_dict(base),
+        space=to_plain(drawn),
+        metric=metric,
+        higher_is_better=METRICS[metric].higher_is_better,
+        sampler="optuna TPE, seeded with the trial's number, 5 random trials first; "
         "the first trial is the base"
         + (", the second what suited other recordings" if base.task.OWN_ONLY else ""),
-        "environment": environment.collect(),
-        "trials": result,
-    }
+        environment=environment.collect(),
+        trials=trials,
+    )

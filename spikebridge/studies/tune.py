@@ -10,54 +10,53 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spikebridge.base import processes
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.metrics import METRICS
+from spikebridge.base.records import (
+    UNLESS_DEFAULT,
+    RunError,
+    Several,
+    UsageError,
+    from_content,
+    to_plain,
+)
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, from_dict, override, to_dict
 from spikebridge.studies.catalog import Entry, Row
 from spikebridge.studies.plan import Contender, seeded
-from spikebridge.studies.search import higher_is_better
+from spikebridge.studies.search import metric_of
 
 TUNING = "tuning.json"
 SEEDS = (1000, 1001)
-
-Tell = Callable[["Trial", "float | None"], None]
+Tell = Callable[["Trial"], None]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that are tried for a row of a table, with the config that they make."""
+    """Settings that are tried for a row of a table with one seed."""
 
     row: str
     settings: dict[str, Any]
-    config: Config
-
-    @property
-    def key(self) -> tuple[str, Config]:
-        """All that decides its numbers."""
-        return self.row, self.config
-
-
-Known = dict[tuple[str, Config], float | None]
-"""The validation metric of each trial that is done; None where it failed."""
+    """Those of the row's grid."""
+    seed: int
+    valid: float | None
+    """The metric on validation; None where the training failed."""
+    config: dict[str, Any] = field(default_factory=dict, metadata=UNLESS_DEFAULT)
+    """All settings, as plain data."""
 
 
 @dataclass(frozen=True)
 class Tuning:
     """The content of tuning.json."""
 
-    trials: tuple[dict[str, Any], ...] = ()
-    """Those that are done: row, settings, seed, valid (the metric, None: it failed), config."""
-    chosen: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    trials: Several[Trial] = ()
+    """Those that are done."""
+    chosen: dict[str, Any] = field(default_factory=dict)
     """The best settings of each row; empty while trials are missing."""
-
-    def write(self, directory: Path) -> Tuning:
-        rundir.write_json(directory / TUNING, dataclasses.asdict(self))
-        return self
 
     @staticmethod
     def read(directory: Path) -> Tuning:
@@ -68,11 +67,23 @@ class Tuning:
         path, remedy = directory / TUNING, "remove it to tune anew"
         if not path.exists():
             return Tuning()
-        plain = rundir.read_json(path, remedy)
         try:
-            return Tuning(tuple(map(dict, plain["trials"])), dict(plain["chosen"]))
-        except (LookupError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: not the trials of a table ({error!r}); {remedy}") from error
+            return from_content(Tuning, rundir.read_json(path, remedy))
+        except ValueError as error:
+            raise RunError(f"{path}: not the trials of a table ({error}); {remedy}") from error
+
+    def means(self, row: str) -> list[tuple[dict[str, Any], float | None]]:
+        """The settings of a row with their mean over seeds; None where one failed."""
+        values: dict[str, tuple[dict[str, Any], list[float | None]]] = {}
+        for trial in self.trials:
+            if trial.row == row:
+                values.setdefault(repr(trial.settings), (trial.settings, []))[1].append(trial.valid)
+        return [
+            (settings, statistics.fmean(v for v in of_seeds if v is not None))
+            if None not in of_seeds
+            else (settings, None)
+            for settings, of_seeds in values.values()
+        ]
 
 
 def tune(
@@ -96,7 +107,7 @@ def tune(
         quick: one seed and the first value of each grid only.
         jobs: trials at the same time; each has one thread, so that their number changes nothing.
         anew: forget the trials that lie there.
-        tell: is called with each trial and its validation metric, None if it failed.
+        tell: is called with each trial as it ends.
 
     Raises RunError where all trials of a row failed, UsageError where seeds are those of trials.
     """
@@ -107,18 +118,33 @@ def tune(
             f"seeds={list(seeds)}: {list(SEEDS)} choose the settings and would flatter them; take "
             "other seeds"
         )
-    trials = list(_trials(entry, contenders, quick))
-    known = {} if anew else _known(out, trials)
+    planned = {(row, config): picked for row, picked, config in _grid(entry, contenders, quick)}
+    known = {} if anew else _known(out)
     out.mkdir(parents=True, exist_ok=True)
-    todo = [(trial, to_dict(trial.config)) for trial in trials if trial.key not in known]
-    for trial, valid in processes.results(_valid, todo, jobs):
-        known[trial.key] = valid
-        _done(trials, known).write(out)
+
+    def write(chosen: Mapping[str, Any]) -> Tuning:
+        """The trials that are done, in the order of the grid."""
+        done = Tuning(
+            tuple(
+                Trial(row, picked, config.train.seed, known[row, config], to_dict(config))
+                for (row, config), picked in planned.items()
+                if (row, config) in known
+            ),
+            dict(chosen),
+        )
+        rundir.write_json(out / TUNING, to_plain(done))
+        return done
+
+    todo = [(key, to_dict(key[1])) for key in planned if key not in known]
+    for key, valid in processes.results(_valid, todo, jobs):
+        known[key] = valid
+        write({})
         if tell is not None:
-            tell(trial, valid)
-    higher = higher_is_better(contenders[0].config)
-    chosen = {row.name: _chosen(row.name, trials, known, higher) for row in contenders}
-    dataclasses.replace(_done(trials, known), chosen=chosen).write(out)
+            tell(Trial(key[0], planned[key], key[1].train.seed, valid))
+    higher = METRICS[metric_of(contenders[0].config)].higher_is_better
+    done = write({})
+    chosen = {row.name: _best(row.name, done, higher) for row in contenders}
+    write(chosen)
     return [
         dataclasses.replace(row, config=override(row.config, **chosen[row.name]))
         for row in contenders
@@ -135,62 +161,35 @@ def at_edge(entry: Entry, row: Row, chosen: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _trials(entry: Entry, contenders: Sequence[Contender], quick: bool) -> Iterator[Trial]:
+def _grid(
+    entry: Entry, contenders: Sequence[Contender], quick: bool
+) -> Iterator[tuple[str, dict[str, Any], Config]]:
     """Row by row all settings of its grid, each with all seeds."""
     shared = {} if quick else dict(entry.trial)
     for row, contender in zip(entry.rows, contenders, strict=True):
         grid = {**entry.grid, **row.grid}
         values = [options[:1] if quick else options for options in grid.values()]
-        for picked in itertools.product(*values):
-            settings = dict(zip(grid, picked, strict=True))
-            config = override(contender.config, **(shared | settings | {"threads": 1}))
+        for combination in itertools.product(*values):
+            picked = dict(zip(grid, combination, strict=True))
+            config = override(contender.config, **(shared | picked | {"threads": 1}))
             for seed in SEEDS[: 1 if quick else None]:
-                yield Trial(contender.name, settings, seeded(config, seed))
+                yield contender.name, picked, seeded(config, seed)
 
 
-def _known(out: Path, trials: Sequence[Trial]) -> Known:
-    """What trials that lie there came to, as far as they are of this grid."""
-    known: Known = {}
-    wanted = {trial.key for trial in trials}
-    for kept in Tuning.read(out).trials:
+def _known(out: Path) -> dict[tuple[str, Config], float | None]:
+    """What the trials that lie there came to, by all that decides their numbers."""
+    known: dict[tuple[str, Config], float | None] = {}
+    for trial in Tuning.read(out).trials:
         try:
-            key = (kept["row"], from_dict(kept["config"]))
-        except (KeyError, UsageError):  # of settings as they are no more
+            known[trial.row, from_dict(trial.config)] = trial.valid
+        except UsageError:  # of settings as they are no more
             continue
-        if key in wanted:
-            known[key] = kept["valid"]
     return known
 
 
-def _done(trials: Sequence[Trial], known: Known) -> Tuning:
-    """The trials that are done, in the order of the grid."""
-    return Tuning(
-        tuple(
-            {
-                "row": trial.row,
-                "settings": trial.settings,
-                "seed": trial.config.train.seed,
-                "valid": known[trial.key],
-                "config": to_dict(trial.config),
-            }
-            for trial in trials
-            if trial.key in known
-        )
-    )
-
-
-def _chosen(row: str, trials: Sequence[Trial], known: Known, higher: bool) -> dict[str, Any]:
+def _best(row: str, done: Tuning, higher: bool) -> dict[str, Any]:
     """The settings with the best mean over seeds; of equal ones those that come first."""
-    values: dict[str, tuple[dict[str, Any], list[float | None]]] = {}
-    for trial in trials:
-        if trial.row == row:
-            kept = values.setdefault(repr(trial.settings), (trial.settings, []))
-            kept[1].append(known[trial.key])
-    means = [
-        (statistics.fmean(value for value in of_seeds if value is not None), settings)
-        for settings, of_seeds in values.values()
-        if None not in of_seeds
-    ]
+    means = [(mean, settings) for settings, mean in done.means(row) if mean is not None]
     if not means:
         raise RunError(f"{row}: all trials failed; give it a grid of lower learning rates")
     return dict((max if higher else min)(means, key=lambda pair: pair[0])[1])

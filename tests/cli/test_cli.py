@@ -20,6 +20,8 @@ from spikebridge.cli import demo, progress, train
 from spikebridge.cli import main as cli
 from spikebridge.crossbar.measured import COLUMNS
 from spikebridge.runs import rundir, training
+from spikebridge.runs.environment import Environment
+from spikebridge.runs.results import Epoch
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import PRESETS, Config, flatten, override, preset, to_dict
 from spikebridge.settings.tasks import TASKS
@@ -415,7 +417,7 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         if line.startswith("train"):
-            rundir.begin(tmp_path, {}, {})
+            rundir.begin(tmp_path, Config(), Environment())
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
@@ -437,7 +439,7 @@ def test_bars_in_a_terminal() -> None:
         for run in (told, display("snu-1")):
             run.remarks(["read [t].csv"])
         told.batch(1, 0.5)
-        told.epoch({"epoch": 1, "train_loss": 1.5, "valid": 0.25, "best": True, "seconds": 1.0})
+        told.epoch(Epoch(epoch=1, train_loss=1.5, valid=0.25, best=True, seconds=1.0))
         told.end()
     assert "snu-0" in stream.getvalue()
     assert "valid 0.2500 *" in stream.getvalue()

@@ -20,6 +20,7 @@ from spikebridge.cli import progress
 from spikebridge.cli.compare import ahead
 from spikebridge.nn.kernels import native
 from spikebridge.runs import training
+from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import override
 from spikebridge.settings.model import ModelConfig
 from spikebridge.studies import compare
@@ -73,7 +74,7 @@ def test_lines_tell_what_is_left_of_all() -> None:
     with progress.display(stream, whole()) as display:
         run = display("snu-0")
         run.begin(override(tiny(), epochs=10), 0)
-        run.epoch({"epoch": 1, "train_loss": 1.0, "valid": 0.5, "best": True, "seconds": 1.0})
+        run.epoch(Epoch(epoch=1, train_loss=1.0, valid=0.5, best=True, seconds=1.0))
         run.end()
     assert stream.getvalue() == (
         "snu-0  epoch 1/10  loss 1.0000  valid 0.5000 *  1.0 s  0/3 runs done, 39 s left in all\n"
@@ -89,7 +90,7 @@ def test_bars_have_one_for_all() -> None:
     with progress.display(stream, whole()) as display:
         run = display("snu-0")
         run.begin(override(tiny(), epochs=10), 0)
-        run.epoch({"epoch": 1, "train_loss": 1.0, "valid": 0.5, "best": True, "seconds": 1.0})
+        run.epoch(Epoch(epoch=1, train_loss=1.0, valid=0.5, best=True, seconds=1.0))
         assert display.bars.tasks[0].completed == 1  # type: ignore[attr-defined]
         assert display.bars.tasks[0].total == 25  # type: ignore[attr-defined]
         run.end()

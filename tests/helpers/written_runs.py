@@ -177,7 +177,14 @@ def write_run(
     }
     (directory / "config.json").write_text(json.dumps(config_of(task, unit, seed, epochs)))
     (directory / "environment.json").write_text(
-        json.dumps({"python": "3.12.1", "cpu": {"cores": 2}, "command": ["spikebridge", "demo"]})
+        json.dumps(
+            {
+                "python": "3.12.1",
+                "cpu": "some processor",
+                "cores": 2,
+                "command": ["spikebridge", "demo"],
+            }
+        )
     )
     (directory / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     np.savez_compressed(directory / "examples.npz", **examples)

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 from test_on_cells_page import HOSTILE, cells_of, changed, page_of, part, write_run
 
+from spikebridge.base.records import to_plain
 from spikebridge.chip.program import ChipCounts
 from spikebridge.cli import tables
 from spikebridge.energy import PUBLISHED
@@ -31,6 +32,7 @@ from spikebridge.runs.load import ReportError
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import Config, preset, to_dict
 from spikebridge.studies import compare
+from spikebridge.studies.comparison import Summary
 
 CACTI = "CACTI 7.0.3, all else as it comes"
 COUNTS = {
@@ -438,7 +440,7 @@ def finished(directory: Path, config: Config, test: float, spikes: float | None)
         published=None,
         directory=directory,
     )
-    (directory / "result.json").write_text(json.dumps(result.to_dict()))
+    (directory / "result.json").write_text(json.dumps(to_plain(result)))
     (directory / "config.json").write_text(json.dumps(to_dict(config)))
 
 
@@ -456,7 +458,7 @@ def export(run: compare.Planned, content: dict[str, Any]) -> None:
     (run.directory / "digital.json").write_text(json.dumps(content))
 
 
-def shown(content: dict[str, Any]) -> str:
+def shown(content: Summary) -> str:
     console = Console(width=160, file=io.StringIO())
     table = tables.chip_table(content)
     assert table is not None
@@ -469,18 +471,19 @@ def test_a_comparison_holds_means_over_its_networks(tmp_path: Path) -> None:
     for run, integer in zip(planned, (0.96, 0.965, 0.98), strict=False):
         export(run, digital(integer=integer, counts=COUNTS | {"cycles": int(2e8 * integer)}))
     content = compare.compare(planned, tmp_path)
-    snu, soft, lstm = content["rows"]
-    assert soft["chip"] is None
-    assert lstm["chip"] is None
-    assert content["rtl"] is None
-    found = snu["chip"]
-    assert found["mean"] == pytest.approx((0.96 + 0.965 + 0.98) / 3)
-    assert found["std"] == pytest.approx(statistics.stdev([0.96, 0.965, 0.98]))
-    assert found["software_mean"] == pytest.approx(0.97)
-    assert found["cycles"] == pytest.approx(1e6 * found["mean"])
-    assert found["additions"] == 130_000
+    snu, soft, lstm = content.rows
+    assert soft.chip is None
+    assert lstm.chip is None
+    assert content.rtl is None
+    found = snu.chip
+    assert found is not None
+    assert found.mean == pytest.approx((0.96 + 0.965 + 0.98) / 3)
+    assert found.std == pytest.approx(statistics.stdev([0.96, 0.965, 0.98]))
+    assert found.software_mean == pytest.approx(0.97)
+    assert found.cycles == pytest.approx(1e6 * found.mean)
+    assert found.additions == 130_000
     for end in ENDS:
-        assert found["energy_pJ"][end] == pytest.approx(digital()["energy"][end]["total_pJ"])
+        assert found.energy_pJ[end] == pytest.approx(digital()["energy"][end]["total_pJ"])
     text = shown(content)
     assert "On the digital chip, 40 nm, 64 lanes at 200 MHz: accuracy (%), mean of 3" in text
     assert "96.83 ± 1.04" in text
@@ -509,22 +512,22 @@ def test_only_runs_that_were_exported_alike_stand_together(tmp_path: Path) -> No
     assert "On the digital chip" not in page_of(tmp_path)
     for run in planned:
         export(run, digital())
-    assert all(row["chip"] for row in compare.compare(planned, tmp_path)["rows"])
+    assert all(row.chip for row in compare.compare(planned, tmp_path).rows)
     other = digital(chip={"lanes": 32, "clock_MHz": 200.0})
     export(planned[2], other)  # one of the three networks of the first unit
-    first, second = compare.compare(planned, tmp_path)["rows"]
-    assert first["chip"] is None
-    assert second["chip"]["lanes"] == 64
+    first, second = compare.compare(planned, tmp_path).rows
+    assert first.chip is None
+    assert second.chip.lanes == 64
     assert "SNU: runs that were not exported, or not alike." in page_of(tmp_path)
     for run in planned[:3]:  # all three: another chip than that of the second unit
         export(run, other)
-    first, second = compare.compare(planned, tmp_path)["rows"]
-    assert first["chip"]["lanes"] == 32
-    assert second["chip"] is None
+    first, second = compare.compare(planned, tmp_path).rows
+    assert first.chip.lanes == 32
+    assert second.chip is None
     (planned[0].directory / "digital.json").unlink()
-    first, second = compare.compare(planned, tmp_path)["rows"]
-    assert first["chip"] is None
-    assert second["chip"]["networks"] == 3
+    first, second = compare.compare(planned, tmp_path).rows
+    assert first.chip is None
+    assert second.chip.networks == 3
 
 
 def test_a_damaged_export_stops_the_comparison_and_is_named(tmp_path: Path) -> None:
@@ -540,7 +543,7 @@ def test_a_comparison_tells_what_simulators_said(tmp_path: Path) -> None:
         export(run, digital())
     prove(planned[1].directory)
     content = compare.compare(planned, tmp_path)
-    assert content["rtl"] == {
+    assert to_plain(content.rtl) == {
         "run": "snu-1",
         "samples": 20,
         "simulators": ["icarus"],

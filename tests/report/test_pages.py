@@ -52,7 +52,7 @@ def test_each_epoch_on_the_axis_is_whole_and_named_once(epochs: int) -> None:
 
 def test_every_axis_of_epochs_is_such_a_one(run: Path) -> None:
     found = load_run(run)
-    row: Any = SimpleNamespace(runs=[found], look="snu", label="SNU", facts={})
+    row: Any = SimpleNamespace(runs=[found], look="snu", label="SNU")
     charts = [
         run_charts.loss_curves(found),
         run_charts.metric_curve(found),
@@ -67,7 +67,10 @@ def test_every_axis_of_epochs_is_such_a_one(run: Path) -> None:
 def test_equal_points_do_not_hide_one_another(run: Path) -> None:
     rows: list[Any] = [
         SimpleNamespace(
-            runs=[load_run(run)], look=unit, label=unit, facts={"parameters": 5, "test_mean": 0.5}
+            runs=[load_run(run)],
+            look=unit,
+            label=unit,
+            facts=SimpleNamespace(parameters=5, test_mean=0.5, test_std=None),
         )
         for unit in ("snu", "softsnu", "lstm")
     ]
@@ -82,7 +85,10 @@ def test_equal_points_do_not_hide_one_another(run: Path) -> None:
         assert len(set(sizes)) == 3
         assert len({mark["symbol"] for mark in marks}) == 3
     seeds: Any = SimpleNamespace(
-        runs=[], look="snu", label="SNU", facts={"tests": [0.5] * 5, "test_mean": 0.5}
+        runs=[],
+        look="snu",
+        label="SNU",
+        facts=SimpleNamespace(tests=(0.5,) * 5, test_mean=0.5, test_std=None, published=None),
     )
     chart = compare_charts.dots([seeds], ACCURACY)
     assert chart is not None

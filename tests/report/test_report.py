@@ -44,7 +44,7 @@ from spikebridge.report import Chart, Section, figure, figures
 
 def norms(run):
     chart = Chart(300)
-    x, y = zip(*((epoch["epoch"], epoch["grad_norm"]) for epoch in run.epochs))
+    x, y = zip(*((epoch.epoch, epoch.grad_norm) for epoch in run.epochs))
     chart.line(x, y, "#0072B2", "norm")
     return Section("Gradients", "", (figures(figure(chart, "Norm of the gradients", "Mean.")),))
 """
@@ -69,6 +69,12 @@ class Loads(HTMLParser):
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_comparison(tmp_path_factory.mktemp("comparison"))
+
+
+HEAD = {"task": "digits", "data": "mnist", "metric": "accuracy", "higher_is_better": True}
+ROW: dict[str, Any] = {"unit": "snu", "label": "SNU", "n": 1, "tests": [0.9], "test_mean": 0.9}
+ROW |= {"test_std": None, "valid_mean": 0.9, "parameters": 9, "seconds_median": 1.0}
+ROW |= {"spikes_mean": None, "runs": []}
 
 
 @pytest.mark.parametrize(
@@ -156,8 +162,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "<script>alert" not in page
     assert "<b>&" not in page
     assert "&lt;script&gt;alert" in page
-    rows = [{"unit": HOSTILE, "label": HOSTILE, "tests": [HOSTILE], "test_mean": 0.9, "runs": []}]
-    facts = {"task": HOSTILE, "data": HOSTILE, "metric": HOSTILE, "rows": rows * 2}
+    row = ROW | {"unit": HOSTILE, "label": HOSTILE, "runs": []}
+    facts = HEAD | {"task": HOSTILE, "data": HOSTILE, "metric": HOSTILE, "rows": [row] * 2}
     (tmp_path / "compare.json").write_text(json.dumps(facts))
     page = page_of(tmp_path)
     assert "<script>alert" not in page
@@ -165,7 +171,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_values_that_are_no_numbers_become_gaps(tmp_path: Path) -> None:
-    run = write_run(tmp_path, published={"value": None}, spikes_mean="")
+    run = write_run(tmp_path, spikes_mean="")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[3] = json.dumps(json.loads(lines[3]) | {"valid": None, "train_loss": math.nan})
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
@@ -259,6 +265,7 @@ def change_array(name: str, array: np.ndarray | None) -> Callable[[Path], None]:
         (damage("result.json", b'{"test": 0.9'), "result.json", "cannot be read"),
         (change_result(test=None), "result.json", '"test" is no number'),
         (change_result(seconds=math.nan), "result.json", '"seconds" is no number'),
+        (change_result(published={"value": None}), "result.json", '"value" is no number'),
         (damage("config.json", b'{"model": {"hidden": "a"}}'), "config.json", "hidden='a'"),
         (damage("environment.json", b"\xff\xfe"), "environment.json", "cannot be read"),
         (damage("metrics.jsonl", b'{"epoch": 1}\n{"ep\n'), "metrics.jsonl, line 2", "damaged"),
@@ -292,8 +299,8 @@ def test_a_fault_names_file_and_remedy(
 
 @pytest.mark.parametrize("name", ["../other", "..", "", 3, "absent"])
 def test_a_comparison_names_only_folders_in_it(tmp_path: Path, name: object) -> None:
-    row = {"unit": "snu", "label": "SNU", "runs": [name]}
-    (tmp_path / "compare.json").write_text(json.dumps({"rows": [row]}))
+    row = ROW | {"runs": [name]}
+    (tmp_path / "compare.json").write_text(json.dumps(HEAD | {"rows": [row]}))
     with pytest.raises(report.ReportError, match="run the comparison again"):
         report.write(tmp_path)
 
@@ -301,8 +308,21 @@ def test_a_comparison_names_only_folders_in_it(tmp_path: Path, name: object) -> 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(report.ReportError, match="neither a run"):
         report.write(tmp_path)
-    (tmp_path / "compare.json").write_text("{}")
-    with pytest.raises(report.ReportError, match='"rows" is not a list'):
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({}, '"task" is no text'),
+        (HEAD, '"rows" is no list'),
+        (HEAD | {"rows": [3]}, 'an entry of "rows" is no object'),
+        (HEAD | {"rows": [ROW | {"tests": ["0.9"]}]}, 'an entry of "tests" is no number'),
+        (HEAD | {"rows": [{"unit": "snu", "label": "SNU", "runs": []}]}, '"n" is no number'),
+    ],
+)
+def test_a_damaged_comparison_is_named(content: Any, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text(json.dumps(content))
+    with pytest.raises(report.ReportError, match=f"compare.json: {fault}.*comparison again"):
         report.write(tmp_path)
 
 

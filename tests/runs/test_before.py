@@ -127,7 +127,7 @@ def test_a_run_is_read_with_all_that_was_made_of_it(run: Path) -> None:
     assert (loaded.task, loaded.data, loaded.unit, loaded.metric) == (
         "digits", "digits8x8", "snu", "accuracy",
     )  # fmt: skip
-    assert [epoch["epoch"] for epoch in loaded.epochs] == [1, 2]
+    assert [epoch.epoch for epoch in loaded.epochs] == [1, 2]
     assert rundir.read_result(run).test == content(run, "result.json")["test"]
     assert rundir.read_config(run).pulses.refresh_every == 20
     assert loaded.examples is not None
@@ -167,7 +167,7 @@ def test_an_incomplete_run_comes_to_the_same_end(run: Path) -> None:
     config, old = rundir.read_config(run), content(run, "result.json")
     model = (run / rundir.MODEL).read_bytes()
     (run / rundir.RESULT).unlink()
-    new = json.loads(json.dumps(training.run(config, run, resume=True).to_dict()))
+    new = json.loads(json.dumps(to_plain(training.run(config, run, resume=True))))
     assert new.keys() == old.keys()
     for name, value in old.items():
         assert new[name] == (pytest.approx(value) if isinstance(value, float | dict) else value)
@@ -199,7 +199,7 @@ def test_a_run_of_tasks_one_after_the_other_is_read(tmp_path: Path) -> None:
     forgetting = f"{100 * before['measures']['forgetting']:.2f}"
     assert forgetting in page.write(run).read_text()
     result = training.run(config, run, resume=True)
-    sequence = result.to_dict()["sequence"]
+    sequence = to_plain(result)["sequence"]
     assert {name: before[name] for name in sequence} == json.loads(json.dumps(sequence))
     assert (result.label, result.parameters) == (before["label"], before["parameters"])
     assert forgetting in page.write(run).read_text()

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from spikebridge.base.chance import generator
-from spikebridge.base.records import ConfigError, RunError, UsageError
+from spikebridge.base.records import ConfigError, RunError, UsageError, to_plain
 from spikebridge.cli import main as cli
 from spikebridge.data.continual import Part
 from spikebridge.data.task import Batch
@@ -204,7 +204,7 @@ def test_what_is_written_is_what_is_returned(whole: Path) -> None:
     config = tiny(method="si", dropout=0.1)
     result = training.run(config, whole, resume=True)
     content = rundir.read_json(whole / rundir.RESULT, "")
-    assert content == json.loads(json.dumps(result.to_dict()))
+    assert content == json.loads(json.dumps(to_plain(result)))
     assert rundir.read_config(whole) == config
     sequence: Any = result.sequence
     assert sequence.measures == transfer(sequence.matrix, sequence.first)

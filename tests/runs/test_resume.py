@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from spikebridge import data as tasks
 from spikebridge.base import storage
 from spikebridge.base import tensors as tensor_files
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, to_plain
 from spikebridge.base.tensors import digest
 from spikebridge.runs import checkpoint, evaluation, rundir, training
 from spikebridge.settings.config import to_dict
@@ -188,7 +188,7 @@ def test_a_complete_run_is_kept(complete: Path) -> None:
         training.run(tiny(), complete)
     result = training.run(tiny(), complete, resume=True)
     assert result == rundir.read_result(complete)
-    assert result.to_dict() == json.loads((complete / rundir.RESULT).read_text())
+    assert to_plain(result) == json.loads((complete / rundir.RESULT).read_text())
     assert left(complete) == before
 
 

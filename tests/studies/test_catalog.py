@@ -14,18 +14,20 @@ from typing import Any
 import pytest
 
 from spikebridge.base.metrics import METRICS
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, from_content, to_plain
 from spikebridge.cli import main as cli
 from spikebridge.nn.network import build
 from spikebridge.report.run_charts import log_ticks
 from spikebridge.report.still import TABLE, write
 from spikebridge.report.wording import metric_text
 from spikebridge.runs import rundir, training
+from spikebridge.runs.results import Epoch, SearchResult
 from spikebridge.settings.config import flatten, from_dict, override, preset, to_dict, variant_of
 from spikebridge.settings.names import BASELINES, BINARY, PLAIN
 from spikebridge.settings.tasks import TASKS
 from spikebridge.studies import catalog, compare, search
 from spikebridge.studies.catalog import CATALOG, Entry, Row
+from spikebridge.studies.comparison import Summary
 
 # Symbols or notes of each table whose recurrent units are as large as each other, not as wide.
 BY_PARAMETERS = {
@@ -41,6 +43,16 @@ SEARCHES = [
     for name in ("digits8x8", "jsb", "mnist", "nmnist", "nottingham", "musedata", "piano")
 ]
 TINY = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
+
+
+def searched(
+    task: str, unit: str, out: Path, trials: int, settings: dict[str, Any], folds: int = 0
+) -> SearchResult:
+    """A search from a preset with settings that are not drawn."""
+    base = preset(task, unit, **settings)
+    return search.search(base, out, trials=trials, fixed=settings, folds=folds)
+
+
 SMALL = Entry(
     name="small",
     title="Two units on small digits",
@@ -218,7 +230,7 @@ def test_wrong_usage(line: str, message: str, capsys: pytest.CaptureFixture[str]
     assert message in capsys.readouterr().err
 
 
-def content(metric: str) -> dict[str, Any]:
+def content(metric: str) -> Summary:
     value = 0.9 if metric == "accuracy" else 90.0
     rows: list[dict[str, Any]] = [
         {
@@ -243,7 +255,8 @@ def content(metric: str) -> dict[str, Any]:
             "runs": [],
         }
     ]
-    return {"task": "t", "data": "d", "metric": metric, "rows": rows, "title": "T"}
+    head = {"task": "t", "data": "d", "metric": metric, "higher_is_better": metric == "accuracy"}
+    return from_content(Summary, head | {"rows": rows, "title": "T"})
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -253,7 +266,7 @@ def test_still_pictures_of_every_metric(metric: str, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     table = (tmp_path / TABLE).read_text(encoding="utf-8")
     assert "- a paper" in table
-    assert METRICS[metric].figure(content(metric)["rows"][0]["test_mean"]) in table
+    assert METRICS[metric].figure(content(metric).rows[0].test_mean) in table
 
 
 def test_a_table_on_hardware_exports_and_programs_every_run(
@@ -328,9 +341,9 @@ def test_a_search_by_characters_starts_from_their_preset(
 ) -> None:
     tried = []
 
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validate(config: Any) -> list[Epoch]:
         tried.append(config)
-        return [{"epoch": 1, "best": True, "valid": 2.0, "seconds": 1.0}]
+        return [Epoch(epoch=1, best=True, valid=2.0, seconds=1.0)]
 
     monkeypatch.setattr(training, "validate", validate)
     for split in ("train", "valid", "test"):
@@ -344,23 +357,23 @@ def test_a_search_by_characters_starts_from_their_preset(
 def test_a_search_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tried = []
 
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validate(config: Any) -> list[Epoch]:
         tried.append(config)
         valid = 0.5 + 0.1 * len(tried)
-        return [{"epoch": 1, "best": True, "valid": valid, "seconds": 1.0}]
+        return [Epoch(epoch=1, best=True, valid=valid, seconds=1.0)]
 
     monkeypatch.setattr(training, "validate", validate)
-    search.search("digits", "snu", tmp_path, trials=3, settings=TINY)
-    found = search.search("digits", "snu", tmp_path, trials=5, settings=TINY)
-    assert len(tried) == len(found["trials"]) == 5
+    searched("digits", "snu", tmp_path, 3, TINY)
+    found = searched("digits", "snu", tmp_path, 5, TINY)
+    assert len(tried) == len(found.trials) == 5
     assert tried[0] == override(preset("digits", "snu"), **TINY)
-    assert found["trials"][0]["settings"] == {}
-    assert search.best(found) == found["trials"][-1]["settings"]
+    assert found.trials[0].settings == {}
+    assert found.ranked[0].settings == found.trials[-1].settings
     stored = json.loads((tmp_path / "snu" / search.SEARCH).read_text())
-    assert stored["trials"] == found["trials"]
+    assert stored["trials"] == to_plain(found.trials)
     assert stored["higher_is_better"]
-    for trial in found["trials"][1:]:
-        assert set(trial["settings"]) == set(search.space("digits", "snu"))
+    for trial in found.trials[1:]:
+        assert set(trial.settings) == set(search.space("digits", "snu"))
 
 
 def test_a_search_holds_what_the_command_says(
@@ -368,9 +381,9 @@ def test_a_search_holds_what_the_command_says(
 ) -> None:
     tried = []
 
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validate(config: Any) -> list[Epoch]:
         tried.append(config)
-        return [{"epoch": 1, "best": True, "valid": 0.5, "seconds": 1.0}]
+        return [Epoch(epoch=1, best=True, valid=0.5, seconds=1.0)]
 
     monkeypatch.setattr(training, "validate", validate)
     line = f"search digits --units snu --trials 2 --hidden 7 5 --epochs 3 --out {tmp_path / 's'}"
@@ -379,21 +392,21 @@ def test_a_search_holds_what_the_command_says(
     assert [one.train.epochs for one in tried] == [3, 3]
     assert [one.train.threads for one in tried] == [preset("digits", "snu").train.threads] * 2
     with pytest.raises(UsageError, match="hidden"):
-        search.search("digits", "snu", tmp_path / "s", trials=2, settings={"hidden": (8,)})
+        searched("digits", "snu", tmp_path / "s", 2, {"hidden": (8,)})
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
 def test_settings_are_what_the_recorded_searches_found(path: Path) -> None:
-    content, searched = json.loads(path.read_text()), []
+    content, pairs = json.loads(path.read_text()), []
     for unit, found in content["units"].items():
-        task = from_dict(found["base"]).task
-        searched.append((found, preset(task.NAME, unit, task.data)))
+        task: Any = from_dict(found["base"]).task
+        pairs.append((found, preset(task.NAME, unit, task.data)))
     if "wider" in content:  # the row of the LSTM's size has a search of its own
         entry = catalog.find(path.stem.removeprefix("search-"))
         (wider,) = (row for row in entry.rows if "hidden" in row.settings)
-        searched.append((content["wider"]["units"][wider.unit], entry.config(wider)))
-    for found, config in searched:
-        best = to_dict(override(from_dict(found["base"]), **search.best(found)))
+        pairs.append((content["wider"]["units"][wider.unit], entry.config(wider)))
+    for found, config in pairs:
+        best = to_dict(from_content(SearchResult, found).config)
         now = to_dict(config)
         for part in ("task", "model", "train"):
             for name in {"hidden", *found["space"]} & set(best[part]):
@@ -412,14 +425,14 @@ def test_a_search_that_was_killed_ends_like_one_that_was_not(
 ) -> None:
     calls = 0
 
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validate(config: Any) -> list[Epoch]:
         nonlocal calls
         calls += 1
         if calls in killed:
             raise _Killed
         if config.train.lr > 0.02:
             raise RunError("the loss became inf")
-        return [{"epoch": 1, "best": True, "valid": config.train.lr, "seconds": 1.0}]
+        return [Epoch(epoch=1, best=True, valid=config.train.lr, seconds=1.0)]
 
     monkeypatch.setattr(training, "validate", validate)
     found = []
@@ -429,11 +442,11 @@ def test_a_search_that_was_killed_ends_like_one_that_was_not(
             warnings.simplefilter("ignore")
             for _ in killed:
                 with pytest.raises(_Killed):
-                    search.search("digits", "snu", tmp_path / name, trials=12, settings=TINY)
-            found.append(search.search("digits", "snu", tmp_path / name, trials=12, settings=TINY))
-    assert found[0]["trials"] == found[1]["trials"]
-    assert found[0]["trials"][0]["settings"] == {}
-    assert len(found[0]["trials"]) < 12  # some failed, and they count
+                    searched("digits", "snu", tmp_path / name, 12, TINY)
+            found.append(searched("digits", "snu", tmp_path / name, 12, TINY))
+    assert found[0].trials == found[1].trials
+    assert found[0].trials[0].settings == {}
+    assert len(found[0].trials) < 12  # some failed, and they count
 
 
 def test_a_search_over_folds_judges_by_the_mean_of_all_at_one_epoch(
@@ -442,45 +455,49 @@ def test_a_search_over_folds_judges_by_the_mean_of_all_at_one_epoch(
     curves = {0: [0.5, 0.9, 0.1], 1: [0.6, 0.2, 0.7]}
     asked = []
 
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validate(config: Any) -> list[Epoch]:
         asked.append((config.task.folds, config.task.fold))
         curve = curves[config.task.fold]
         return [
-            {"epoch": epoch, "best": epoch == 1 or valid > max(curve[: epoch - 1]), "valid": valid}
-            | {"seconds": 1.0}
+            Epoch(
+                epoch=epoch,
+                best=epoch == 1 or valid > max(curve[: epoch - 1]),
+                valid=valid,
+                seconds=1.0,
+            )
             for epoch, valid in enumerate(curve, start=1)
         ]
 
     monkeypatch.setattr(training, "validate", validate)
-    found = search.search("events", "snu", tmp_path, trials=2, settings={"epochs": 3}, folds=2)
+    found = searched("events", "snu", tmp_path, 2, {"epochs": 3}, folds=2)
     assert asked == [(2, 0), (2, 1)] * 2
-    for trial in found["trials"]:
-        assert (trial["valid"], trial["best_epoch"]) == (pytest.approx(0.55), 1)
-        assert trial["seconds"] == 6.0
+    for trial in found.trials:
+        assert (trial.valid, trial.best_epoch) == (pytest.approx(0.55), 1)
+        assert trial.seconds == 6.0
     with pytest.raises(UsageError, match="other settings: folds"):
-        search.search("events", "snu", tmp_path, trials=2, settings={"epochs": 3}, folds=3)
+        searched("events", "snu", tmp_path, 2, {"epochs": 3}, folds=3)
     with pytest.raises(UsageError, match="folds=2: only events are cut into folds"):
-        search.search("digits", "snu", tmp_path / "other", trials=1, folds=2)
+        searched("digits", "snu", tmp_path / "other", 1, {}, folds=2)
 
 
 def test_a_search_of_something_else_is_not_gone_on_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def validate(config: Any) -> list[dict[str, Any]]:
-        return [{"epoch": 1, "best": True, "valid": 0.5, "seconds": 1.0}]
+    def validate(config: Any) -> list[Epoch]:
+        return [Epoch(epoch=1, best=True, valid=0.5, seconds=1.0)]
 
     monkeypatch.setattr(training, "validate", validate)
-    search.search("digits", "snu", tmp_path, trials=1, settings=TINY)
+    searched("digits", "snu", tmp_path, 1, TINY)
     with pytest.raises(UsageError, match=r"search there has other settings: epochs \(1 there"):
-        search.search("digits", "snu", tmp_path, trials=2, settings=TINY | {"epochs": 9})
+        searched("digits", "snu", tmp_path, 2, TINY | {"epochs": 9})
     with pytest.raises(UsageError, match="draws from another space; give another folder"):
-        search.search("music", "snu", tmp_path, trials=2)
+        searched("music", "snu", tmp_path, 2, {})
 
 
 def test_a_search_without_a_good_trial_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validate(config: Any) -> list[Epoch]:
         raise RunError("the loss became inf")
 
     monkeypatch.setattr(training, "validate", validate)

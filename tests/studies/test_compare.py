@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, from_content, to_plain
 from spikebridge.cli import tables
 from spikebridge.report import page as pages
 from spikebridge.runs import environment, rundir, training
+from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import Config, override, preset
 from spikebridge.studies import compare
 from spikebridge.studies.compare import Contender
+from spikebridge.studies.comparison import Summary
 
 TINY = {"hidden": (8,), "steps": 4, "epochs": 2, "batch_size": 256, "threads": 1}
 
@@ -32,39 +34,39 @@ def tiny(*units: str, **settings: Any) -> list[Contender]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     """A comparison of two units over two seeds."""
     directory = tmp_path_factory.mktemp("compare")
     planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
     return directory, compare.compare(planned, directory)
 
 
-def test_compare_json(done: tuple[Path, dict[str, Any]]) -> None:
+def test_compare_json(done: tuple[Path, Summary]) -> None:
     directory, content = done
-    assert json.loads((directory / compare.COMPARE).read_text()) == content
-    facts = {name: content[name] for name in ("task", "data", "metric", "higher_is_better")}
+    assert json.loads((directory / compare.COMPARE).read_text()) == to_plain(content)
+    facts = {n: getattr(content, n) for n in ("task", "data", "metric", "higher_is_better")}
     assert facts == {
         "task": "digits",
         "data": "digits8x8",
         "metric": "accuracy",
         "higher_is_better": True,
     }
-    assert [row["label"] for row in content["rows"]] == ["SNU", "recurrent soft SNU"]
-    for row in content["rows"]:
-        assert row["runs"] == [f"{row['unit']}-0", f"{row['unit']}-3"]
-        results = [rundir.read_result(directory / name) for name in row["runs"]]
-        assert row["tests"] == [result.test for result in results]
-        assert row["n"] == 2
-        assert row["test_mean"] == pytest.approx(sum(row["tests"]) / 2)
-        assert row["test_std"] == pytest.approx(statistics.stdev(row["tests"]))
-        assert row["parameters"] == results[0].parameters
+    assert [row.label for row in content.rows] == ["SNU", "recurrent soft SNU"]
+    for row in content.rows:
+        assert row.runs == (f"{row.unit}-0", f"{row.unit}-3")
+        results = [rundir.read_result(directory / name) for name in row.runs]
+        assert row.tests == tuple(result.test for result in results)
+        assert row.n == 2
+        assert row.test_mean == pytest.approx(sum(row.tests) / 2)
+        assert row.test_std == pytest.approx(statistics.stdev(row.tests))
+        assert row.parameters == results[0].parameters
         assert [result.seed for result in results] == [0, 3]
-    assert content["rows"][0]["spikes_mean"] > 0
-    assert content["rows"][1]["spikes_mean"] is None
+    assert (content.rows[0].spikes_mean or 0) > 0
+    assert content.rows[1].spikes_mean is None
 
 
 def test_complete_runs_are_kept_and_new_ones_added(
-    done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    done: tuple[Path, Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, content = done
     ran = []
@@ -77,12 +79,12 @@ def test_complete_runs_are_kept_and_new_ones_added(
     planned = compare.plan(tiny("snu", "lstm"), [0], directory)
     more = compare.compare(planned, directory)
     assert ran == ["lstm-0"]
-    assert [row["test_std"] for row in more["rows"]] == [None, None]
+    assert [row.test_std for row in more.rows] == [None, None]
     compare.compare(planned, directory, overwrite=True)
     assert ran == ["lstm-0", "snu-0", "lstm-0"]
 
 
-def test_other_settings_are_refused(done: tuple[Path, dict[str, Any]]) -> None:
+def test_other_settings_are_refused(done: tuple[Path, Summary]) -> None:
     directory, _ = done
     planned = compare.plan(tiny("snu", lr=0.5), [0], directory)
     with pytest.raises(UsageError, match=r"snu-0: .*lr \(.* there, 0\.5 asked for\)"):
@@ -96,22 +98,22 @@ class Heard(training.Silent):
     def begin(self, config: Config, done: int) -> None:
         self.told.append((self.name, "begin", done))
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        self.told.append((self.name, "epoch", record["epoch"]))
+    def epoch(self, record: Epoch) -> None:
+        self.told.append((self.name, "epoch", record.epoch))
 
     def end(self) -> None:
         self.told.append((self.name, "end"))
 
 
 def test_several_processes_give_the_same_bits_and_are_followed(
-    done: tuple[Path, dict[str, Any]], tmp_path: Path
+    done: tuple[Path, Summary], tmp_path: Path
 ) -> None:
     told: list[tuple] = []
     planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], tmp_path)
     content = compare.compare(planned, tmp_path, jobs=2, progress=lambda name: Heard(name, told))
-    for row, other in zip(content["rows"], done[1]["rows"], strict=True):
-        assert row["tests"] == other["tests"]
-        assert row["spikes_mean"] == other["spikes_mean"]
+    for row, other in zip(content.rows, done[1].rows, strict=True):
+        assert row.tests == other.tests
+        assert row.spikes_mean == other.spikes_mean
     for run in planned:
         mine = [event[1:] for event in told if event[0] == run.name]
         assert mine[0][0] == "begin"
@@ -185,7 +187,7 @@ def test_a_run_that_fails_leaves_the_others(
 
 
 def test_the_page_is_written_again_only_after_a_change(
-    done: tuple[Path, dict[str, Any]],
+    done: tuple[Path, Summary],
 ) -> None:
     directory, _ = done
     planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
@@ -214,8 +216,11 @@ def test_the_table_reads_as_people_write() -> None:
         "higher_is_better": False,
         "rows": [
             {
+                "unit": "snu",
                 "label": "SNU",
                 "n": 1,
+                "tests": [8.7212],
+                "runs": ["snu-0"],
                 "test_mean": 8.7212,
                 "test_std": None,
                 "valid_mean": 8.8,
@@ -228,7 +233,7 @@ def test_the_table_reads_as_people_write() -> None:
         ],
     }
     file = io.StringIO()
-    Console(width=140, file=file).print(tables.table(content))
+    Console(width=140, file=file).print(tables.table(from_content(Summary, content)))
     for word in (
         "nats per frame), lower is better",
         "8.721 ",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from spikebridge.base.records import to_plain
 from spikebridge.studies.contrasts import Contrast, corrected, paired
 
 
@@ -41,11 +42,12 @@ def test_a_single_pair_has_no_interval_and_equal_ones_have_an_empty_one() -> Non
     assert not paired([0.9], [0.4]).clear
     assert paired([2.0, 3.0], [1.0, 2.0]) == Contrast(1.0, 1.0, 1.0, 2)
     assert paired([2.0, 3.0], [1.0, 2.0]).clear
-    assert paired([1.0, 2.0], [1.0, 2.0]).to_dict() == {
+    assert to_plain(paired([1.0, 2.0], [1.0, 2.0])) == {
         "mean": 0.0,
         "low": 0.0,
         "high": 0.0,
         "n": 2,
+        "clear": False,
     }
 
 
@@ -66,13 +68,13 @@ def test_corrected_p_values_are_those_of_holm() -> None:
     for rank, i in enumerate(np.argsort(plain)):
         so_far = max(so_far, min(1.0, (len(plain) - rank) * plain[i]))
         expected[int(i)] = so_far
-    found = corrected([paired(a, b).to_dict() for a, b in pairs])
+    found = corrected([paired(a, b) for a, b in pairs])
     assert found == pytest.approx([expected[i] for i in range(len(plain))], rel=1e-9)
-    alone = corrected([paired(*pairs[0]).to_dict()])
+    alone = corrected([paired(*pairs[0])])
     assert alone == pytest.approx(plain[:1], rel=1e-9)
 
 
 def test_one_pair_is_not_counted_and_equal_differences_are_certain() -> None:
     single, certain, none = ([1.0], [0.0]), ([2.0, 3.0], [1.0, 2.0]), ([1.0, 2.0], [1.0, 2.0])
-    assert corrected([paired(*p).to_dict() for p in (single, certain, none)]) == [None, 0.0, 1.0]
+    assert corrected([paired(*p) for p in (single, certain, none)]) == [None, 0.0, 1.0]
     assert corrected([]) == []

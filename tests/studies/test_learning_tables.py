@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from spikebridge.base.records import ConfigError, RunError, UsageError
+from spikebridge.base.records import ConfigError, RunError, UsageError, to_plain
 from spikebridge.cli import main as cli
 from spikebridge.data.images import Digits
 from spikebridge.report import study_tables
@@ -21,9 +22,11 @@ from spikebridge.settings.learning import LearningConfig
 from spikebridge.studies import catalog, compare, tune
 from spikebridge.studies.catalog import CATALOG, Entry, Row
 from spikebridge.studies.catalog.learning import LEARNING
+from spikebridge.studies.comparison import RuleContrast, RuleResult, Summary
 from spikebridge.studies.contrasts import paired
 from spikebridge.studies.slowness import slowness
 
+EMPTY = Summary(task="digits", data="mnist", metric="accuracy", higher_is_better=True, rows=())
 TINY = {"hidden": (16,), "epochs": 3, "batch_size": 128, "threads": 1}
 GRAPES = {"grapes": "propagated"}
 SMALL = Entry(
@@ -84,7 +87,7 @@ def test_reproduce_tunes_compares_and_shows(capsys: pytest.CaptureFixture[str]) 
     for contrast in content["contrasts"]:
         assert contrast["role"] == "grapes"
         expected = paired(rows["grapes"][contrast["of"]], rows[contrast["against"]][contrast["of"]])
-        assert {name: contrast[name] for name in ("mean", "low", "high", "n")} == expected.to_dict()
+        assert {name: contrast[name] for name in to_plain(expected)} == to_plain(expected)
     assert [one["of"] for one in content["contrasts"]] == ["tests", "slowness"] * 2
     for row in rows.values():
         assert row["slowness_mean"] == pytest.approx(np.mean(row["slowness"]))
@@ -181,11 +184,8 @@ def test_a_choice_at_the_edge_of_its_grid_is_marked() -> None:
     wide = Entry(**{**vars(SMALL), "grid": {"lr": (0.02, 0.1, 0.3)}})
     assert not tune.at_edge(wide, row, {"lr": 0.1})
     assert not tune.at_edge(SMALL, SMALL.rows[2], {"lr": 0.05})  # there was nothing to choose
-    learning = [
-        {"label": "BP", "role": "plain", "chosen": {"lr": 0.1}, "at_edge": ["lr"]}
-        | {"slowness": [], "slowness_mean": None, "slowness_std": None}
-    ]
-    section = study_tables.section({"metric": "accuracy", "rows": [], "learning": learning})
+    learning = RuleResult("bp", "BP", "", "plain", {"lr": 0.1}, ["lr"], (0.5,))
+    section = study_tables.section(replace(EMPTY, learning=(learning,)))
     assert section is not None
     text = section.markdown()
     assert "lr 0.1*" in text
@@ -246,9 +246,11 @@ def test_every_comparison_of_grapes_has_its_controls(entry: Entry) -> None:
 # --- in words ---
 
 
-def contrast(mean: float, low: float | None, high: float | None, of: str = "tests") -> dict:
-    clear = low is not None and high is not None and not low <= 0 <= high
-    return {"mean": mean, "low": low, "high": high, "clear": clear, "of": of, "n": 3}
+def contrast(
+    mean: float, low: float | None, high: float | None, of: str = "tests", corrected: float = 0.05
+) -> RuleContrast:
+    words = dict.fromkeys(("group", "role", "against", "label", "other"), "")
+    return RuleContrast(mean, low, high, 3, of=of, corrected=corrected, **words)
 
 
 @pytest.mark.parametrize(
@@ -260,16 +262,18 @@ def contrast(mean: float, low: float | None, high: float | None, of: str = "test
         (contrast(-0.1, -0.15, -0.05, "slowness"), True, "better"),
         (contrast(0.1, 0.05, 0.15, "slowness"), True, "worse"),
         (contrast(0.1, -0.05, 0.25), True, "not known to differ"),
-        (contrast(0.1, 0.05, 0.15) | {"corrected": 0.06}, True, "perhaps better, not after corr"),
+        (contrast(0.1, 0.05, 0.15, corrected=0.06), True, "perhaps better, not after corr"),
         (contrast(0.1, None, None), True, "unknown, one seed"),
     ],
 )
-def test_a_verdict_needs_an_interval_without_zero(one: dict, higher: bool, word: str) -> None:
-    assert study_tables.judged({"corrected": 0.05} | one, higher).startswith(word)
+def test_a_verdict_needs_an_interval_without_zero(
+    one: RuleContrast, higher: bool, word: str
+) -> None:
+    assert study_tables.judged(one, higher).startswith(word)
 
 
 def test_tables_without_rules_say_nothing_of_them() -> None:
-    assert study_tables.section({"metric": "accuracy", "rows": []}) is None
+    assert study_tables.section(EMPTY) is None
 
 
 # --- slowness ---

@@ -5,27 +5,47 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spikebridge.base.records import UsageError
+from spikebridge.base.records import UsageError, to_plain
 from spikebridge.runs import rundir
 from spikebridge.studies import record
-from spikebridge.studies.contrasts import corrected
+from spikebridge.studies.comparison import RowResult, Summary
+from spikebridge.studies.contrasts import Contrast, corrected
 from spikebridge.studies.tune import TUNING
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 FILES = sorted(RESULTS.glob("*.json"))
 MARK = "*Incomplete record:"
-ENVIRONMENT = dict.fromkeys((*record.VERSIONS, *record.MACHINE), "1") | {"commit": "ab" * 20}
+ENVIRONMENT = dict.fromkeys((*record.VERSIONS, *record.MACHINE), "1") | {"cores": 2, "threads": 1}
+ENVIRONMENT |= {"commit": "ab" * 20}
 
 
-def content(**changed: Any) -> dict[str, Any]:
-    row = {"tests": [0.5, 0.7], "seeds": [0, 1], "settings": {"train": {"lr": 0.1}}}
-    return {"rows": [row], "environment": ENVIRONMENT} | changed
+def content(seeds: tuple[int, ...] = (0, 1), **changed: Any) -> Summary:
+    row = RowResult(
+        unit="snu",
+        label="SNU",
+        n=2,
+        tests=(0.5, 0.7),
+        test_mean=0.6,
+        test_std=None,
+        valid_mean=0.6,
+        parameters=9,
+        seconds_median=1.0,
+        spikes_mean=None,
+        runs=("snu-0", "snu-1"),
+        seeds=seeds,
+        settings={"train": {"lr": 0.1}},
+    )
+    head = {"task": "music", "data": "jsb", "metric": "nll", "higher_is_better": False}
+    whole = Summary(**head, rows=(row,), environment=ENVIRONMENT)
+    changed["rows"] = tuple(replace(row, **row_) for row_ in changed.pop("rows", [{}]))
+    return replace(whole, **changed)
 
 
 def listed() -> set[str]:
@@ -65,8 +85,8 @@ def test_whole_records_name_commits_of_this_history() -> None:
         ({"environment": ENVIRONMENT | {"torch": None}}, "versions"),
         ({"environment": ENVIRONMENT | {"cpu": None}}, "machine"),
         ({"environment": {}}, "versions"),
-        ({"rows": [{"tests": [0.5], "seeds": [0]}]}, "settings"),
-        ({"rows": [{"tests": [0.5], "settings": {"lr": 1}}]}, "seeds"),
+        ({"rows": [{"settings": {}}]}, "settings"),
+        ({"rows": [{"seeds": ()}]}, "seeds"),
     ],
 )
 def test_what_is_not_whole_is_refused(changed: dict, lack: str, tmp_path: Path) -> None:
@@ -86,9 +106,16 @@ def test_a_record_holds_the_command_and_the_files_of_its_table(tmp_path: Path) -
     assert [path.name for path in written] == ["jsb.json", "jsb.md", "jsb.png"]
     kept = json.loads(written[0].read_text())
     tuning = {"trials": [trial], "chosen": {"a": {"lr": 0.1}}}
-    assert kept == {"command": "spikebridge reproduce jsb"} | content() | {"tuning": tuning}
+    command = {"command": "spikebridge reproduce jsb --count 2"}
+    assert kept == command | to_plain(content()) | {"tuning": tuning}
     assert record.lacks(kept) == []
     assert [path.read_bytes() for path in written[1:]] == [b"a table", b"a picture"]
+    for seeds, quick, command in (
+        ((3, 5), False, "spikebridge reproduce jsb --seeds 3 5"),
+        ((0,), True, "spikebridge reproduce jsb --quick --count 1"),
+    ):
+        record.write("jsb", content(seeds), tmp_path, tmp_path / "to", quick=quick)
+        assert json.loads(written[0].read_text())["command"] == command
 
 
 def test_the_environment_of_runs_tells_where_they_differ(tmp_path: Path) -> None:
@@ -104,9 +131,13 @@ def test_the_environment_of_runs_tells_where_they_differ(tmp_path: Path) -> None
 def test_what_the_documents_say_of_all_contrasts_together() -> None:
     """docs/results.md, "Many comparisons": how many leave out 0, and how many after correction."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in FILES]
-    found = [one for content in files for one in content.get("contrasts") or []]
+    found = [
+        Contrast(*(contrast[name] for name in ("mean", "low", "high", "n")))
+        for content in files
+        for contrast in content.get("contrasts") or []
+    ]
     corrected_p = [p for p in corrected(found) if p is not None]
-    clear, kept = sum(one["clear"] for one in found), sum(p <= 0.05 for p in corrected_p)
+    clear, kept = sum(contrast.clear for contrast in found), sum(p <= 0.05 for p in corrected_p)
     text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
     said = f"hold {len(found)} intervals of 95 %; {clear} leave out 0, where chance alone"
     assert said in text

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from helpers.toy_data import write_npz
 
-from spikebridge.base.records import UsageError
+from spikebridge.base.records import UsageError, from_content
 from spikebridge.cli import main as cli
 from spikebridge.nn.network import build
 from spikebridge.runs import rundir, training
+from spikebridge.runs.results import Epoch, SearchResult
 from spikebridge.settings.config import flatten, from_dict, override, preset
 from spikebridge.settings.names import BASELINES, BINARY, PLAIN, VARIANTS
 from spikebridge.settings.tasks import TASKS
@@ -64,7 +65,9 @@ def test_npz_is_searched_and_the_result_trains(
     (tmp_path / "runs").mkdir()
     assert spikebridge(command.removeprefix("spikebridge ") + " --out run --no-report") == 0
     config = rundir.read_config(Path("run"))
-    assert config == override(from_dict(content["base"]), **search.best(content))
+    assert config == override(
+        from_dict(content["base"]), **from_content(SearchResult, content).ranked[0].settings
+    )
     assert rundir.read_result(Path("run")).valid == pytest.approx(best)
     # A flag wins over what was best, as over any other file.
     assert spikebridge(command.removeprefix("spikebridge ") + " --lr 0.5 --out two") == 0
@@ -84,9 +87,9 @@ def test_a_table_is_searched(tmp_path: Path) -> None:
 def test_what_a_flag_sets_is_not_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tried = []
 
-    def validate(config: Any) -> list[dict[str, Any]]:
+    def validate(config: Any) -> list[Epoch]:
         tried.append(config)
-        return [{"epoch": 1, "best": True, "valid": 0.5, "seconds": 1.0}]
+        return [Epoch(epoch=1, best=True, valid=0.5, seconds=1.0)]
 
     monkeypatch.setattr(training, "validate", validate)
     lr = flatten(preset("digits", "snu"))["lr"]  # equal to the preset, and yet fixed
