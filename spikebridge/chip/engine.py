@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -257,14 +256,12 @@ def _counts(program: Program, tally: list[int]) -> ChipCounts:
     for number, layer in enumerate(program.layers):
         events, inside, outside, spikes = rest[4 * number : 4 * number + 4]
         if layer.geometry is None:
-            silent, taken = (
-                dense_counts(program, layer, 0),
-                dense_counts(program, layer, events),
-            )
+            silent = dense_counts(program, layer, 0)
+            taken = dense_counts(program, layer, events)
         else:
             silent = conv_counts(program, layer, 0, 0, 0)
             taken = conv_counts(program, layer, events, inside, outside)
-        total += taken + _times(silent, steps - 1)
+        total += taken + silent * (steps - 1)
         answers = 0
         if layer.reduce is not None:
             answers = layer.neurons * (steps if layer.reduce == "each" else samples)
@@ -272,11 +269,6 @@ def _counts(program: Program, tally: list[int]) -> ChipCounts:
             spikes=spikes, event_writes=spikes, outputs=answers, cycles=spikes + answers
         )
     return total
-
-
-def _times(counts: ChipCounts, factor: int) -> ChipCounts:
-    names = [entry.name for entry in fields(counts)]
-    return replace(counts, **{name: factor * getattr(counts, name) for name in names})
 
 
 def _numbers(events: Any) -> np.ndarray:

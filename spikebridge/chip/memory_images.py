@@ -107,15 +107,10 @@ def check(program: Program) -> None:
             )
 
 
-def _multipliers(program: Program) -> int:
-    whole = (0, 1 << program.decay_bits)
-    decays = any(not np.isin(layer.decay, whole).all() for layer in program.layers)
-    return int(decays) + 2 * any(layer.slope not in whole for layer in program.layers)
-
-
 def sizes(program: Program) -> ImageSizes:
     """What the core must be built for.  Raises UsageError for what it cannot hold."""
     check(program)
+    decays, slopes = program.multipliers
     fields = _fields_of_images(program)
     most = max(max(layer.inputs, layer.neurons) for layer in program.layers)
     packed = fields["cbits"] + fields["ybits"] + fields["xbits"]
@@ -133,7 +128,7 @@ def sizes(program: Program) -> ImageSizes:
         membrane=max(program.membrane_bits, program.weight_bits + program.fraction_bits + 1),
         fraction=program.fraction_bits,
         factor=program.decay_bits,
-        multiply=_multipliers(program),
+        multiply=decays + 2 * slopes,
         max_steps=program.max_steps,
         code=code,
         address=max(counted.bit_length(), code + 1, fields["coordinate"] + 1),

@@ -18,7 +18,7 @@ spikes; its outputs are (v * decay) >> D, of each step, of the last one, or of t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -181,13 +181,16 @@ class Program:
         return self.layers[-1]
 
     @property
+    def multipliers(self) -> tuple[bool, bool]:
+        """Whether decays, and whether slopes need one: none does where all are 0 or 1."""
+        whole = (0, 1 << self.decay_bits)
+        decays = any(not np.isin(layer.decay, whole).all() for layer in self.layers)
+        return decays, any(layer.slope not in whole for layer in self.layers)
+
+    @property
     def multiplies(self) -> bool:
-        """Whether any factor needs a multiplier: none does where all are 0 or 1."""
-        unity = 1 << self.decay_bits
-        return any(
-            layer.slope not in (0, unity) or not np.isin(layer.decay, (0, unity)).all()
-            for layer in self.layers
-        )
+        """Whether any factor needs a multiplier."""
+        return any(self.multipliers)
 
     def chunks(self, layer: ProgramLayer) -> int:
         """Rows of `lanes` neurons that one row of weights fills."""
@@ -198,40 +201,31 @@ class Program:
         return layer.neurons // layer.width * self.chunks(layer)
 
     @property
-    def weight_memory_bits(self) -> int:
-        """Of all weights, rows filled up."""
-        rows = sum(layer.weight_rows * self.chunks(layer) for layer in self.layers)
-        return rows * self.chip.lanes * self.weight_bits
-
-    @property
-    def membrane_memory_bits(self) -> int:
-        """Of all membranes, rows filled up."""
+    def memories(self) -> dict[str, tuple[int, int]]:
+        """Rows, and bits of a row, of each memory: weight, membrane, parameter, event."""
+        lanes, hidden = self.chip.lanes, self.layers[:-1]
+        weights = sum(layer.weight_rows * self.chunks(layer) for layer in self.layers)
         rows = sum(self.rows(layer) for layer in self.layers)
-        return rows * self.chip.lanes * self.membrane_bits
+        spikes = sum(layer.neurons * (2 if layer.recurrent else 1) for layer in hidden)
+        return {
+            "weight": (weights, lanes * self.weight_bits),
+            "membrane": (rows, lanes * self.membrane_bits),
+            # Of each lane a threshold, an amount, a constant drive and a decay.
+            "parameter": (rows, lanes * (3 * self.membrane_bits + self.decay_bits + 1)),
+            # Lists of spikes between layers, two of them where a layer hears itself.
+            "event": (self.inputs + spikes, self.event_bits),
+        }
 
     @property
-    def parameter_bits(self) -> int:
-        """Bits of a row of parameters: threshold, amount, bias and decay of each lane."""
-        return self.chip.lanes * (3 * self.membrane_bits + self.decay_bits + 1)
-
-    @property
-    def parameter_memory_bits(self) -> int:
-        """Of all thresholds, amounts, constant drives and decays; a row for each of membranes."""
-        return sum(self.rows(layer) for layer in self.layers) * self.parameter_bits
+    def memory_bits(self) -> dict[str, int]:
+        """Bits of each memory."""
+        return {name: math.prod(shape) for name, shape in self.memories.items()}
 
     @property
     def event_bits(self) -> int:
         """Bits of the number of an input or a spike."""
         most = max(layer.inputs + layer.neurons for layer in self.layers)
         return max(1, most.bit_length())
-
-    @property
-    def event_memory_bits(self) -> int:
-        """Of the lists of spikes between layers; two lists where a layer hears itself."""
-        words = self.inputs + sum(
-            layer.neurons * (2 if layer.recurrent else 1) for layer in self.layers[:-1]
-        )
-        return words * self.event_bits
 
     def check(self) -> Program:
         """The program itself; ValueError where its parts do not fit together."""
@@ -261,8 +255,10 @@ class ChipCounts:
     def __add__(self, other: ChipCounts) -> ChipCounts:
         if not isinstance(other, ChipCounts):
             return NotImplemented
-        names = [entry.name for entry in fields(self)]
-        return ChipCounts(**{n: getattr(self, n) + getattr(other, n) for n in names})
+        return ChipCounts(**{name: n + getattr(other, name) for name, n in vars(self).items()})
+
+    def __mul__(self, factor: int) -> ChipCounts:
+        return ChipCounts(**{name: n * factor for name, n in vars(self).items()})
 
 
 def silent(layer: ProgramLayer) -> np.ndarray:

@@ -126,7 +126,7 @@ def text_of(content: OnChip) -> list[str]:
     lines = [
         f"{content.split} {metric.axis}: {metric.figure(content.integer)} in integers, "
         f"{metric.figure(content.software)} in software ({content.samples:,} {per}s)",
-        f"{program.weight_bits}-bit weights in {program.weight_memory_bits / 8192:,.1f} KiB, "
+        f"{program.weight_bits}-bit weights in {program.memory_bits['weight'] / 8192:,.1f} KiB, "
         f"membranes of {program.membrane_bits} bits",
     ]
     for layer in content.layers:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 from spikebridge.energy.costs import Energy
 from spikebridge.energy.figures import CONTROL_BITS
@@ -12,7 +14,6 @@ from spikebridge.energy.memories import (
     WORD,
     Datapath,
     Done,
-    Sram,
     SramUse,
     priced,
     spanned,
@@ -84,14 +85,11 @@ def mlp_counts(sizes: Sequence[int], active: Sequence[float] | None = None) -> D
     """
     if len(sizes) < 2:
         raise ValueError(f"sizes={tuple(sizes)}: inputs and outputs at least; pass two or more")
-    some = [None] * (len(sizes) - 1) if active is None else list(active)
-    if len(some) != len(sizes) - 1:
-        raise ValueError(
-            f"active: {len(some)} numbers for {len(sizes) - 1} layers; pass one of each"
-        )
-    products = tuple(
-        Product(n, m, active=a) for n, m, a in zip(sizes[:-1], sizes[1:], some, strict=True)
-    )
+    layers = list(pairwise(sizes))
+    some = [None] * len(layers) if active is None else list(active)
+    if len(some) != len(layers):
+        raise ValueError(f"active: {len(some)} numbers for {len(layers)} layers; pass one of each")
+    products = tuple(Product(*sides, active=a) for sides, a in zip(layers, some, strict=True))
     return DenseWork(products, sum(sizes), writes=sum(sizes), comparisons=sum(sizes[1:-1]))
 
 
@@ -150,16 +148,15 @@ def on_dense(
     cycles = fetched + sum(p.times * (2 + 4 * c) for p, c in each) + written + elements
     bits = 2 * BYTE + max(p.inputs for p in work.products).bit_length()
 
-    def ram(rows: int, row_bits: int) -> Sram:
-        return sram(rows, row_bits, deck, bank_KB)
-
     stored = sum(c * (p.inputs + 1) for p, c in each)
     parts = [
-        SramUse("weight memory", ram(stored, lanes * BYTE), fetched, None),
-        SramUse("activation memory", ram(-(-work.values // words), WORD), read, written),
+        SramUse("weight memory", sram(stored, lanes * BYTE, deck, bank_KB), fetched, None),
+        SramUse(
+            "activation memory", sram(-(-work.values // words), WORD, deck, bank_KB), read, written
+        ),
     ]
     if work.lookups:
-        parts.append(SramUse("look-up tables", ram(256, BYTE), work.lookups, None))
+        parts.append(SramUse("look-up tables", sram(256, BYTE, deck, bank_KB), work.lookups, None))
     flip_flops = lanes * (bits + BYTE) + WORD + int(CONTROL_BITS.value)
     counted = f"{lanes} lanes x ({bits} + {BYTE}), {WORD} of activations"
     path = Datapath(lanes, bits, 1, 1, (BYTE, BYTE), flip_flops, counted)
@@ -176,8 +173,4 @@ def dense_span(
     work: DenseWork, lanes: int = 64, clock_MHz: float = 200.0
 ) -> tuple[Energy, Energy, Energy]:
     """(least, nominal, most) energy of `on_dense`, as `span` has it for the chip."""
-    return spanned(
-        lambda deck, logic, bank_KB: on_dense(
-            work, lanes, deck, clock_MHz, logic=logic, bank_KB=bank_KB
-        )
-    )
+    return spanned(partial(on_dense, work, lanes, clock_MHz=clock_MHz))

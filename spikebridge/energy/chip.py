@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
 
 from spikebridge.chip.program import ChipCounts, Program
 from spikebridge.energy.costs import Cost, Energy
@@ -63,11 +63,7 @@ def span(
     Nominal is what `on_chip` gives unasked.  The ends are those of the sources, not bounds of what
     silicon would take: what no source covers is missing from all three.
     """
-    return spanned(
-        lambda deck, logic, bank_KB: on_chip(
-            counts, program, deck, clock_MHz, logic=logic, bank_KB=bank_KB
-        )
-    )
+    return spanned(partial(on_chip, counts, program, clock_MHz=clock_MHz))
 
 
 def area_mm2(program: Program, *, logic: str = "nominal", bank_KB: int = 32) -> dict[str, Cost]:
@@ -96,28 +92,22 @@ def area_mm2(program: Program, *, logic: str = "nominal", bank_KB: int = 32) -> 
     adders = path.lanes * (path.adders + 1)
     area["adders and comparators"] = cells(adders, parts_of.adder_area.wide(path.bits))
     if path.multipliers:
-        one = parts_of.multiplier_area.product(*path.widths)
-        area["multipliers"] = cells(path.lanes * path.multipliers, one)
+        multiplier = parts_of.multiplier_area.product(*path.widths)
+        area["multipliers"] = cells(path.lanes * path.multipliers, multiplier)
     area["registers"] = cells(path.flip_flops, parts_of.flip_flop_area.cost)
     return area
 
 
 def _parts(counts: ChipCounts, program: Program, deck: str, bank_KB: int) -> list[SramUse]:
     """The memories, each with the reads and writes of its rows."""
-    lanes, layers = program.chip.lanes, program.layers
-    rows = sum(program.rows(layer) for layer in layers)
-    weight_bits, membrane_bits = lanes * program.weight_bits, lanes * program.membrane_bits
-    weight_rows = program.weight_memory_bits // weight_bits
-    events = program.event_memory_bits // program.event_bits
-    shapes = (
-        ("weight memory", weight_rows, weight_bits, counts.weight_reads, None),
-        ("membrane memory", rows, membrane_bits, counts.membrane_reads, counts.membrane_writes),
-        ("parameter memory", rows, program.parameter_bits, counts.parameter_reads, None),
-        ("event memory", events, program.event_bits, counts.event_reads, counts.event_writes),
-    )
     return [
-        SramUse(name, sram(deep, wide, deck, bank_KB), reads, writes)
-        for name, deep, wide, reads, writes in shapes
+        SramUse(
+            f"{name} memory",
+            sram(*shape, deck, bank_KB),
+            getattr(counts, f"{name}_reads"),
+            getattr(counts, f"{name}_writes", None),  # weights and parameters are only read
+        )
+        for name, shape in program.memories.items()
     ]
 
 
@@ -131,18 +121,10 @@ def _datapath(program: Program) -> Datapath:
         lanes=chip.lanes,
         bits=program.membrane_bits,
         adders=3 if subtracts else 2,
-        multipliers=_multipliers(program),
+        multipliers=sum(program.multipliers),
         widths=(program.membrane_bits, program.decay_bits + 1),
         flip_flops=flip_flops + chip.queue * word + control,
         counted=f"{chip.lanes} lanes x ({program.membrane_bits} of a membrane + "
         f"{program.weight_bits} of a weight + 1 of a spike), {chip.queue} x {word} of the queue, "
         f"{control} of control",
     )
-
-
-def _multipliers(program: Program) -> int:
-    """Of each lane: one for decays and one for slopes, where a factor is neither 0 nor 1."""
-    unity = 1 << program.decay_bits
-    decays = any(not np.isin(layer.decay, (0, unity)).all() for layer in program.layers)
-    slopes = any(layer.slope not in (0, unity) for layer in program.layers)
-    return int(decays) + int(slopes)

@@ -137,6 +137,20 @@ class CostRow:
     mark: str
     energy_pJ: float
 
+    @classmethod
+    def of(cls, part: str, count: float, cost: Cost) -> CostRow:
+        """So many times a cost."""
+        energy = count * cost.value
+        return cls(part, float(count), cost.value, cost.node_nm, cost.source, cost.mark, energy)
+
+    def plus(self, other: CostRow) -> CostRow:
+        """Both together, of the same part and source."""
+        count, energy = self.count + other.count, self.energy_pJ + other.energy_pJ
+        # Means differ from run to run; equal unit costs stay as they are, free of rounding.
+        alike = self.unit_pJ == other.unit_pJ or not count
+        unit = self.unit_pJ if alike else energy / count
+        return replace(self, count=count, unit_pJ=unit, energy_pJ=energy)
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -176,7 +190,7 @@ class Energy:
         merged: dict[tuple[str, int, str, str], CostRow] = {}
         for row in (*self.rows, *other.rows):
             key = (row.part, row.node_nm, row.source, row.mark)
-            merged[key] = _merged(merged[key], row) if key in merged else row
+            merged[key] = merged[key].plus(row) if key in merged else row
         return Energy(tuple(merged.values()), self.seconds_s + other.seconds_s)
 
 
@@ -334,14 +348,14 @@ def on_crossbar(counts: Counts, costs: CrossbarCosts = PCM) -> Energy:
     source = f"V^2 G t with V: {costs.read_V.source}; t: {costs.read_ns.source}"
     cell = Cost(per_uS_pJ * counts.mean_read_uS, "pJ", costs.read_V.node_nm, source, ours)
     rows = (
-        _row("cell reads", counts.cell_reads, cell),
-        _row("row drivers", counts.row_events, costs.row_event_pJ),
-        _row("digital-to-analogue", counts.dac_conversions, costs.dac_pJ),
-        _row("analogue-to-digital", counts.adc_conversions, costs.adc_pJ),
-        _row("partial sums", counts.adc_conversions, costs.partial_sum_pJ),
-        _row("neuron updates", counts.neuron_updates, costs.neuron_update_pJ),
-        _row("SET pulses", counts.set_pulses, costs.set_pulse_pJ),
-        _row("RESET pulses", counts.reset_pulses, costs.reset_pulse_pJ),
+        CostRow.of("cell reads", counts.cell_reads, cell),
+        CostRow.of("row drivers", counts.row_events, costs.row_event_pJ),
+        CostRow.of("digital-to-analogue", counts.dac_conversions, costs.dac_pJ),
+        CostRow.of("analogue-to-digital", counts.adc_conversions, costs.adc_pJ),
+        CostRow.of("partial sums", counts.adc_conversions, costs.partial_sum_pJ),
+        CostRow.of("neuron updates", counts.neuron_updates, costs.neuron_update_pJ),
+        CostRow.of("SET pulses", counts.set_pulses, costs.set_pulse_pJ),
+        CostRow.of("RESET pulses", counts.reset_pulses, costs.reset_pulse_pJ),
     )
     pulses_ns = counts.set_pulses * costs.set_pulse_ns.value
     pulses_ns += counts.reset_pulses * costs.reset_pulse_ns.value
@@ -360,14 +374,14 @@ def on_digital(counts: Counts, costs: DigitalCosts, *, sparse: bool) -> Energy:
     """
     if sparse:
         products = fetched = counts.accumulates
-        sums = _row("accumulates", products, costs.accumulate_pJ)
+        sums = CostRow.of("accumulates", products, costs.accumulate_pJ)
     else:
         products, fetched = counts.macs, counts.weights_fetched
-        sums = _row("multiply-accumulates", products, costs.mac_pJ)
+        sums = CostRow.of("multiply-accumulates", products, costs.mac_pJ)
     rows = (
         sums,
-        _row("weight memory", fetched, costs.weight_fetch_pJ),
-        _row("neuron updates", counts.neuron_updates, costs.neuron_update_pJ),
+        CostRow.of("weight memory", fetched, costs.weight_fetch_pJ),
+        CostRow.of("neuron updates", counts.neuron_updates, costs.neuron_update_pJ),
     )
     operations = products + counts.neuron_updates
     return Energy(rows, operations / costs.lanes.value * costs.cycle_ns.value * 1e-9)
@@ -384,15 +398,3 @@ def constants() -> tuple[tuple[str, float, str, int, str, str], ...]:
         for table, costs in tables.items()
         for name, cost in costs.items()
     )
-
-
-def _row(part: str, count: float, cost: Cost) -> CostRow:
-    energy = count * cost.value
-    return CostRow(part, count, cost.value, cost.node_nm, cost.source, cost.mark, energy)
-
-
-def _merged(row: CostRow, other: CostRow) -> CostRow:
-    count, energy = row.count + other.count, row.energy_pJ + other.energy_pJ
-    # Means differ from run to run; equal unit costs stay as they are, free of rounding.
-    unit = row.unit_pJ if row.unit_pJ == other.unit_pJ or not count else energy / count
-    return replace(row, count=count, unit_pJ=unit, energy_pJ=energy)

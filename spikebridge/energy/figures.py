@@ -14,7 +14,7 @@ at 40 nm it would be some tenth less, far less than sources differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spikebridge.energy.costs import HOROWITZ, Cost
 
@@ -42,11 +42,11 @@ class Macro:
     deck: str
     kilobytes: int
     word_bits: int
+    area_mm2: float
     read_pJ: float
     write_pJ: float
     leak_mW: float
     access_ns: float
-    area_mm2: float
 
     @property
     def words(self) -> int:
@@ -57,46 +57,27 @@ class Macro:
         return f"{self.kilobytes} KB x {self.word_bits} bits, {self.deck}"
 
 
-# (KB, bits): area in mm2, the same for all decks within 0.1 %, but for two of 64 bits that CACTI
-# folds differently (the largest is given); then read pJ, write pJ, leak mW, access ns of each deck.
-_RUN: Mapping[tuple[int, int], tuple[float, tuple[tuple[float, float, float, float], ...]]] = {
-    (1, 64): (
-        0.00319,
-        ((1.27, 2.60, 0.41, 0.19), (0.68, 1.24, 0.031, 0.42), (1.52, 3.17, 2.8e-5, 0.74)),
-    ),
-    (8, 64): (
-        0.0233,
-        ((4.87, 5.89, 3.4, 0.26), (2.85, 2.84, 0.26, 0.59), (5.78, 7.29, 2.3e-4, 1.00)),
-    ),
-    (8, 256): (
-        0.0277,
-        ((8.58, 19.5, 3.4, 0.26), (4.86, 9.52, 0.26, 0.59), (11.2, 24.8, 2.3e-4, 1.00)),
-    ),
-    (32, 64): (
-        0.0994,
-        ((13.9, 11.5, 12.6, 0.39), (6.50, 4.92, 0.95, 0.88), (13.8, 12.8, 8.5e-4, 1.41)),
-    ),
-    (32, 256): (
-        0.0925,
-        ((20.6, 38.2, 12.6, 0.39), (12.3, 18.7, 0.95, 0.86), (26.2, 48.7, 8.5e-4, 1.35)),
-    ),
-    (128, 64): (
-        0.447,
-        ((23.8, 18.0, 46.0, 0.77), (12.0, 9.59, 3.5, 1.36), (30.4, 24.4, 3.1e-3, 1.97)),
-    ),
-    (128, 256): (
-        0.426,
-        ((53.1, 61.6, 46.0, 0.69), (31.3, 31.4, 3.5, 1.27), (71.5, 84.1, 3.1e-3, 1.93)),
-    ),
+# (KB, bits, area in mm2), the area the same for all decks within 0.1 %, but for two of 64 bits that
+# CACTI folds differently (the largest is given): read pJ, write pJ, leak mW, access ns of each deck.
+# fmt: off
+_RUN: Mapping[tuple[int, int, float], tuple[float, ...]] = {
+    (1, 64, 0.00319): (1.27, 2.6, 0.41, 0.19, 0.68, 1.24, 0.031, 0.42, 1.52, 3.17, 2.8e-5, 0.74),
+    (8, 64, 0.0233): (4.87, 5.89, 3.4, 0.26, 2.85, 2.84, 0.26, 0.59, 5.78, 7.29, 2.3e-4, 1.00),
+    (8, 256, 0.0277): (8.58, 19.5, 3.4, 0.26, 4.86, 9.52, 0.26, 0.59, 11.2, 24.8, 2.3e-4, 1.00),
+    (32, 64, 0.0994): (13.9, 11.5, 12.6, 0.39, 6.50, 4.92, 0.95, 0.88, 13.8, 12.8, 8.5e-4, 1.41),
+    (32, 256, 0.0925): (20.6, 38.2, 12.6, 0.39, 12.3, 18.7, 0.95, 0.86, 26.2, 48.7, 8.5e-4, 1.35),
+    (128, 64, 0.447): (23.8, 18.0, 46.0, 0.77, 12.0, 9.59, 3.5, 1.36, 30.4, 24.4, 3.1e-3, 1.97),
+    (128, 256, 0.426): (53.1, 61.6, 46.0, 0.69, 31.3, 31.4, 3.5, 1.27, 71.5, 84.1, 3.1e-3, 1.93),
 }
+# fmt: on
 DECKS = ("itrs-hp", "itrs-lop", "itrs-lstp")
 """High performance, low operating power, low standby power."""
 MACROS: Mapping[str, Mapping[tuple[int, int], Macro]] = {
     deck: {
-        (kilobytes, word): Macro(deck, kilobytes, word, *figures[at], area_mm2=area)
-        for (kilobytes, word), (area, figures) in _RUN.items()
+        (kilobytes, word): Macro(deck, kilobytes, word, area, *figures[start : start + 4])
+        for (kilobytes, word, area), figures in _RUN.items()
     }
-    for at, deck in enumerate(DECKS)
+    for start, deck in zip((0, 4, 8), DECKS, strict=True)
 }
 """Deck -> (kilobytes, bits of a word) -> macro."""
 
@@ -112,18 +93,16 @@ class Component:
         """In proportion to the bits."""
         return self._scaled(bits / self.bits, f"x {bits}/{self.bits}")
 
-    def product(self, one: int, other: int) -> Cost:
+    def product(self, first: int, second: int) -> Cost:
         """Of a multiplier, in proportion to the product of its widths."""
-        return self._scaled(
-            one * other / self.bits**2, f"x ({one} x {other})/({self.bits} x {self.bits})"
-        )
+        how = f"x ({first} x {second})/({self.bits} x {self.bits})"
+        return self._scaled(first * second / self.bits**2, how)
 
     def _scaled(self, factor: float, how: str) -> Cost:
         cost = self.cost
-        if factor == 1:
-            return cost
         source = f"{cost.value:g} {cost.unit} {how}; {cost.source}"
-        return Cost(cost.value * factor, cost.unit, cost.node_nm, source, "derived")
+        value = cost.value * factor
+        return cost if factor == 1 else replace(cost, value=value, source=source, mark="derived")
 
 
 @dataclass(frozen=True)
@@ -187,10 +166,9 @@ also the lowest of the sources; and the multiplier that is published for 8 bits,
 scaling where a dense baseline multiplies 8 by 8, and favours that baseline: Aladdin's, scaled,
 takes 2.7 to 4 times as much."""
 
+YIN = "Yin et al., BioCAS 2017, arXiv 1709.06206, abstract"
 PUBLISHED: Mapping[str, Cost] = {
-    name: Cost(
-        value, unit, NODE_NM, "Yin et al., BioCAS 2017, arXiv 1709.06206, abstract", "published"
-    )
+    name: Cost(value, unit, NODE_NM, YIN, "published")
     for name, value, unit in (
         ("MNIST, least energy per image", 48.4, "nJ"),
         ("MNIST, most energy per image", 773.0, "nJ"),
@@ -215,9 +193,8 @@ def constants() -> tuple[tuple[str, float, str, int, str, str], ...]:
     figures = {f"addition, {name}": part.cost for name, part in ADDITIONS.items()}
     figures |= {f"multiplication, {name}": part.cost for name, part in MULTIPLICATIONS.items()}
     for name in ("flip_flop", "flip_flop_leak", "flip_flop_area"):
-        figures[f"{name.replace('_', '-', 1).replace('_', ' ')} of 1 bit"] = getattr(
-            slow, name
-        ).cost
+        words = name.replace("_", "-", 1).replace("_", " ")
+        figures[f"{words} of 1 bit"] = getattr(slow, name).cost
     for name in ("comparison", "adder_leak", "multiplier_leak", "adder_area", "multiplier_area"):
         for at, logic in (("5 ns", slow), ("1 ns", fast)):
             figures[f"{name.replace('_', ' ')}, Aladdin at {at}"] = getattr(logic, name).cost

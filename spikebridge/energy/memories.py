@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
+from operator import attrgetter
 
 from spikebridge.base.records import listed
 from spikebridge.energy.costs import Cost, CostRow, Energy
@@ -54,9 +56,8 @@ class Sram:
     def access(self, kind: str) -> Cost:
         """A row, "read" or "write", in picojoules."""
         value = self.columns * getattr(self.macro, f"{kind}_pJ")
-        return Cost(
-            value, "pJ", NODE_NM, f"{self.columns} x {kind} of {self.macro}; {CACTI}", "derived"
-        )
+        source = f"{self.columns} x {kind} of {self.macro}; {CACTI}"
+        return Cost(value, "pJ", NODE_NM, source, "derived")
 
 
 def sram(rows: int, row_bits: int, deck: str = NOMINAL, bank_KB: int = 32) -> Sram:
@@ -125,27 +126,33 @@ def priced(
     seconds = done.cycles / (clock_MHz * 1e6)
     rows = []
     for part in parts:
-        rows.append(_row(f"{part.name} reads", part.reads, part.sram.access("read")))
+        rows.append(CostRow.of(f"{part.name} reads", part.reads, part.sram.access("read")))
         if part.writes is not None:
-            rows.append(_row(f"{part.name} writes", part.writes, part.sram.access("write")))
-    rows.append(_row("additions", done.additions, costs.addition.wide(path.bits)))
-    rows.append(_row("comparisons", done.comparisons, costs.comparison.wide(path.bits)))
+            rows.append(CostRow.of(f"{part.name} writes", part.writes, part.sram.access("write")))
+    rows.append(CostRow.of("additions", done.additions, costs.addition.wide(path.bits)))
+    rows.append(CostRow.of("comparisons", done.comparisons, costs.comparison.wide(path.bits)))
     if path.multipliers:
-        product = costs.multiplication.product(*path.widths)
-        rows.append(_row("multiplications", done.multiplications, product))
-    clocked = _noted(costs.flip_flop.cost, f"{path.flip_flops} flip-flops: {path.counted}")
-    rows.append(_row("registers and clock", path.flip_flops * done.cycles, clocked))
+        cost = costs.multiplication.product(*path.widths)
+        rows.append(CostRow.of("multiplications", done.multiplications, cost))
+    clock = costs.flip_flop.cost
+    counted = f"{path.flip_flops} flip-flops: {path.counted}; {clock.source}"
+    rows.append(
+        CostRow.of(
+            "registers and clock", path.flip_flops * done.cycles, replace(clock, source=counted)
+        )
+    )
     time_ns = seconds * 1e9
-    rows.append(_row("leakage of memories", time_ns, _leak_of_memories(parts)))
-    rows.append(_row("leakage of logic", time_ns, _leak_of_logic(path, costs)))
+    rows.append(CostRow.of("leakage of memories", time_ns, _leak_of_memories(parts)))
+    rows.append(CostRow.of("leakage of logic", time_ns, _leak_of_logic(path, costs)))
     return Energy(tuple(rows), seconds)
 
 
-def spanned(price: Callable[[str, str, int], Energy]) -> tuple[Energy, Energy, Energy]:
-    """(least, nominal, most) of price(deck, logic, bank_KB)."""
-    each = [price(deck, logic, bank) for deck in DECKS for logic in LOGIC for bank in BANKS_KB]
-    nominal = price(NOMINAL, "nominal", 32)
-    return min(each, key=_total), nominal, max(each, key=_total)
+def spanned(price: Callable[..., Energy]) -> tuple[Energy, Energy, Energy]:
+    """(least, nominal, most) of price(deck=, logic=, bank_KB=)."""
+    choices = product(DECKS, LOGIC, BANKS_KB)
+    each = [price(deck=deck, logic=logic, bank_KB=bank) for deck, logic, bank in choices]
+    total = attrgetter("total_pJ")
+    return min(each, key=total), price(), max(each, key=total)
 
 
 def known(name: str, value: object, choices: Iterable[object]) -> None:
@@ -153,19 +160,6 @@ def known(name: str, value: object, choices: Iterable[object]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{name}={value!r}: it must be one of {listed(choices)}; pass one")
-
-
-def _total(energy: Energy) -> float:
-    return energy.total_pJ
-
-
-def _row(part: str, count: float, cost: Cost) -> CostRow:
-    energy = count * cost.value
-    return CostRow(part, float(count), cost.value, cost.node_nm, cost.source, cost.mark, energy)
-
-
-def _noted(cost: Cost, note: str) -> Cost:
-    return Cost(cost.value, cost.unit, cost.node_nm, f"{note}; {cost.source}", cost.mark)
 
 
 def _leak_of_memories(parts: Sequence[SramUse]) -> Cost:

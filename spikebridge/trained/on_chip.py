@@ -116,7 +116,7 @@ def measure(directory: Path, plan: ChipPlan) -> tuple[Program, OnChip]:
         software=trial.software,
         integer=trial.integer,
         chip=ChipSettings(**dataclasses.asdict(program.chip)),
-        program=Sizes(**{f.name: getattr(program, f.name) for f in dataclasses.fields(Sizes)}),
+        program=_sizes(program),
         layers=_layers(network, program, trial.agreement()),
         counts=trial.counts,
         per="step" if task.carries_state else "sample",
@@ -124,6 +124,14 @@ def measure(directory: Path, plan: ChipPlan) -> tuple[Program, OnChip]:
         area_mm2={name: part.value for name, part in silicon.area_mm2(program).items()},
         asked=dataclasses.asdict(plan),
     )
+
+
+def _sizes(program: Program) -> Sizes:
+    held: dict[str, Any] = {
+        f"{name}_memory_bits": bits for name, bits in program.memory_bits.items()
+    }
+    rest = [entry.name for entry in dataclasses.fields(Sizes) if entry.name not in held]
+    return Sizes(**held, **{name: getattr(program, name) for name in rest})
 
 
 def load(directory: Path, steps: int = 0) -> tuple[Config, Network]:

@@ -430,9 +430,8 @@ def test_nothing_here_loads_torch() -> None:
 def test_memories_are_as_large_as_the_program_says() -> None:
     for program in (small(), pictures(), with_chip(pictures(), lanes=1)):
         found = memory_images.sizes(program).memory_bits()
-        assert found["weights"] == program.weight_memory_bits
-        assert found["membranes"] == program.membrane_memory_bits
-        assert found["parameters"] == program.parameter_memory_bits
+        for name in ("weight", "membrane", "parameter"):
+            assert found[f"{name}s"] == program.memory_bits[name]
 
 
 # ----------------------------------------------------------------------------------- tools
