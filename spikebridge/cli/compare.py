@@ -33,10 +33,15 @@ class Compare:
     ABOUT: ClassVar[str] = "Compare units over seeds."
     PER_TASK: ClassVar[str] = "Compare units over seeds: {}."
 
+    REFUSES: ClassVar[dict[str, str]] = {
+        "unit": "several units are compared; pass --units snu lstm",
+        "seed": "each unit is trained from several seeds; pass --seeds 0 1 2",
+    }
+
     units: Units = ("snu", "softsnu", "lstm")
-    """Units to compare, such as snu or recurrent-snu; use this, not --unit."""
+    """Units to compare, such as snu or recurrent-snu."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds, one run of each unit per seed; use this, not --seed."""
+    """Seeds, one run of each unit per seed."""
     jobs: int = 1
     """Runs that train at the same time, each with its share of the cores."""
     verbose: Flag = False

@@ -46,7 +46,7 @@ Units = Annotated[tuple[VariantName, ...], tyro.conf.arg(metavar="[UNIT [UNIT ..
 class Output:
     """Where results go, and what is printed.
 
-    A command that cannot honour one of these flags says why in its REFUSES.
+    A command that cannot honour a flag says why, and what to do, in its REFUSES.
     """
 
     out: Path | None = None
@@ -248,24 +248,15 @@ def check_command(argv: Sequence[str], commands: Mapping[str, Sequence[str] | No
     )
 
 
-def check_choices(kind: type, options: Any, argv: Sequence[str], prog: str) -> None:
-    """Refuse flags that a command has not or cannot honour, and values that are no choice.
-
-    Args:
-        kind: the record whose fields are the flags.
-        options: the command's own record, which says what it REFUSES.
-        argv: the words after the command.
-        prog: the command, for messages.
-
-    Raises UsageError.
-    """
+def check_choices(kind: Any, argv: Sequence[str], prog: str) -> None:
+    """Raise UsageError for flags that a command has not or cannot honour, and for wrong choices."""
     known = {field.name: field.hint for field in each_field(kind)}
     pairs = {f"no_{name}" for name, hint in known.items() if _plain(hint) is bool}
     _refuse_old(known.keys() | pairs, argv, prog)
-    refused = getattr(options, "REFUSES", {})
+    refused = getattr(kind, "REFUSES", {})
     for flag, name, values in flags_in(argv):
         if name in refused:
-            raise UsageError(f"{flag}: {refused[name]}; leave it out")
+            raise UsageError(f"{flag}: {refused[name]}")
         if name in pairs or name in _ALWAYS:
             continue
         if name not in known:
@@ -304,7 +295,8 @@ def each_field(kind: Any, default: Any = None, without: Iterable[str] = ()) -> I
 
     Left out are those that a command refuses.
     """
-    hints, refused = get_type_hints(kind, include_extras=True), {*getattr(kind, "REFUSES", ())}
+    hints = get_type_hints(kind, include_extras=True)
+    refused = {*without, *getattr(kind, "REFUSES", ())}
     for field in dataclasses.fields(kind):
         value = field.default
         if default is not None:
@@ -313,8 +305,8 @@ def each_field(kind: Any, default: Any = None, without: Iterable[str] = ()) -> I
             value = field.default_factory()
         if dataclasses.is_dataclass(hints[field.name]):
             inner = None if value is MISSING else value
-            yield from each_field(hints[field.name], inner, {*without, *refused})
-        elif field.name not in without:
+            yield from each_field(hints[field.name], inner, refused)
+        elif field.name not in refused:
             yield LeafField(kind, field.name, hints[field.name], value)
 
 

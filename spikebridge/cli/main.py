@@ -47,7 +47,6 @@ DESCRIPTION = (
 
 # Tasks that cannot do without data of one's own, and the flag that names them.
 OWN = {"npz": "data_dir", "forecast": "file"}
-NOUNS = {"compare": "comparison", "search": "search"}
 PARTS = tuple(part.name for part in dataclasses.fields(Config))
 
 
@@ -76,7 +75,10 @@ def _for_task(command: str, task: str) -> type:
             ("options", options, field(default_factory=options)),
         ],
         frozen=True,
-        namespace={"__doc__": options.PER_TASK.format(line[0].lower() + line[1:])},
+        namespace={
+            "__doc__": options.PER_TASK.format(line[0].lower() + line[1:]),
+            "REFUSES": getattr(options, "REFUSES", {}),
+        },
     )
 
 
@@ -97,11 +99,11 @@ def parse(argv: Sequence[str]) -> Any:
     options = record_of(name)
     if not _has_tasks(name):
         prog, rest = f"spikebridge {name}", argv[1:]
-        flags.check_choices(options, options, rest, prog)
+        flags.check_choices(options, rest, prog)
         _help(options, None, options, prog, rest)
         return _cli(options, rest, prog)
     prog, rest, kind = f"spikebridge {name} {task}", argv[2:], _for_task(name, task)
-    flags.check_choices(kind, options, rest, prog)
+    flags.check_choices(kind, rest, prog)
     first = {word.name: word.values for word in flags.flags_in(rest)}
     # What it shows in its help are the settings of the first unit.
     unit = _value(first, "unit" if name == "train" else "units") or "snu"
@@ -185,45 +187,46 @@ def _config_of(parsed: Any) -> Config:
 
 
 def _base(task: str, unit: str, first: _First) -> Config:
-    """What holds where no flag is given: a file, the settings of the run to resume, or a preset."""
+    """What holds where no flag is given: a file, the settings of the run to resume, or a preset.
+
+    Raises UsageError where the file is for another task.
+    """
     out = _value(first, "out")
     if config := _value(first, "config"):
-        settings = _of_task(task, Path(config))
-    else:
-        settings = _of_run(task, Path(out)) if "resume" in first and out else None
-    if settings is not None:
+        settings = rundir.load_config(Path(config))
+        if task_name(settings) != task:
+            raise UsageError(f"{config}: its task is not {task}; give the file of such a run")
         return settings
+    if "resume" in first and out and (there := _of_run(task, Path(out))):
+        return there
     if "recurrent" in first and (f"recurrent-{unit}" in VARIANTS or is_place(unit)):
         unit = f"recurrent-{unit}"
     tuned = preset(task, unit, **_data(task, first))
-    if "resume" in first and not out and not config:
+    if "resume" in first and not out:
         seed = _value(first, "seed")
-        asked = override(tuned, seed=int(seed)) if seed.isdecimal() else tuned
-        folder = rundir.meant(asked)
+        folder = rundir.meant(override(tuned, seed=int(seed)) if seed.isdecimal() else tuned)
         return (_of_run(task, folder) if folder else None) or tuned
     return tuned
 
 
 def _of_run(task: str, folder: Path) -> Config | None:
+    """The settings of a run; None where there is none of the task."""
     file = folder / rundir.CONFIG
-    return _of_task(task, file) if file.exists() else None
+    config = rundir.load_config(file) if file.exists() else None
+    return config if config and task_name(config) == task else None
 
 
-def _of_task(task: str, file: Path) -> Config | None:
-    """The settings in a file; None where they are for another task."""
-    config = rundir.load_config(file)
-    return config if task_name(config) == task else None
+# What of a task decides its preset, beside the name of its data.
+_PLACES = ("data_dir", "file", "level", "protocol")
 
 
 def _data(task: str, first: _First) -> dict[str, Any]:
     """What the flags say of the data, as far as it decides the preset."""
     kind = TASKS[task]
-    known = {f.name for f in dataclasses.fields(kind)} | (
-        {"protocol"} if task == "digits" else set()
-    )
-    names = [
-        n for n in ("data_dir", "file", "level", "protocol") if _value(first, n) and n in known
-    ]
+    known = {field.name for field in dataclasses.fields(kind)}
+    if task == "digits":
+        known.add("protocol")
+    names = known & {name for name in _PLACES if _value(first, name)}
     own: dict[str, Any] = {name: _value(first, name) for name in names}
     mine = kind.OWN_DATA if own.keys() & {"data_dir", "file"} else ""
     return {"data": _value(first, "data") or mine or None, **own}
@@ -233,17 +236,12 @@ def _each_unit(
     kind: type, argv: Sequence[str], units: Sequence[str], first: _First, prog: str
 ) -> list[Config]:
     """The config of each unit: its own preset under the flags that were given."""
-    command, task = prog.split()[1:]
     if not units:
-        raise UsageError(f"a {NOUNS[command]} needs at least one unit; pass --units snu lstm")
+        raise UsageError("at least one unit is needed; pass --units snu lstm")
     configs = []
     for unit in units:
-        base = _base(task, unit, first)
+        base = _base(prog.split()[-1], unit, first)
         mine = _cli(kind, argv, prog, default=_default(kind, base))
-        if mine.model.unit != base.model.unit:
-            raise UsageError(f"--unit is not for {command}; pass --units snu lstm")
-        if command == "compare" and mine.train.seed != base.train.seed:
-            raise UsageError("--seed is not for compare; pass --seeds 0 1 2")
         if base.model.recurrent and not mine.model.recurrent:
             raise UsageError(f"--no-recurrent contradicts {unit}; leave out one of them")
         configs.append(_config_of(mine))
@@ -277,13 +275,16 @@ def _exit_code_of(argv: Sequence[str], signals: list[int]) -> int:
     except Exception as error:
         if signals:  # an import that was interrupted may say so by an error of its own
             return _interrupted(argv, signals[0] == signal.SIGTERM)
-        code = _exit_code(error)
-        if code is None:
+        if isinstance(error, SpikebridgeError):
+            _say_error(str(error))
+            return 2 if isinstance(error, UsageError) else 1
+        # Looked up among what is loaded: importing it here would cost torch.
+        damaged = getattr(sys.modules.get("safetensors"), "SafetensorError", OSError)
+        if not isinstance(error, OSError | damaged):
             raise
         _say_error(in_one_line(error) if isinstance(error, OSError) else str(error))
-        if isinstance(error, OSError):
-            _drop(sys.stdout)
-        return code
+        _drop(sys.stdout)
+        return 1
 
 
 @contextmanager
@@ -312,13 +313,12 @@ def _ended_by_signals() -> Iterator[list[int]]:
         signals.append(number)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # signals are not its business
-        yield signals
-        return
     usual: dict[int, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
     }
+    if threading.current_thread() is not threading.main_thread():  # signals are not its business
+        usual = {}
     replaced = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
     for number in replaced:
         signal.signal(number, handle)
@@ -330,15 +330,15 @@ def _ended_by_signals() -> Iterator[list[int]]:
 
 
 def _interrupted(argv: Sequence[str], terminated: bool) -> int:
-    _say_error(
-        f"{'terminated' if terminated else 'interrupted'}; {_how_to_go_on(argv)}", before="\n"
-    )
+    with suppress(OSError):
+        print(file=sys.stderr)  # behind the ^C of the terminal
+    _say_error(f"{'terminated' if terminated else 'interrupted'}; {_how_to_go_on(argv)}")
     return 143 if terminated else 130
 
 
-def _say_error(text: str, before: str = "") -> None:
+def _say_error(text: str) -> None:
     with suppress(OSError):  # there is no stderr left
-        print(f"{before}spikebridge: {text}", file=sys.stderr, flush=True)
+        print(f"spikebridge: {text}", file=sys.stderr, flush=True)
 
 
 def _drop(stream: TextIO) -> None:
@@ -349,15 +349,6 @@ def _drop(stream: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-
-
-def _exit_code(error: Exception) -> int | None:
-    """2 for what the user can set right before starting, 1 for a failed run, None for a defect."""
-    if isinstance(error, SpikebridgeError):
-        return 2 if isinstance(error, UsageError) else 1
-    # Looked up among what is loaded: importing them here would cost torch.
-    kind = getattr(sys.modules.get("safetensors"), "SafetensorError", OSError)
-    return 1 if isinstance(error, OSError | kind) else None
 
 
 def _how_to_go_on(argv: Sequence[str]) -> str:
@@ -385,21 +376,12 @@ def _main(argv: Sequence[str]) -> int:
     processes.keep_freed_pages()
     if isinstance(command, tuple):
         options, *arguments = command
+        options.run(*arguments)
+    elif hasattr(command, "options"):
+        command.options.run(_config_of(command))
     else:
-        options, arguments = getattr(command, "options", command), []
-        if options is not command:
-            arguments = [_config_of(command)]
-            _check_task(options.config, *arguments)
-    options.run(*arguments)
+        command.run()
     return 0
-
-
-def _check_task(file: Path | None, config: Config) -> None:
-    """Raise UsageError where the settings in a file are for another task than the command."""
-    if file is not None and _of_task(task_name(config), file) is None:
-        raise UsageError(
-            f"{file}: its task is not {task_name(config)}; give the file of such a run"
-        )
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ class Predict:
 
     EXAMPLE: ClassVar[str] = "predict runs/digits8x8-snu-0 --split valid"
     REFUSES: ClassVar[dict[str, str]] = {
-        "overwrite": "predictions are always computed anew, since the data may have changed",
-        "no_report": "this command writes no page",
+        "overwrite": "all is computed anew anyway, since the data may have changed; leave it out",
+        "no_report": "this command writes no page; leave it out",
     }
 
     run_dir: RunFolder

@@ -55,11 +55,11 @@ class Program:
             raise UsageError("no run is named; give the folder of a finished run")
 
         def deploy(run: Path) -> OnCells:
-            def tell(number: int, time_s: float, value: float) -> None:
+            def callback(number: int, time_s: float, value: float) -> None:
                 time = in_words(time_s)
                 say(f"{run}  chip {number + 1}/{plan.chips}  {time:>9}  {value:.4f}")
 
-            return on_cells.deploy(run, plan, tell)
+            return on_cells.deploy(run, plan, callback)
 
         contents = {}
         for run in self.runs:

@@ -18,8 +18,8 @@ class Report:
 
     EXAMPLE: ClassVar[str] = "report runs/digits8x8-snu-0"
     REFUSES: ClassVar[dict[str, str]] = {
-        "overwrite": "a page is always written anew",
-        "no_report": "pages are all that this command writes",
+        "overwrite": "a page is always written anew; leave it out",
+        "no_report": "pages are all that this command writes; leave it out",
     }
 
     runs: RunFolders

@@ -33,10 +33,13 @@ class Search:
     )
     PER_TASK: ClassVar[str] = "Search settings of units: {}."
 
-    REFUSES: ClassVar[dict[str, str]] = {"no_report": "this command writes no page"}
+    REFUSES: ClassVar[dict[str, str]] = {
+        "unit": "several units are searched; pass --units snu lstm",
+        "no_report": "this command writes no page; leave it out",
+    }
 
     units: Units = ("snu", "softsnu", "lstm")
-    """Units to search for, such as snu or recurrent-snu; use this, not --unit."""
+    """Units to search for, such as snu or recurrent-snu."""
     trials: int = 12
     """Trials of each unit, the first with its preset."""
     output: Output = field(default_factory=Output)

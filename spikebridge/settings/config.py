@@ -197,11 +197,11 @@ class Config:
             f"{chosen}, cells={self.cells.cells or self.cells.cell_table}: a sequence is not "
             "trained on memory cells; leave one of them out",
         )
-        of_one_task = {
+        of_a_single_task = {
             "schedule": "constant", "ema": 0, "patience": 0, "sampled": 0, "weight_noise": 0,
             "start": "",
         }  # fmt: skip
-        for name, without in of_one_task.items():
+        for name, without in of_a_single_task.items():
             given = getattr(self.train, name)
             require(
                 given == without,

@@ -17,7 +17,7 @@ from spikebridge.settings.tasks import DigitsConfig, EventsConfig
 
 @rundir.owned("evaluate")
 def by_steps(
-    directory: Path, steps: Sequence[int], tell: Callable[[int], None] | None = None
+    directory: Path, steps: Sequence[int], callback: Callable[[int], None] | None = None
 ) -> BySteps:
     """Test a finished run at each number of steps; written to steps.json and returned.
 
@@ -40,8 +40,8 @@ def by_steps(
         tests.append(score.metric)
         metric = loaded.metric
         spikes.append(activity.spikes_per_inference)
-        if tell is not None:
-            tell(count)
+        if callback is not None:
+            callback(count)
     content = BySteps(metric, own, tuple(sorted(set(steps))), tuple(tests), tuple(spikes))
     save(directory / rundir.STEPS, content)
     return content

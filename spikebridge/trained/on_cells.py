@@ -96,11 +96,11 @@ def kept(directory: Path, plan: CellPlan) -> OnCells | None:
     return known if (known.memory, there) == (asked, of_plan) else None
 
 
-Tell = Callable[[int, float, float], None]
+Callback = Callable[[int, float, float], None]
 
 
 @rundir.owned("program")
-def deploy(directory: Path, plan: CellPlan, tell: Tell | None = None) -> OnCells:
+def deploy(directory: Path, plan: CellPlan, callback: Callback | None = None) -> OnCells:
     """Program the network of a finished run into simulated chips and test them over time.
 
     Every chip is read with noise of its own at each time, without and with global drift
@@ -111,7 +111,7 @@ def deploy(directory: Path, plan: CellPlan, tell: Tell | None = None) -> OnCells
     Args:
         directory: of the run.
         plan: what is tried.
-        tell: is told of each test: number of the chip, seconds after programming, the metric.
+        callback: called after each test: number of the chip, seconds after programming, the metric.
 
     Raises UsageError where the run is not complete or its unit cannot lie on a crossbar.
     """
@@ -121,9 +121,9 @@ def deploy(directory: Path, plan: CellPlan, tell: Tell | None = None) -> OnCells
     first = bench.program(0)
     look = _Watched(first, plan)
     costs = bench.energy(first)  # with conductances as they were written
-    chips = [bench.over_time(first, 0, tell, look)]
+    chips = [bench.over_time(first, 0, callback, look)]
     for number in range(1, plan.chips):
-        chips.append(bench.over_time(bench.program(number), number, tell, None))
+        chips.append(bench.over_time(bench.program(number), number, callback, None))
     content = OnCells(
         metric=bench.task.metric,
         higher_is_better=bench.task.higher_is_better,
@@ -172,7 +172,7 @@ class _Bench:
         return to_crossbar(self.network, cell_of(self.plan.cells), self.plan.crossbar, seed=seed)
 
     def over_time(
-        self, chip: CrossbarNetwork, number: int, tell: Tell | None, look: _Watched | None
+        self, chip: CrossbarNetwork, number: int, callback: Callback | None, look: _Watched | None
     ) -> tuple[list[tuple[float, float]], dict[str, float]]:
         """Tests without and with compensation at each time; errors as read at the first one."""
         tests, now = [], 0.0
@@ -187,8 +187,8 @@ class _Bench:
             plain = self.test(chip.network)
             chip.compensate()
             tests.append((plain, self.test(chip.network)))
-            if tell is not None:
-                tell(number, time_s, tests[-1][1])
+            if callback is not None:
+                callback(number, time_s, tests[-1][1])
         return tests, errors
 
     def events(self, chip: CrossbarNetwork, split: str) -> tuple[energy.Counts, energy.Counts]:

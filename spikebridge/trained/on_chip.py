@@ -225,7 +225,7 @@ class _Trial:
                 output, state = self.network(batch.x, before, mask=batch.mask)
                 x = spikes_of(self.task, batch)
                 result = engines.run(x) if engines else self._run(x, batch)
-                for total, answer in zip(sums, (output, self._meant(result, batch)), strict=True):
+                for total, answer in zip(sums, (output, self._readout(result, batch)), strict=True):
                     score, count = self.task.score(answer, batch)
                     total[0] += score
                     total[1] += count
@@ -243,9 +243,9 @@ class _Trial:
         shape = x.shape[:2] if each else x.shape[1:2]
         outputs = np.zeros((*shape, self.program.outputs), np.int64)
         for number, length in enumerate(batch.mask.sum(0).tolist()):
-            one = slice(number, number + 1)
-            place = (slice(length), one) if each else one
-            outputs[place] = self._counted(x[:length, one])
+            sample = slice(number, number + 1)
+            place = (slice(length), sample) if each else sample
+            outputs[place] = self._counted(x[:length, sample])
         return outputs
 
     def _counted(self, x: np.ndarray) -> np.ndarray:
@@ -254,7 +254,7 @@ class _Trial:
         self.counts += result.counts
         return result.outputs
 
-    def _meant(self, outputs: np.ndarray, batch: Batch) -> Tensor:
+    def _readout(self, outputs: np.ndarray, batch: Batch) -> Tensor:
         """Integer outputs as the numbers of the network's readout."""
         value = torch.from_numpy(outputs).float() * self.scale
         if self.program.readout.reduce != "sum":
