@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -26,8 +27,14 @@ UNGUARDED = (
     "working processes ended as they began; a script that starts them runs its work under "
     '`if __name__ == "__main__":`, or else with jobs=1'
 )
+LOOK_EVERY_S = 0.25
 PATIENCE_S = 5.0
 """How long a process may take to let its files go before it is killed."""
+
+
+class Killed(RunError):
+    """A working process was killed by the system or by hand."""
+
 
 # Of mallopt(3).  glibc takes no larger threshold for a mapping of its own than 32 MiB.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MMAP_MOST = -1, -3, 32 * 2**20
@@ -88,14 +95,14 @@ class _Context(SpawnContext):
     Process = _Process
 
 
-def make(jobs: int, prepare: Callable[[], None] | None = None) -> ProcessPoolExecutor:
-    """An executor of so many processes; each calls `prepare` first.
+def make(jobs: int) -> ProcessPoolExecutor:
+    """An executor of so many processes.
 
     They leave Ctrl-C to their parent, and end where it is killed: nothing is left to run on.
     Raises RunError where they end as they begin.
     """
     # spawn: a fork of a process whose torch already has threads may hang.
-    executor = ProcessPoolExecutor(jobs, _Context(), initializer=_begin, initargs=(prepare,))
+    executor = ProcessPoolExecutor(jobs, _Context(), initializer=_begin)
     # It watches those processes that it had when it last heard of one: let each speak once,
     # or the death of a later one would go unnoticed until another has finished its work.
     try:
@@ -125,11 +132,15 @@ def stop(executor: ProcessPoolExecutor) -> None:
 
 
 def results(
-    work: Callable[[Any], Any], todo: Sequence[tuple[Any, Any]], jobs: int
+    work: Callable[[Any], Any],
+    todo: Sequence[tuple[Any, Any]],
+    jobs: int,
+    look: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """(key, work(argument)) for each (key, argument), as they come in.
 
-    With one job, or one thing to do, in this process.  Raises RunError where a process was killed.
+    With one job, or one thing to do, in this process.  Else `look` is called now and then while
+    they work.  Raises Killed where a process was killed.
     """
     if jobs == 1 or len(todo) < 2:
         yield from ((key, work(argument)) for key, argument in todo)
@@ -137,26 +148,32 @@ def results(
     executor = make(min(jobs, len(todo)))
     futures = {executor.submit(work, argument): key for key, argument in todo}
     try:
-        for future in as_completed(futures):
-            try:
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait_for(waiting, look and LOOK_EVERY_S, FIRST_COMPLETED)
+            for future in sorted(done, key=_is_killed):
+                if _is_killed(future):
+                    raise Killed(KILLED)
                 yield futures[future], future.result()
-            except BrokenProcessPool as error:
-                raise RunError(KILLED) from error
+            if look is not None:
+                look()
     except BaseException:
         stop(executor)
         raise
     executor.shutdown()
 
 
-def _begin(prepare: Callable[[], None] | None) -> None:
+def _is_killed(future: Future[Any]) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)
+
+
+def _begin() -> None:
     keep_freed_pages()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminated)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-    if prepare is not None:
-        prepare()
 
 
 def _follow(sentinel: int) -> None:

@@ -50,11 +50,11 @@ class Compare:
 
     def run(self, configs: Sequence[Config], fixed: Collection[str]) -> None:
         """Train each config over the seeds and show them side by side."""
-        from spikebridge.studies import compare
+        from spikebridge.studies import compare, plan
 
-        contenders = [compare.of_unit(config) for config in configs]
+        contenders = [plan.of_unit(config) for config in configs]
         out = self.output.out or compare.default_folder(contenders, self.seeds, self.jobs)
-        planned = compare.plan(contenders, self.seeds, out, jobs=self.jobs)
+        planned = plan.plan(contenders, self.seeds, out, jobs=self.jobs)
         for variant, config in {variant_of(config.model): config for config in configs}.items():
             say(f"{variant} on {data_name(config)}: {settings_of(config, self.verbose)}")
         kept = 0 if self.output.overwrite else sum(run.complete for run in planned)

@@ -47,13 +47,13 @@ class Demo:
     output: Output = field(default_factory=Output)
 
     def run(self) -> None:
-        from spikebridge.studies import compare
+        from spikebridge.studies import plan
         from spikebridge.trained.on_cells import DEMO_TIMES_S, CellPlan
         from spikebridge.trained.on_chip import ChipPlan
 
         out = self.output.out or rundir.FOLDER / "demo"
-        planned = compare.plan(compare.demo_contenders(), compare.DEMO_SEEDS, out, jobs=self.jobs)
-        if compare.is_complete(planned) and not self.output.overwrite:
+        planned = plan.plan(plan.demo_contenders(), plan.DEMO_SEEDS, out, jobs=self.jobs)
+        if plan.is_complete(planned) and not self.output.overwrite:
             say(f"The demo in {out} is complete already; --overwrite starts it anew.")
         else:
             say(f"{len(planned)} runs on 1,797 handwritten digits, in {out}.")

@@ -90,16 +90,16 @@ def _make(
     options: Reproduce, entry: catalog.Entry, out: Path
 ) -> tuple[Summary, list[tuple[str, Path]]]:
     """The content of an entry's compare.json, and the files that show it."""
-    from spikebridge.studies import compare, tune
+    from spikebridge.studies import plan, tune
     from spikebridge.studies.summary import by_role
 
     quick, jobs, overwrite = options.quick, options.jobs, options.output.overwrite
-    contenders = compare.of_entry(entry, quick=quick)
+    contenders = plan.of_entry(entry, quick=quick)
     seeds = options.all_seeds(entry.seeds)
     contenders = tune.tune(
         entry, contenders, out, seeds=seeds, quick=quick, jobs=jobs, anew=overwrite, tell=_say_trial
     )
-    planned = compare.plan(contenders, seeds, out, jobs=jobs)
+    planned = plan.plan(contenders, seeds, out, jobs=jobs)
     kept = 0 if overwrite else sum(run.complete for run in planned)
     takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
     complete = f"; {kept} are complete" if kept else ""

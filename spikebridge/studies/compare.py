@@ -6,48 +6,23 @@ that was stopped goes on where it was and one that is complete is shown at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spikebridge.base.processes import make, stop
+from spikebridge.base import processes
 from spikebridge.base.records import RunError, UsageError, to_plain
 from spikebridge.runs import rundir
+from spikebridge.runs.callbacks import Progress, Silent
 from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import folder_name, from_dict, to_dict
 from spikebridge.studies.comparison import COMPARE, Summary
-from spikebridge.studies.plan import (
-    DEMO_SEEDS,
-    Contender,
-    Planned,
-    demo_contenders,
-    is_complete,
-    of_entry,
-    of_unit,
-    plan,
-)
+from spikebridge.studies.plan import Contender, Planned, plan
 from spikebridge.studies.summary import summary
 
-if TYPE_CHECKING:
-    from spikebridge.runs.training import Progress
-
-__all__ = [
-    "COMPARE",
-    "DEMO_SEEDS",
-    "Contender",
-    "Planned",
-    "compare",
-    "default_folder",
-    "demo_contenders",
-    "is_complete",
-    "of_entry",
-    "of_unit",
-    "plan",
-]
-
-LOOK_EVERY_SECONDS = 0.25
+KILLED = "its process was killed, perhaps for want of memory; try again with fewer --jobs"
 
 
 def compare(
@@ -56,11 +31,11 @@ def compare(
     *,
     jobs: int = 1,
     overwrite: bool = False,
-    progress: Callable[[str], Progress] | None = None,
+    progress: Callable[[str], Progress] = lambda name: Silent(),
     about: str = "",
-    finish: Callable[[Planned], None] | None = None,
+    finish: Callable[[Planned], None] = lambda run: None,
     by_steps: Sequence[int] = (),
-    more: Callable[[], dict[str, Any]] | None = None,
+    more: Callable[[], dict[str, Any]] = dict,
 ) -> Summary:
     """Do what is not done yet, then write compare.json.
 
@@ -75,22 +50,21 @@ def compare(
         by_steps: numbers of time steps at which each complete run is tested before that.
         more: gives, once all runs are complete, further fields of the summary.
 
-    Raises RunError where some runs failed, the others are
-    complete and kept; UsageError where a comparison is going on there.
+    Raises RunError where some runs failed, the others are complete and kept; UsageError where a
+    comparison is going on there.
     """
     for run in planned:
         rundir.refuse_reading(run.directory, run.config)
     with rundir.owning(directory, "compare", make=True):
-        _do(planned, directory, jobs, overwrite, progress or _silent)
-        if finish is not None:
-            for run in planned:
-                finish(run)
+        _do(planned, directory, jobs, overwrite, progress)
+        for run in planned:
+            finish(run)
         if by_steps:
             from spikebridge.trained import by_steps as stepwise
 
             for run in planned:
                 stepwise.tested(run.directory, by_steps)
-        result = summary(planned, title=about or None, **(more() if more is not None else {}))
+        result = summary(planned, title=about or None, **more())
         if _read(directory / COMPARE) != to_plain(result):
             rundir.write_json(directory / COMPARE, to_plain(result))
     return result
@@ -106,17 +80,19 @@ def default_folder(contenders: Sequence[Contender], seeds: Sequence[int], jobs: 
     plain = rundir.FOLDER / f"compare-{folder_name(configs[0])}"
     if named == plain or named.exists():
         return named
-    started = [
-        run
-        for run in plan(contenders, seeds, plain, jobs=jobs)
-        if (run.directory / rundir.CONFIG).exists()
-    ]
     try:
-        for run in started:
-            rundir.same_settings(run.directory, run.config)
+        started = _started(plan(contenders, seeds, plain, jobs=jobs))
     except UsageError:
         return named
     return plain if started else named
+
+
+def _started(planned: Sequence[Planned]) -> list[Planned]:
+    """The runs that were begun.  Raises UsageError where one has other settings."""
+    started = [run for run in planned if (run.directory / rundir.CONFIG).exists()]
+    for run in started:
+        rundir.same_settings(run.directory, run.config)
+    return started
 
 
 def _do(
@@ -129,17 +105,18 @@ def _do(
     """The runs that are not done yet.  RunError where some failed."""
     if overwrite:
         (directory / COMPARE).unlink(missing_ok=True)
-    started = [run for run in planned if (run.directory / rundir.CONFIG).exists()]
-    for run in [] if overwrite else started:
-        rundir.same_settings(run.directory, run.config)
+    else:
+        _started(planned)
     todo = [run for run in planned if overwrite or not run.complete]
-    if not todo:
-        return
-    work = _one_by_one if jobs == 1 or len(todo) == 1 else _side_by_side
-    failed = work(todo, overwrite, progress, jobs)
+    if jobs == 1 or len(todo) < 2:
+        errors = {run.name: _train(run, overwrite, progress(run.name)) for run in todo}
+    else:
+        errors = dict(_side_by_side(todo, jobs, overwrite, progress))
+    failed = [f"\n  {name}: {error}" for name, error in errors.items() if error]
     if failed:
-        text = "".join(f"\n  {name}: {error}" for name, error in failed.items())
-        raise RunError(f"{len(failed)} of {len(planned)} runs failed, the others are kept:{text}")
+        raise RunError(
+            f"{len(failed)} of {len(planned)} runs failed, the others are kept:{''.join(failed)}"
+        )
 
 
 def _read(path: Path) -> object:
@@ -149,88 +126,45 @@ def _read(path: Path) -> object:
         return None
 
 
-def _silent(name: str) -> Progress:
-    from spikebridge.runs.training import Silent
-
-    return Silent()
-
-
-def _one_by_one(
-    todo: Sequence[Planned], overwrite: bool, progress: Callable[[str], Progress], jobs: int
-) -> dict[str, str]:
-    """Do the runs in this process; the errors of those that failed, by name."""
+def _train(run: Planned, overwrite: bool, progress: Progress | None = None) -> str | None:
+    """Do a run; the error's text if it fails."""
     from spikebridge.runs import training
 
-    failed = {}
-    for run in todo:
-        try:
-            training.run(
-                run.config,
-                run.directory,
-                resume=not overwrite,
-                overwrite=overwrite,
-                progress=progress(run.name),
-            )
-        except RunError as error:
-            failed[run.name] = str(error)
-    return failed
-
-
-def _side_by_side(
-    todo: Sequence[Planned], overwrite: bool, progress: Callable[[str], Progress], jobs: int
-) -> dict[str, str]:
-    """Do the runs in `jobs` processes; the errors of those that failed, by name."""
-    jobs = min(jobs, len(todo))
-    executor = make(jobs, _quiet)
-    followed = {
-        executor.submit(_work, to_dict(run.config), str(run.directory), overwrite): _Followed(
-            run, progress(run.name)
-        )
-        for run in todo
-    }
-    waiting = set(followed)
+    more: dict[str, Any] = {"resume": not overwrite, "overwrite": overwrite, "progress": progress}
     try:
-        while waiting:
-            done, waiting = wait(waiting, LOOK_EVERY_SECONDS, FIRST_COMPLETED)
-            for future in waiting:
-                followed[future].look()
-            for future in done:
-                followed[future].end()
-    except BaseException:
-        # What the runs have reached lies on the disk; nothing is lost by ending them now.
-        stop(executor)
-        raise
-    finally:
-        for future in waiting:
-            followed[future].end()
-    executor.shutdown()
-    errors = {one.run.name: _error_of(future) for future, one in followed.items()}
-    return {name: text for name, text in errors.items() if text}
-
-
-def _error_of(future: Future[str | None]) -> str | None:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return "its process was killed, perhaps for want of memory; try again with fewer --jobs"
-
-
-def _quiet() -> None:
-    """In a working process: leave the news of missing kernels to the parent."""
-    import warnings
-
-    warnings.filterwarnings("ignore", message="spikebridge runs its time loop")
-
-
-def _work(plain: dict[str, Any], directory: str, overwrite: bool) -> str | None:
-    """In a working process: do one run; the error's text if it fails."""
-    from spikebridge.runs import training
-
-    try:
-        training.run(from_dict(plain), directory, resume=not overwrite, overwrite=overwrite)
+        training.run(run.config, run.directory, **more)
     except RunError as error:  # a UsageError is everybody's, and ends the comparison
         return str(error)
     return None
+
+
+def _side_by_side(
+    todo: Sequence[Planned], jobs: int, overwrite: bool, progress: Callable[[str], Progress]
+) -> Iterator[tuple[str, str | None]]:
+    """Do the runs in processes; the error of each that failed, by name."""
+    followed = {run.name: _Followed(run, progress(run.name)) for run in todo}
+
+    def look() -> None:
+        for run in followed.values():
+            run.look()
+
+    work = [(run.name, (to_dict(run.config), run, overwrite)) for run in todo]
+    try:
+        for name, error in processes.results(_in_process, work, jobs, look=look):
+            followed.pop(name).end()
+            yield name, error
+    except processes.Killed:
+        yield from ((name, KILLED) for name in followed)
+    finally:
+        for run in followed.values():
+            run.end()
+
+
+def _in_process(work: tuple[dict[str, Any], Planned, bool]) -> str | None:
+    """In a working process: the config comes as plain data, the news of kernels is the parent's."""
+    plain, run, overwrite = work
+    warnings.filterwarnings("ignore", message="spikebridge runs its time loop")
+    return _train(dataclasses.replace(run, config=from_dict(plain)), overwrite)
 
 
 class _Followed:
@@ -245,7 +179,7 @@ class _Followed:
     def look(self) -> None:
         """Tell of the epochs that were finished since the last look."""
         stamp = self._stamp()
-        if stamp == self.stamp:
+        if stamp is None or stamp == self.stamp:
             return
         self.stamp = stamp
         try:

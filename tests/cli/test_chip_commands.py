@@ -21,7 +21,7 @@ from spikebridge.cli import main as cli
 from spikebridge.nn.network import load_network
 from spikebridge.runs import rundir, training
 from spikebridge.settings.config import override
-from spikebridge.studies import compare
+from spikebridge.studies import compare, plan
 from spikebridge.trained import on_cells, on_chip
 
 SMALL: dict[str, Any] = {
@@ -199,13 +199,13 @@ def test_export_tells_how_far_biases_are_off(
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of a small demo, trained only."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    for one in compare.plan(contenders(), compare.DEMO_SEEDS, folder):
+    for one in plan.plan(contenders(), plan.DEMO_SEEDS, folder):
         training.run(one.config, one.directory)
     return folder
 
 
-def contenders() -> list[compare.Contender]:
-    found = compare.demo_contenders()
+def contenders() -> list[plan.Contender]:
+    found = plan.demo_contenders()
     return [replace(one, config=override(one.config, **SMALL)) for one in found]
 
 

@@ -25,7 +25,7 @@ from spikebridge.runs.results import Epoch
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import PRESETS, Config, flatten, override, preset, to_dict
 from spikebridge.settings.tasks import TASKS
-from spikebridge.studies import compare
+from spikebridge.studies import compare, plan
 
 TINY = "--hidden 8 --steps 4 --epochs 2 --batch-size 256 --threads 1"
 ROOT = Path(cli.__file__).parents[2]
@@ -303,7 +303,7 @@ def test_demo_is_shown_again_at_once(
 ) -> None:
     small = {"hidden": (8,), "steps": 4, "epochs": 1, "batch_size": 256, "threads": 1}
     contenders = [
-        replace(one, config=override(one.config, **small)) for one in compare.demo_contenders()
+        replace(one, config=override(one.config, **small)) for one in plan.demo_contenders()
     ]
     monkeypatch.setattr(compare, "demo_contenders", lambda: contenders)
     monkeypatch.setattr(demo, "SIMULATORS", ())  # tests/cli/test_chip_commands.py has one

@@ -23,7 +23,7 @@ from spikebridge.runs import training
 from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import override
 from spikebridge.settings.model import ModelConfig
-from spikebridge.studies import compare
+from spikebridge.studies import plan
 
 TINY = "--hidden 8 --steps 4 --epochs 2 --batch-size 256 --threads 1"
 
@@ -162,8 +162,8 @@ def test_commands_say_it_at_the_beginning(
 
 def test_missing_data_end_a_comparison_before_it_begins(tmp_path: Path) -> None:
     config = tiny()
-    contender = compare.of_unit(config)
-    planned = compare.plan([contender], [0], tmp_path / "cmp")
+    contender = plan.of_unit(config)
+    planned = plan.plan([contender], [0], tmp_path / "cmp")
     bad = [
         replace(run, config=override(run.config, data="idx", data_dir=str(tmp_path / "none")))
         for run in planned

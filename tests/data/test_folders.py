@@ -12,7 +12,7 @@ from spikebridge.base.storage import write_json
 from spikebridge.cli import main as cli
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, to_dict
-from spikebridge.studies import compare
+from spikebridge.studies import compare, plan
 
 
 def config_of(line: str) -> Config:
@@ -106,7 +106,7 @@ def write_config(place: Path, line: str) -> None:
 
 def compared(line: str) -> str:
     configs = cli.parse(shlex.split(line))[1]
-    return str(compare.default_folder([compare.of_unit(c) for c in configs], [0], 1))
+    return str(compare.default_folder([plan.of_unit(c) for c in configs], [0], 1))
 
 
 def test_comparisons_are_told_apart_too() -> None:

@@ -31,7 +31,7 @@ from spikebridge.runs.hardware_results import (
 from spikebridge.runs.load import ReportError
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import Config, preset, to_dict
-from spikebridge.studies import compare
+from spikebridge.studies import compare, plan
 from spikebridge.studies.comparison import Summary
 
 CACTI = "CACTI 7.0.3, all else as it comes"
@@ -444,17 +444,17 @@ def finished(directory: Path, config: Config, test: float, spikes: float | None)
     (directory / "config.json").write_text(json.dumps(to_dict(config)))
 
 
-def compared(folder: Path, *units: str) -> list[compare.Planned]:
+def compared(folder: Path, *units: str) -> list[plan.Planned]:
     """Complete runs of units over three seeds."""
-    contenders = [compare.of_unit(preset("digits", unit)) for unit in units]
-    planned = compare.plan(contenders, [0, 1, 2], folder)
+    contenders = [plan.of_unit(preset("digits", unit)) for unit in units]
+    planned = plan.plan(contenders, [0, 1, 2], folder)
     for run in planned:
         spikes = 1500.0 if run.config.model.unit == "snu" else None
         finished(run.directory, run.config, 0.97, spikes)
     return planned
 
 
-def export(run: compare.Planned, content: dict[str, Any]) -> None:
+def export(run: plan.Planned, content: dict[str, Any]) -> None:
     (run.directory / "digital.json").write_text(json.dumps(content))
 
 

@@ -24,7 +24,7 @@ from spikebridge.base.records import RunError, UsageError, to_plain
 from spikebridge.base.tensors import digest
 from spikebridge.runs import checkpoint, evaluation, rundir, training
 from spikebridge.settings.config import to_dict
-from spikebridge.studies import compare
+from spikebridge.studies import compare, plan
 
 
 class Interrupting(training.Silent):
@@ -442,8 +442,8 @@ def test_a_run_never_overwrites_the_one_that_it_starts_from(
     for start, out in (("run", complete), (str(complete), "link"), ("run/../link/.", "./run")):
         with pytest.raises(UsageError, match=r"over the one that it starts from.*--out"):
             training.run(tiny(start=start, seed=1), out, **more)
-    contender = compare.of_unit(tiny(start="out/snu-1"))
-    planned = compare.plan([contender], [0, 1], Path("out"))
+    contender = plan.of_unit(tiny(start="out/snu-1"))
+    planned = plan.plan([contender], [0, 1], Path("out"))
     with pytest.raises(UsageError, match=r"over the one that it starts from"):
         compare.compare(planned, Path("out"), overwrite=True)
     assert not Path("out").exists()

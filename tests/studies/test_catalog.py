@@ -25,7 +25,7 @@ from spikebridge.runs.results import Epoch, SearchResult
 from spikebridge.settings.config import flatten, from_dict, override, preset, to_dict, variant_of
 from spikebridge.settings.names import BASELINES, BINARY, PLAIN
 from spikebridge.settings.tasks import TASKS
-from spikebridge.studies import catalog, compare, search
+from spikebridge.studies import catalog, compare, plan, search
 from spikebridge.studies.catalog import CATALOG, Entry, Row
 from spikebridge.studies.comparison import Summary
 
@@ -83,7 +83,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
 def test_every_entry_is_whole(entry: Entry) -> None:
-    contenders = compare.of_entry(entry)
+    contenders = plan.of_entry(entry)
     assert len({one.name for one in contenders}) == len({one.label for one in contenders})
     assert len(contenders) == len(entry.rows)
     assert entry.source

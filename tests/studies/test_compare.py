@@ -21,23 +21,23 @@ from spikebridge.report import page as pages
 from spikebridge.runs import environment, rundir, training
 from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import Config, override, preset
-from spikebridge.studies import compare
-from spikebridge.studies.compare import Contender
+from spikebridge.studies import compare, plan
 from spikebridge.studies.comparison import Summary
+from spikebridge.studies.plan import Contender
 
 TINY = {"hidden": (8,), "steps": 4, "epochs": 2, "batch_size": 256, "threads": 1}
 
 
 def tiny(*units: str, **settings: Any) -> list[Contender]:
     configs = [override(preset("digits", unit), **(TINY | settings)) for unit in units]
-    return [compare.of_unit(config) for config in configs]
+    return [plan.of_unit(config) for config in configs]
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     """A comparison of two units over two seeds."""
     directory = tmp_path_factory.mktemp("compare")
-    planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
+    planned = plan.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
     return directory, compare.compare(planned, directory)
 
 
@@ -72,11 +72,11 @@ def test_complete_runs_are_kept_and_new_ones_added(
     ran = []
     real = training.run
     monkeypatch.setattr(training, "run", lambda c, d, **k: ran.append(d.name) or real(c, d, **k))
-    planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
-    assert compare.is_complete(planned)
+    planned = plan.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
+    assert plan.is_complete(planned)
     assert compare.compare(planned, directory) == content
     assert ran == []
-    planned = compare.plan(tiny("snu", "lstm"), [0], directory)
+    planned = plan.plan(tiny("snu", "lstm"), [0], directory)
     more = compare.compare(planned, directory)
     assert ran == ["lstm-0"]
     assert [row.test_std for row in more.rows] == [None, None]
@@ -86,7 +86,7 @@ def test_complete_runs_are_kept_and_new_ones_added(
 
 def test_other_settings_are_refused(done: tuple[Path, Summary]) -> None:
     directory, _ = done
-    planned = compare.plan(tiny("snu", lr=0.5), [0], directory)
+    planned = plan.plan(tiny("snu", lr=0.5), [0], directory)
     with pytest.raises(UsageError, match=r"snu-0: .*lr \(.* there, 0\.5 asked for\)"):
         compare.compare(planned, directory)
 
@@ -109,7 +109,7 @@ def test_several_processes_give_the_same_bits_and_are_followed(
     done: tuple[Path, Summary], tmp_path: Path
 ) -> None:
     told: list[tuple] = []
-    planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], tmp_path)
+    planned = plan.plan(tiny("snu", "recurrent-softsnu"), [0, 3], tmp_path)
     content = compare.compare(planned, tmp_path, jobs=2, progress=lambda name: Heard(name, told))
     for row, other in zip(content.rows, done[1].rows, strict=True):
         assert row.tests == other.tests
@@ -127,7 +127,7 @@ def test_a_process_that_is_killed_costs_no_more_than_its_run(tmp_path: Path) -> 
             time.sleep(0.01)
         multiprocessing.active_children()[0].kill()
 
-    planned = compare.plan(tiny("snu", epochs=2000), [0, 1], tmp_path)
+    planned = plan.plan(tiny("snu", epochs=2000), [0, 1], tmp_path)
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(RunError, match=r"2 of 2 runs failed.*\n  snu-0: its process was killed"):
@@ -141,7 +141,7 @@ def test_threads_are_shared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     free, fixed = tiny("snu", threads=0), tiny("snu", threads=3)
 
     def threads(contenders: list[Contender], jobs: int) -> int:
-        return compare.plan(contenders, [0], tmp_path, jobs=jobs)[0].config.train.threads
+        return plan.plan(contenders, [0], tmp_path, jobs=jobs)[0].config.train.threads
 
     assert threads(free, 1) == 0
     assert threads(free, 3) == 2
@@ -165,7 +165,7 @@ def test_plans_that_make_no_sense(
     tmp_path: Path, units: list[str], seeds: list[int], jobs: int, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        compare.plan(tiny(*units), seeds, tmp_path, jobs=jobs)
+        plan.plan(tiny(*units), seeds, tmp_path, jobs=jobs)
 
 
 def test_a_run_that_fails_leaves_the_others(
@@ -179,7 +179,7 @@ def test_a_run_that_fails_leaves_the_others(
         return real(config, directory, **more)
 
     monkeypatch.setattr(training, "run", run)
-    planned = compare.plan(tiny("snu", epochs=1), [0, 1, 2], tmp_path)
+    planned = plan.plan(tiny("snu", epochs=1), [0, 1, 2], tmp_path)
     with pytest.raises(RunError, match=r"1 of 3 runs failed.*\n  snu-1: the loss became nan"):
         compare.compare(planned, tmp_path)
     assert [run.complete for run in planned] == [True, False, True]
@@ -190,7 +190,7 @@ def test_the_page_is_written_again_only_after_a_change(
     done: tuple[Path, Summary],
 ) -> None:
     directory, _ = done
-    planned = compare.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
+    planned = plan.plan(tiny("snu", "recurrent-softsnu"), [0, 3], directory)
     compare.compare(planned, directory)
     pages.refresh(directory)
     page = directory / rundir.REPORT

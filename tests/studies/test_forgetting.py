@@ -17,7 +17,7 @@ from spikebridge.runs import continual, rundir, training
 from spikebridge.runs.environment import Environment
 from spikebridge.runs.transfer import MEASURES, SequenceResult
 from spikebridge.settings.config import Config, from_dict, override
-from spikebridge.studies import catalog, compare, tune
+from spikebridge.studies import catalog, compare, plan, tune
 from spikebridge.studies.catalog import Entry, find
 from spikebridge.studies.catalog.continual import FORGETTING
 from spikebridge.studies.comparison import RuleContrast, Summary
@@ -41,8 +41,8 @@ def tiny(**more: Any) -> Entry:
 
 def table(entry: Entry, out: Path, seeds: range | list[int], jobs: int = 1) -> Summary:
     """What `reproduce` does, without its words."""
-    contenders = tune.tune(entry, compare.of_entry(entry), out, seeds=seeds)
-    planned = compare.plan(contenders, seeds, out, jobs=jobs)
+    contenders = tune.tune(entry, plan.of_entry(entry), out, seeds=seeds)
+    planned = plan.plan(contenders, seeds, out, jobs=jobs)
     return compare.compare(
         planned, out, jobs=jobs, about=entry.title, more=lambda: by_role(entry, planned, out)
     )

@@ -19,7 +19,7 @@ from spikebridge.data.images import Digits
 from spikebridge.report import study_tables
 from spikebridge.runs import rundir, training
 from spikebridge.settings.learning import LearningConfig
-from spikebridge.studies import catalog, compare, tune
+from spikebridge.studies import catalog, compare, plan, tune
 from spikebridge.studies.catalog import CATALOG, Entry, Row
 from spikebridge.studies.catalog.learning import LEARNING
 from spikebridge.studies.comparison import RuleContrast, RuleResult, Summary
@@ -114,7 +114,7 @@ def test_tuning_never_reads_the_test_set(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return real(self, split, *more)
 
     monkeypatch.setattr(Digits, "batches", batches)
-    tune.tune(SMALL, compare.of_entry(SMALL), tmp_path, quick=True)
+    tune.tune(SMALL, plan.of_entry(SMALL), tmp_path, quick=True)
     assert [path.name for path in tmp_path.iterdir()] == [tune.TUNING]
 
 
@@ -128,7 +128,7 @@ def test_tuning_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         return 0.5 + config.train.lr
 
     monkeypatch.setattr(training, "validation", validation)
-    contenders = compare.of_entry(SMALL)
+    contenders = plan.of_entry(SMALL)
     with pytest.raises(KeyboardInterrupt):
         tune.tune(SMALL, contenders, tmp_path)
     before = len(tried)
@@ -147,7 +147,7 @@ def test_trials_of_other_settings_do_not_count(
         return 1 / config.train.lr
 
     monkeypatch.setattr(training, "validation", validation)
-    tune.tune(SMALL, compare.of_entry(SMALL), tmp_path)
+    tune.tune(SMALL, plan.of_entry(SMALL), tmp_path)
     other = Entry(**{**vars(SMALL), "settings": TINY | {"hidden": (8,)}})
     more = Entry(**{**vars(SMALL), "grid": {"lr": (0.02, 0.1, 0.3)}})
     longer = Entry(**{**vars(SMALL), "trial": {"epochs": 2}})
@@ -160,7 +160,7 @@ def test_trials_of_other_settings_do_not_count(
         (longer, True, 10),
     ):
         told: list[Any] = []
-        contenders = compare.of_entry(entry)
+        contenders = plan.of_entry(entry)
         tune.tune(
             entry, contenders, tmp_path, anew=anew, tell=lambda *one, told=told: told.append(one)
         )
@@ -174,7 +174,7 @@ def test_of_equal_values_the_first_is_taken_whatever_comes_in_first(
         return ((key, 0.5) for key, _ in reversed(todo))
 
     monkeypatch.setattr(tune.processes, "results", backwards)
-    tuned = tune.tune(SMALL, compare.of_entry(SMALL), tmp_path)
+    tuned = tune.tune(SMALL, plan.of_entry(SMALL), tmp_path)
     assert [one.config.train.lr for one in tuned] == [0.02, 0.02, 0.05]
 
 
@@ -199,7 +199,7 @@ def test_a_rate_that_fails_is_never_chosen(monkeypatch: pytest.MonkeyPatch, tmp_
         return config.train.lr
 
     monkeypatch.setattr(training, "validation", validation)
-    tuned = tune.tune(SMALL, compare.of_entry(SMALL), tmp_path)
+    tuned = tune.tune(SMALL, plan.of_entry(SMALL), tmp_path)
     assert tuned[0].config.train.lr == 0.02
     monkeypatch.setattr(training, "validation", lambda config: 1 / 0)
     none = Entry(**{**vars(SMALL), "grid": {"lr": (0.1,)}, "rows": SMALL.rows[:1]})
@@ -209,13 +209,13 @@ def test_a_rate_that_fails_is_never_chosen(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(training, "validation", fails)
     with pytest.raises(RunError, match="bp-plain: all trials failed; give it a grid of lower"):
-        tune.tune(none, compare.of_entry(none), tmp_path / "none")
+        tune.tune(none, plan.of_entry(none), tmp_path / "none")
 
 
 def test_trials_in_several_processes_are_those_of_one(tmp_path: Path) -> None:
     """With one thread each, which is what several processes get."""
-    one = tune.tune(SMALL, compare.of_entry(SMALL), tmp_path / "one")
-    two = tune.tune(SMALL, compare.of_entry(SMALL), tmp_path / "two", jobs=2)
+    one = tune.tune(SMALL, plan.of_entry(SMALL), tmp_path / "one")
+    two = tune.tune(SMALL, plan.of_entry(SMALL), tmp_path / "two", jobs=2)
     assert [a.config for a in one] == [b.config for b in two]
     trials = [
         sorted(json.loads((tmp_path / name / tune.TUNING).read_text())["trials"], key=repr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from spikebridge.settings.config import Config, preset
@@ -66,3 +67,8 @@ class Entry:
         """The settings of a row."""
         given = {**self.settings, **row.settings, **(self.quick if quick else {})}
         return preset(self.task, row.unit, self.data, **given)
+
+
+MNIST = partial(Entry, task="digits", data="mnist", quick={"epochs": 1})
+JSB = partial(Entry, task="music", data="jsb")
+NMNIST = partial(Entry, task="events", data="nmnist", quick={"epochs": 1})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spikebridge.studies.catalog.entry import Entry, Row
+from spikebridge.studies.catalog.entry import JSB, MNIST, Entry, Row
 
 _PAPER = (
     "Dellaferrera et al. 2022, Nature Communications 13 (GRAPES); its tables of accuracies are "
@@ -71,26 +71,21 @@ _FEEDBACK = (
 )
 
 LEARNING: tuple[Entry, ...] = (
-    Entry(
+    MNIST(
         name="grapes-mnist",
         title="GRAPES on MNIST, ReLU 784-256-256-10, SGD, batches of 64",
         source=_PAPER,
-        task="digits",
-        data="mnist",
         minutes=42,
         rows=_three("relu", "bp", "backpropagation"),
         settings={"epochs": 20},
         grid={"lr": _RATES},
         trial={"epochs": 8},
         seeds=10,
-        quick={"epochs": 1},
     ),
-    Entry(
+    MNIST(
         name="grapes-feedback",
         title="GRAPES with random feedback on MNIST, ReLU 784-256-256-10, SGD, batches of 64",
         source=_PAPER,
-        task="digits",
-        data="mnist",
         minutes=22,
         rows=(
             *(
@@ -106,15 +101,12 @@ LEARNING: tuple[Entry, ...] = (
         grid={"lr": (0.003, 0.01, 0.03, 0.1, 0.3)},
         trial={"epochs": 4},
         seeds=3,
-        quick={"epochs": 1},
     ),
     *(
-        Entry(
+        MNIST(
             name=f"grapes-{what}",
             title=f"GRAPES against {what}: MNIST, ReLU, SGD, batches of 64",
             source=_PAPER,
-            task="digits",
-            data="mnist",
             minutes={"depth": 35, "width": 25}[what],
             rows=tuple(
                 row
@@ -132,7 +124,6 @@ LEARNING: tuple[Entry, ...] = (
             grid={"lr": _RATES_DOWN},
             trial={"epochs": 3},
             seeds=3,
-            quick={"epochs": 1},
         )
         for what, sizes in (
             ("depth", tuple((256,) * count for count in (1, 2, 4, 8))),
@@ -152,12 +143,10 @@ LEARNING: tuple[Entry, ...] = (
         seeds=3,
         quick={"epochs": 1},
     ),
-    Entry(
+    MNIST(
         name="grapes-snu",
         title="GRAPES on rate-coded MNIST, SNU and soft SNU 784-256-256-10",
         source=_PAPER,
-        task="digits",
-        data="mnist",
         minutes=22,
         rows=(
             *_three("snu", "snu", "SNU"),
@@ -175,14 +164,11 @@ LEARNING: tuple[Entry, ...] = (
         grid={"lr": (0.003, 0.01, 0.03, 0.1, 0.3)},
         trial={"epochs": 1},
         seeds=3,
-        quick={"epochs": 1},
     ),
-    Entry(
+    JSB(
         name="grapes-jsb",
         title="GRAPES on JSB chorales, 88-150-88",
         source=_PAPER,
-        task="music",
-        data="jsb",
         minutes=18,
         rows=(
             *_three("snu", "snu", "SNU"),
@@ -193,12 +179,10 @@ LEARNING: tuple[Entry, ...] = (
         trial={"epochs": 30},
         seeds=5,
     ),
-    Entry(
+    JSB(
         name="ostl-jsb",
         title="Learning online on JSB chorales, 88-150-88: OSTL and e-prop beside backpropagation",
         source=_OSTL,
-        task="music",
-        data="jsb",
         minutes=16,
         rows=(
             *_online("snu", "SNU", "ostl"),
@@ -207,12 +191,10 @@ LEARNING: tuple[Entry, ...] = (
         ),
         seeds=3,
     ),
-    Entry(
+    JSB(
         name="grapes-in-memory",
         title="GRAPES on phase-change cells, hardware in the loop: JSB chorales, SNU 88-150-88",
         source=_PAPER,
-        task="music",
-        data="jsb",
         minutes=9,
         rows=_three("snu", "cells", "SNU on 52,800 cells"),
         settings={
@@ -227,12 +209,10 @@ LEARNING: tuple[Entry, ...] = (
         trial={"epochs": 20},
         seeds=5,
     ),
-    Entry(
+    MNIST(
         name="grapes-weight-bits",
         title="GRAPES with weights of few bits: MNIST, ReLU 784-256-256-10, SGD, batches of 64",
         source=_PAPER,
-        task="digits",
-        data="mnist",
         minutes=33,
         rows=tuple(
             row
@@ -243,6 +223,5 @@ LEARNING: tuple[Entry, ...] = (
         grid={"lr": (0.025, 0.05, 0.1, 0.2, 0.4)},
         trial={"epochs": 3},
         seeds=3,
-        quick={"epochs": 1},
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikebridge.studies.catalog.entry import Entry, Row
+from spikebridge.studies.catalog.entry import JSB, MNIST, NMNIST, Entry, Row
 
 _CHART = "Woźniak et al. 2020, Nature Machine Intelligence 2:325, result chart in IBM/neuroaikit: "
 _OURS = "ours; nothing published beside it"
@@ -89,40 +89,32 @@ _ROW_BY_ROW: dict[str, Any] = {
 _BY_STEPS = (1, 2, 4, 8, 20)
 
 PUBLISHED: tuple[Entry, ...] = (
-    Entry(
+    MNIST(
         name="mnist-4-layers",
         title="Rate-coded MNIST, four layers of weights, 784-256-256-256-10, elastic distortions",
         source=_CHART
         + "sSNU 4L 98.50, RNN 97.72, LSTM 97.48, GRU 96.45 %; distortions are not mentioned there",
-        task="digits",
         minutes=80,
-        data="mnist",
         rows=tuple(Row(unit, _STEPS_TEST[4].get(unit, {})) for unit in _FIVE),
         settings={"hidden": (256,) * 3, "epochs": 20, **_DISTORTED},
         by_steps=_BY_STEPS,
-        quick={"epochs": 1},
     ),
-    Entry(
+    MNIST(
         name="mnist-7-layers",
         title="Rate-coded MNIST, seven layers of weights, 784-6 x 256-10, elastic distortions",
         source=_CHART + "SNU 7L 98.47 %; distortions are not mentioned there",
-        task="digits",
         minutes=70,
-        data="mnist",
         rows=tuple(Row(unit, _STEPS_TEST[7].get(unit, {})) for unit in _FIVE),
         # Validation after four epochs as in float32 (SNU 97.9 and 97.7 %), in half the time.
         settings={"hidden": (256,) * 6, "epochs": 20, "precision": "bfloat16", **_DISTORTED},
         by_steps=_BY_STEPS,
-        quick={"epochs": 1},
     ),
     *(
-        Entry(
+        MNIST(
             name=f"mnist-{layers}-layers-plain",
             title=f"Rate-coded MNIST, {layers} layers of weights, no distortions",
             source=f"{_CHART}{chart}",
-            task="digits",
             minutes=55,
-            data="mnist",
             rows=tuple(
                 Row(unit, _STEPS_TEST[layers].get(unit, {})) for unit in ("snu", "softsnu", "lstm")
             ),
@@ -130,17 +122,14 @@ PUBLISHED: tuple[Entry, ...] = (
             grid={"dropout": (0.1, 0.2, 0.4)},
             trial={"epochs": 6},
             seeds=3,
-            quick={"epochs": 1},
         )
         for layers, chart in ((4, "sSNU 4L 98.50, LSTM 97.48 %"), (7, "SNU 7L 98.47 %"))
     ),
-    Entry(
+    MNIST(
         name="mnist-conv",
         title="Rate-coded MNIST, convolutional SNU",
         source=_CHART + "99.21 % (sd 0.07), with elastic distortions 99.53 % (sd 0.03)",
-        task="digits",
         minutes=90,
-        data="mnist",
         rows=(
             Row("snu", {"dropout": 0.4, "epochs": 24}, name="plain", label="convolutional SNU"),
             Row(
@@ -169,13 +158,11 @@ PUBLISHED: tuple[Entry, ...] = (
         },
         quick={"epochs": 1, "channels": (4, 8), "hidden": (32,)},
     ),
-    Entry(
+    MNIST(
         name="mnist-rows",
         title="MNIST row by row: 28 steps of 28 pixels, recurrent units",
         source=_OURS,
-        task="digits",
         minutes=12,
-        data="mnist",
         rows=(
             Row("recurrent-snu", _ROW_BY_ROW | {"surrogate_width": 0.5}),
             Row("recurrent-softsnu", _ROW_BY_ROW),
@@ -184,26 +171,20 @@ PUBLISHED: tuple[Entry, ...] = (
         settings={"coding": "rows", "hidden": (128,), "epochs": 6},
         grid={"lr": (5e-3, 1e-2, 2e-2)},
         trial={"epochs": 2},
-        quick={"epochs": 1},
     ),
-    Entry(
+    MNIST(
         name="mnist-lateral",
         title="Lateral inhibition, 784-100-10: accuracy and hidden spikes per digit",
         source="IBM/neuroaikit, notebook: SNU 94.51 % with 1,128 spikes, LI-SNU 93.82 % with 45.9",
-        task="digits",
         minutes=16,
-        data="mnist",
         rows=(Row("snu"), Row("li-snu")),
         settings={"hidden": (100,), "epochs": 10},
-        quick={"epochs": 1},
     ),
-    Entry(
+    MNIST(
         name="mnist-weight-bits",
         title="Limited weight precision in training, SNU 784-256-256-10",
         source="Woźniak et al. 2020, figure 4 (limited weight precision): its numbers are unknown",
-        task="digits",
         minutes=25,
-        data="mnist",
         rows=(
             *(
                 Row("snu", {"weight_bits": b}, name=f"{b}-bits", label=f"SNU, {b} bits")
@@ -213,15 +194,12 @@ PUBLISHED: tuple[Entry, ...] = (
         ),
         settings={"hidden": (256, 256), "epochs": 5},
         seeds=3,
-        quick={"epochs": 1},
     ),
-    Entry(
+    MNIST(
         name="mnist-binary",
         title="MNIST, binary activations: discontinuous and continuous integration",
         source=_YIN,
-        task="digits",
         minutes=66,
-        data="mnist",
         rows=(
             Row("binary-di", name="di", label="binary DI, 784-512-512-10"),
             Row("binary-ci", name="ci", label="binary CI, 784-512-512-10"),
@@ -243,14 +221,12 @@ PUBLISHED: tuple[Entry, ...] = (
         seeds=3,
         quick={"epochs": 1, "hidden": (32,)},
     ),
-    Entry(
+    MNIST(
         name="mnist-on-chip",
         title="MNIST on the digital chip, 40 nm: binary DI, weights of 4 bits, one step",
         source="Yin et al. 2017, arXiv 1709.06206, abstract: over 98 % at 48.4 to 773 nJ an image; "
         "which network reaches which is unknown to us",
-        task="digits",
         minutes=15,
-        data="mnist",
         rows=tuple(
             Row(
                 "binary-di",
@@ -263,15 +239,12 @@ PUBLISHED: tuple[Entry, ...] = (
         settings=ON_CHIP,
         chip={"max_steps": 1},
         seeds=3,
-        quick={"epochs": 1},
     ),
-    Entry(
+    MNIST(
         name="mnist-binary-bits",
         title="Limited weight precision in training, binary DI 784-512-512-10",
         source=_YIN,
-        task="digits",
         minutes=60,
-        data="mnist",
         rows=(
             *(
                 Row("binary-di", {"weight_bits": b}, name=f"{b}-bits", label=f"binary DI, {b} bits")
@@ -280,7 +253,6 @@ PUBLISHED: tuple[Entry, ...] = (
             Row("binary-di", name="full", label="binary DI, full precision"),
         ),
         seeds=3,
-        quick={"epochs": 1},
     ),
     Entry(
         name="ptb-words",
@@ -317,23 +289,19 @@ PUBLISHED: tuple[Entry, ...] = (
         seeds=3,
         quick={"epochs": 1, "hidden": (64,), "embedding": 0},
     ),
-    Entry(
+    JSB(
         name="jsb",
         title="JSB chorales, 88-150-88",
         source=_CHART + "RNN 9.10, SNU 8.72, LSTM 8.67 and 8.55, GRU 8.54, sSNU 8.39",
-        task="music",
         minutes=30,
-        data="jsb",
         rows=tuple(Row(unit) for unit in (*_FIVE, "recurrent-snu", "recurrent-softsnu")),
         seeds=10,
     ),
-    Entry(
+    JSB(
         name="jsb-best",
         title="JSB chorales, two layers of 200: the best soft SNU, and an LSTM of the same layers",
         source="Bai et al. 2018: TCN 8.10; Woźniak et al. 2020: sSNU 8.39",
-        task="music",
         minutes=60,
-        data="jsb",
         rows=(
             Row(
                 "recurrent-softsnu",
@@ -357,13 +325,11 @@ PUBLISHED: tuple[Entry, ...] = (
         trial={"epochs": 30},
         seeds=10,
     ),
-    Entry(
+    JSB(
         name="jsb-in-memory",
         title="JSB chorales trained on phase-change cells, hardware in the loop, SNU 88-150-88",
         source="Woźniak et al. 2020: 52,800 devices; the NLL reached on them is unknown to us",
-        task="music",
         minutes=12,
-        data="jsb",
         rows=(
             Row("snu", name="fp32", label="SNU, fp32"),
             Row("snu", _CELLS, name="one-pair", label="SNU on 52,800 cells"),
@@ -375,13 +341,11 @@ PUBLISHED: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    JSB(
         name="jsb-programmed",
         title="JSB chorales programmed once into phase-change cells, SNU 88-150-88",
         source="Woźniak et al. 2020: 52,800 devices; the NLL reached on them is unknown to us",
-        task="music",
         minutes=8,
-        data="jsb",
         rows=(Row("snu", name="fp32", label="SNU, fp32"),),
         # Weights cut off at 1.5 root mean squares of their tile: chosen on validation.
         cells={"cells": "iterative", "clip_rms": 1.5},
@@ -417,24 +381,18 @@ PUBLISHED: tuple[Entry, ...] = (
             ("piano", "Piano-midi.de", 5, _OURS),
         )
     ),
-    Entry(
+    NMNIST(
         name="nmnist",
         title="N-MNIST, recordings of an event camera",
         source=_OURS,
-        task="events",
         minutes=13,
-        data="nmnist",
         rows=tuple(Row(unit) for unit in ("snu", "softsnu", "lstm")),
-        quick={"epochs": 1},
     ),
-    Entry(
+    NMNIST(
         name="nmnist-binary",
         title="N-MNIST, recordings of an event camera: continuous integration beside the SNU",
         source="Yin et al. 2017, arXiv 1709.06206: its accuracy on N-MNIST is unknown to us",
-        task="events",
         minutes=8,
-        data="nmnist",
         rows=(Row("binary-ci"), Row("snu")),
-        quick={"epochs": 1},
     ),
 )
