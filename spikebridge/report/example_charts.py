@@ -1,10 +1,14 @@
-"""What the network was shown and what it answered: images, classes, piano rolls, series."""
+"""What the network was shown and what it answered: images, classes, piano rolls, series.
+
+outputs and targets of an example are (T, O) or (O,), classes (T,).
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +26,6 @@ from spikebridge.report.theme import (
     rgb,
     shades,
     shown,
-    suffix,
 )
 from spikebridge.runs.load import Examples
 from spikebridge.trained.midi import LOWEST as LOWEST_PITCH
@@ -97,13 +100,8 @@ def class_bars(
     names = [label(name) for name in names] if len(names) == len(values) else []
     colours = [colour_of(unit) if k == truth else NEUTRAL for k in range(len(values))]
     chart = Chart(250)
-    chart.add(
-        "bar",
-        x=names or list(range(len(values))),
-        y=shown(100 * values, 3),
-        marker={"color": colours},
-        hovertemplate=f"{noun} %{{x}}: %{{y:.3g}} %<extra></extra>",
-    )
+    hover = f"{noun} %{{x}}: %{{y:.3g}} %"
+    chart.bars(names or list(range(len(values))), shown(100 * values, 3), colours, hover=hover)
     few = {"dtick": 1} if len(values) <= 30 else {"nticks": 12}
     chart.x(title=noun, showgrid=False, **({} if names else {"tickformat": "d", **few}))
     chart.y(title="probability (%)", range=[0, 104], dtick=25)
@@ -122,35 +120,36 @@ def frame_nll(output: np.ndarray, target: np.ndarray) -> float:
 
 
 def piano_roll(
-    output: np.ndarray,
-    target: np.ndarray,
-    unit: str,
-    x_title: str,
-    lowest: int = LOWEST_PITCH,
+    output: np.ndarray, target: np.ndarray, unit: str, x_title: str, lowest: int = LOWEST_PITCH
 ) -> Chart | None:
     """Predicted probability of each note (T, O) as shades, and the notes that came as outlines."""
     if not output.size:
         return None
     output = np.nan_to_num(output.astype(np.float32))
     low, high = _used(output, target, lowest)
-    pitches = np.arange(low, high + 1)
-    frames = np.arange(2, len(output) + 2)
+    pitches, frames = np.arange(low, high + 1), np.arange(2, len(output) + 2)
     keys = slice(low - lowest, high - lowest + 1)
-    percent = np.round(100 * np.clip(output[:, keys], 0, 1)).astype(np.uint8).T
     chart = Chart(max(220, 66 + 9 * len(pitches)), {"showlegend": False})
     chart.add(
         "heatmap",
         x=frames.astype(np.uint16),
         y=pitches.astype(np.uint8),
-        z=percent,
+        z=np.round(100 * np.clip(output[:, keys], 0, 1)).astype(np.uint8).T,
         zmin=0,
         zmax=100,
         colorscale=colour_scale(shades(unit)),
         showscale=False,
         text=[[pitch_name(pitch)] * len(frames) for pitch in pitches.tolist()],
-        hovertemplate="frame %{x}, %{text}: %{z} %<extra></extra>",
+        hover="frame %{x}, %{text}: %{z} %",
     )
-    x, y = _outlines(target[:, keys] > 0.5, low)
+    # A closed rectangle around each held note, None between them.
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for note in held_notes(target[:, keys] > 0.5, low):
+        left, right = note.start + 1.56, note.end + 1.44
+        bottom, top = note.pitch - 0.42, note.pitch + 0.42
+        x += [left, right, right, left, left, None]
+        y += [bottom, bottom, top, top, bottom, None]
     chart.line(x, y, INK, width=1.3, mode="lines", hoverinfo="skip")
     _pitch_axis(chart, low, high)
     ticks = {"dtick": 1} if len(output) <= 12 else {}
@@ -169,11 +168,10 @@ def note_bars(
     chart = Chart(max(260, 110 + 9 * (high - low)), {"barmode": "overlay"})
     pale = {"color": fade(NEUTRAL, 0.3), "line": {"color": NEUTRAL, "width": 1}}
     solid = {"color": colour_of(unit), "line": {"width": 0}}
-    parts = (
+    for name, first, part, marker in (
         ("seed phrase", 0, frames[:prompt], pale),
         ("continuation", prompt, frames[prompt:], solid),
-    )
-    for name, first, part, marker in parts:
+    ):
         notes = held_notes(part, lowest)
         chart.add(
             "bar",
@@ -186,7 +184,7 @@ def note_bars(
             marker=marker,
             text=[pitch_name(note.pitch) for note in notes],
             textposition="none",
-            hovertemplate="%{text}, from %{base:.2f} s for %{x:.2f} s<extra></extra>",
+            hover="%{text}, from %{base:.2f} s for %{x:.2f} s",
         )
     _pitch_axis(chart, low, high)
     chart.x("time (s)", range=[0, len(frames) * per_frame_s])
@@ -205,30 +203,10 @@ def _used(output: np.ndarray, target: np.ndarray, lowest: int) -> tuple[int, int
 
 
 def _pitch_axis(chart: Chart, low: int, high: int) -> None:
-    wanted = range(12) if high - low < 16 else (0, 4, 7)
-    ticks = [pitch for pitch in range(low, high + 1) if pitch % 12 in wanted]
-    chart.y(
-        title="pitch",
-        tickvals=ticks,
-        ticktext=[pitch_name(pitch) for pitch in ticks],
-        range=[low - 0.5, high + 0.5],
-        gridcolor=GRID,
-    )
-
-
-def _outlines(notes: np.ndarray, low: int) -> tuple[list[float | None], list[float | None]]:
-    """A closed rectangle around each held note of (T, keys), separated by None."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    edges = np.diff(np.pad(notes.astype(np.int8), ((1, 1), (0, 0))), axis=0)
-    for key in range(notes.shape[1]):
-        starts, ends = np.flatnonzero(edges[:, key] > 0), np.flatnonzero(edges[:, key] < 0)
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            left, right = start + 1.56, end + 1.44
-            bottom, top = low + key - 0.42, low + key + 0.42
-            x += [left, right, right, left, left, None]
-            y += [bottom, bottom, top, top, bottom, None]
-    return x, y
+    named = range(12) if high - low < 16 else (0, 4, 7)
+    ticks = [pitch for pitch in range(low, high + 1) if pitch % 12 in named]
+    around, texts = [low - 0.5, high + 0.5], list(map(pitch_name, ticks))
+    chart.y("pitch", tickvals=ticks, ticktext=texts, range=around, gridcolor=GRID)
 
 
 def name_of(names: tuple[str, ...], output: int) -> str:
@@ -244,69 +222,58 @@ def rmse(output: np.ndarray, target: np.ndarray) -> float:
 def lines(
     output: np.ndarray, target: np.ndarray, names: tuple[str, ...], unit: str, x_title: str
 ) -> Chart | None:
-    """Truth and prediction, both (T, O), over time: the first few outputs, one row each."""
+    """Truth and prediction over time: the first few outputs, one row each."""
     if not output.size:
         return None
     count = min(OUTPUTS, output.shape[1])
     chart = stacked([120.0] * count, 40, len(output), x_title)
     steps = np.arange(1, len(output) + 1, dtype=np.uint16)
+    pairs = (("truth", target, NEUTRAL), ("prediction", output, colour_of(unit)))
     for row in range(1, count + 1):
-        pairs = (("truth", target, NEUTRAL), ("prediction", output, colour_of(unit)))
         for title, values, colour in pairs:
-            chart.line(
-                steps,
-                np.round(np.nan_to_num(values[:, row - 1].astype(np.float64)), 3),
-                colour,
-                title,
-                width=1.8,
-                showlegend=row == 1,
-                hovertemplate=f"step %{{x}}, {title}: %{{y:.3f}}<extra></extra>",
-                yaxis=f"y{suffix(row)}",
-            )
+            hover = f"step %{{x}}, {title}: %{{y:.3f}}"
+            look: dict[str, Any] = {"width": 1.8, "showlegend": row == 1, "hover": hover}
+            chart.line(steps, _rounded(values[:, row - 1]), colour, title, row=row, **look)
         heading(chart, row, f"<b>{name_of(names, row - 1)}</b>")
         chart.y(SCALE, row, nticks=5)
-    chart.layout["showlegend"] = True
     # To the right, because the name of the first output stands on the left.
-    chart.layout["legend"] = {"x": 1, "xanchor": "right"}
+    chart.layout |= {"showlegend": True, "legend": {"x": 1, "xanchor": "right"}}
     return chart
 
 
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.round(np.nan_to_num(values.astype(np.float64)), 3)
+
+
 def dots(output: np.ndarray, target: np.ndarray, names: tuple[str, ...], unit: str) -> Chart | None:
-    """Truth and prediction, both (O,), side by side for each output."""
+    """Truth and prediction side by side for each output."""
     if not output.size:
         return None
     places = list(range(min(COLUMNS, len(output))))
     chart = Chart(280)
-    marks = (
+    for title, values, colour, symbol, size in (
         ("truth", target, NEUTRAL, "circle-open", 13),
         ("prediction", output, colour_of(unit), "circle", 8),
-    )
-    for title, values, colour, symbol, size in marks:
-        chart.marks(
-            places,
-            np.round(np.nan_to_num(values[places].astype(np.float64)), 3),
-            {"color": colour, "symbol": symbol, "size": size, "line": {"width": 2}},
-            title,
-            hovertemplate=f"{title}: %{{y:.3f}}<extra></extra>",
-        )
-    chart.x(tickvals=places, ticktext=[name_of(names, k) for k in places], showgrid=False)
-    chart.x(range=[-0.5, len(places) - 0.5])
+    ):
+        marker = {"color": colour, "symbol": symbol, "size": size, "line": {"width": 2}}
+        chart.marks(places, _rounded(values[places]), marker, title, hover=f"{title}: %{{y:.3f}}")
+    texts, around = [name_of(names, k) for k in places], [-0.5, len(places) - 0.5]
+    chart.x(tickvals=places, ticktext=texts, showgrid=False, range=around)
     chart.y(SCALE)
     return chart
 
 
 def steps(output: np.ndarray, target: np.ndarray, unit: str, x_title: str) -> Chart | None:
-    """The true class (T,) as a line over time, and the most probable of (T, O) as dots."""
+    """The true class as a line over time, and the most probable as dots."""
     if not output.size:
         return None
     answer = np.nan_to_num(output, nan=-1.0).argmax(axis=-1)
     chart = stacked([220.0], 0, len(output), x_title)
     time = np.arange(1, len(output) + 1, dtype=np.uint16)
-    line = {"color": NEUTRAL, "width": 1.8, "shape": "hvh"}
-    dot = {"color": colour_of(unit), "size": 7}
     truth = np.where(target < 0, np.nan, target) if target.min() < 0 else target
-    chart.add("scatter", x=time, y=truth, name="truth", mode="lines", line=line)
-    chart.marks(time, answer, dot, "answer")
+    line = {"color": NEUTRAL, "width": 1.8, "shape": "hvh"}
+    chart.line(time, truth, NEUTRAL, "truth", mode="lines", line=line)
+    chart.marks(time, answer, {"color": colour_of(unit), "size": 7}, "answer")
     few = {"dtick": 1} if max(answer.max(), target.max()) <= 12 else {"nticks": 8}
     chart.y("class", tickformat="d", **few)
     chart.layout["showlegend"] = True

@@ -10,7 +10,7 @@ import numpy as np
 
 from spikebridge.report import activity_charts, example_charts
 from spikebridge.report.theme import Plot, colour_of, fade, figure, probability_ramp
-from spikebridge.report.wording import frame_text, metric_of, metric_text, number, plural, scaled
+from spikebridge.report.wording import frame_text, metric_of, metric_text, number, plural
 from spikebridge.runs.load import Examples, Run
 from spikebridge.settings.tasks import MusicConfig
 from spikebridge.trained.midi import LOWEST
@@ -46,8 +46,11 @@ EVENTS = (
     " The picture shows the events in the first third of the recording: orange where a pixel grew "
     "brighter, blue where it grew darker, black for both."
 )
+STEPS = (
+    "Line: the class that was right at each step. Dots: the one that the network found most "
+    "probable; a dot on the line is a right answer."
+)
 NUMBERS = "In standard deviations of the training data, whose mean is 0."
-
 READING = (
     "The network reads from left to right and before each {0} says how probable it finds every "
     "{0} that could come. The stronger the colour, the more probable it found the one that really "
@@ -80,7 +83,7 @@ def panels(run: Run, most: int = EXAMPLES) -> list[Panel]:
 
 def panel(run: Run, examples: Examples, index: int) -> Panel:
     """What the network was shown, answered and did for one example."""
-    head = head_panel(run, examples, index)
+    head = _answered(run, examples, index)
     if run.task == "music":
         examples = replace(examples, length=np.minimum(examples.length, ROLL_FRAMES))
     bands = activity_charts.bands(examples, index, show_input=run.task not in ("music", "text"))
@@ -98,27 +101,29 @@ def panel(run: Run, examples: Examples, index: int) -> Panel:
         words += THRESHOLD if examples.threshold else GUESSED
     lines = None
     if int(examples.length[index]) > 1:  # a line of one time step would be a dot
-        lines = figure(
-            activity_charts.traces(bands, run.unit, x_title),
-            "Membrane states of a few neurons" if membrane else "Outputs of a few neurons",
-            words,
-        )
+        title = f"{'Membrane states' if membrane else 'Outputs'} of a few neurons"
+        lines = figure(activity_charts.traces(bands, run.unit, x_title), title, words)
     columns = [
         [plot for plot in column if plot] for column in ([*head.columns[0], lines], [raster])
     ]
     return replace(head, columns=[column for column in columns if column])
 
 
-def head_panel(run: Run, examples: Examples, index: int) -> Panel:
+def _answered(run: Run, examples: Examples, index: int) -> Panel:
     """What the network was shown and answered for one example."""
+    steps = int(examples.length[index])
     if run.task == "text":
         return text_panel(run, examples, index)
+    if examples.target.dtype.kind != "f" and examples.target.ndim == 1:
+        return class_panel(run, examples, index)
+    if examples.output.ndim == 2:
+        return numbers_panel(run, examples, examples.output[index], examples.target[index], index)
+    output, target = examples.output[:steps, index], examples.target[:steps, index]
     if run.task == "music":
-        return music_panel(run, examples, index)
+        return music_panel(run, output, target, index)
     if examples.target.dtype.kind != "f":
-        kind = class_panel if examples.target.ndim == 1 else steps_panel
-        return kind(run, examples, index)
-    return numbers_panel(run, examples, index)
+        return steps_panel(run, output, target, index)
+    return numbers_panel(run, examples, output, target, index)
 
 
 def class_panel(run: Run, examples: Examples, index: int) -> Panel:
@@ -140,79 +145,51 @@ def class_panel(run: Run, examples: Examples, index: int) -> Panel:
     elif run.task == "events":
         image = example_charts.event_image(examples, index)
         heading += EVENTS
-    bars = figure(
-        example_charts.class_bars(output, truth, run.unit, noun, names),
-        "Predicted class",
-        f"How probable the network finds each {noun}; the bar of the true {noun} is coloured.",
-    )
+    bars = example_charts.class_bars(output, truth, run.unit, noun, names)
+    caption = f"How probable the network finds each {noun}; the bar of the true {noun} is coloured."
     return Panel(
         tab=true if digits or names else f"class {truth}",
         image=None if image is None else example_charts.png(image),
         right=answer == truth,
         heading=heading,
-        columns=[[bars]],
+        columns=[[figure(bars, "Predicted class", caption)]],
     )
 
 
-def steps_panel(run: Run, examples: Examples, index: int) -> Panel:
+def steps_panel(run: Run, output: np.ndarray, target: np.ndarray, index: int) -> Panel:
     """A class at each step."""
-    steps = int(examples.length[index])
-    output, target = examples.output[:steps, index], examples.target[:steps, index]
     right = int((np.nan_to_num(output, nan=-1.0).argmax(axis=-1) == target).sum())
-    chart = figure(
-        example_charts.steps(output, target, run.unit, "time step"),
-        "Class at each step",
-        "Line: the class that was right at each step. Dots: the one that the network found most "
-        "probable; a dot on the line is a right answer.",
-        wide=True,
-    )
     judged = int((target >= 0).sum())  # -1 is a step without an answer
-    return Panel(
-        tab=f"{sample_of(run)} {index + 1}",
-        heading=f"{sample_of(run).capitalize()} {index + 1} of the test set: right at "
-        f"{right:,} of {plural(judged, 'step')}{' with an answer' if judged < steps else ''}.",
-        plots=[chart],
-    )
+    chart = example_charts.steps(output, target, run.unit, "time step")
+    tab = f"{run.config.task.SAMPLE} {index + 1}"
+    some = " with an answer" if judged < len(target) else ""
+    heading = f"{tab.capitalize()} of the test set: right at {right:,} of {plural(judged, 'step')}"
+    return Panel(tab, f"{heading}{some}.", [figure(chart, "Class at each step", STEPS, wide=True)])
 
 
-def numbers_panel(run: Run, examples: Examples, index: int) -> Panel:
+def numbers_panel(
+    run: Run, examples: Examples, output: np.ndarray, target: np.ndarray, index: int
+) -> Panel:
     """Numbers that were to be predicted, once or at each step."""
-    output, target = examples.output, examples.target
-    if output.ndim == 2:
-        output, target = output[index], target[index]
-        chart = example_charts.dots(output, target, examples.output_names, run.unit)
+    names, count = examples.output_names, example_charts.OUTPUTS
+    if output.ndim == 1:
+        chart = example_charts.dots(output, target, names, run.unit)
         title, words = "Truth and prediction", NUMBERS
     else:
-        steps = int(examples.length[index])
-        output, target = output[:steps, index], target[:steps, index]
-        chart = example_charts.lines(output, target, examples.output_names, run.unit, "time step")
-        title, words = "Truth and prediction over time", NUMBERS + ahead_text(run)
-    if output.shape[-1] > example_charts.OUTPUTS and output.ndim == 2:
-        words += f" Shown are the first {example_charts.OUTPUTS} of {output.shape[-1]:,} outputs."
-    plot = figure(chart, title, words, wide=True)
-    error = example_charts.rmse(output, target) if output.size else None
-    known = "" if number(error) is None else f": RMSE {error:.3f} standard deviations"
-    first = f"{sample_of(run)} {index + 1}"
+        chart = example_charts.lines(output, target, names, run.unit, "time step")
+        title, words = "Truth and prediction over time", NUMBERS
+        ahead = getattr(run.config.task, "horizon", None)
+        if ahead is not None:
+            words += f" Each value was predicted {plural(ahead, 'row')} before it came."
+        if output.shape[-1] > count:
+            words += f" Shown are the first {count} of {output.shape[-1]:,} outputs."
+    error = number(example_charts.rmse(output, target)) if output.size else None
+    known = "" if error is None else f": RMSE {error:.3f} standard deviations"
+    first = f"{run.config.task.SAMPLE} {index + 1}"
     if run.task == "forecast":
         first = f"rows 1 to {len(target):,}"
-    return Panel(
-        tab=first,
-        heading=f"{first[0].upper()}{first[1:]} of the test set{known}.",
-        plots=[plot],
-    )
-
-
-def ahead_text(run: Run) -> str:
-    """How far ahead a forecast looks, as a sentence."""
-    ahead = getattr(run.config.task, "horizon", None)
-    return (
-        "" if ahead is None else f" Each value was predicted {plural(ahead, 'row')} before it came."
-    )
-
-
-def sample_of(run: Run) -> str:
-    """What one example is called, such as "recording"."""
-    return run.config.task.SAMPLE
+    heading = f"{first[0].upper()}{first[1:]} of the test set{known}."
+    return Panel(first, heading, [figure(chart, title, words, wide=True)])
 
 
 def text_panel(run: Run, examples: Examples, index: int) -> Panel:
@@ -220,33 +197,27 @@ def text_panel(run: Run, examples: Examples, index: int) -> Panel:
     right = examples.output[:, index, 0]
     surprise = float(-np.log(np.clip(right, 1e-9, 1)).mean())
     value = {"perplexity": np.exp(surprise), "bpc": surprise / np.log(2)}.get(run.metric, surprise)
-    shown = metric_text(metric_of(run.metric), float(value))
-    reading = Plot(
-        "Read one after the other",
-        marked(run, examples, index),
-        READING.format(run.counted),
-        wide=True,
-        ramp=probability_ramp("probability of what really came", run.unit),
-    )
+    metric = metric_of(run.metric)
+    ramp = probability_ramp("probability of what really came", run.unit)
+    caption, content = READING.format(run.counted), marked(run, examples, index)
+    part = f"part {index + 1}"
     return Panel(
-        tab=f"part {index + 1}",
-        heading=f"Part {index + 1} of the test text: {metric_of(run.metric).name} {shown}.",
-        plots=[reading],
+        part,
+        f"{part.capitalize()} of the test text: {metric.name} {metric_text(metric, float(value))}.",
+        [Plot("Read one after the other", content, caption, wide=True, ramp=ramp)],
     )
 
 
 def marked(run: Run, examples: Examples, index: int) -> str:
     """One example as HTML; all that comes from files is escaped."""
-    by_words = run.metric == "perplexity"
     spans = []
     for step in range(int(examples.length[index])):
-        chance = float(np.clip(np.nan_to_num(examples.output[step, index, 0]), 0, 1))
+        chance, *others = examples.output[step, index]
+        chance = float(np.clip(np.nan_to_num(chance), 0, 1))
         symbol = symbol_of(run, int(examples.target[step, index]))
         hover = f"{symbol}: {100 * chance:.2g} %"
         if examples.top is not None:
-            likeliest = zip(
-                examples.top[step, index], examples.output[step, index, 1:], strict=False
-            )
+            likeliest = zip(examples.top[step, index], others, strict=False)
             hover += "; expected: " + ", ".join(
                 f"{symbol_of(run, int(number))} {100 * float(share):.2g} %"
                 for number, share in likeliest
@@ -256,7 +227,7 @@ def marked(run: Run, examples: Examples, index: int) -> str:
             f'<span class="symbol" tabindex="0" style="{style}" title="{html.escape(hover)}">'
             f"{html.escape(symbol)}</span>"
         )
-    return f'<p class="reading">{(" " if by_words else "").join(spans)}</p>'
+    return f'<p class="reading">{(" " if run.metric == "perplexity" else "").join(spans)}</p>'
 
 
 def symbol_of(run: Run, number: int) -> str:
@@ -266,19 +237,19 @@ def symbol_of(run: Run, number: int) -> str:
     return SYMBOL_NAMES.get(run.symbols[number], run.symbols[number])
 
 
-def music_panel(run: Run, examples: Examples, index: int) -> Panel:
-    steps = int(examples.length[index])
-    if examples.output.ndim != 3 or examples.target.ndim != 3 or not steps:
+def music_panel(run: Run, output: np.ndarray, target: np.ndarray, index: int) -> Panel:
+    """A piece as the network expected it and as it really came."""
+    if target.ndim != 2 or not len(output):
         return Panel(f"{index + 1}")
-    output, target = examples.output[:steps, index], examples.target[:steps, index]
-    value = scaled(metric_of("nll"), example_charts.frame_nll(output, target))
+    value = number(example_charts.frame_nll(output, target))
+    lowest = MusicConfig.LOWEST.get(run.data, LOWEST)
     roll = figure(
         example_charts.piano_roll(
             output[:ROLL_FRAMES],
             target[:ROLL_FRAMES],
             run.unit,
             f"frame{frame_text(run.data)}",
-            MusicConfig.LOWEST.get(run.data, LOWEST),
+            lowest,
         ),
         "Piano roll: truth and prediction",
         ROLL,
@@ -286,8 +257,9 @@ def music_panel(run: Run, examples: Examples, index: int) -> Panel:
         ramp=probability_ramp("predicted probability of the note", run.unit),
     )
     known = "" if value is None else f", NLL {value:.2f} nats per frame"
-    heading = f"Piece {index + 1} of the test set: {plural(steps, 'predicted frame')}{known}."
-    if steps > ROLL_FRAMES:
+    frames = plural(len(output), "predicted frame")
+    heading = f"Piece {index + 1} of the test set: {frames}{known}."
+    if len(output) > ROLL_FRAMES:
         heading += f" Shown are the first {ROLL_FRAMES}."
     return Panel(f"piece {index + 1}", heading, [roll])
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from spikebridge.base.metrics import Metric
 from spikebridge.base.quantities import in_words
 from spikebridge.report import cell_charts
-from spikebridge.report.theme import Block, Card, Plot, Section, Table, figure, figures, table
+from spikebridge.report.theme import Block, Card, Chart, Section, Table, figure, figures, table
 from spikebridge.report.wording import (
     NOTHING,
     count_text,
@@ -94,7 +94,10 @@ def in_memory(on_cells: OnCells, run: Run) -> Section:
         f"{bands}{COMPENSATION} {metric.advice}".strip(),
         wide=True,
     )
-    histogram = cell_charts.histogram(on_cells.histograms, unit)
+    histogram, cells = cell_charts.histogram(on_cells.histograms, unit), HISTOGRAM
+    beyond = max(on_cells.cells - int(look.cells.sum()) for look in on_cells.histograms.at)
+    if beyond > 0:
+        cells += f" Read above the range, and not shown: up to {plural(beyond, 'cell')}."
     scatter = cell_charts.scatter(on_cells, unit)
     drift = cell_charts.drift(on_cells.drift)
     return Section(
@@ -106,7 +109,7 @@ def in_memory(on_cells: OnCells, run: Run) -> Section:
             figures(over_time),
             Block(table=times_table(on_cells, metric), below=chips_text(on_cells, metric)),
             figures(
-                figure(histogram, "Conductances", f"{HISTOGRAM}{beyond_text(on_cells)}"),
+                figure(histogram, "Conductances", cells),
                 figure(scatter, "Programmed against target", SCATTER),
             ),
             figures(figure(drift, "Drift of a few levels", drift_text(on_cells), wide=True)),
@@ -148,22 +151,16 @@ def spread_at(metric: Metric, values: np.ndarray, index: int) -> str:
     return spread_text(metric, float(cell_charts.mean_of(values)[index]), deviation)
 
 
-def headline_times(times_s: Sequence[float]) -> list[int]:
-    """The first time, and those nearest to a day and to a year, each once."""
-    at = cell_charts.places(times_s)
+def metric_cards(on_cells: OnCells, metric: Metric) -> list[Card]:
+    """The metric in software and on the chips: programmed, and about a day and a year later."""
+    unit, at = metric.unit == "%", cell_charts.places(on_cells.times_s)
     nearest = [
         min(range(len(at)), key=lambda index: abs(math.log(at[index] / wanted)))
         for wanted in HEADLINE_S
     ]
-    return list(dict.fromkeys([0, *nearest]))
-
-
-def metric_cards(on_cells: OnCells, metric: Metric) -> list[Card]:
-    """The metric in software and on the chips."""
-    unit = metric.unit == "%"
     software = metric_text(metric, on_cells.software, unit=unit)
     cards = [Card(f"{metric.name} in software", software, metric.below)]
-    for index in headline_times(on_cells.times_s):
+    for index in dict.fromkeys([0, *nearest]):
         after = f"after {in_words(on_cells.times_s[index])}"
         value, _, spread = spread_at(metric, on_cells.compensated, index).partition(" ± ")
         plain = spread_at(metric, on_cells.plain, index).replace(" ", "\u00a0")
@@ -203,18 +200,13 @@ def ratio_text(hardware: Hardware, other: Hardware) -> str:
 
 
 def times_table(on_cells: OnCells, metric: Metric) -> Table:
-    rows = [["in software", metric_text(metric, on_cells.software, unit=False), NOTHING]]
-    for index, time in enumerate(on_cells.times_s):
-        both = (on_cells.plain, on_cells.compensated)
-        rows.append([in_words(time), *(spread_at(metric, values, index) for values in both)])
-    return Table(("time", "as read", "compensated"), rows)
-
-
-def beyond_text(on_cells: OnCells) -> str:
-    beyond = max(on_cells.cells - int(look.cells.sum()) for look in on_cells.histograms.at)
-    if beyond <= 0:
-        return ""
-    return f" Read above the range, and not shown: up to {plural(beyond, 'cell')}."
+    columns = {
+        "time": lambda k: in_words(on_cells.times_s[k]),
+        "as read": lambda k: spread_at(metric, on_cells.plain, k),
+        "compensated": lambda k: spread_at(metric, on_cells.compensated, k),
+    }
+    first = ["in software", metric_text(metric, on_cells.software, unit=False), NOTHING]
+    return table(range(len(on_cells.times_s)), columns, first=first)
 
 
 def drift_text(on_cells: OnCells) -> str:
@@ -259,20 +251,19 @@ def converters_text(on_cells: OnCells) -> str:
 
 def hardware_table(hardware: Mapping[str, Hardware], per: str) -> Table:
     first, crossbar = next(iter(hardware.items()))
+
+    def nodes(pair: tuple[str, Hardware]) -> str:
+        used = sorted({part.node_nm for part in pair[1].rows if part.count})
+        return f"{', '.join(map(str, used))}\u00a0nm" if used else NOTHING
+
     columns = {
         "": lambda pair: pair[0],
         f"energy per {per}": lambda pair: joules(pair[1].total_pJ),
         f"over that of the {first}": lambda pair: ratio_text(pair[1], crossbar),
         f"time per {per}": lambda pair: si_text(pair[1].seconds_s, "s"),
-        "nodes": lambda pair: nodes_text(pair[1]),
+        "nodes": nodes,
     }
     return table(hardware.items(), columns)
-
-
-def nodes_text(result: Hardware) -> str:
-    """The process nodes of a hardware's parts: "32, 45, 90 nm"."""
-    nodes = sorted({part.node_nm for part in result.rows if part.count})
-    return f"{', '.join(map(str, nodes))}\u00a0nm" if nodes else NOTHING
 
 
 def parts_table(hardware: Hardware) -> Table:
@@ -283,14 +274,14 @@ def parts_table(hardware: Hardware) -> Table:
         "count": lambda part: count_text(part.count),
         "each": lambda part: joules(part.unit_pJ),
         "together": lambda part: joules(part.energy_pJ),
-        "share": lambda part: share_text(part.energy_pJ / total if total else None),
+        "share": lambda part: share_text(part.energy_pJ, total),
         "node": lambda part: f"{part.node_nm}\u00a0nm",
         "mark": lambda part: part.mark,
         "source of each": lambda part: part.source,
     }
-    result = table((part for part in hardware.rows if part.count), columns, text=(7,))
-    result.rows.append(["all parts", "", "", joules(total), "", "", "", ""])
-    return result
+    parts = [part for part in hardware.rows if part.count]
+    last = ["all parts", "", "", joules(total), "", "", "", ""]
+    return table(parts, columns, last=last, text=(7,))
 
 
 def layer_table(on_cells: OnCells) -> Table:
@@ -325,12 +316,16 @@ def in_the_loop(run: Run) -> Section | None:
     sent, anew = (of_epochs(run, name) for name in ("pulses", "refreshed"))
     if pulses is None and writes is None and not sent:
         return None
+
+    def bars(values: list[tuple[float, float]], axis: str) -> Chart | None:
+        return cell_charts.epoch_bars(values, axis, run.unit) if values else None
+
     received = None if pulses is None else cell_charts.pulse_histogram(pulses, run.unit)
     blocks = (
         Block(cards=tuple(loop_cards(sent, anew, pulses, writes))),
         figures(
-            epoch_plot(run, sent, "pulses", "Pulses per epoch", PULSES),
-            epoch_plot(run, anew, "pairs written anew", "Pairs written anew per epoch", REFRESHED),
+            figure(bars(sent, "pulses"), "Pulses per epoch", PULSES),
+            figure(bars(anew, "pairs written anew"), "Pairs written anew per epoch", REFRESHED),
         ),
         figures(figure(received, "Pulses per cell", RECEIVED, wide=True)),
     )
@@ -377,11 +372,3 @@ def loop_cards(
         below = "RESET or programmed, the first time included"
         result.append(Card("most writes of a cell", count_text(int(writes.max())), below))
     return result
-
-
-def epoch_plot(
-    run: Run, values: list[tuple[float, float]], axis: str, title: str, caption: str
-) -> Plot | None:
-    return (
-        figure(cell_charts.epoch_bars(values, axis, run.unit), title, caption) if values else None
-    )

@@ -143,22 +143,17 @@ def cards(result: OnChip, metric: Metric, per: str) -> list[Card]:
     cycles, additions = (count_text(round(result.each(name))) for name in ("cycles", "additions"))
     seconds = si_text(result.energy.nominal.seconds_s, "s")
     area, lanes = sum(result.area_mm2.values()), plural(result.chip.lanes, "lane")
+    of_dense, dense = "weights added to membranes", result.dense_additions
+    if dense:  # what a chip that does not wait for spikes would add
+        share = share_text(result.each("additions"), dense)
+        of_dense = f"of {count_text(round(dense))} dense: {share}"
     return [
         Card(f"{metric.name} in integers", integer, software),
         Card(f"energy per {per}", nominal, f"{low} to {high}; 40\u00a0nm"),
         Card(f"time per {per}", seconds, f"{cycles} cycles at {result.chip.clock_MHz:g}\u00a0MHz"),
-        Card(f"additions per {per}", additions, dense_text(result)),
+        Card(f"additions per {per}", additions, of_dense),
         Card("area", area_text(area), f"40\u00a0nm, without wires; {lanes}"),
     ]
-
-
-def dense_text(result: OnChip) -> str:
-    """What a chip that does not wait for spikes would add."""
-    dense = result.dense_additions
-    if not dense:
-        return "weights added to membranes"
-    share = share_text(result.each("additions") / dense)
-    return f"of {count_text(round(dense))} dense: {share}"
 
 
 def kib_text(bits: float) -> str:
@@ -169,20 +164,14 @@ def area_text(mm2: float) -> str:
     return f"{mm2:.3g}\u00a0mm²"
 
 
-def group_of(part: str) -> str:
-    """Which colour of the figure a part of the energy belongs to."""
-    if part in GROUPS:
-        return part
-    if part.startswith("weight memory"):
-        return "weight memory"
-    return "other memories" if " memory " in part else "arithmetic"
-
-
 def groups_of(end: Hardware) -> dict[str, float]:
-    """Energy of each colour, in picojoules."""
+    """Energy of each colour of the figure, in picojoules."""
     result = dict.fromkeys(GROUPS, 0.0)
     for part in end.rows:
-        result[group_of(part.part)] += part.energy_pJ
+        name = "other memories" if " memory " in part.part else "arithmetic"
+        if part.part.startswith("weight memory"):
+            name = "weight memory"
+        result[part.part if part.part in GROUPS else name] += part.energy_pJ
     return result
 
 
@@ -207,17 +196,12 @@ def energy_bars(result: OnChip, per: str) -> Chart | None:
         beside = {"x": 1e-12 * end.total_pJ, "y": place, "xanchor": "left", "xshift": 6}
         chart.write(joules(end.total_pJ), **beside)
     chart.rows(ends)
-    step = _round_step(most_J / 5)
+    power = 10.0 ** int(f"{most_J / 5:e}".partition("e")[2])
+    step = next(power * part for part in (1, 2, 5, 10) if power * part >= most_J / 5 * 0.999)
     ticks = [step * number for number in range(int(most_J / step) + 1)]
     texts = [si_text(tick, "J") if tick else "0" for tick in ticks]
     chart.x(f"energy per {per}", range=[0, 1.2 * most_J], tickvals=ticks, ticktext=texts)
     return chart
-
-
-def _round_step(value: float) -> float:
-    """The next of 1, 2, 5, 10, .. from a value on."""
-    power = 10.0 ** int(f"{value:e}".partition("e")[2])
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * 0.999)
 
 
 def range_table(result: OnChip, per: str) -> Table:
@@ -226,24 +210,18 @@ def range_table(result: OnChip, per: str) -> Table:
     def leaks(pair: tuple[str, Hardware]) -> float:
         return sum(part.energy_pJ for part in pair[1].rows if part.part.startswith("leakage"))
 
+    def decks(pair: tuple[str, Hardware]) -> str:
+        named = {deck for part in pair[1].rows for deck in re.findall(r"itrs-\w+", part.source)}
+        return ", ".join(sorted(named)) or NOTHING
+
     columns = {
         "": lambda pair: pair[0],
         f"energy per {per}": lambda pair: joules(pair[1].total_pJ),
         "of it leakage": lambda pair: joules(leaks(pair)),
-        "share": lambda pair: share_of(leaks(pair), pair[1].total_pJ),
-        "deck of the memories": lambda pair: decks_of(pair[1]),
+        "share": lambda pair: share_text(leaks(pair), pair[1].total_pJ),
+        "deck of the memories": decks,
     }
     return table(result.energy.ends.items(), columns, text=(4,))
-
-
-def share_of(part: float, total: float) -> str:
-    return share_text(part / total if total else None)
-
-
-def decks_of(end: Hardware) -> str:
-    """The process decks that sources of parts name, such as "itrs-lop"."""
-    named = {deck for part in end.rows for deck in re.findall(r"itrs-\w+", part.source)}
-    return ", ".join(sorted(named)) or NOTHING
 
 
 def parts_block(end: Hardware, per: str) -> Block:
@@ -295,8 +273,7 @@ def count_table(result: OnChip, per: str) -> Table:
         "what is counted": COUNTED.__getitem__,
     }
     steps = ["time steps", count_text(result.steps), f"{result.counts.steps:,}", ""]
-    counts = table(COUNTED, columns, text=(3,))
-    return replace(counts, rows=[steps, *counts.rows])
+    return table(COUNTED, columns, first=steps, text=(3,))
 
 
 def area_table(result: OnChip) -> Table:
@@ -307,8 +284,7 @@ def area_table(result: OnChip) -> Table:
         "part": lambda name: name,
         "holds": lambda name: kib_text(held[name]) if name in held else NOTHING,
         "area": lambda name: area_text(result.area_mm2[name]),
-        "share": lambda name: share_of(result.area_mm2[name], total),
+        "share": lambda name: share_text(result.area_mm2[name], total),
     }
-    areas = table(result.area_mm2, columns)
-    areas.rows.append(["all parts", kib_text(sum(held.values())), area_text(total), ""])
-    return areas
+    last = ["all parts", kib_text(sum(held.values())), area_text(total), ""]
+    return table(result.area_mm2, columns, last=last)

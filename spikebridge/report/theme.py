@@ -276,9 +276,17 @@ class Table:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def table(items: Iterable[Any], columns: Mapping[str, Callable[[Any], str]], **more: Any) -> Table:
-    """One row for each item: columns are heads with what they show of an item."""
+def table(
+    items: Iterable[Any],
+    columns: Mapping[str, Callable[[Any], str]],
+    *,
+    first: Sequence[str] = (),
+    last: Sequence[str] = (),
+    **more: Any,
+) -> Table:
+    """One row for each item, between a first and a last one; columns say what they show of it."""
     rows = [[show(item) for show in columns.values()] for item in items]
+    rows = [list(row) for row in (first, *rows, last) if row]
     return Table(tuple(columns), rows, **more)
 
 

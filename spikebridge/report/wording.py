@@ -85,12 +85,12 @@ def joules(picojoules: float) -> str:
     return si_text(1e-12 * picojoules, "J")
 
 
-def share_text(value: Any) -> str:
-    """A share in per cent, to three figures: "54.1 %"."""
+def share_text(value: Any, total: float = 1.0) -> str:
+    """A share of the total in per cent, to three figures: "54.1 %"."""
     plain = number(value)
-    if plain is None:
+    if plain is None or not total:
         return NOTHING
-    percent = 100 * plain
+    percent = 100 * plain / total
     return f"{percent:.3g}\u00a0%" if not 0 < percent < 0.001 else "below\u00a00.001\u00a0%"
 
 
