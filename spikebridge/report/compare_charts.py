@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from spikebridge.report.run_charts import (
@@ -26,77 +28,59 @@ from spikebridge.report.theme import (
     shown,
     whiskers,
 )
-from spikebridge.report.wording import Metric, count_text, number, scaled
-from spikebridge.studies.comparison import Compared, RowResult
+from spikebridge.report.wording import Metric, count_text, scaled
+from spikebridge.studies.comparison import Compared
 
 # Beside the middle of a row, so that equal values of several seeds do not hide one another.
 SEED_PLACES = (0.2, -0.2, 0.1, -0.1, 0.0)
+MEAN = "mean ± standard deviation"
 
 
-def spread_of(row: Compared, metric: Metric) -> float:
-    return (row.facts.test_std or 0.0) * metric.scale
-
-
-def published_of(facts: RowResult, metric: Metric) -> float | None:
-    return scaled(metric, facts.published.value) if facts.published else None
-
-
-def symbol(index: int) -> str:
-    return SYMBOLS[index % len(SYMBOLS)]
-
-
-def _legend_room(rows: Sequence[Compared]) -> int:
-    """Extra height, so that the legend of many units leaves room for the plot on a phone."""
-    return 18 * max(0, len(rows) - 3)
-
-
-def dots(rows: Sequence[Compared], metric: Metric) -> Chart | None:
+def dots(rows: Sequence[Compared], metric: Metric) -> Chart:
     """Test metric of every seed, with mean, one standard deviation and the published figure."""
     chart = Chart(110 + 58 * len(rows))
-    some = False
-    for index, row in enumerate(rows):
-        values = [scaled(metric, value) for value in row.facts.tests]
-        known = [value for value in values if value is not None]
-        mean = scaled(metric, row.facts.test_mean)
-        seed_dots(chart, index, known, mean, colour_of(row.look), spread_of(row, metric))
-        some = some or bool(known)
-    if not some:
-        return None
-    for name, mark, width in (
-        ("one seed", "circle", 0),
-        ("mean ± standard deviation", "line-ns", 3),
-    ):
+    for at, row in enumerate(rows):
+        values, mean = _scaled(metric, row.facts.tests), scaled(metric, row.facts.test_mean)
+        seed_dots(chart, at, values, mean, row.look, (row.facts.test_std or 0.0) * metric.scale)
+    # Entries of the legend.
+    for name, mark, width in (("one seed", "circle", 0), (MEAN, "line-ns", 3)):
         line = {"color": NEUTRAL, "width": width}
         marker = {"symbol": mark, "size": 10, "color": NEUTRAL, "line": line}
-        chart.marks([None], [None], marker, name)  # entries of the legend
-    published = [published_of(row.facts, metric) for row in rows]
-    places = [index for index, value in enumerate(published) if value is not None]
+        chart.marks([None], [None], marker, name)
+    places = [index for index, row in enumerate(rows) if row.facts.published]
     if places:
+        x = _scaled(metric, (row.facts.published.value for row in rows if row.facts.published))
         cross = {"symbol": "x-thin", "size": 10, "line": {"width": 2, "color": NEUTRAL}}
-        x = [published[index] for index in places]
         chart.marks(x, places, cross, "published", hover="published: %{x}")
     chart.rows(row.label for row in rows)
     chart.x(title=f"test {label(metric.axis, 60)}", nticks=8)
     return chart
 
 
+def _scaled(metric: Metric, values: Iterable[float]) -> list[float | None]:
+    return shown(scaled(metric, value) for value in values)
+
+
 def seed_dots(
     chart: Chart,
-    index: int,
-    values: list[float],
+    at: int,
+    values: Sequence[float | None],
     mean: float | None,
-    colour: str,
-    half: float = 0.0,
+    look: str,
+    half: float = 0,
 ) -> None:
     """A row of a chart: the value of every seed, their mean and how far whiskers reach."""
-    at = [index + SEED_PLACES[k % len(SEED_PLACES)] for k in range(len(values))]
-    dot = {"color": fade(colour, 0.55), "size": 9, "symbol": symbol(index)}
-    chart.marks(shown(values), at, dot, hover="one seed: %{x}", showlegend=False)
-    if mean is not None:
-        bar = {"symbol": "line-ns", "size": 24, "line": {"width": 3, "color": colour}}
-        reach = whiskers(half, color=colour, thickness=2, width=5)
-        where = shown([mean]), [index]
-        chart.marks(*where, bar, error_x=reach, hover="mean: %{x}", showlegend=False)
+    colour, places = colour_of(look), [at + SEED_PLACES[k % 5] for k in range(len(values))]
+    dot = {"color": fade(colour, 0.55), "size": 9, "symbol": SYMBOLS[at % len(SYMBOLS)]}
+    chart.marks(values, places, dot, hover="one seed: %{x}", showlegend=False)
+    bar = {"symbol": "line-ns", "size": 24, "line": {"width": 3, "color": colour}}
+    reach = whiskers(half, color=colour, thickness=2, width=5)
+    chart.marks(shown([mean]), [at], bar, error_x=reach, hover="mean: %{x}", showlegend=False)
+
+
+def _chart(rows: Sequence[Compared], height: int = 340, **layout: Any) -> Chart:
+    """With extra height, so that the legend of many units leaves room for the plot on a phone."""
+    return Chart(height + 18 * max(0, len(rows) - 3), layout)
 
 
 def learning(rows: Sequence[Compared], name: str, metric: Metric, y_title: str) -> Chart | None:
@@ -104,7 +88,7 @@ def learning(rows: Sequence[Compared], name: str, metric: Metric, y_title: str) 
 
     name is a column of metrics.jsonl; "valid" is shown in the metric's unit.
     """
-    chart = Chart(380 + _legend_room(rows), {"hovermode": "x"})
+    chart = _chart(rows, 380, hovermode="x")
     values: list[float] = []
     for index, row in enumerate(rows):
         seeds = [
@@ -125,17 +109,14 @@ def learning(rows: Sequence[Compared], name: str, metric: Metric, y_title: str) 
     return chart
 
 
-def _over_seeds(seeds: list[list[float | None]]) -> tuple[list[Any], list[Any], list[Any]]:
+def _over_seeds(seeds: list[list[float | None]]) -> list[list[float | None]]:
     """Lowest, mean and highest value per epoch over the seeds that reached it."""
-    columns: list[list[float]] = []
-    for epoch in range(max(map(len, seeds), default=0)):
-        reached = [seed[epoch] for seed in seeds if epoch < len(seed)]
-        columns.append([value for value in reached if value is not None])
-
-    def each(reduce: Callable[[list[float]], float]) -> list[float | None]:
-        return shown([reduce(column) if column else None for column in columns], 5)
-
-    return each(min), each(lambda column: sum(column) / len(column)), each(max)
+    epochs = zip_longest(*seeds)
+    known = [[value for value in epoch if value is not None] for epoch in epochs]
+    return [
+        shown((reduce(values) if values else None for values in known), 5)
+        for reduce in (min, statistics.fmean, max)
+    ]
 
 
 def _mean_and_band(
@@ -152,7 +133,11 @@ def _mean_and_band(
 
 def _mark(colour: str, index: int) -> dict[str, Any]:
     """A mark that stays visible under a later, smaller one at the same place."""
-    look = {"color": colour, "size": max(8, 16 - 3 * index), "symbol": symbol(index)}
+    look = {
+        "color": colour,
+        "size": max(8, 16 - 3 * index),
+        "symbol": SYMBOLS[index % len(SYMBOLS)],
+    }
     return look | {"line": {"color": "#ffffff", "width": 1}}
 
 
@@ -161,36 +146,28 @@ def cost(rows: Sequence[Compared], metric: Metric, name: str, title: str) -> Cha
 
     None for fewer than two units, which would compare nothing.
     """
-    chart = Chart(340 + _legend_room(rows))
-    costs = []
-    for index, row in enumerate(rows):
-        x, y = number(getattr(row.facts, name)), scaled(metric, row.facts.test_mean)
-        if x is None or y is None:
-            continue
-        costs.append(x)
-        chart.marks(
-            shown([x]),
-            shown([y]),
-            _mark(colour_of(row.look), index),
-            row.label,
-            error_y=whiskers(spread_of(row, metric), thickness=1.5, width=4),
-            hovertemplate=f"{count_text(x)}: %{{y}}<extra>{label(row.label, 40)}</extra>",
-        )
-    if len(costs) < 2:
+    known = [(index, row, getattr(row.facts, name)) for index, row in enumerate(rows)]
+    known = [(index, row, x) for index, row, x in known if x is not None]
+    if len(known) < 2:
         return None
-    low, high = min(costs), max(costs)
+    chart = _chart(rows)
+    for index, row, x in known:
+        half, y = (row.facts.test_std or 0.0) * metric.scale, _scaled(metric, [row.facts.test_mean])
+        bars = whiskers(half, thickness=1.5, width=4)
+        hover = f"{count_text(x)}: %{{y}}<extra>{label(row.label, 40)}</extra>"
+        marker = _mark(colour_of(row.look), index)
+        chart.marks(shown([x]), y, marker, row.label, error_y=bars, hovertemplate=hover)
+    low, high = min(x for *_, x in known), max(x for *_, x in known)
+    chart.x(title=title, tickformat=",~r")
     if low > 0 and high > 8 * low:
         chart.x(type="log", tickvals=log_ticks(low / 2.5, high * 2.5))
     else:
         chart.x(nticks=6, rangemode="tozero")
-    chart.x(title=title, tickformat=",~r")
     chart.y(title=f"test {label(metric.axis, 60)}")
     return chart
 
 
-def by_steps(
-    rows: Sequence[Compared], metric: Metric, *, error: bool = False, title: str = ""
-) -> Chart | None:
+def by_steps(rows: Sequence[Compared], metric: Metric, *, error: bool = False) -> Chart | None:
     """Mean test metric of each unit against the number of time steps at the test.
 
     error: what is missing to an accuracy of 1, which tells units apart near it.
@@ -198,27 +175,25 @@ def by_steps(
     known = [(row, row.facts.by_steps) for row in rows if row.facts.by_steps]
     if not known:
         return None
-    chart = Chart(340 + _legend_room(rows))
-    values = []
+    chart, tops = _chart(rows), []
     for row, tested in known:
         spreads = [(spread or 0.0) * metric.scale for spread in tested.stds]
-        y = [scaled(metric, 1 - mean if error else mean) for mean in tested.means]
-        look: dict[str, Any] = {
-            "dash": dash_of(row.look),
-            "error_y": whiskers(spreads, thickness=1.2),
-        }
-        chart.line(tested.steps, y, colour_of(row.look), row.label, marks=True, **look)
-        values += [v + more for v, more in zip(y, spreads, strict=True) if v is not None]
+        y = _scaled(metric, (1 - mean if error else mean for mean in tested.means))
+        dash, bars = dash_of(row.look), whiskers(spreads, thickness=1.2)
+        chart.line(
+            tested.steps, y, colour_of(row.look), row.label, dash=dash, marks=True, error_y=bars
+        )
+        tops += [v + more for v, more in zip(y, spreads, strict=True) if v is not None]
     step_axis(chart, sorted({count for _, tested in known for count in tested.steps}))
-    chart.y(title=title or f"test {label(metric.axis, 60)}")
+    chart.y(title="test error (%)" if error else f"test {label(metric.axis, 60)}")
     if error:
-        steep(chart, values)
+        steep(chart, tops)
     return chart
 
 
 def activity(rows: Sequence[Compared]) -> Chart | None:
     """Firing rate by layer, or mean output of graded units (hatched), averaged over the seeds."""
-    chart = Chart(340 + _legend_room(rows), {"barmode": "group"})
+    chart = _chart(rows, barmode="group")
     for row in rows:
         known = [(rates, spiking) for rates, spiking in map(layer_activity, row.runs) if rates]
         if not known:

@@ -99,10 +99,6 @@ def about_all(rows: Sequence[Compared], data: str) -> str:
 def results(rows: Sequence[Compared], metric: Metric, higher_is_better: bool) -> Table:
     """What came out for each unit, and what it cost."""
 
-    def spikes(row: Compared) -> str:
-        known = row.facts.spikes_mean
-        return count_text(known) if known is not None else "none" if row.facts.n else NOTHING
-
     def of(name: str, text: Callable[[Any], str] = count_text) -> Callable[[Compared], str]:
         return lambda row: text(getattr(row.facts, name))
 
@@ -114,25 +110,21 @@ def results(rows: Sequence[Compared], metric: Metric, higher_is_better: bool) ->
         "seeds": of("n"),
         "parameters": of("parameters"),
         "operations per step": of("operations"),
-        "spikes per inference": spikes,
+        "spikes per inference": of(
+            "spikes_mean", lambda mean: "none" if mean is None else count_text(mean)
+        ),
         "training time, median": of("seconds_median", seconds_text),
         "published": lambda row: published_text(row, metric),
     }
-    colours = tuple(colour_of(row.look) for row in rows)
-    return table(rows, columns, colours=colours, best=best_row(rows, higher_is_better))
-
-
-def best_row(rows: Sequence[Compared], higher_is_better: bool) -> int | None:
-    """The number of the row with the best mean, of two or more."""
-    if len(rows) < 2:
-        return None
     best = max if higher_is_better else min
-    return best(range(len(rows)), key=lambda index: rows[index].facts.test_mean)
+    number = best(range(len(rows)), key=lambda index: rows[index].facts.test_mean, default=None)
+    colours = tuple(colour_of(row.look) for row in rows)
+    return table(rows, columns, colours=colours, best=number if len(rows) > 1 else None)
 
 
 def published_text(row: Compared, metric: Metric) -> str:
-    value = compare_charts.published_of(row.facts, metric)
-    return "unknown" if value is None else metric_text(metric, value / metric.scale, unit=False)
+    published = row.facts.published
+    return metric_text(metric, published.value, unit=False) if published else "unknown"
 
 
 def cells_section(rows: Sequence[Compared], metric: Metric) -> Section | None:

@@ -212,7 +212,7 @@ def dots(rows: Sequence[Compared], name: str) -> Chart:
     for at, row in enumerate(rows):
         measure = row.facts.of_tasks.measures[name]
         values = [_percent(value) for value in measure.values]
-        seed_dots(chart, at, values, _percent(measure.mean), colour_of(row.look))
+        seed_dots(chart, at, values, _percent(measure.mean), row.look)
     better = "higher" if HIGHER_IS_BETTER[name] else "lower"
     chart.x(title=f"{MEASURES[name]} (%), {better} is better", nticks=7)
     chart.rows(row.label for row in rows)

@@ -80,9 +80,7 @@ def _contrasts(content: Summary) -> Chart | None:
 
 def _by_steps(rows: Sequence[Compared], metric: Metric) -> Chart | None:
     """Accuracies as errors: near 100 % they would all look alike."""
-    error = metric.name == "accuracy"
-    title = "test error (%)" if error else ""
-    chart = compare_charts.by_steps(rows, metric, error=error, title=title)
+    chart = compare_charts.by_steps(rows, metric, error=metric.name == "accuracy")
     if chart is not None:
         known = [row.facts.by_steps for row in rows if row.facts.by_steps]
         trained = sorted({tested.trained_with for tested in known})

@@ -138,9 +138,9 @@ def _settings(rows: Sequence[RuleResult]) -> Table:
     return table(rows, columns, text=(1,))
 
 
-def chosen_text(chosen: Mapping[str, Any], at_edge: Sequence[str] = ()) -> str:
+def chosen_text(chosen: Mapping[str, Any], at_edge: Sequence[str] | None = ()) -> str:
     """Settings in words, with a mark at those at an end of what was tried."""
-    marks = dict.fromkeys(at_edge, "*")
+    marks = dict.fromkeys(at_edge or (), "*")
     texts = [f"{name} {value:g}{marks.get(name, '')}" for name, value in chosen.items()]
     return ", ".join(texts)
 
