@@ -193,25 +193,6 @@ def _today(name: str, values: Sequence[str], known: Set[str]) -> str | None:
 _ALWAYS = ("help", "help_all", "tyro_print_completion", "tyro_write_completion")
 
 
-def unit_with_recurrence(argv: Sequence[str]) -> list[str]:
-    """argv with "--unit recurrent-snu" as "--unit snu --recurrent", for commands of one unit.
-
-    Raises UsageError where --no-recurrent contradicts it.
-    """
-    words = list(argv)
-    for flag, name, values in flags_in(argv):
-        variant = values[0] if name == "unit" and values else ""
-        plain = variant.removeprefix("recurrent-")
-        if plain == variant or not (variant in VARIANTS or is_place(plain)):
-            continue
-        if any(word.name == "no_recurrent" for word in flags_in(argv)):
-            raise UsageError(f"--no-recurrent contradicts {variant}; leave out one of them")
-        joined = f"{flag}={variant}"
-        place = words.index(joined) if joined in words else words.index(flag) + 1
-        words[place : place + 1] = [words[place].replace(variant, plain), "--recurrent"]
-    return words
-
-
 def check_command(argv: Sequence[str], commands: Mapping[str, Sequence[str] | None]) -> None:
     """Raise UsageError for a first word that is no command, and a second that is no task of it."""
     if not argv:

@@ -91,7 +91,6 @@ def parse(argv: Sequence[str]) -> Any:
 
     Raises SystemExit for wrong flags and for --help, UsageError for wrong settings.
     """
-    argv = flags.unit_with_recurrence(argv)
     name, task = [*argv, "", ""][:2]
     if name not in COMMANDS or (_has_tasks(name) and task not in TASKS):
         argv = ["--help" if word == "--help-all" else word for word in argv]
@@ -199,6 +198,8 @@ def _base(task: str, unit: str, first: _First) -> Config:
         return settings
     if "resume" in first and out and (there := _of_run(task, Path(out))):
         return there
+    if unit.startswith("recurrent-") and "no_recurrent" in first:
+        raise UsageError(f"--no-recurrent contradicts {unit}; leave out one of them")
     if "recurrent" in first and (f"recurrent-{unit}" in VARIANTS or is_place(unit)):
         unit = f"recurrent-{unit}"
     tuned = preset(task, unit, **_data(task, first))
@@ -241,10 +242,7 @@ def _each_unit(
     configs = []
     for unit in units:
         base = _base(prog.split()[-1], unit, first)
-        mine = _cli(kind, argv, prog, default=_default(kind, base))
-        if base.model.recurrent and not mine.model.recurrent:
-            raise UsageError(f"--no-recurrent contradicts {unit}; leave out one of them")
-        configs.append(_config_of(mine))
+        configs.append(_config_of(_cli(kind, argv, prog, default=_default(kind, base))))
     return configs
 
 

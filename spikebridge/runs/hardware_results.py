@@ -355,30 +355,52 @@ class BySteps:
 
 
 @dataclass(frozen=True)
-class Operations:
-    """Synaptic operations of a sample, by NeuroBench's own names."""
+class SynapticOperations:
+    """Synaptic operations per sample, by NeuroBench's own names; see `trained.complexity`."""
 
     Effective_MACs: float
+    """Products of an input and a weight that are not zero, in calls with inputs of any value."""
     Effective_ACs: float
+    """The same in calls whose inputs are all in {-1, 0, 1}, which need no multiplication."""
     Dense: float
+    """All products, of both kinds, as if no input and no weight were zero."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The content of complexity.json; see `trained.complexity` for what is counted."""
+class Complexity:
+    """What a network holds and does, by NeuroBench's names and definitions."""
+
+    footprint: int
+    """Bytes of all parameters and buffers; rounded weights count in the dtype that holds them."""
+    parameter_count: int
+    """Numbers in all parameters."""
+    connection_sparsity: float
+    """Share of weights in [0, 1] that are zero, rounded to 4 decimals as there: of linear maps,
+    convolutions and recurrent matrices, and of RNN, GRU and LSTM with their biases."""
+    activation_sparsity: float
+    """Share in [0, 1] of zeros among the outputs of all layers of units, spiking, soft or without
+    memory, over layers, steps and samples; 0 where there is no such layer, as there."""
+    synaptic_operations: SynapticOperations
+    """Per sample."""
+    membrane_updates: float
+    """Membranes of spiking layers that a step changes, per sample; the first changes all."""
+    samples: int
+    """Samples that were measured; of a stream without end each step is one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data by NeuroBench's names, and `samples`."""
+        return to_plain(self)
+
+
+@dataclass(frozen=True)
+class Measured(Complexity):
+    """The content of complexity.json."""
 
     source: str
     """Of the definitions."""
     split: str
     per: str
     """A "sample", or what a step of a stream is, such as "word"."""
-    footprint: int
-    parameter_count: int
-    connection_sparsity: float
-    activation_sparsity: float
-    synaptic_operations: Operations
-    membrane_updates: float
-    samples: int
     asked: int = -1
     """How many samples were asked for; 0 = all."""
 

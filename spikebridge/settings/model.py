@@ -35,7 +35,8 @@ class ModelConfig:
     """The neuron model: snu (spiking), softsnu (the same with a sigmoid output), li-snu (lateral
     inhibition), adaptive-snu (adaptive threshold), binary-di and binary-ci (binary activations
     with discontinuous and with continuous integration), a baseline: rnn, gru, lstm, or a layer
-    without memory, y = f(W x): relu, tanh; or mypackage:MyUnit, a class of your own."""
+    without memory, y = f(W x): relu, tanh; or mypackage:MyUnit, a class of your own.
+    recurrent-snu and so on are the same with --recurrent."""
     hidden: Annotated[tuple[int, ...], Bound("[1, inf)")] = (128, 128)
     """Neurons of each hidden layer, first to last; each at least 1."""
     channels: Annotated[tuple[int, ...], Bound("[1, inf)", example="16 32")] = ()
@@ -115,6 +116,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.unit.startswith("recurrent-"):
+            object.__setattr__(self, "unit", self.unit.removeprefix("recurrent-"))
+            object.__setattr__(self, "recurrent", True)
         check_name("unit", self.unit, UNITS)
         check_name("surrogate", self.surrogate, FORMULAS)
         require(

@@ -39,10 +39,8 @@ Where c of an LSTM is zero is read from h = o tanh(c), which is right unless o t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +50,7 @@ from torch.nn.grad import conv2d_input
 
 from spikebridge import data as tasks
 from spikebridge.base.chance import generator
-from spikebridge.base.records import UsageError, from_content
+from spikebridge.base.records import UsageError
 from spikebridge.crossbar.converters import Converted
 from spikebridge.data.task import Batch
 from spikebridge.nn.layers import Layer, Plain, Readout
@@ -60,59 +58,17 @@ from spikebridge.nn.network import Network, Observation
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding
 from spikebridge.runs import rundir
 from spikebridge.runs.evaluation import evaluating, trained
-from spikebridge.runs.hardware_results import Measured, load_complexity, save
+from spikebridge.runs.hardware_results import (
+    Complexity,
+    Measured,
+    SynapticOperations,
+    load_complexity,
+    save,
+)
 
-__all__ = ["Complexity", "SynapticOperations", "complexity", "of_run"]
+__all__ = ["Complexity", "complexity", "of_run"]
 
 SOURCE = "definitions of NeuroBench 2.3.0 (Yik et al. 2025)"
-
-
-@dataclass(frozen=True)
-class SynapticOperations:
-    """Synaptic operations per sample; see the module for what counts."""
-
-    effective_macs: float
-    """Products of an input and a weight that are not zero, in calls with inputs of any value."""
-    effective_acs: float
-    """The same in calls whose inputs are all in {-1, 0, 1}, which need no multiplication."""
-    dense: float
-    """All products, of both kinds, as if no input and no weight were zero."""
-
-    def to_dict(self) -> dict[str, float]:
-        """By NeuroBench's own names."""
-        return {
-            "Effective_MACs": self.effective_macs,
-            "Effective_ACs": self.effective_acs,
-            "Dense": self.dense,
-        }
-
-
-@dataclass(frozen=True)
-class Complexity:
-    """What a network holds and does, by NeuroBench's names and definitions; see the module."""
-
-    footprint: int
-    """Bytes of all parameters and buffers; rounded weights count in the dtype that holds them."""
-    parameter_count: int
-    """Numbers in all parameters."""
-    connection_sparsity: float
-    """Share of weights in [0, 1] that are zero, rounded to 4 decimals as there: of linear maps,
-    convolutions and recurrent matrices, and of RNN, GRU and LSTM with their biases."""
-    activation_sparsity: float
-    """Share in [0, 1] of zeros among the outputs of all layers of units, spiking, soft or without
-    memory, over layers, steps and samples; 0 where there is no such layer, as there."""
-    synaptic_operations: SynapticOperations
-    """Per sample."""
-    membrane_updates: float
-    """Membranes of spiking layers that a step changes, per sample; the first changes all."""
-    samples: int
-    """Samples that were measured; of a stream without end each step is one."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data by NeuroBench's names, and `samples`."""
-        names = [field.name for field in dataclasses.fields(self)]
-        plain = {name: getattr(self, name) for name in names}
-        return plain | {"synaptic_operations": self.synaptic_operations.to_dict()}
 
 
 def complexity(
@@ -424,8 +380,8 @@ def of_run(directory: Path, split: str = "test", samples: int = 0) -> Measured:
     if samples:
         batches = first(batches, samples, stream=task.carries_state)
     result = complexity(network, batches, carries_state=task.carries_state)
-    about = {"source": SOURCE, "split": split, "per": config.task.step_name(), "asked": samples}
-    content = from_content(Measured, about | result.to_dict())
+    per = config.task.step_name()
+    content = Measured(**vars(result), source=SOURCE, split=split, per=per, asked=samples)
     save(directory / rundir.COMPLEXITY, content)
     return content
 

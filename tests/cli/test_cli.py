@@ -24,6 +24,7 @@ from spikebridge.runs.environment import Environment
 from spikebridge.runs.results import Epoch
 from spikebridge.runs.rundir import Result
 from spikebridge.settings.config import PRESETS, Config, flatten, override, preset, to_dict
+from spikebridge.settings.published import Published
 from spikebridge.settings.tasks import TASKS
 from spikebridge.studies import compare, plan
 
@@ -466,7 +467,7 @@ def test_what_is_told_of_a_result() -> None:
         firing_rates={"layer1": 0.08},
         mean_activity={},
         seed=0,
-        published={"value": 8.72, "source": "a paper"},
+        published=Published(8.72, "a paper"),
         directory=Path("runs/x"),
     )
     assert train.text_of(result) == [
