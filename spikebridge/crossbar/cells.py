@@ -7,20 +7,27 @@ conductances stand for is the business of `crossbar.matrix`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from spikebridge.crossbar import pcm
-from spikebridge.crossbar.pcm import Cell, Cells
+from spikebridge.crossbar.pcm import Cell
+from spikebridge.crossbar.physics import normal
 
-__all__ = ["CellArray", "SimulatedArray", "checked_counts", "checked_targets"]
+__all__ = ["CellArray", "SimulatedArray"]
 
 # Pulses of one command, for a cell and for all: what a simulation does within seconds, since others
 # wait for it, and more than any cell needs.
 MOST_AT_ONCE, MOST_IN_ALL = 2_000, 1_000_000_000
+# Cells that are worked on at once: what a block needs stays in the nearer caches, and no operation
+# is so large that torch shares it among threads, which costs more than it saves.
+BLOCK = 1 << 14
+At = Tensor | slice
 
 
 @runtime_checkable
@@ -97,26 +104,33 @@ class SimulatedArray(nn.Module):
             raise ValueError(f"dead={dead}, stuck={stuck}: shares of all cells, together at most 1")
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed}: a seed is a whole number in [0, 2**63)")
+        self.g_uS: Tensor  # as it was written, before drift and read noise
+        self.written_s: Tensor  # time of the last write
+        self.nu: Tensor  # drift exponent
+        self.history: Tensor  # what a pulse model keeps of earlier pulses
         self.clock: Tensor
         self.pulses: Tensor
         self.writes: Tensor
         self.draws: Tensor
+        self.faulty: Tensor | None
         self.fault_uS: Tensor | None
         self.shape, self.cell = tuple(shape), cell
         self.name, self.g_max_uS = cell.name, cell.g_max_uS
         self._generator = torch.Generator().manual_seed(seed)
-        for field, value in pcm.fresh(cell, self.shape, self._generator)._asdict().items():
-            self.register_buffer(field, value)
-        self.register_buffer("clock", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("pulses", torch.zeros(self.shape, dtype=torch.int32))
-        self.register_buffer("writes", torch.zeros(self.shape, dtype=torch.int32))
-        self.register_buffer("draws", self._generator.get_state())
+        for name in ("g_uS", "written_s", "nu", "history"):
+            # float32 would know the time to 2 s only after a year.
+            dtype = torch.float64 if name == "written_s" else None
+            self.register_buffer(name, torch.zeros(self.shape, dtype=dtype))
         keep_key(self, "history", "memory")
+        self.register_buffer("clock", torch.zeros((), dtype=torch.float64))
+        for name in ("pulses", "writes"):
+            self.register_buffer(name, torch.zeros(self.shape, dtype=torch.int32))
+        self._reset(None)
+        self.register_buffer("draws", self._generator.get_state())
         self._expected: tuple[Tensor, Tensor | None] | None = None
         self._add_faults(dead, stuck)
 
     def _add_faults(self, dead: float, stuck: float) -> None:
-        self.faulty: Tensor | None
         self.register_buffer("faulty", None)
         self.register_buffer("fault_uS", None)
         if not dead + stuck:
@@ -139,50 +153,129 @@ class SimulatedArray(nn.Module):
             return ()
         return tuple(pcm.mean_curve_uS(self.cell).tolist())
 
-    @property
-    def cells(self) -> Cells:
-        """The state of the cells; the tensors are those of the array."""
-        return Cells(*(getattr(self, field) for field in Cells._fields))
-
     def program(self, target_uS: Tensor, where: Tensor | None = None) -> None:
         """Write conductances: with verification where the model has it, else RESET and pulses."""
-        target = checked_targets(target_uS, self)
-        self._expected = None
+        target, cell = checked_targets(target_uS, self).reshape(-1), self.cell
         flat = self._flat(where)
-        aimed = target.reshape(-1) if flat is None else target.reshape(-1)[flat]
-        at = slice(None) if flat is None else flat
-        self.writes.view(-1)[at] += 1
-        if self.cell.write is None:
-            self.pulses.view(-1)[at] += pcm.pulses_for(self.cell, aimed).to(torch.int32)
-        pcm.write(self.cell, self.cells, flat, aimed, self.clock_s, self._generator)
+        aimed = target if flat is None else target[flat]
+        self._expected = None
+        self.writes.view(-1)[_all(flat)] += 1
+        if cell.write is None:
+            counts = pcm.pulses_for(cell, aimed)
+            self.pulses.view(-1)[_all(flat)] += counts.to(torch.int32)
+            if len(aimed):
+                self._reset(flat)
+                every = torch.zeros(self.g_uS.numel(), dtype=torch.int64)
+                every[_all(flat)] = counts
+                self._send(every)
+        elif len(aimed):
+            for at, block in zip(self._blocks(flat), aimed.split(BLOCK), strict=True):
+                self._put(at, cell.write.reached(block, normal(block, self._generator)), block)
 
     def pulse(self, counts: Tensor) -> None:
-        """Blind SET pulses."""
+        """Blind SET pulses; ValueError where the cell model knows none."""
         counts = checked_counts(counts, self)
+        if self.cell.pulse is None:
+            raise ValueError(
+                f"the cell model {self.cell.name!r} knows no single pulses; train on "
+                "'accumulation', or program targets"
+            )
         self._expected = None
-        pcm.pulse(self.cell, self.cells, counts, self.clock_s, self._generator)
+        self._send(counts.reshape(-1))
         self.pulses += counts.to(torch.int32)
 
     def reset(self, where: Tensor | None = None) -> None:
         """RESET pulses."""
         flat = self._flat(where)
         self._expected = None
-        self.writes.view(-1)[slice(None) if flat is None else flat] += 1
-        pcm.reset(self.cell, self.cells, flat, self.clock_s, self._generator)
+        self.writes.view(-1)[_all(flat)] += 1
+        self._reset(flat)
 
     def read(self) -> Tensor:
-        """Conductances with the noise of this read."""
+        """Conductances with the noise of this read, at least 0."""
         if self._expected is None:  # reads at the same time share what is slow
-            mean, sigma = pcm.expected(self.cell, self.cells, self.clock_s)
+            mean, sigma = self._at_this_time()
             if self.cell.noise is not None and self.cell.noise.slow:
-                mean, sigma = pcm.read(mean, sigma, self._generator), None
+                mean, sigma = self._noisy(mean, sigma), None
             self._expected = mean, sigma
-        return self._with_faults(pcm.read(*self._expected, self._generator))
+        return self._with_faults(self._noisy(*self._expected))
 
     def conductance(self) -> Tensor:
         """Conductances now, without read noise: what only a simulation can tell."""
-        g = pcm.conductance(self.cell, self.cells, self.clock_s)
-        return self._with_faults(g)
+        return self._with_faults(self._conductance(slice(None)).view(self.shape))
+
+    def _reset(self, flat: Tensor | None) -> None:
+        start = self.cell.pulse.history_start if self.cell.pulse is not None else 0.0
+        for at in self._blocks(flat):
+            level = torch.full_like(self.g_uS.view(-1)[at], self.cell.reset_uS)
+            if self.cell.reset_spread:
+                level *= 1 + self.cell.reset_spread * normal(level, self._generator)
+            self._put(at, level, level)
+            self.history.view(-1)[at] = start
+
+    def _send(self, counts: Tensor) -> None:
+        """Pulses (cells,) on top of what is there."""
+        where = counts.nonzero().squeeze(1)
+        for at in self._blocks(where if len(where) < len(counts) else None):
+            self._pulse(at, counts[at])
+
+    def _pulse(self, at: At, left: Tensor) -> None:
+        """At least one pulse for each of a block of cells."""
+        cell = self.cell
+        assert cell.pulse is not None
+        # A pulse meets the conductance that drift has left.
+        g_uS, history = self._conductance(at), self.history.view(-1)[at].clone()
+        # The most pulses first: what still gets some then lies at the front, without gathering.
+        left, order = left.sort(descending=True)
+        g, h = g_uS[order], history[order]
+        last = int(left[0])
+        ends = torch.searchsorted(-left, -torch.arange(1, last + 1), right=True).tolist()
+        for end in ends:  # so many get a first, a second, .. pulse
+            new, kept = cell.pulse.step(g[:end], h[:end], normal(g[:end], self._generator))
+            g[:end], h[:end] = new.clamp_(cell.g_min_uS, cell.g_max_uS), kept
+        g_uS[order], history[order] = g, h
+        self.history.view(-1)[at] = history
+        self._put(at, g_uS, g_uS)
+
+    def _put(self, at: At, g_uS: Tensor, aimed_uS: Tensor) -> None:
+        """Write down new conductances, clamped, with the time and new exponents."""
+        top = None if self.cell.overshoot else self.cell.g_max_uS
+        self.g_uS.view(-1)[at] = g_uS.clamp(self.cell.g_min_uS, top)
+        self.written_s.view(-1)[at] = self.clock_s
+        if self.cell.drift is not None:
+            self.nu.view(-1)[at] = self.cell.drift.exponents(aimed_uS, self._generator)
+
+    def _conductance(self, at: At) -> Tensor:
+        g_uS = self.g_uS.view(-1)[at]
+        if self.cell.drift is None:
+            return g_uS.clone()
+        return g_uS * self.cell.drift.factor(self._elapsed_s(at), self.nu.view(-1)[at])
+
+    def _elapsed_s(self, at: At) -> Tensor:
+        return (self.clock_s - self.written_s.view(-1)[at]).to(self.g_uS.dtype)
+
+    def _at_this_time(self) -> tuple[Tensor, Tensor | None]:
+        """What reads scatter around, and how far; None where they do not scatter."""
+        mean, noise = torch.empty_like(self.g_uS), self.cell.noise
+        sigma = None if noise is None else torch.empty_like(mean)
+        for at in self._blocks(None):
+            g_uS = mean.view(-1)[at] = self._conductance(at)
+            if noise is not None and sigma is not None:
+                written_uS, elapsed_s = self.g_uS.view(-1)[at], self._elapsed_s(at)
+                sigma.view(-1)[at] = noise.sigma_uS(g_uS, written_uS, elapsed_s)
+        return mean, sigma
+
+    def _noisy(self, mean_uS: Tensor, sigma_uS: Tensor | None) -> Tensor:
+        if sigma_uS is None:
+            return mean_uS.clone()
+        return normal(mean_uS, self._generator).mul_(sigma_uS).add_(mean_uS).clamp_min_(0)
+
+    def _blocks(self, flat: Tensor | None) -> Iterator[At]:
+        """Numbers of cells, or all, in parts."""
+        if flat is not None:
+            yield from (part for part in flat.split(BLOCK) if len(part))
+            return
+        yield from (slice(at, at + BLOCK) for at in range(0, self.g_uS.numel(), BLOCK))
 
     def _with_faults(self, g_uS: Tensor) -> Tensor:
         if self.faulty is None or self.fault_uS is None:
@@ -191,20 +284,13 @@ class SimulatedArray(nn.Module):
 
     def wait(self, seconds_s: float) -> None:
         """Let time pass."""
-        if not (math.isfinite(seconds_s) and seconds_s >= 0):
-            raise ValueError(f"seconds_s={seconds_s}: time passes forward; give 0 or more")
-        self.clock += seconds_s
+        self.clock += checked_seconds(seconds_s)
         self._expected = None
 
     def _flat(self, where: Tensor | None) -> Tensor | None:
         """Numbers of the chosen cells; None for all."""
-        if where is None:
-            return None
-        if where.shape != self.shape or where.dtype != torch.bool:
-            raise ValueError(
-                f"where must be bool {self.shape}, got {where.dtype} {tuple(where.shape)}"
-            )
-        return where.reshape(-1).nonzero().squeeze(1)
+        where = checked_where(where, self)
+        return None if where is None else where.reshape(-1).nonzero().squeeze(1)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # What was drawn for this time is not saved: the next read draws, here as there.
@@ -232,6 +318,10 @@ class SimulatedArray(nn.Module):
         return f"{self.name}, {self.shape}"
 
 
+def _all(flat: Tensor | None) -> At:
+    return slice(None) if flat is None else flat
+
+
 def keep_key(module: nn.Module, name: str, stored: str) -> None:
     """Let state dicts, and so files, call an attribute of a module what they always did."""
     module.register_state_dict_post_hook(partial(_renamed, name, stored))
@@ -243,6 +333,25 @@ def _renamed(
 ) -> None:
     for key in [key for key in state if f"{key}.".startswith(f"{prefix}{old}.")]:
         state[prefix + new + key.removeprefix(prefix + old)] = state.pop(key)
+
+
+def checked_where(where: Tensor | None, array: CellArray) -> Tensor | None:
+    """A choice of cells, bool of the array's shape.  Raises ValueError."""
+    if where is None:
+        return None
+    if tuple(where.shape) != tuple(array.shape) or where.dtype != torch.bool:
+        raise ValueError(
+            f"where must be bool {tuple(array.shape)}, got {where.dtype} {tuple(where.shape)}"
+        )
+    return where.detach().cpu()
+
+
+def checked_seconds(seconds_s: float, array: CellArray | None = None) -> float:
+    """A time that can pass, in seconds.  Raises ValueError."""
+    known = isinstance(seconds_s, Real) and not isinstance(seconds_s, bool)
+    if not (known and math.isfinite(seconds_s) and seconds_s >= 0):
+        raise ValueError(f"seconds_s={seconds_s}: time passes forward; give 0 or more")
+    return float(seconds_s)
 
 
 def checked_targets(target_uS: Tensor, array: CellArray) -> Tensor:

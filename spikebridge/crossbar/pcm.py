@@ -1,17 +1,14 @@
-"""Physics of phase-change memory cells: frozen parameter records and pure functions of them.
+"""Models of phase-change memory cells: frozen parameter records.
 
 A `Cell` says how a cell answers to a SET pulse, to programming with verification, to time and to
-being read; each part may be missing or ideal.  `Cells` is the state of many of them.  Conductances
-are in microsiemens, times in seconds, and every draw comes from a generator that is passed in.
-Policy, that is when to write what, lives elsewhere.
+being read; each part may be missing or ideal.  `crossbar.cells` simulates many of them.
+Conductances are in microsiemens, times in seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +29,6 @@ from spikebridge.crossbar.physics import (
     Pulse,
     Verified,
     Write,
-    normal,
 )
 
 __all__ = [
@@ -41,7 +37,6 @@ __all__ = [
     "ITERATIVE",
     "Accumulation",
     "Cell",
-    "Cells",
     "Drift",
     "ExponentialSteps",
     "Levels",
@@ -51,9 +46,6 @@ __all__ = [
     "ideal",
 ]
 
-# Cells that are worked on at once: what a block needs stays in the nearer caches, and no operation
-# is so large that torch shares it among threads, which costs more than it saves.
-BLOCK = 1 << 14
 MOST_PULSES = 2000
 
 
@@ -148,140 +140,6 @@ def ideal(levels: int = 0, *, pulse_uS: float = 0.0, g_max_uS: float = 25.0) -> 
     )
 
 
-class Cells(NamedTuple):
-    """State of many cells, each tensor of the same shape; changed in place by what is below."""
-
-    g_uS: Tensor
-    """Conductance as it was written, before drift and read noise."""
-    written_s: Tensor
-    """Time of the last write."""
-    nu: Tensor
-    """Drift exponent."""
-    history: Tensor
-    """What a pulse model remembers of earlier pulses."""
-
-
-def fresh(cell: Cell, shape: tuple[int, ...], generator: torch.Generator) -> Cells:
-    """Devices that have just been RESET, at time 0, float32."""
-    state = Cells(*(torch.zeros(shape) for _ in Cells._fields))
-    # float32 would know the time to 2 s only after a year.
-    state = state._replace(written_s=torch.zeros(shape, dtype=torch.float64))
-    reset(cell, state, None, 0.0, generator)
-    return state
-
-
-def reset(
-    cell: Cell, cells: Cells, where: Tensor | None, now_s: float, generator: torch.Generator
-) -> None:
-    """RESET pulses on the cells whose flat numbers are given, (n,), or on all."""
-    start = cell.pulse.history_start if cell.pulse is not None else 0.0
-    for at, size in _blocks(where, cells):
-        level = torch.full((size,), cell.reset_uS)
-        if cell.reset_spread:
-            level *= 1 + cell.reset_spread * normal(level, generator)
-        _put(cell, cells, at, level, level, now_s, generator)
-        cells.history.view(-1)[at] = start
-
-
-def pulse(
-    cell: Cell, cells: Cells, counts: Tensor, now_s: float, generator: torch.Generator
-) -> None:
-    """Blind SET pulses: counts, whole numbers of the shape of the cells, on top of what is there.
-
-    Raises ValueError where the cell model knows no pulses.
-    """
-    if cell.pulse is None:
-        raise ValueError(
-            f"the cell model {cell.name!r} knows no single pulses; train on 'accumulation', or "
-            "program targets"
-        )
-    counts = counts.reshape(-1)
-    where = counts.nonzero().squeeze(1)
-    for at, _ in _blocks(where if len(where) < len(counts) else None, cells):
-        _pulse(cell, cells, at, counts[at], now_s, generator)
-
-
-def _pulse(
-    cell: Cell, cells: Cells, at: At, left: Tensor, now_s: float, generator: torch.Generator
-) -> None:
-    """At least one pulse for each of a block of cells."""
-    assert cell.pulse is not None
-    # A pulse meets the conductance that drift has left.
-    now = Cells(*(part.view(-1)[at] for part in cells))
-    g_uS, history = conductance(cell, now, now_s), now.history.clone()
-    # The most pulses first: what still gets some then lies at the front, and needs no gathering.
-    left, order = left.sort(descending=True)
-    g, m = g_uS[order], history[order]
-    last = int(left[0])
-    ends = torch.searchsorted(-left, -torch.arange(1, last + 1), right=True).tolist()
-    for end in ends:  # so many get a first, a second, .. pulse
-        new, kept = cell.pulse.step(g[:end], m[:end], normal(g[:end], generator))
-        g[:end], m[:end] = new.clamp_(cell.g_min_uS, cell.g_max_uS), kept
-    g_uS[order], history[order] = g, m
-    cells.history.view(-1)[at] = history
-    _put(cell, cells, at, g_uS, g_uS, now_s, generator)
-
-
-def write(
-    cell: Cell,
-    cells: Cells,
-    where: Tensor | None,
-    target_uS: Tensor,
-    now_s: float,
-    generator: torch.Generator,
-) -> None:
-    """Program the cells with the flat numbers `where` (n,), or all, to targets (n,).
-
-    With verification where the model has it; otherwise by RESET and as many pulses as reach the
-    target on average.
-    """
-    if not len(target_uS):
-        return
-    if cell.write is not None:
-        blocks = zip(_blocks(where, cells), target_uS.split(BLOCK), strict=True)
-        for (at, _), aimed in blocks:
-            reached = cell.write.reached(aimed, normal(aimed, generator))
-            _put(cell, cells, at, reached, aimed, now_s, generator)
-        return
-    reset(cell, cells, where, now_s, generator)
-    counts = pulses_for(cell, target_uS)
-    if where is not None:
-        counts = torch.zeros(cells.g_uS.numel(), dtype=torch.int64).index_copy_(0, where, counts)
-    pulse(cell, cells, counts, now_s, generator)
-
-
-def conductance(cell: Cell, cells: Cells, now_s: float) -> Tensor:
-    """Conductance at a time, without read noise."""
-    if cell.drift is None:
-        return cells.g_uS.clone()
-    return cells.g_uS * cell.drift.factor(_elapsed_s(cells, now_s), cells.nu)
-
-
-def _elapsed_s(cells: Cells, now_s: float) -> Tensor:
-    return (now_s - cells.written_s).to(cells.g_uS.dtype)
-
-
-def expected(cell: Cell, cells: Cells, now_s: float) -> tuple[Tensor, Tensor | None]:
-    """What reads at a time scatter around, and how far; None where they do not scatter."""
-    mean = torch.empty_like(cells.g_uS)
-    sigma = None if cell.noise is None else torch.empty_like(mean)
-    for at, _ in _blocks(None, cells):
-        block = Cells(*(part.view(-1)[at] for part in cells))
-        g = conductance(cell, block, now_s)
-        mean.view(-1)[at] = g
-        if cell.noise is not None and sigma is not None:
-            elapsed_s = _elapsed_s(block, now_s)
-            sigma.view(-1)[at] = cell.noise.sigma_uS(g, block.g_uS, elapsed_s)
-    return mean, sigma
-
-
-def read(mean_uS: Tensor, sigma_uS: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Conductances as one read sees them, at least 0, of what is `expected`."""
-    if sigma_uS is None:
-        return mean_uS.clone()
-    return normal(mean_uS, generator).mul_(sigma_uS).add_(mean_uS).clamp_min_(0)
-
-
 @lru_cache
 def mean_curve_uS(cell: Cell) -> Tensor:
     """Conductance after 0, 1, 2, .. pulses from RESET if each took its mean effect, (n,).
@@ -311,34 +169,3 @@ def pulses_for(cell: Cell, target_uS: Tensor) -> Tensor:
     curve = mean_curve_uS(cell)
     middles = (curve[1:] + curve[:-1]) / 2
     return torch.bucketize(target_uS.contiguous(), middles)
-
-
-At = Tensor | slice
-
-
-def _blocks(where: Tensor | None, cells: Cells) -> Iterator[tuple[At, int]]:
-    """Flat numbers, or all, in parts, with their sizes."""
-    if where is not None:
-        yield from ((part, len(part)) for part in where.split(BLOCK) if len(part))
-        return
-    total = cells.g_uS.numel()
-    for start in range(0, total, BLOCK):
-        end = min(start + BLOCK, total)
-        yield slice(start, end), end - start
-
-
-def _put(
-    cell: Cell,
-    cells: Cells,
-    at: At,
-    g_uS: Tensor,
-    aimed_uS: Tensor,
-    now_s: float,
-    generator: torch.Generator,
-) -> None:
-    """Write down new conductances, clamped, with the time and new exponents."""
-    top = None if cell.overshoot else cell.g_max_uS
-    cells.g_uS.view(-1)[at] = g_uS.clamp(cell.g_min_uS, top)
-    cells.written_s.view(-1)[at] = now_s
-    if cell.drift is not None:
-        cells.nu.view(-1)[at] = cell.drift.exponents(aimed_uS, generator)

@@ -58,7 +58,7 @@ class Macro:
 
 
 # (KB, bits, area in mm2), the area the same for all decks within 0.1 %, but for two of 64 bits that
-# CACTI folds differently (the largest is given): read pJ, write pJ, leak mW, access ns of each deck.
+# CACTI folds differently (the largest is given): read pJ, write pJ, leak mW and access ns by deck.
 # fmt: off
 _RUN: Mapping[tuple[int, int, float], tuple[float, ...]] = {
     (1, 64, 0.00319): (1.27, 2.6, 0.41, 0.19, 0.68, 1.24, 0.031, 0.42, 1.52, 3.17, 2.8e-5, 0.74),

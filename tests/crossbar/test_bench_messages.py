@@ -218,13 +218,13 @@ def test_callers_without_a_message_keep_nobody_from_the_cells(
             done.set()
 
 
-def test_commands_and_replies_that_lack_a_part_are_clear_errors(server: Server) -> None:
-    with connect(server) as remote:
-        for call, part in (("program", "target_uS"), ("pulse", "counts"), ("wait", "seconds_s")):
-            with pytest.raises(ValueError, match=f"the command lacks {part}"):
-                remote._do(call, {})
-        with pytest.raises(ValueError, match="seconds_s=soon"):
-            remote._do("wait", {}, seconds_s="soon")
+def test_commands_and_replies_that_lack_a_part_are_clear_errors(say: Any) -> None:
+    parts = (("program", "target_uS"), ("pulse", "counts"), ("wait", "seconds_s"))
+    for number, (call, part) in enumerate(parts, start=1):
+        with pytest.raises(ValueError, match=f"the command lacks {part}"):
+            say(call, sequence=number)
+    with pytest.raises(ValueError, match="seconds_s=soon"):
+        say("wait", seconds_s="soon", sequence=4)
     for error in ("ValueError", "NoSuch", 7, ["x"]):
         with pytest.raises((ValueError, RuntimeError), match=r"reports an error, .* and no reason"):
             protocol.opened(protocol.pack({"error": error}))

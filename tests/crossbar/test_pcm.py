@@ -20,7 +20,7 @@ from torch import Tensor, nn, tensor
 
 from spikebridge.base.records import UsageError
 from spikebridge.crossbar import pcm
-from spikebridge.crossbar.cells import CellArray, SimulatedArray
+from spikebridge.crossbar.cells import BLOCK, CellArray, SimulatedArray
 from spikebridge.crossbar.measured import COLUMNS, from_table, read_table
 from spikebridge.crossbar.pcm import ACCUMULATION, ACCUMULATION_2020, ITERATIVE, Cell, ideal
 
@@ -293,14 +293,14 @@ def test_what_is_not_chosen_is_left_alone(case: Case, share: float) -> None:
 
 @cases("pulse")
 def test_blocks_are_not_seen(case: Case) -> None:
-    n = 3 * pcm.BLOCK + 7
+    n = 3 * BLOCK + 7
     mixed, alike = SimulatedArray((n,), case.cell), SimulatedArray((n,), case.cell, seed=2)
     mixed.pulse(torch.arange(n) % 3)
     alike.pulse(torch.full((n,), 2))
     mean, sd, twice = alike.g_uS.mean().item(), alike.g_uS.std().item(), torch.arange(n) % 3 == 2
-    for part in (slice(0, pcm.BLOCK), slice(-pcm.BLOCK, n)):
+    for part in (slice(0, BLOCK), slice(-BLOCK, n)):
         check_moments(mixed.g_uS[part][twice[part]], mean, sd, 5 * sd / math.sqrt(n) + 1e-5)
-    assert torch.equal(*alike.g_uS[: 2 * pcm.BLOCK].chunk(2)) == (sd < 1e-6)
+    assert torch.equal(*alike.g_uS[: 2 * BLOCK].chunk(2)) == (sd < 1e-6)
 
 
 @cases()

@@ -20,7 +20,6 @@ from torch import Tensor
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.crossbar.bench import protocol
 from spikebridge.crossbar.bench.protocol import MAX_MESSAGE_MiB
-from spikebridge.crossbar.cells import checked_counts, checked_targets
 
 __all__ = ["RemoteArray"]
 
@@ -106,24 +105,23 @@ class RemoteArray:
 
     def program(self, target_uS: Tensor, where: Tensor | None = None) -> None:
         """Write conductances in the array's best way."""
-        self._do("program", {"target_uS": checked_targets(target_uS, self), **self._chosen(where)})
+        self._do("program", target_uS=target_uS, where=where)
 
     def pulse(self, counts: Tensor) -> None:
         """Blind SET pulses: counts (whole numbers, >= 0) for each cell."""
-        self._do("pulse", {"counts": checked_counts(counts, self)})
+        self._do("pulse", counts=counts)
 
     def reset(self, where: Tensor | None = None) -> None:
         """RESET pulses."""
-        self._do("reset", self._chosen(where))
+        self._do("reset", where=where)
 
     def read(self) -> Tensor:
         """Conductances as they are read now, with the noise of this read."""
-        return self._said(self._do("read", {}), "g_uS")
+        return self._said(self._do("read"), "g_uS")
 
     def wait(self, seconds_s: float) -> None:
         """Let time pass; an instrument that has no other way takes as long."""
-        seconds_s = protocol.checked_seconds(seconds_s)
-        self._do("wait", {}, longer_s=seconds_s, seconds_s=seconds_s)
+        self._do("wait", seconds_s=seconds_s)
 
     def settle(self) -> Tensor | None:
         """Finish the command that a RunError has left in doubt, once the bench is back.
@@ -149,14 +147,11 @@ class RemoteArray:
             )
         return reply[name]
 
-    def _chosen(self, where: Tensor | None) -> dict[str, Tensor]:
-        checked = protocol.checked_where(where, self)
-        return {} if checked is None else {"where": checked}
-
-    def _do(
-        self, call: str, tensors: dict[str, Tensor], longer_s: float = 0.0, **more: Any
-    ) -> dict[str, Tensor]:
+    def _do(self, call: str, **given: Any) -> dict[str, Tensor]:
         """A numbered command, carried out exactly once; the tensors of its reply."""
+        arguments = protocol.checked(call, given, self)
+        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        more = {name: value for name, value in arguments.items() if isinstance(value, float)}
         with self._lock:
             if self._open is not None:
                 raise RunError(
@@ -171,7 +166,7 @@ class RemoteArray:
                     f"{self._limit / 2**20:g} MiB that are taken; raise max_message_MiB on both "
                     "sides"
                 )
-            self._open = _Command(call, self._sequence + 1, message, longer_s)
+            self._open = _Command(call, self._sequence + 1, message, sum(more.values()))
             return self._finish()
 
     def _finish(self) -> dict[str, Tensor]:

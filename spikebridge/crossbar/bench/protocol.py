@@ -14,21 +14,35 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from spikebridge.base.records import RunError, UsageError
-from spikebridge.crossbar.cells import CellArray
+from spikebridge.crossbar.cells import (
+    CellArray,
+    checked_counts,
+    checked_seconds,
+    checked_targets,
+    checked_where,
+)
 
 VERSION = 1
 PATH = "/spikebridge.Bench/Call"  # the service and its only method
 MAX_MESSAGE_MiB = 64.0
 # A message beside its numbers: headers, names, a pulse curve.
 ENVELOPE = 1 << 16
+# The commands of an array, each with its arguments in their order and how those are checked.
+COMMANDS: Mapping[str, Mapping[str, Callable[[Any, CellArray], Any]]] = {
+    "program": {"target_uS": checked_targets, "where": checked_where},
+    "pulse": {"counts": checked_counts},
+    "reset": {"where": checked_where},
+    "read": {},
+    "wait": {"seconds_s": checked_seconds},
+}
 # What an array may raise, the more special first; all else arrives as a RuntimeError.
 KINDS: tuple[type[Exception], ...] = (UsageError, RunError, TypeError, ValueError)
 
@@ -84,22 +98,14 @@ def opened(reply: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def checked_where(where: Tensor | None, array: CellArray) -> Tensor | None:
-    """A choice of cells, bool of the array's shape.  Raises ValueError."""
-    if where is None:
-        return None
-    if tuple(where.shape) != tuple(array.shape) or where.dtype != torch.bool:
-        raise ValueError(
-            f"where must be bool {tuple(array.shape)}, got {where.dtype} {tuple(where.shape)}"
-        )
-    return where.detach().cpu()
-
-
-def checked_seconds(seconds_s: float) -> float:
-    """A time that can pass, in seconds.  Raises ValueError."""
-    if type(seconds_s) not in (int, float) or not (math.isfinite(seconds_s) and seconds_s >= 0):
-        raise ValueError(f"seconds_s={seconds_s}: time passes forward; give 0 or more")
-    return float(seconds_s)
+def checked(call: Any, given: Mapping[str, Any], array: CellArray) -> dict[str, Any]:
+    """The arguments of a command to an array.  Raises ValueError, TypeError."""
+    if not isinstance(call, str) or call not in COMMANDS:
+        raise ValueError(f"{call!r} is no command of a bench")
+    lacking = [name for name in COMMANDS[call] if name != "where" and name not in given]
+    if lacking:
+        raise ValueError(f"the command lacks {lacking[0]}")
+    return {name: check(given.get(name), array) for name, check in COMMANDS[call].items()}
 
 
 def is_loopback(host: str) -> bool:

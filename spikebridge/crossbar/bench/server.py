@@ -32,7 +32,7 @@ from torch import Tensor
 from spikebridge.base.records import UsageError, listed
 from spikebridge.crossbar.bench import protocol
 from spikebridge.crossbar.bench.protocol import MAX_MESSAGE_MiB
-from spikebridge.crossbar.cells import CellArray, checked_counts, checked_targets
+from spikebridge.crossbar.cells import CellArray
 
 __all__ = ["SESSIONS", "Server", "serve"]
 
@@ -42,10 +42,7 @@ SESSIONS = 8
 WORKERS = 16 * SESSIONS
 PATIENCE_S = 120.0
 """How long a call may take to send its message: the largest, on a slow line."""
-MEMBERS = (
-    *("shape", "name", "g_max_uS", "clock_s", "pulse_curve_uS"),
-    *("program", "pulse", "reset", "read", "wait"),
-)
+MEMBERS = ("shape", "name", "g_max_uS", "clock_s", "pulse_curve_uS", *protocol.COMMANDS)
 
 
 def serve(
@@ -84,7 +81,7 @@ def serve(
     workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="bench")
     server = grpc.server(workers, options=_options(limit))
     server.add_generic_rpc_handlers((_Door(grpc, token, desk),))
-    bound = _bind(grpc, server, host, port, _credentials(grpc, certificate, key))
+    bound = _bind(grpc, server, _joined(host, port), certificate, key)
     server.start()
     return Server(server, workers, desk, host, bound)
 
@@ -148,25 +145,23 @@ def _options(limit: int) -> list[tuple[str, int]]:
     ]
 
 
-def _credentials(grpc: Any, certificate: str | Path | None, key: str | Path | None) -> Any:
-    if certificate is None or key is None:
-        return None
-    pair = protocol.read_pem(key, "PRIVATE KEY"), protocol.read_pem(certificate, "CERTIFICATE")
-    return grpc.ssl_server_credentials((pair,))
-
-
-def _bind(grpc: Any, server: Any, host: str, port: int, credentials: Any) -> int:
+def _bind(
+    grpc: Any, server: Any, address: str, certificate: str | Path | None, key: str | Path | None
+) -> int:
     """The port that was taken.  Raises UsageError."""
-    address = _joined(host, port)
     text = (
         f"cannot listen on {address}; take a port that is free (0 finds one), an address of this "
         "machine and, for TLS, a certificate that belongs to its key"
     )
     try:
-        if credentials is None:
+        if certificate is None or key is None:
             bound = server.add_insecure_port(address)
         else:
-            bound = server.add_secure_port(address, credentials)
+            pair = (
+                protocol.read_pem(key, "PRIVATE KEY"),
+                protocol.read_pem(certificate, "CERTIFICATE"),
+            )
+            bound = server.add_secure_port(address, grpc.ssl_server_credentials((pair,)))
     except (RuntimeError, ValueError) as error:
         raise UsageError(text) from error
     if not bound:  # how earlier versions of grpcio tell
@@ -250,18 +245,16 @@ class _Desk:
     def answer(self, message: bytes, context: Any) -> bytes:
         """The reply to one call."""
         try:
-            try:
-                header, tensors = protocol.unpack(message)
-            except ValueError as error:
-                raise _Refusal("INVALID_ARGUMENT", str(error)) from error
-            return self._answer(message, header, tensors, context)
+            return self._answer(message, context)
         except _Refusal as refusal:
             status = getattr(protocol.load_grpc().StatusCode, refusal.status)
             return context.abort(status, str(refusal))
 
-    def _answer(
-        self, message: bytes, header: dict[str, Any], tensors: dict[str, Tensor], context: Any
-    ) -> bytes:
+    def _answer(self, message: bytes, context: Any) -> bytes:
+        try:
+            header, tensors = protocol.unpack(message)
+        except ValueError as error:
+            raise _Refusal("INVALID_ARGUMENT", str(error)) from error
         call, session = header.get("call"), header.get("session")
         if not isinstance(session, str) or not 16 <= len(session) <= 64:
             raise _Refusal("INVALID_ARGUMENT", "a session is named by 16 to 64 characters")
@@ -278,8 +271,7 @@ class _Desk:
 
     def _hello(self, version: Any, session: str) -> bytes:
         """Facts of the array; the session is known from now on."""
-        own = self._facts["version"]
-        if version != own:
+        if version != (own := self._facts["version"]):
             raise _Refusal(
                 "INVALID_ARGUMENT",
                 f"the bench speaks version {own} of the protocol, its user version {version}; "
@@ -345,29 +337,12 @@ class _Desk:
 
     def _command(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
         array, call = self._array, header.get("call")
-        where = protocol.checked_where(tensors.get("where"), array)
-        if call == "program":
-            array.program(checked_targets(_part(tensors, "target_uS"), array), where)
-        elif call == "pulse":
-            array.pulse(checked_counts(_part(tensors, "counts"), array))
-        elif call == "reset":
-            array.reset(where)
-        elif call == "wait":
-            array.wait(protocol.checked_seconds(_part(header, "seconds_s")))
-        elif call == "clock":
+        if call == "clock":
             return protocol.pack({"clock_s": float(array.clock_s)})
-        elif call == "read":
-            g = array.read().detach().to("cpu", torch.float32)
-            if tuple(g.shape) != tuple(array.shape):
-                raise RuntimeError(f"read gave {tuple(g.shape)} for cells {tuple(array.shape)}")
-            return protocol.pack({}, {"g_uS": g})
-        else:
-            raise ValueError(f"{call!r} is no command of a bench")
-        return protocol.pack({})
-
-
-def _part(message: dict[str, Any], name: str) -> Any:
-    """What a command must bring along.  Raises ValueError."""
-    if name not in message:
-        raise ValueError(f"the command lacks {name}")
-    return message[name]
+        arguments = protocol.checked(call, header | tensors, array)
+        g = getattr(array, str(call))(*arguments.values())
+        if call != "read":
+            return protocol.pack({})
+        if tuple(g.shape) != tuple(array.shape):
+            raise RuntimeError(f"read gave {tuple(g.shape)} for cells {tuple(array.shape)}")
+        return protocol.pack({}, {"g_uS": g.detach().to("cpu", torch.float32)})
