@@ -19,7 +19,10 @@ def number(value: Any) -> float | None:
     """A finite number as float; None for anything else, such as null, NaN or text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # of a whole number
+        return None
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

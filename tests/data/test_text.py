@@ -212,7 +212,7 @@ def test_a_run_learns_and_tests_the_whole_text(folder: Path, done: Path) -> None
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_resumed_runs_end_alike(folder: Path, tmp_path: Path, precision: str) -> None:
     class Stop(training.Silent):
-        def epoch(self, record: dict[str, Any]) -> None:
+        def epoch(self, record: Any) -> None:
             raise KeyboardInterrupt
 
     config = tiny(folder, epochs=2, ema=0.8, sampled=3, precision=precision, dropout_in=0.1)
@@ -229,7 +229,7 @@ def test_a_run_that_goes_on_knows_its_data(tmp_path: Path) -> None:
     two = tiny(folder, epochs=2)
 
     class Stop(training.Silent):
-        def epoch(self, record: dict[str, Any]) -> None:
+        def epoch(self, record: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

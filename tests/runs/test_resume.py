@@ -37,8 +37,8 @@ class Interrupting(training.Silent):
         if self.share is not None and epoch == self.at and share >= self.share:
             raise KeyboardInterrupt
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        if self.share is None and record["epoch"] == self.at:
+    def epoch(self, record: Any) -> None:
+        if self.share is None and record.epoch == self.at:
             raise KeyboardInterrupt
 
 

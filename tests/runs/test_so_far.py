@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from spikebridge.cli import main as cli
 from spikebridge.nn.network import load_network
 from spikebridge.runs import evaluation, rundir, training
 from spikebridge.runs.optimizers import best_epoch
+from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import Config, preset
 
 WARNS = "the run is not complete; this is its best network so far"
@@ -53,13 +53,13 @@ def test_the_best_so_far_is_a_network_and_changes_nothing(
     with pytest.warns(UserWarning, match=WARNS):
         _, network = evaluation.trained(tmp_path / "run")
     lines = (tmp_path / "run" / rundir.METRICS).read_text().splitlines()
-    history = [json.loads(line) for line in lines]
-    assert [record["metric"] for record in history] == ["accuracy"] * 2
+    history = [Epoch.of(line) for line in lines]
+    assert [epoch.metric for epoch in history] == ["accuracy"] * 2
     if "cells" not in settings:  # a read of cells has noise of its own
         judge = generator(config.train.eval_seed, "valid")
         task = tasks.load(config.task)
         score = evaluation.evaluate(network, task, "valid", config.train.batch_size, judge)
-        assert score.metric == history[best_epoch(history) - 1]["valid"]
+        assert score.metric == history[best_epoch(history) - 1].valid
     if "weight_noise" in settings:
         assert not any("parametrizations" in name for name in network.state_dict())
     training.run(config, tmp_path / "run", resume=True)
@@ -105,7 +105,8 @@ def test_commands_use_it_and_the_run_that_goes_on_forgets_what_they_made(
     ):
         with pytest.warns(UserWarning, match=WARNS):
             assert cli.main(shlex.split(line)) == 0, line
-    command = [sys.executable, "-m", "spikebridge", "complexity", "run", "--samples", "32"]
+    words = "-m spikebridge complexity run --samples 32 --overwrite"
+    command = [sys.executable, *words.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == f"spikebridge: run: {WARNS}\n"
     none = (rundir.RTL, rundir.PREDICTIONS[1])

@@ -93,7 +93,7 @@ def test_an_average_goes_on_from_the_updates_that_were_made(
         return torch.tensor(math.inf) if self.state.step == 1 else clip(self)
 
     class Stop(experiment.Silent):
-        def epoch(self, record: dict[str, Any]) -> None:
+        def epoch(self, record: Any) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment._Run, "_clip", overflowing)
@@ -374,7 +374,7 @@ def test_published_figures() -> None:
             assert low < figure.value < high
     best = published.headline(preset("music", "recurrent-softsnu"))
     assert best is not None
-    assert best["value"] == 8.39
+    assert best.value == 8.39
     for unit, hidden, known in (
         ("snu", (256,) * 6, 0.9847),
         ("softsnu", (256,) * 3, 0.9850),
@@ -384,7 +384,7 @@ def test_published_figures() -> None:
     ):
         told = published.headline(preset("digits", unit, "mnist", hidden=hidden))
         assert told is not None
-        assert told["value"] == known, (unit, hidden)
+        assert told.value == known, (unit, hidden)
     for unit in ("snu", "softsnu", "lstm"):  # of other shapes the chart says nothing
         assert published.headline(preset("digits", unit, "mnist", hidden=(256, 256))) is None
     rows = preset("digits", "snu", "mnist", hidden=(256,) * 6, coding="rows")
@@ -395,7 +395,7 @@ def test_published_figures() -> None:
     convolutions = {"channels": (32, 64, 64), "elastic": 1.5}
     bent = published.headline(preset("digits", "snu", "mnist", **convolutions))
     assert bent is not None
-    assert bent["value"] == 0.9953
+    assert bent.value == 0.9953
     rounded = preset("digits", "snu", "mnist", hidden=(256,) * 6, weight_bits=3)
     assert published.headline(rounded) is None
     assert published.headline(preset("digits")) is None
