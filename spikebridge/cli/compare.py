@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from spikebridge.base.quantities import plural
 from spikebridge.base.records import RunError
 from spikebridge.cli import progress
-from spikebridge.cli.flags import Flag, Output, Units, refresh_page, say, settings_of
+from spikebridge.cli.flags import Flag, Output, Units, say, settings_of
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, data_name, variant_of
 
@@ -81,7 +81,9 @@ def run_all(
             planned, out, jobs=jobs, overwrite=output.overwrite, progress=display, **more
         )
     if not output.no_report:
-        refresh_page(out)
+        from spikebridge.report.page import refresh
+
+        refresh(out)
     return content
 
 

@@ -324,13 +324,6 @@ def page_of(directory: Path, file: Path | None = None, sections: Sequence[str] =
     return str(write(directory, file, sections=[named("section", place) for place in sections]))
 
 
-def refresh_page(directory: Path) -> None:
-    """Write the page of a comparison where it is missing or older than compare.json."""
-    from spikebridge.report.page import refresh
-
-    refresh(directory)
-
-
 def settings_of(config: Config, verbose: bool) -> str:
     """What of a config differs from its preset; verbose: all of it."""
     if verbose:

@@ -47,8 +47,6 @@ class Search:
     def run(self, configs: Sequence[Config], fixed: Collection[str]) -> None:
         """Search from each config; what is fixed holds for all trials."""
         out = self.output.out or rundir.shared_folder("search", configs)
-        if self.output.overwrite:
-            self._remove(configs, out)
         contents = self._search(configs, fixed, out)
         from spikebridge.studies import search
 
@@ -65,15 +63,6 @@ class Search:
         lines.append(f"all trials, the best first: {out / search.BEST}")
         self.output.show(best, [*lines, "train with what was best:", *commands])
 
-    def _remove(self, configs: Sequence[Config], out: Path) -> None:
-        """The searches that lie there, so that they start anew."""
-        from spikebridge.studies import search
-
-        with rundir.owning(out, "search", make=True):
-            for config in configs:
-                for name in (search.SEARCH, search.JOURNAL):
-                    (out / variant_of(config.model) / name).unlink(missing_ok=True)
-
     def _search(
         self, configs: Sequence[Config], fixed: Collection[str], out: Path
     ) -> dict[str, SearchResult]:
@@ -87,6 +76,8 @@ class Search:
         with rundir.owning(out, "search", make=True):
             for place, config in enumerate(configs):
                 unit = variant_of(config.model)
+                for name in (search.SEARCH, search.JOURNAL) if self.output.overwrite else ():
+                    (out / unit / name).unlink(missing_ok=True)
 
                 def tell(
                     number: int,

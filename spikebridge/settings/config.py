@@ -141,17 +141,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.train.weight_noise:
+            chosen = f"weight_noise={self.train.weight_noise}"
+            self._exclude(chosen, "noise on rounded weights is not rounded", weight_bits=0)
+            self._exclude(chosen, "what is computed twice would draw other noise", recompute=0)
         self._check_rule()
-        require(
-            not (self.train.weight_noise and self.model.weight_bits),
-            f"weight_noise={self.train.weight_noise}, weight_bits={self.model.weight_bits}: noise "
-            "on rounded weights is not rounded; leave one of them out",
-        )
-        require(
-            not (self.train.weight_noise and self.train.recompute),
-            f"weight_noise={self.train.weight_noise}, recompute={self.train.recompute}: what is "
-            "computed twice would draw other noise; leave one of them out",
-        )
         self._check_cells()
         if self.sequence.used:
             self._check_sequence()
@@ -161,30 +155,29 @@ class Config:
         """Passes over the training data in all, at most."""
         return self.train.epochs * (self.sequence.tasks if self.sequence.used else 1)
 
+    def _exclude(self, chosen: str, why: str, **without: Any) -> None:
+        """Refuse settings that do not go with what is chosen, unless they have these values."""
+        settings = flatten(self)
+        for name, value in without.items():
+            flag = f"--{name.replace('_', '-')}"
+            remedy = f"leave {flag} out" if value == "" else f"pass {flag} {value}"
+            given = f"{name}={settings[name]}"
+            require(settings[name] == value, f"{chosen}, {given}: {why}; {remedy}")
+
     def _check_rule(self) -> None:
         """What an online rule forms gradients of is the loss of each step, and nothing else."""
-        require(
-            self.learning.rule not in FEEDBACK or not self.train.sampled,
-            f"rule={self.learning.rule}, sampled={self.train.sampled}: random feedback comes from "
-            "all outputs; leave --sampled out",
-        )
+        chosen = f"rule={self.learning.rule}"
+        if self.learning.rule in FEEDBACK:
+            self._exclude(chosen, "random feedback comes from all outputs", sampled=0)
         if self.learning.rule not in ONLINE:
             return
         require(
             not isinstance(self.task, TextConfig),
-            f"rule={self.learning.rule}, task=text: online rules take numbers, and a text consists "
-            "of symbols; leave --rule out",
+            f"{chosen}, task=text: online rules take numbers, and a text consists of symbols; "
+            "leave --rule out",
         )
-        backwards = {
-            "loss": "task", "activity": 0, "sampled": 0, "precision": "float32", "recompute": 0,
-        }  # fmt: skip
-        for name, without in backwards.items():
-            given = getattr(self.train, name)
-            require(
-                given == without,
-                f"rule={self.learning.rule}, {name}={given}: that is for rules that go backwards; "
-                f"pass --{name} {without}",
-            )
+        backwards = {"loss": "task", "activity": 0, "precision": "float32", "recompute": 0}
+        self._exclude(chosen, "that is for rules that go backwards", sampled=0, **backwards)
 
     def _check_sequence(self) -> None:
         chosen = f"protocol={self.sequence.protocol}"
@@ -192,21 +185,9 @@ class Config:
             isinstance(self.task, DigitsConfig),
             f"{chosen}, task={self.task.NAME}: tasks are made of images; leave --protocol out",
         )
-        require(
-            not self.cells.used,
-            f"{chosen}, cells={self.cells.cells or self.cells.cell_table}: a sequence is not "
-            "trained on memory cells; leave one of them out",
-        )
-        of_a_single_task = {
-            "schedule": "constant", "ema": 0, "patience": 0, "sampled": 0, "weight_noise": 0,
-            "start": "",
-        }  # fmt: skip
-        for name, without in of_a_single_task.items():
-            given = getattr(self.train, name)
-            require(
-                given == without,
-                f"{chosen}, {name}={given}: that is for a single task; leave --{name} out",
-            )
+        self._exclude(chosen, "a sequence is not trained on memory cells", cells="", cell_table="")
+        single = {"schedule": "constant", "ema": 0, "patience": 0, "sampled": 0, "weight_noise": 0}
+        self._exclude(chosen, "that is for a single task", start="", **single)
 
     def _check_cells(self) -> None:
         """What memory cells do not go with, and what without them nothing would use."""
@@ -218,26 +199,17 @@ class Config:
                     f"it; pass --cells pcm too, or leave --{flag} out"
                 )
             return
-        require(
-            not self.crossbar.clip_rms,
-            f"clip_rms={self.crossbar.clip_rms}: where a network is trained on its cells, their "
-            "range is --w-max, or four root mean squares; leave --clip-rms out",
-        )
+        chosen = f"cells={self.cells.cells or self.cells.cell_table}"
         require(
             self.model.unit not in BASELINES,
             f"unit={self.model.unit}: torch keeps its matrices to itself, so no memory cells can "
             "hold them; train a spiking unit on the hardware",
         )
-        require(
-            self.train.ema == 0,
-            f"ema={self.train.ema}: cells hold the weights themselves and no average of them; "
-            "pass --ema 0",
-        )
-        require(
-            not (self.train.recompute or self.train.weight_noise or self.model.weight_bits),
-            "recompute, weight_noise and weight_bits do not go with --cells: each read draws "
-            "anew, and cells hold what they hold; leave them out",
-        )
+        by_range = "the range of cells in training is --w-max, or four root mean squares"
+        self._exclude(chosen, by_range, clip_rms=0)
+        self._exclude(chosen, "cells hold the weights and no average of them", ema=0)
+        draws = "each read draws anew, and cells hold what they hold"
+        self._exclude(chosen, draws, recompute=0, weight_noise=0, weight_bits=0)
 
 
 def preset(task: str, unit: str = "snu", data: str | None = None, **settings: Any) -> Config:

@@ -40,7 +40,10 @@ BEFORE: dict[str, Any] = {
         ({"adc_bits": 8}, "pass --cells pcm too, or leave --adc-bits out"),
         ({"refresh_every": 5}, "refresh_every=5: the network is not trained on memory cells"),
         ({"epsilon": 0.1}, "epsilon=0.1: the network is not trained"),
-        ({"cells": "pcm", "clip_rms": 1.5}, "clip_rms=1.5: where a network is trained on its cell"),
+        (
+            {"cells": "pcm", "clip_rms": 1.5},
+            "clip_rms=1.5: the range of cells in training is --w-max",
+        ),
         ({"cells": "pcm", "levels": 4}, "levels=4: only ideal cells have levels"),
         ({"cells": "pcm", "cell_table": "t.csv"}, "cell_table='t.csv': give one of them"),
     ],

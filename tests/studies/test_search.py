@@ -160,4 +160,4 @@ def test_missing_data_leave_no_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "nowhere" in capsys.readouterr().err
     assert not Path("found").exists()
     assert spikebridge("search npz --units snu --unit lstm") == 2
-    assert "--unit is not for search; pass --units snu lstm" in capsys.readouterr().err
+    assert "--unit: several units are searched; pass --units snu lstm" in capsys.readouterr().err
