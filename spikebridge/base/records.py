@@ -317,8 +317,12 @@ def _checked(kind: Any, value: Any, name: str) -> Any:
     options, origin = get_args(kind), get_origin(kind)
     if kind == Gap:
         return math.nan if number(value) is None else number(value)
-    if origin is Annotated and kind != Amount:
-        return () if value == [] else _checked(options[0], value, name)
+    if origin is Annotated:
+        inner, rule = options
+        result: Any = () if rule == "or none" and value == [] else _checked(inner, value, name)
+        if isinstance(rule, Bound) and not rule.holds(result):
+            raise ValueError(f"{name} is {result:g}: it must {rule}")
+        return result
     if origin in (Union, UnionType):
         if value is None or (bool in options and type(value) is bool):
             return value
@@ -339,11 +343,11 @@ def _checked(kind: Any, value: Any, name: str) -> Any:
 
 
 def _checked_leaf(kind: Any, value: Any, name: str) -> Any:
-    if kind is int or kind is float or kind == Amount:
+    if kind is int or kind is float:
         amount = number(value)
-        if amount is None or (kind is not float and amount < 0):
+        if amount is None or (kind is int and amount < 0):
             raise ValueError(f"{name} is no number" + ("" if amount is None else " from 0"))
-        return int(amount) if kind is int else amount
+        return kind(amount)
     if kind is bool or kind is str:
         if type(value) is not kind:
             raise ValueError(f"{name} is {'no text' if kind is str else 'neither true nor false'}")

@@ -24,7 +24,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from spikebridge.base.records import RunError, UsageError
+from spikebridge.base.records import RunError, UsageError, to_plain
 
 if sys.platform == "win32":  # which lacks locks that belong to a file and end with its process
     fcntl: Any = None
@@ -291,8 +291,8 @@ def temporary(path: Path) -> Path:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write plain data, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write a record or plain data, whole or not at all."""
+    write_text(path, json.dumps(to_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

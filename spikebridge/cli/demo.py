@@ -116,7 +116,7 @@ def prove(run: Planned) -> bool:
     now.  Returns whether rtl.json was written.
     """
     from spikebridge.chip.verification import missing
-    from spikebridge.runs.hardware_results import Proof, load_proof, program_sha256, save
+    from spikebridge.runs.hardware_results import Proof, load_proof, program_sha256
 
     installed = [name for name in SIMULATORS if not missing(name)]
     known = load_proof(run.directory)
@@ -133,7 +133,9 @@ def prove(run: Planned) -> bool:
             reason = f"{installed[0]} failed ({' '.join(str(error).split())})"
             say(f"{run.name}: {reason}")
     sha256 = program_sha256(run.directory)
-    save(run.directory / rundir.RTL, Proof(samples, tuple(installed[:1]), equal, reason, sha256))
+    rundir.write_json(
+        run.directory / rundir.RTL, Proof(samples, tuple(installed[:1]), equal, reason, sha256)
+    )
     return True
 
 

@@ -12,6 +12,7 @@ Every fault of a file raises ReportError with the file, what is wrong with it an
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spikebridge.base.quantities import number
-from spikebridge.base.records import Amount, RunError, check_shape, from_content, to_plain
+from spikebridge.base.records import Amount, Positive, RunError, check_shape, from_content, to_plain
 from spikebridge.chip.program import ChipCounts
 from spikebridge.energy.costs import CostRow, Energy
 from spikebridge.runs import rundir
@@ -84,12 +85,8 @@ class Look:
 class Histograms:
     """Cells by conductance, over time."""
 
-    top_uS: float
+    top_uS: Positive
     at: tuple[Look, ...]
-
-    def __post_init__(self) -> None:
-        if self.top_uS <= 0:
-            raise ValueError('"top_uS" is not above 0')
 
 
 @dataclass(frozen=True)
@@ -405,39 +402,38 @@ class Measured(Complexity):
     """How many samples were asked for; 0 = all."""
 
 
-def load_on_cells(directory: Path) -> OnCells | None:
-    """The memory.json of a run; None where the run was not programmed."""
-    remedy = f"program the run again with `spikebridge program {directory}`"
-    return _read(directory / rundir.MEMORY, OnCells, remedy)
+def _loader(kind: type[Content], name: str, remedy: str) -> Callable[[Path], Content | None]:
+    """What reads a file of a run; None where it is not there."""
+
+    def load(directory: Path) -> Content | None:
+        path = directory / name
+        if not path.exists():
+            return None
+        try:
+            return from_content(kind, rundir.read_json(path, remedy.format(directory)))
+        except RunError as error:
+            raise ReportError(str(error)) from error
+        except ValueError as error:
+            raise ReportError(f"{path}: {error}; {remedy.format(directory)}") from error
+
+    return load
 
 
-def load_on_chip(directory: Path) -> OnChip | None:
-    """The digital.json of a run; None where the run was not exported."""
-    remedy = f"export the run again with `spikebridge export {directory}`"
-    return _read(directory / rundir.DIGITAL, OnChip, remedy)
-
-
-def load_by_steps(directory: Path) -> BySteps | None:
-    """The steps.json of a run; None where it was not tested at several numbers of steps."""
-    return _read(directory / rundir.STEPS, BySteps, "run `spikebridge evaluate` again")
-
-
-def load_complexity(directory: Path) -> Measured | None:
-    """The complexity.json of a run; None where it was not measured."""
-    remedy = f"measure the run again with `spikebridge complexity {directory}`"
-    return _read(directory / rundir.COMPLEXITY, Measured, remedy)
+load_on_cells = _loader(
+    OnCells, rundir.MEMORY, "program the run again with `spikebridge program {}`"
+)
+load_on_chip = _loader(OnChip, rundir.DIGITAL, "export the run again with `spikebridge export {}`")
+load_by_steps = _loader(BySteps, rundir.STEPS, "run `spikebridge evaluate` again")
+load_complexity = _loader(
+    Measured, rundir.COMPLEXITY, "measure the run again with `spikebridge complexity {}`"
+)
+_load_proof = _loader(Proof, rundir.RTL, "remove the file, then run `spikebridge demo` again")
 
 
 def load_proof(directory: Path) -> Proof | None:
     """The rtl.json of a run; None where there is none, or one of a program that was replaced."""
-    remedy = "remove the file, then run `spikebridge demo` again"
-    proof = _read(directory / rundir.RTL, Proof, remedy)
+    proof = _load_proof(directory)
     return proof if proof and proof.program_sha256 == program_sha256(directory) else None
-
-
-def save(path: Path, content: Any) -> None:
-    """Write one of these records, whole or not at all."""
-    rundir.write_json(path, to_plain(content))
 
 
 def program_sha256(directory: Path) -> str:
@@ -470,14 +466,3 @@ def load_counts(directory: Path, name: str) -> np.ndarray | None:
     if values.dtype.kind not in "iu" or values.min() < 0:
         raise ReportError(f"{path}: 'device.{name}' holds no counts; {REPEAT}")
     return values
-
-
-def _read(path: Path, kind: type[Content], remedy: str) -> Content | None:
-    if not path.exists():
-        return None
-    try:
-        return from_content(kind, rundir.read_json(path, remedy))
-    except RunError as error:
-        raise ReportError(str(error)) from error
-    except ValueError as error:
-        raise ReportError(f"{path}: {error}; {remedy}") from error

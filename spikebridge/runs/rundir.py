@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spikebridge.base.records import RunError, UsageError, from_content, to_plain
+from spikebridge.base.records import RunError, UsageError, from_content
 from spikebridge.base.storage import owned as owned
 from spikebridge.base.storage import owning as owning
 from spikebridge.base.storage import parse_json as parse_json
@@ -211,7 +211,7 @@ def has_run(directory: Path) -> bool:
 def begin(directory: Path, config: Config, environment: Environment) -> None:
     """Write down what a run is; from here on it can be gone on with."""
     write_json(directory / CONFIG, to_dict(config))
-    write_json(directory / ENVIRONMENT, to_plain(environment))
+    write_json(directory / ENVIRONMENT, environment)
     _begun.add(directory)
 
 

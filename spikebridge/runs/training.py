@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spikebridge import data as tasks
 from spikebridge.base.chance import generator, seed_of
-from spikebridge.base.records import RunError, UsageError, to_plain
+from spikebridge.base.records import RunError, UsageError
 from spikebridge.crossbar.network import from_crossbar
 from spikebridge.crossbar.optimizer import begin, in_memory
 from spikebridge.data.task import Task, known_again
@@ -559,7 +559,7 @@ class _Run:
             generator(seed, "examples"),
         )
         result = self._result(test, activity)
-        rundir.write_json(self.directory / rundir.RESULT, to_plain(result))
+        rundir.write_json(self.directory / rundir.RESULT, result)
         return result
 
     def validation(self) -> float:

@@ -66,7 +66,7 @@ def compare(
                 stepwise.tested(run.directory, by_steps)
         result = summary(planned, title=about or None, **more())
         if _read(directory / COMPARE) != to_plain(result):
-            rundir.write_json(directory / COMPARE, to_plain(result))
+            rundir.write_json(directory / COMPARE, result)
     return result
 
 

@@ -22,7 +22,6 @@ from spikebridge.base.records import (
     Several,
     UsageError,
     from_content,
-    to_plain,
 )
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, from_dict, override, to_dict
@@ -132,7 +131,7 @@ def tune(
             ),
             dict(chosen),
         )
-        rundir.write_json(out / TUNING, to_plain(done))
+        rundir.write_json(out / TUNING, done)
         return done
 
     todo = [(key, to_dict(key[1])) for key in planned if key not in known]

@@ -10,7 +10,7 @@ from spikebridge import data as tasks
 from spikebridge.base.chance import generator
 from spikebridge.base.records import UsageError
 from spikebridge.runs import evaluation, rundir
-from spikebridge.runs.hardware_results import BySteps, load_by_steps, save
+from spikebridge.runs.hardware_results import BySteps, load_by_steps
 from spikebridge.settings.config import Config
 from spikebridge.settings.tasks import DigitsConfig, EventsConfig
 
@@ -43,7 +43,7 @@ def by_steps(
         if callback is not None:
             callback(count)
     content = BySteps(metric, own, tuple(sorted(set(steps))), tuple(tests), tuple(spikes))
-    save(directory / rundir.STEPS, content)
+    rundir.write_json(directory / rundir.STEPS, content)
     return content
 
 

@@ -63,7 +63,6 @@ from spikebridge.runs.hardware_results import (
     Measured,
     SynapticOperations,
     load_complexity,
-    save,
 )
 
 __all__ = ["Complexity", "complexity", "of_run"]
@@ -382,7 +381,7 @@ def of_run(directory: Path, split: str = "test", samples: int = 0) -> Measured:
     result = complexity(network, batches, carries_state=task.carries_state)
     per = config.task.step_name()
     content = Measured(**vars(result), source=SOURCE, split=split, per=per, asked=samples)
-    save(directory / rundir.COMPLEXITY, content)
+    rundir.write_json(directory / rundir.COMPLEXITY, content)
     return content
 
 

@@ -39,7 +39,6 @@ from spikebridge.runs.hardware_results import (
     Tiles,
     Training,
     load_on_cells,
-    save,
 )
 from spikebridge.settings.config import Config
 from spikebridge.settings.crossbar import CellConfig, CrossbarConfig, programmed
@@ -145,7 +144,7 @@ def deploy(directory: Path, plan: CellPlan, callback: Callback | None = None) ->
         energy=costs,
         training=bench.training(config, directory),
     )
-    save(directory / rundir.MEMORY, content)
+    rundir.write_json(directory / rundir.MEMORY, content)
     return content
 
 

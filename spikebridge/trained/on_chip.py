@@ -39,7 +39,6 @@ from spikebridge.runs.hardware_results import (
     Range,
     Sizes,
     load_on_chip,
-    save,
 )
 from spikebridge.settings.config import Config, override
 from spikebridge.trained.by_steps import with_steps
@@ -92,7 +91,7 @@ def export(directory: Path, plan: ChipPlan | None = None) -> OnChip:
     """
     program, content = measure(directory, plan or ChipPlan())
     save_program(program, directory / rundir.PROGRAM)
-    save(directory / rundir.DIGITAL, content)
+    rundir.write_json(directory / rundir.DIGITAL, content)
     return content
 
 

@@ -431,7 +431,7 @@ def changed(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (changed("compensated", to=PLAIN[:2]), '"compensated" does not hold 3 x 3'),
         (changed("compensated", 1, 1, to=math.nan), '"compensated" does not hold'),
         (changed("device", to="iterative"), '"device" is no object'),
-        (changed("histograms", "top_uS", to=0), '"top_uS" is not above 0'),
+        (changed("histograms", "top_uS", to=0), '"top_uS" is 0: it must be above 0'),
         (changed("histograms", "at", 0, "cells", to=...), '"cells" is no list'),
         (changed("programmed", 0, "read_uS", to=[1.0]), '"read_uS" does not hold 3'),
         (changed("drift", "times_s", 0, to=0), '"times_s" of "drift"'),
