@@ -39,7 +39,7 @@ Where c of an LSTM is zero is read from h = o tanh(c), which is right unless o t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,9 @@ def complexity(
         zeros, weights = _connections(network)
     if tally.samples == 0:
         raise ValueError("batches: complexity is measured on at least one sample, got none")
-    count = tally.samples
+    count, held = tally.samples, (*network.parameters(), *network.buffers())
     return Complexity(
-        footprint=sum(v.numel() * v.element_size() for v in _held(network)),
+        footprint=sum(v.numel() * v.element_size() for v in held),
         parameter_count=sum(p.numel() for p in network.parameters()),
         connection_sparsity=round(zeros / max(weights, 1), 4),
         activation_sparsity=tally.zeros / max(tally.outputs, 1),
@@ -163,32 +163,23 @@ def _binary(rows: Tensor, active: Tensor) -> Tensor:
 
 
 def _hooks(network: Network, tally: _Tally) -> Iterator[Any]:
-    """Let every connection tell the tally what it is given."""
+    """Let the tally count what every connection is given."""
     for module in network.modules():
         if isinstance(module, Converted | Dense | Conv2d | nn.Linear):
-            array = module.array if isinstance(module, Converted) else module
-            yield module.register_forward_pre_hook(_of_inputs(tally, *_reach(array)))
+            reach = _reach(module.array if isinstance(module, Converted) else module)
+            yield module.register_forward_pre_hook(
+                lambda _, given, reach=reach: tally.connection(given[0], *reach)
+            )
         elif isinstance(module, nn.RNNBase):
-            yield module.register_forward_hook(_of_cells(tally, _Cell(module)))
+            cell = _Cell(module)
+            yield module.register_forward_hook(
+                lambda _, given, output, cell=cell: cell.add(tally, *given, y=output[0])
+            )
         elif isinstance(module, Readout) and module.bias is not None and network.embedding:
-            matrix = network.embedding.weight
-            yield module.linear.register_forward_hook(_of_outputs(tally, *_reach_of(matrix)))
-
-
-def _of_inputs(tally: _Tally, fan_out: Tensor, dense: int) -> Callable[..., None]:
-    return lambda module, given: tally.connection(given[0], fan_out, dense)
-
-
-def _of_outputs(tally: _Tally, fan_out: Tensor, dense: int) -> Callable[..., None]:
-    return lambda module, given, output: tally.connection(output, fan_out, dense)
-
-
-def _of_cells(tally: _Tally, cell: _Cell) -> Callable[..., None]:
-    def hook(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        state = given[1] if len(given) > 1 else None
-        cell.add(tally, given[0], state, output[0])
-
-    return hook
+            reach = _reach_of(network.embedding.weight)
+            yield module.linear.register_forward_hook(
+                lambda _, given, output, reach=reach: tally.connection(output, *reach)
+            )
 
 
 def _reach_of(matrix: Tensor) -> tuple[Tensor, int]:
@@ -241,7 +232,7 @@ class _Cell:
         size, gates = core.hidden_size, self.GATES[self.kind]
         self.dense = gates * size * (core.input_size + size) + self.ELEMENTWISE[self.kind] * size
 
-    def add(self, tally: _Tally, x: Tensor, state: Any, y: Tensor) -> None:
+    def add(self, tally: _Tally, x: Tensor, state: Any = None, *, y: Tensor) -> None:
         """Calls with x (T, B, I), a state of torch's or None, and outputs y (T, B, N)."""
         first_h, first_c = state if isinstance(state, tuple) else (state, None)
         h = tally.real(_before(y, None if first_h is None else first_h[0])) != 0
@@ -330,10 +321,6 @@ def _connections(network: Network) -> tuple[int, int]:
     if network.tied and network.embedding is not None:
         result.append(network.embedding.weight)
     return sum(int((v == 0).sum()) for v in result), sum(v.numel() for v in result)
-
-
-def _held(network: Network) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
 
 
 def _check_known(network: Network) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from spikebridge import data as tasks
 from spikebridge.base.archives import write_arrays
@@ -210,30 +211,15 @@ def _joined(
     """All batches as one array each; a stream's stretches one after the other."""
     if task.readout != "each":
         outputs, targets, _ = (torch.cat(item) for item in zip(*parts, strict=True))
-        return outputs.numpy(), targets.numpy()
-    if task.carries_state:
-        outputs = torch.cat([part[0][0] for part in parts])
-        targets = torch.cat([part[1][0] for part in parts])
-        known = sum(int(part[2][0]) for part in parts)
-        targets[known:] = torch.nan  # rows beyond the end of the table
-        return outputs.numpy(), targets.numpy()
-    longest = max(part[0].shape[1] for part in parts)
-    padded = [_padded(*part, longest) for part in parts]
-    return tuple(np.concatenate(item) for item in zip(*padded, strict=True))  # type: ignore[return-value]
-
-
-def _padded(
-    outputs: Tensor, targets: Tensor, lengths: Tensor, longest: int
-) -> tuple[np.ndarray, np.ndarray]:
-    real = torch.arange(longest) < lengths.unsqueeze(1)
-    result = []
-    for values in (outputs, targets):
-        none = torch.nan if values.is_floating_point() else UNKNOWN
-        whole = torch.full((len(values), longest, *values.shape[2:]), none, dtype=values.dtype)
-        whole[:, : values.shape[1]] = values
-        whole[~real] = none
-        result.append(whole.numpy())
-    return result[0], result[1]
+    elif task.carries_state:
+        outputs, targets = (torch.cat([part[i][0] for part in parts]) for i in range(2))
+        targets[sum(int(part[2][0]) for part in parts) :] = torch.nan  # beyond the table's end
+    else:
+        rows = [row for part in parts for row in zip(*part, strict=True)]
+        outputs = pad_sequence([row[:length] for row, _, length in rows], True, torch.nan)
+        none = torch.nan if rows[0][1].is_floating_point() else UNKNOWN
+        targets = pad_sequence([row[:length] for _, row, length in rows], True, none)
+    return outputs.numpy(), targets.numpy()
 
 
 def _number(value: float) -> str:
