@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from spikebridge.nn.compiled import compiled
 from spikebridge.nn.gradients import FORMULAS
 from spikebridge.nn.kernels import ops
 from spikebridge.nn.kernels.product import plain, traced
@@ -19,8 +20,8 @@ from spikebridge.nn.units import SNUnit, State, Unit, state_dtype
 
 __all__ = ["Backend", "Trace", "loop", "scan", "unsupported"]
 
-Backend = Literal["auto", "loop", "native", "triton"]
-BACKENDS = ("auto", "loop", "native", "triton")
+Backend = Literal["auto", "loop", "native", "triton", "compiled"]
+BACKENDS = get_args(Backend)
 _said: set[str] = set()
 
 
@@ -82,10 +83,11 @@ def scan(
 
     Args:
         unit, drive, recurrent, state: as in `loop`.
-        backend: "loop"; "native", the kernel for CPUs; "triton", the one for CUDA; or "auto": the
-            kernel of the drive's device where it can serve, else the loop.  A kernel asked for by
-            name raises with the reason instead, and `unsupported` tells it.  Only a kernel that
-            is not there at all is said aloud, once.
+        backend: "loop"; "native", the kernel for CPUs; "triton", the one for CUDA; "compiled", any
+            pure step compiled by torch, which takes about half a minute at the first call; or
+            "auto": the kernel of the drive's device where it can serve, else the loop.  What is
+            asked for by name raises with the reason instead, and `unsupported` says it.  Only a
+            kernel that is not there at all is reported, once.
 
     Returns:
         y (T, B, N) and the state after the last step, ready to be passed in again.
@@ -94,11 +96,15 @@ def scan(
         raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
     if not plain(drive) and torch.onnx.is_in_onnx_export():
         backend = _for_onnx(drive, backend)
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if backend == "compiled" and (recorded or not len(drive)):
+        backend = "loop"  # compiled or recorded with what is around it
     if backend != "loop":
         reason = unsupported(unit, drive, backend)
         if reason is None:
             state = _checked(unit, drive, recurrent, state)
-            return ops.scan(unit, drive, recurrent, state)
+            run = compiled if backend == "compiled" else ops.scan
+            return run(unit, drive, recurrent, state)
         if backend != "auto":
             raise RuntimeError(f'backend="{backend}" cannot serve: {reason}; use backend="auto"')
         _say_once(reason)
@@ -131,8 +137,10 @@ def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | N
 
     Args:
         unit, drive: as in `loop`.
-        backend: "native" or "triton"; otherwise the kernel of the drive's device.
+        backend: "native", "triton" or "compiled"; otherwise the kernel of the drive's device.
     """
+    if backend == "compiled":
+        return "inside torch.func transforms the loop serves" if traced() else None
     if backend not in ops.KERNELS:
         backend = "triton" if drive.device.type == ops.KERNELS["triton"].device else "native"
     kernel, missing = ops.KERNELS[backend], ops.missing(backend)

@@ -101,9 +101,9 @@ class TrainConfig:
     eval_seed: Seed = 1000
     """Seed of the input draws of validation and test, at least 0; apart from --seed, so that all
     runs are judged on the same inputs."""
-    backend: Literal["auto", "loop", "native", "triton"] = "auto"
+    backend: Literal["auto", "loop", "native", "triton", "compiled"] = "auto"
     """What runs units over time: the Python loop, the kernel for CPUs (native), the one for CUDA
-    (triton), or whichever fits (auto)."""
+    (triton), the loop compiled by torch (compiled), or whichever of the first three fits (auto)."""
     recompute: Count = 0
     """Keep every k-th state for the backward pass and compute the rest twice; 0 = keep all."""
     threads: Count = 0
