@@ -36,72 +36,53 @@ class Published:
     source: str
 
 
-@dataclass(frozen=True)
-class Figure(Published):
-    """One of the published numbers on some data."""
-
-    headline: bool = True
-    """Whether this is the one to show where there is room for only one."""
-
-
-# (data, unit) -> figures.  MNIST: rate-coded, feed-forward; L = layers of weights.  The chart's
-# stand beside networks of four or seven layers only.
+# Data, unit, figure, source; of several the first is shown.  MNIST: rate-coded, feed-forward; L =
+# layers of weights.  The chart's stand beside networks of four or seven layers only.
 _CHARTED = "mnist, 4 or 7 layers"
 _TOOLKIT_MLP = "mnist, 784-100-10"
-PUBLISHED: dict[tuple[str, str], tuple[Figure, ...]] = {
-    ("jsb", "snu"): (Figure(8.72, f"{_WOZNIAK}: SNU"),),
-    ("jsb", "softsnu"): (Figure(8.39, f"{_WOZNIAK}: sSNU"),),
-    ("jsb", "lstm"): (
-        Figure(8.55, f"{_WOZNIAK}: LSTM (its reference 71)"),
-        Figure(8.67, f"{_WOZNIAK}: LSTM (its reference 72)", headline=False),
-        Figure(8.45, f"{_BAI}: LSTM", headline=False),
-    ),
-    ("jsb", "gru"): (
-        Figure(8.54, f"{_WOZNIAK}: GRU (its reference 72)"),
-        Figure(8.43, f"{_BAI}: GRU", headline=False),
-    ),
-    ("jsb", "rnn"): (
-        Figure(9.10, f"{_WOZNIAK}: RNN (its reference 72)"),
-        Figure(8.91, f"{_BAI}: RNN", headline=False),
-    ),
-    ("nottingham", "lstm"): (Figure(3.29, f"{_BAI_NOTTINGHAM}: LSTM"),),
-    ("nottingham", "gru"): (Figure(3.46, f"{_BAI_NOTTINGHAM}: GRU"),),
-    ("nottingham", "rnn"): (Figure(4.05, f"{_BAI_NOTTINGHAM}: RNN"),),
-    (_CHARTED, "snu"): (Figure(0.9847, f"{_WOZNIAK}: SNU, 7 L"),),
-    (_CHARTED, "softsnu"): (Figure(0.9850, f"{_WOZNIAK}: sSNU, 4 L"),),
-    (_CHARTED, "rnn"): (Figure(0.9772, f"{_WOZNIAK}: RNN, 4 L"),),
-    (_CHARTED, "lstm"): (Figure(0.9748, f"{_WOZNIAK}: LSTM, 4 L"),),
-    (_CHARTED, "gru"): (Figure(0.9645, f"{_WOZNIAK}: GRU, 4 L"),),
-    (_TOOLKIT_MLP, "snu"): (Figure(0.9451, f"{_TOOLKIT}: SNU 784-100-10, 1,128 spikes a digit"),),
-    (_TOOLKIT_MLP, "li-snu"): (
-        Figure(0.9382, f"{_TOOLKIT}: LI-SNU 784-100-10, 45.9 spikes a digit"),
-    ),
-    ("mnist", "binary-di"): (Figure(0.98, _YIN),),
-    ("mnist", "binary-ci"): (Figure(0.98, _YIN),),
-    ("mnist convolutions", "snu"): (Figure(0.9921, f"{_WOZNIAK}: CNN of SNUs, sd 0.07"),),
-    ("mnist convolutions, elastic", "snu"): (
-        Figure(0.9953, f"{_WOZNIAK}: CNN of SNUs with elastic distortions, sd 0.03"),
-    ),
-    ("ptb char", "lstm"): (Figure(1.36, f"{_BAI_CHARACTERS}: LSTM"),),
-    ("ptb char", "gru"): (Figure(1.37, f"{_BAI_CHARACTERS}: GRU"),),
-    ("ptb char", "rnn"): (Figure(1.48, f"{_BAI_CHARACTERS}: RNN"),),
-    ("ptb word", "snu"): (Figure(137.7, f"{_WOZNIAK}: FF-SNU"),),
-    ("ptb word tied", "snu"): (Figure(137.7, f"{_WOZNIAK}: FF-SNU"),),
-    ("ptb word tied", "recurrent-softsnu"): (
-        Figure(108.4, f"{_WOZNIAK}: recurrent sSNU with weight tying"),
-    ),
-    ("ptb word", "lstm"): (
-        Figure(114.5, f"{_WOZNIAK}: small LSTM"),
-        Figure(78.93, f"{_BAI_PTB}: LSTM", headline=False),
-    ),
-    ("ptb word tied", "lstm"): (
-        Figure(112.4, f"{_WOZNIAK}: small LSTM with weight tying"),
-        Figure(78.93, f"{_BAI_PTB}: LSTM", headline=False),
-    ),
+_ELASTIC = "mnist convolutions, elastic"
+_ROWS = (
+    ("jsb", "snu", 8.72, f"{_WOZNIAK}: SNU"),
+    ("jsb", "softsnu", 8.39, f"{_WOZNIAK}: sSNU"),
+    ("jsb", "lstm", 8.55, f"{_WOZNIAK}: LSTM (its reference 71)"),
+    ("jsb", "lstm", 8.67, f"{_WOZNIAK}: LSTM (its reference 72)"),
+    ("jsb", "lstm", 8.45, f"{_BAI}: LSTM"),
+    ("jsb", "gru", 8.54, f"{_WOZNIAK}: GRU (its reference 72)"),
+    ("jsb", "gru", 8.43, f"{_BAI}: GRU"),
+    ("jsb", "rnn", 9.10, f"{_WOZNIAK}: RNN (its reference 72)"),
+    ("jsb", "rnn", 8.91, f"{_BAI}: RNN"),
+    ("nottingham", "lstm", 3.29, f"{_BAI_NOTTINGHAM}: LSTM"),
+    ("nottingham", "gru", 3.46, f"{_BAI_NOTTINGHAM}: GRU"),
+    ("nottingham", "rnn", 4.05, f"{_BAI_NOTTINGHAM}: RNN"),
+    (_CHARTED, "snu", 0.9847, f"{_WOZNIAK}: SNU, 7 L"),
+    (_CHARTED, "softsnu", 0.9850, f"{_WOZNIAK}: sSNU, 4 L"),
+    (_CHARTED, "rnn", 0.9772, f"{_WOZNIAK}: RNN, 4 L"),
+    (_CHARTED, "lstm", 0.9748, f"{_WOZNIAK}: LSTM, 4 L"),
+    (_CHARTED, "gru", 0.9645, f"{_WOZNIAK}: GRU, 4 L"),
+    (_TOOLKIT_MLP, "snu", 0.9451, f"{_TOOLKIT}: SNU 784-100-10, 1,128 spikes a digit"),
+    (_TOOLKIT_MLP, "li-snu", 0.9382, f"{_TOOLKIT}: LI-SNU 784-100-10, 45.9 spikes a digit"),
+    ("mnist", "binary-di", 0.98, _YIN),
+    ("mnist", "binary-ci", 0.98, _YIN),
+    ("mnist convolutions", "snu", 0.9921, f"{_WOZNIAK}: CNN of SNUs, sd 0.07"),
+    (_ELASTIC, "snu", 0.9953, f"{_WOZNIAK}: CNN of SNUs with elastic distortions, sd 0.03"),
+    ("ptb char", "lstm", 1.36, f"{_BAI_CHARACTERS}: LSTM"),
+    ("ptb char", "gru", 1.37, f"{_BAI_CHARACTERS}: GRU"),
+    ("ptb char", "rnn", 1.48, f"{_BAI_CHARACTERS}: RNN"),
+    ("ptb word", "snu", 137.7, f"{_WOZNIAK}: FF-SNU"),
+    ("ptb word tied", "snu", 137.7, f"{_WOZNIAK}: FF-SNU"),
+    ("ptb word tied", "recurrent-softsnu", 108.4, f"{_WOZNIAK}: recurrent sSNU with weight tying"),
+    ("ptb word", "lstm", 114.5, f"{_WOZNIAK}: small LSTM"),
+    ("ptb word", "lstm", 78.93, f"{_BAI_PTB}: LSTM"),
+    ("ptb word tied", "lstm", 112.4, f"{_WOZNIAK}: small LSTM with weight tying"),
+    ("ptb word tied", "lstm", 78.93, f"{_BAI_PTB}: LSTM"),
+)
+PUBLISHED: dict[tuple[str, str], tuple[Published, ...]] = {
+    (data, unit): tuple(Published(*row[2:]) for row in _ROWS if row[:2] == (data, unit))
+    for data, unit, *_ in _ROWS
 }
 
 
-def figures(config: Config) -> tuple[Figure, ...]:
+def figures(config: Config) -> tuple[Published, ...]:
     """What has been published for a config's data and unit, the headline first.
 
     The chart for JSB does not say whether its SNU and sSNU are recurrent, so those figures stand
@@ -147,7 +128,4 @@ def headline(config: Config) -> Published | None:
     """
     if config.learning != LearningConfig() or config.sequence.used:
         return None
-    for figure in figures(config):
-        if figure.headline:
-            return Published(figure.value, figure.source)
-    return None
+    return next(iter(figures(config)), None)

@@ -184,14 +184,17 @@ def samples_for_rtl(directory: Path, count: int, steps: int = 0) -> list[list[np
     result: list[list[np.ndarray]] = []
     for batch in task.batches("test", min(count, config.train.batch_size), judge):
         x = spikes_of(task, batch)
-        lengths = [len(x)] * x.shape[1]
-        if batch.mask is not None:
-            lengths = batch.mask.sum(0).tolist()
-        for number, length in enumerate(lengths):
+        for number, length in enumerate(_lengths(batch)):
             result.append([np.flatnonzero(x[t, number]) for t in range(length)])
             if len(result) == count:
                 return result
     return result
+
+
+def _lengths(batch: Batch) -> list[int]:
+    """Time steps of each sample."""
+    steps, count = batch.x.shape[:2]
+    return [steps] * count if batch.mask is None else batch.mask.sum(0).tolist()
 
 
 class _Trial:
@@ -241,7 +244,7 @@ class _Trial:
         each = self.program.readout.reduce == "each"
         shape = x.shape[:2] if each else x.shape[1:2]
         outputs = np.zeros((*shape, self.program.outputs), np.int64)
-        for number, length in enumerate(batch.mask.sum(0).tolist()):
+        for number, length in enumerate(_lengths(batch)):
             sample = slice(number, number + 1)
             place = (slice(length), sample) if each else sample
             outputs[place] = self._counted(x[:length, sample])
@@ -268,9 +271,7 @@ class _Trial:
             mask = None if batch.mask is None else batch.mask[:, :LOOKED_AT]
             seen = self.network.observe(x, mask=mask)
         spikes = spikes_of(self.task, batch._replace(x=x))
-        lengths = [len(x)] * x.shape[1]
-        if batch.mask is not None:
-            lengths = batch.mask[:, :LOOKED_AT].sum(0).tolist()
+        lengths = _lengths(batch)[:LOOKED_AT]
         same, total = [0] * len(seen.layers), 0
         for number, length in enumerate(lengths):
             engine = Engine(self.program)
