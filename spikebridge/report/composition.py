@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from spikebridge.base.records import RunError
+from spikebridge.base.records import RunError, from_content
 from spikebridge.report.example_charts import note_bars
-from spikebridge.report.theme import Plot, figure
-from spikebridge.report.wording import frame_text, number, plural, seconds_text
+from spikebridge.report.theme import figure
+from spikebridge.report.wording import frame_text, plural, seconds_text
 from spikebridge.runs import rundir
 from spikebridge.runs.load import ReportError, Run
 from spikebridge.trained.midi import KEYS, LOWEST
@@ -29,20 +29,40 @@ CAPTION = (
 )
 
 
-@dataclass(frozen=True)
-class Composition:
-    """One composition as the page shows it."""
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """What the page reads of composition.json."""
 
-    heading: str
-    player: str
-    """The sound as a data address."""
-    below: str
-    """What of the sound is in the page, and where the files lie."""
-    plot: Plot | None
+    notes: tuple[tuple[int, ...], ...]
+    """MIDI pitches of each frame."""
+    seconds: float = 0.0
+    prompt_frames: int = -1
+    piece: int | None = None
+    midi: str | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    voices: int | None = None
+    tempo: float | None = None
+    lowest: int = LOWEST
+    """MIDI pitch of the first of 88 notes; a piano's, in compositions that do not say it."""
+
+    def __post_init__(self) -> None:
+        keys = range(self.lowest, self.lowest + KEYS)
+        if not self.notes or any(pitch not in keys for frame in self.notes for pitch in frame):
+            raise ValueError('"notes" is no list of MIDI pitches per frame')
+        if not self.seconds or not 0 <= self.prompt_frames <= len(self.notes):
+            raise ValueError('"seconds" or "prompt_frames" is not as it must be')
+
+    def frames(self) -> np.ndarray:
+        """(T, 88), 1 where a note is held."""
+        frames = np.zeros((len(self.notes), KEYS), np.uint8)
+        for row, pitches in zip(frames, self.notes, strict=True):
+            row[[pitch - self.lowest for pitch in pitches]] = 1
+        return frames
 
 
-def composition(run: Run) -> Composition | None:
-    """The composition in a run's folder; None without a whole one.
+def composition(run: Run) -> dict[str, Any] | None:
+    """The composition in a run's folder, for run.html; None without a whole one.
 
     Raises ReportError where one of its files is damaged.
     """
@@ -50,66 +70,38 @@ def composition(run: Run) -> Composition | None:
     if not (wav.exists() and about.exists()):
         return None
     try:
-        facts = rundir.read_json(about, REMEDY)
+        facts = from_content(Composed, rundir.read_json(about, REMEDY))
     except RunError as error:
         raise ReportError(str(error)) from error
-    notes = _notes(about, facts)
-    seconds, prompt = number(facts.get("seconds")), number(facts.get("prompt_frames"))
-    if not seconds or prompt is None or not 0 <= prompt <= len(notes):
-        raise ReportError(f"{about}: 'seconds' or 'prompt_frames' is not as it must be; {REMEDY}")
-    per_frame_s = seconds / len(notes)
+    except ValueError as error:
+        raise ReportError(f"{about}: {error}; {REMEDY}") from error
+    prompt, count = facts.prompt_frames, len(facts.notes)
+    per_frame_s = facts.seconds / count
     player, shown_s = embedded(wav)
     below = f"The files are {midi.name} (for a sequencer or notation) and {wav.name}."
-    if shown_s < seconds - 0.5:
-        below = f"Here are the first {seconds_text(shown_s)} of {seconds_text(seconds)}. {below}"
-    return Composition(
-        heading=_heading(facts, int(prompt), len(notes) - int(prompt)),
-        player=player,
-        below=below,
-        plot=figure(
-            note_bars(notes, int(prompt), per_frame_s, run.unit, _lowest(facts)),
-            "Piano roll of the composition",
-            f"{CAPTION} A frame{frame_text(run.data)} lasts {per_frame_s:.2g} s.",
-            wide=True,
-        ),
+    if shown_s < facts.seconds - 0.5:
+        below = (
+            f"Here are the first {seconds_text(shown_s)} of {seconds_text(facts.seconds)}. {below}"
+        )
+    source = (
+        f"of {Path(facts.midi).name}" if facts.midi else f"of test piece {(facts.piece or 0) + 1}"
     )
-
-
-def _heading(facts: dict[str, Any], prompt: int, composed: int) -> str:
-    """Where the seed phrase is from and how it was continued, in words."""
-    piece, midi = number(facts.get("piece")), facts.get("midi")
-    source = f"of {Path(str(midi)).name}" if midi else f"of test piece {int(piece or 0) + 1}"
-    words = [f"{name} {facts[name]}" for name in ("temperature", "seed") if name in facts]
-    if voices := number(facts.get("voices")):
-        words.insert(1, f"at most {plural(int(voices), 'note')} at once")
-    if tempo := number(facts.get("tempo")):
-        words.append(f"{tempo:g} quarter notes per minute")
-    return (
-        f"The network heard {plural(prompt, 'frame')} {source} and went on for "
-        f"{plural(composed, 'frame')}, drawing each from its own expectation ({', '.join(words)})."
-    )
-
-
-def _lowest(facts: dict[str, Any]) -> int:
-    """MIDI pitch of the first of 88 notes; a piano's, in compositions that do not say it."""
-    return int(number(facts.get("lowest")) or LOWEST)
-
-
-def _notes(path: Path, facts: dict[str, Any]) -> np.ndarray:
-    """The frames (T, 88) that composition.json lists as MIDI pitches."""
-    listed = facts.get("notes")
-    lowest = _lowest(facts)
-    keys = range(lowest, lowest + KEYS)
-    fine = isinstance(listed, list) and all(
-        isinstance(frame, list) and all(type(pitch) is int and pitch in keys for pitch in frame)
-        for frame in listed
-    )
-    if not fine or not listed:
-        raise ReportError(f"{path}: 'notes' is no list of MIDI pitches per frame; {REMEDY}")
-    frames = np.zeros((len(listed), KEYS), np.uint8)
-    for row, pitches in zip(frames, listed, strict=True):
-        row[[pitch - lowest for pitch in pitches]] = 1
-    return frames
+    words = {
+        "temperature {:g}": facts.temperature,
+        "at most {} at once": plural(facts.voices, "note") if facts.voices else None,
+        "seed {}": facts.seed,
+        "{:g} quarter notes per minute": facts.tempo or None,
+    }
+    settings = ", ".join(text.format(value) for text, value in words.items() if value is not None)
+    chart = note_bars(facts.frames(), prompt, per_frame_s, run.unit, facts.lowest)
+    caption = f"{CAPTION} A frame{frame_text(run.data)} lasts {per_frame_s:.2g} s."
+    return {
+        "heading": f"The network heard {plural(prompt, 'frame')} {source} and went on for "
+        f"{plural(count - prompt, 'frame')}, drawing each from its own expectation ({settings}).",
+        "player": player,
+        "below": below,
+        "plot": figure(chart, "Piano roll of the composition", caption, wide=True),
+    }
 
 
 def embedded(path: Path) -> tuple[str, float]:

@@ -538,10 +538,10 @@ def test_the_page_plays_the_composition(run: Path) -> None:
     ("name", "content", "message"),
     [
         ("composition.json", "{", "cannot be read"),
-        ("composition.json", "{}", "'notes' is no list of MIDI pitches"),
-        ("composition.json", '{"notes": [[60], [300]]}', "'notes'"),
-        ("composition.json", '{"notes": [[60, "<b>"]]}', "'notes'"),
-        ("composition.json", '{"notes": [[60]], "prompt_frames": 2, "seconds": 1}', "'seconds' or"),
+        ("composition.json", "{}", '"notes" is no list'),
+        ("composition.json", '{"notes": [[60], [300]]}', '"notes" is no list of MIDI pitches'),
+        ("composition.json", '{"notes": [[60, "<b>"]]}', '"notes"'),
+        ("composition.json", '{"notes": [[60]], "prompt_frames": 2, "seconds": 1}', '"seconds" or'),
         ("composition.wav", "RIFF", "no whole WAV file"),
     ],
 )
