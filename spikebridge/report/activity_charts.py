@@ -92,7 +92,6 @@ def even(neurons: int, most: int) -> np.ndarray:
 
 
 def selection_text(layers: list[Band]) -> str:
-    """Which neurons the raster shows, in words."""
     most = _most(layers)
     parts = [
         f"{len(chosen(band, most)):,} of {band.y.shape[1]:,} in {band.name}"

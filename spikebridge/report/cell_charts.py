@@ -24,18 +24,12 @@ PULSE_BINS = 48
 SINCE = "time since programming"
 
 
-def mean_of(table: np.ndarray) -> np.ndarray:
-    """Mean over the chips of (chips, times)."""
-    return table.mean(axis=0)
-
-
 def deviation_of(table: np.ndarray) -> np.ndarray | None:
     """Standard deviation over the chips of (chips, times); None for a single chip."""
     return table.std(axis=0, ddof=1) if len(table) > 1 else None
 
 
 def rounded(values: Any, figures: int = 6) -> list[float]:
-    """Numbers as a figure can show them."""
     return [float(f"{value:.{figures}g}") for value in np.asarray(values, np.float64).ravel()]
 
 
@@ -73,7 +67,7 @@ def over_time(on_cells: OnCells, metric: Metric, unit: str) -> Chart:
         ("as read", on_cells.plain, NEUTRAL, "square"),
         ("compensated", on_cells.compensated, colour_of(unit), "circle"),
     ):
-        mean, spread = mean_of(table) * metric.scale, deviation_of(table)
+        mean, spread = table.mean(axis=0) * metric.scale, deviation_of(table)
         if spread is not None:
             low, high = mean - metric.scale * spread, mean + metric.scale * spread
             chart.band(x, rounded(low), rounded(high), colour)
@@ -97,7 +91,6 @@ def first_and_last(result: Sequence[Any], times_s: Sequence[float]) -> list[tupl
 
 
 def histogram(histograms: Histograms, unit: str) -> Chart:
-    """Cells by conductance at the first and the last time."""
     chart = Chart(340, {"showlegend": True})
     looks, top_uS = histograms.at, histograms.top_uS
     pairs = first_and_last(looks, [look.time_s for look in looks])
@@ -207,7 +200,6 @@ def energy_bars(hardware: Mapping[str, Hardware], unit: str, per: str) -> Chart 
 
 
 def epoch_bars(values: Sequence[tuple[float, float]], title: str, unit: str) -> Chart:
-    """A bar for each (epoch, value)."""
     chart = Chart(280)
     epochs, heights = [epoch for epoch, _ in values], [value for _, value in values]
     chart.bars(epochs, heights, colour_of(unit), hover="epoch %{x}: %{y:,}")
@@ -217,7 +209,6 @@ def epoch_bars(values: Sequence[tuple[float, float]], title: str, unit: str) -> 
 
 
 def pulse_histogram(pulses: np.ndarray, unit: str) -> Chart:
-    """Cells by the number of pulses that they have received."""
     width = -(-(int(pulses.max()) + 1) // PULSE_BINS)
     counts = np.bincount(pulses // width)
     starts = width * np.arange(len(counts))

@@ -91,7 +91,6 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
 
 
 def about_all(rows: Sequence[Compared], data: str) -> str:
-    """The data, and the network where all units have the same."""
     lines = {about(row.runs[0]) for row in rows if row.runs}
     return lines.pop() if len(lines) == 1 else data_title(data, "")
 
@@ -203,7 +202,6 @@ def why_absent(rows: Sequence[Compared]) -> str:
 
 
 def result_figures(rows: Sequence[Compared], metric: Metric) -> Block:
-    """What came out, and what it cost."""
     spread = "Whiskers reach one standard deviation over the seeds."
     trained = {row.facts.by_steps.trained_with for row in rows if row.facts.by_steps}
     against_spikes = compare_charts.cost(rows, metric, "spikes_mean", "spikes per inference")

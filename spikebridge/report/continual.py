@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spikebridge.base.records import RunError, from_content, to_plain
+from spikebridge.base.records import RunError, from_content
 from spikebridge.report.compare_charts import seed_dots
 from spikebridge.report.study_tables import chosen_text
 from spikebridge.report.theme import (
@@ -24,14 +24,17 @@ from spikebridge.report.theme import (
     table,
     whiskers,
 )
-from spikebridge.report.wording import command, count_text, flatten, plural, seconds_text
+from spikebridge.report.wording import count_text, plural, seconds_text
 from spikebridge.runs import rundir
-from spikebridge.runs.load import ReportError, load_environment
+from spikebridge.runs.load import REPEAT, ReportError, Run
+from spikebridge.runs.rundir import Result
 from spikebridge.runs.transfer import HIGHER_IS_BETTER, MEASURES, SequenceResult
 from spikebridge.settings.config import to_dict
 from spikebridge.settings.tasks import data_label
 from spikebridge.studies.comparison import Compared, Spread, Summary
-from spikebridge.studies.tune import Tuning
+
+if TYPE_CHECKING:
+    from spikebridge.studies.tune import Tuning
 
 SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "unseen")
 MEANING = (
@@ -59,22 +62,6 @@ HEADS_TEXT = {
 MATRIX = "Row: after which task. Column: tested on which. Above the diagonal: not learned yet."
 
 
-def run_context(directory: Path) -> dict[str, Any]:
-    """The values that sections.html needs for a complete run of a sequence."""
-    facts, result = _outcome(directory)
-    settings = to_dict(rundir.read_config(directory))
-    return {
-        "kicker": "continual learning",
-        "title": f"{facts.label}: {plural(result.tasks, 'task')} of {data_label(facts.data)}",
-        "about": _about(settings, facts.data),
-        "sections": [_results(facts, result)],
-        "colour": colour_of("grapes"),
-        "command": command(["train", "digits"], settings),
-        "settings": list(flatten(settings)),
-        "environment": list(flatten(to_plain(load_environment(directory)))),
-    }
-
-
 @dataclass(frozen=True)
 class _Facts:
     """Of a run of several tasks; continual.json of earlier versions has them too."""
@@ -85,45 +72,50 @@ class _Facts:
     parameters: int
 
 
-def _outcome(directory: Path) -> tuple[_Facts, SequenceResult]:
-    """Facts of a complete run, and what came of its tasks."""
-    remedy = "do the run again"
-    try:
-        if not rundir.is_complete(directory):
-            plain = rundir.read_json(directory / rundir.CONTINUAL, remedy)
-            return from_content(_Facts, plain), from_content(SequenceResult, plain)
-        result = rundir.read_result(directory)
-    except (RunError, ValueError) as error:
-        raise ReportError(f"{directory}: it cannot be read ({error}); {remedy}") from error
-    if result.sequence is None:
-        raise ReportError(f"{directory / rundir.RESULT}: it is not of several tasks; {remedy}")
-    facts = _Facts(result.label, result.data, result.seconds, result.parameters)
-    return facts, result.sequence
-
-
-def _results(facts: _Facts, result: SequenceResult) -> Section:
-    """Measures as cards, accuracies as curves and as a matrix."""
-    colour, count, chance = colour_of("grapes"), result.tasks, 100 * result.chance
+def of_run(run: Run) -> dict[str, Any]:
+    """What is different on the page of a complete run of a sequence; nothing on other pages."""
+    path = run.directory / rundir.CONTINUAL
+    facts: Result | _Facts | None = run.result
+    result = run.result.sequence if run.result else None
+    if run.result is None and path.exists():
+        try:
+            plain = rundir.read_json(path, REPEAT)
+            facts, result = from_content(_Facts, plain), from_content(SequenceResult, plain)
+        except (RunError, ValueError) as error:
+            raise ReportError(f"{path}: it cannot be read ({error}); {REPEAT}") from error
+    if facts is None or result is None:
+        return {}
     mean, lost, gained, unseen = (f"{100 * getattr(result.measures, name):.2f}" for name in SHOWN)
-    # A difference of two accuracies is in points, as on the terminal.
-    cards = (
-        Card("average accuracy", f"{mean}\u00a0%", "over all tasks after the last"),
-        Card("forgetting", lost, "points lost by earlier tasks since their best"),
-        Card("backward transfer", gained, "points gained since they were learned"),
-        Card("unseen tasks", f"{unseen}\u00a0%", f"accuracy; chance is {chance:.3g} %"),
-        Card("training", seconds_text(facts.seconds), "all tasks"),
-        Card("parameters", count_text(facts.parameters), "trained"),
-    )
-    lines = Chart(340, {"hovermode": "x unified"})
+    chance = f"accuracy; chance is {100 * result.chance:.3g} %"
+    return {
+        "title": f"{facts.label}: {plural(result.tasks, 'task')} of {data_label(facts.data)}",
+        "about": _about(to_dict(run.config), facts.data),
+        "complete": True,
+        # A difference of two accuracies is in points, as on the terminal.
+        "cards": [
+            Card("average accuracy", f"{mean}\u00a0%", "over all tasks after the last"),
+            Card("forgetting", lost, "points lost by earlier tasks since their best"),
+            Card("backward transfer", gained, "points gained since they were learned"),
+            Card("unseen tasks", f"{unseen}\u00a0%", chance),
+            Card("training", seconds_text(facts.seconds), "all tasks"),
+            Card("parameters", count_text(facts.parameters), "trained"),
+        ],
+        "panels": [],
+        "results": _results(facts.label, result, colour_of(run.unit)),
+    }
+
+
+def _results(label: str, result: SequenceResult, colour: str) -> Section:
+    count, lines = result.tasks, Chart(340, {"hovermode": "x unified"})
     for task in range(count):
         y = [_percent(result.matrix[k][task]) for k in range(task, count)]
         shade = fade(colour, 1 - 0.7 * task / max(count - 1, 1))
         lines.line(list(range(task + 1, count + 1)), y, shade, f"task {task + 1}", marks=True)
     _task_axis(lines, count)
     learned = figure(lines, "Each task from its own turn on", "What is kept stays level.")
-    matrix = figure(_matrix(result.matrix, colour), facts.label, MATRIX)
+    matrix = figure(_matrix(result.matrix, colour), label, MATRIX)
     about = "Test accuracy of each task, after each task that was learned."
-    return Section("Results", about, (Block(cards=cards), figures(learned, matrix)))
+    return Section("Results", about, (figures(learned, matrix),))
 
 
 def sections(facts: Summary, rows: Sequence[Compared], directory: Path) -> list[Section]:
@@ -131,6 +123,8 @@ def sections(facts: Summary, rows: Sequence[Compared], directory: Path) -> list[
     forgetting = forgetting_section(facts, rows)
     if forgetting is None:
         return []
+    from spikebridge.studies.tune import Tuning  # loads torch
+
     tuning = Tuning.read(directory)
     mean = f"Mean test accuracy over {plural(rows[0].facts.n, 'seed')}, in per cent. {MATRIX}"
     matrices = [
@@ -207,7 +201,6 @@ def _result_plots(rows: Sequence[Compared]) -> Block:
 
 
 def dots(rows: Sequence[Compared], name: str) -> Chart:
-    """A measure of every seed, and its mean."""
     chart = Chart(120 + 44 * len(rows), {"showlegend": False})
     for at, row in enumerate(rows):
         measure = row.facts.of_tasks.measures[name]
@@ -263,7 +256,6 @@ def _matrix(matrix: Sequence[Sequence[float]], colour: str) -> Chart:
 
 
 def _trials(rows: Sequence[Compared], tuning: Tuning) -> Section:
-    """What was tried for each row, and how it did on validation."""
     chart, lines = Chart(380, {"hovermode": "x unified"}), []
     rates: set[float] = set()
     for row in rows:

@@ -210,12 +210,10 @@ def _pitch_axis(chart: Chart, low: int, high: int) -> None:
 
 
 def name_of(names: tuple[str, ...], output: int) -> str:
-    """What an output is called, as text for a figure."""
     return label(names[output], 40) if output < len(names) else f"output {output + 1}"
 
 
 def rmse(output: np.ndarray, target: np.ndarray) -> float:
-    """Root of the mean squared error over all that is given."""
     return float(np.sqrt(np.square(output.astype(np.float64) - target).mean()))
 
 

@@ -74,7 +74,6 @@ class Panel:
 
 
 def panels(run: Run, most: int = EXAMPLES) -> list[Panel]:
-    """One panel per example."""
     examples = run.examples
     if examples is None:
         return []
@@ -110,7 +109,6 @@ def panel(run: Run, examples: Examples, index: int) -> Panel:
 
 
 def _answered(run: Run, examples: Examples, index: int) -> Panel:
-    """What the network was shown and answered for one example."""
     steps = int(examples.length[index])
     if run.task == "text":
         return text_panel(run, examples, index)
@@ -127,7 +125,6 @@ def _answered(run: Run, examples: Examples, index: int) -> Panel:
 
 
 def class_panel(run: Run, examples: Examples, index: int) -> Panel:
-    """One class for the whole example."""
     output, truth = examples.output[index], int(examples.target[index])
     answer = int(np.nan_to_num(output, nan=-1.0).argmax())
     share = number(float(output[answer]))
@@ -157,7 +154,6 @@ def class_panel(run: Run, examples: Examples, index: int) -> Panel:
 
 
 def steps_panel(run: Run, output: np.ndarray, target: np.ndarray, index: int) -> Panel:
-    """A class at each step."""
     right = int((np.nan_to_num(output, nan=-1.0).argmax(axis=-1) == target).sum())
     judged = int((target >= 0).sum())  # -1 is a step without an answer
     chart = example_charts.steps(output, target, run.unit, "time step")

@@ -85,7 +85,6 @@ RECEIVED = (
 
 
 def in_memory(on_cells: OnCells, run: Run) -> Section:
-    """The section of a run that was programmed into memory cells."""
     metric, unit = metric_of(on_cells.metric), run.unit
     bands = BANDS if on_cells.chips > 1 else ""
     over_time = figure(
@@ -121,7 +120,6 @@ def in_memory(on_cells: OnCells, run: Run) -> Section:
 
 
 def about(on_cells: OnCells) -> str:
-    """What was programmed, where, and how it was tested."""
     tested = "the whole test set"
     if on_cells.samples:
         tested = f"about {plural(on_cells.samples, 'sample')} of the test set"
@@ -135,7 +133,6 @@ def about(on_cells: OnCells) -> str:
 
 
 def chips_text(on_cells: OnCells, metric: Metric) -> str:
-    """What the figures of the table are."""
     if on_cells.chips == 1:
         return f"Test {metric.axis} of one chip; more of them would show what is luck."
     return (
@@ -148,7 +145,7 @@ def spread_at(metric: Metric, values: np.ndarray, index: int) -> str:
     """Mean ± standard deviation over the chips at one time, of values (chips, times)."""
     spread = cell_charts.deviation_of(values)
     deviation = None if spread is None else float(spread[index])
-    return spread_text(metric, float(cell_charts.mean_of(values)[index]), deviation)
+    return spread_text(metric, float(values[:, index].mean()), deviation)
 
 
 def metric_cards(on_cells: OnCells, metric: Metric) -> list[Card]:
@@ -172,7 +169,6 @@ def metric_cards(on_cells: OnCells, metric: Metric) -> list[Card]:
 
 
 def hardware_cards(on_cells: OnCells, per: str) -> list[Card]:
-    """Cells, and the energy of an inference on a few kinds of hardware."""
     chips = "one chip" if on_cells.chips == 1 else f"each of {on_cells.chips} chips"
     where = f"of the device {on_cells.device.name}, on {chips}"
     (first, crossbar), *others = on_cells.energy.hardware.items()
@@ -210,7 +206,6 @@ def times_table(on_cells: OnCells, metric: Metric) -> Table:
 
 
 def drift_text(on_cells: OnCells) -> str:
-    """The caption of the drift curves, with the exponents that fit them."""
     times_s, curves = on_cells.drift.times_s, on_cells.drift.curves
     fits = [(level.target_uS, cell_charts.exponent(times_s, level)) for level in curves]
     text = [f"{nu:.3f} at {target:.3g}\u00a0µS" for target, nu in fits if nu is not None]
@@ -227,7 +222,10 @@ def energy_blocks(on_cells: OnCells, run: Run) -> list[Block]:
     per, hardware = run.inference, on_cells.energy.hardware
     first, crossbar = next(iter(hardware.items()))
     bars = cell_charts.energy_bars(hardware, run.unit, per)
-    caption = f"{ENERGY}{converters_text(on_cells)}"
+    caption, kinds = ENERGY, {"columns": "adc_bits", "rows": "dac_bits"}
+    exact = " and ".join(name for name, bits in kinds.items() if not on_cells.setting(bits))
+    if exact:
+        caption += f" Converters of {exact} are exact in the test, and counted with 8 bits."
     blocks = [
         figures(figure(bars, f"Energy per {per}", caption, wide=True)),
         Block(table=hardware_table(hardware, per), below=HARDWARE),
@@ -238,15 +236,6 @@ def energy_blocks(on_cells: OnCells, run: Run) -> list[Block]:
         title = "Training, from the first epoch to the last"
         blocks.append(Block(title, table=training, below=TRAINING))
     return blocks
-
-
-def converters_text(on_cells: OnCells) -> str:
-    """Where the energy counts converters that the simulation leaves exact."""
-    kinds = (("columns", "adc_bits"), ("rows", "dac_bits"))
-    exact = [name for name, bits in kinds if not on_cells.setting(bits)]
-    if not exact:
-        return ""
-    return f" Converters of {' and '.join(exact)} are exact in the test, and counted with 8 bits."
 
 
 def hardware_table(hardware: Mapping[str, Hardware], per: str) -> Table:
@@ -296,7 +285,6 @@ def layer_table(on_cells: OnCells) -> Table:
 
 
 def limits_block(on_cells: OnCells) -> Block:
-    """Shares of the cells at the ends of their range."""
     when = f"of all cells of the first chip, after {in_words(on_cells.times_s[-1])}"
     top, limits = on_cells.histograms.top_uS, on_cells.limits
     cards = (
@@ -333,7 +321,6 @@ def in_the_loop(run: Run) -> Section | None:
 
 
 def about_training(run: Run) -> str:
-    """On what and by which rule the run was trained."""
     name = run.config.cells.cells or run.config.cells.cell_table
     model = f" of the model {name}" if name else ""
     every = run.config.pulses.refresh_every
@@ -357,7 +344,6 @@ def loop_cards(
     pulses: np.ndarray | None,
     writes: np.ndarray | None,
 ) -> list[Card]:
-    """Counts of the whole training."""
     result = []
     for name, values, below in (
         ("pulses of updates", sent, f"in {plural(len(sent), 'epoch')}"),

@@ -85,7 +85,6 @@ AREA = (
 
 
 def on_chip(result: OnChip, proof: Proof | None, run: Run) -> Section:
-    """The section of a run that was compiled for the digital chip."""
     metric, per = metric_of(result.metric), run.inference
     bars, caption = energy_bars(result, per), f"{ENERGY} {NOT_COUNTED}"
     return Section(
@@ -104,7 +103,6 @@ def on_chip(result: OnChip, proof: Proof | None, run: Run) -> Section:
 
 
 def about(result: OnChip, per: str) -> str:
-    """What was compiled, and how it was tested."""
     program, chip = result.program, result.chip
     multiplier = (
         f"the leak multiplies by a number of {program.decay_bits} bits behind the point"
@@ -136,7 +134,6 @@ def proof_text(proof: Outcome | None, per: str) -> str:
 
 
 def cards(result: OnChip, metric: Metric, per: str) -> list[Card]:
-    """The headline figures."""
     low, nominal, high = (joules(end.total_pJ) for end in result.energy.ends.values())
     software = f"{metric_text(metric, result.software, unit=False)} in software"
     integer = metric_text(metric, result.integer, unit=metric.unit == "%")

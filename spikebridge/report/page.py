@@ -10,7 +10,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from spikebridge.base.records import RunError
 from spikebridge.report.theme import CONFIG, LOOK, Section
 from spikebridge.runs import rundir
 from spikebridge.runs.load import ReportError, Run, load_run
@@ -64,10 +63,6 @@ def _write(directory: Path, path: Path, sections: Sequence[Callable[[Run], Secti
             f"{directory}: a table of an earlier version; make it again into this folder with "
             "`spikebridge reproduce`, which keeps its runs"
         )
-    elif _is_sequence(directory):
-        from spikebridge.report.continual import run_context as sequence_context
-
-        name, values = "sections.html", sequence_context(directory)
     elif rundir.has_run(directory):
         from spikebridge.report.run_page import context as run_context
 
@@ -85,13 +80,6 @@ def _write(directory: Path, path: Path, sections: Sequence[Callable[[Run], Secti
     path.parent.mkdir(parents=True, exist_ok=True)
     rundir.write_text(path, _render(name, values))
     return path
-
-
-def _is_sequence(directory: Path) -> bool:
-    try:
-        return rundir.of_sequence(directory)
-    except RunError:  # a damaged result, which reading the run names
-        return False
 
 
 def _render(name: str, values: dict[str, Any]) -> str:

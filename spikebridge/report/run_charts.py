@@ -46,7 +46,6 @@ def best_epoch(run: Run) -> int | None:
 
 
 def loss_curves(run: Run) -> Chart | None:
-    """Training and validation loss over the epochs."""
     if not run.epochs:
         return None
     training, validation = (column(run.epochs, f"{part}_loss") for part in ("train", "valid"))
@@ -109,7 +108,6 @@ def _mark_best(chart: Chart, run: Run, values: list[float | None]) -> None:
 
 
 def step_curve(run: Run) -> Chart | None:
-    """The test metric against the number of time steps at test."""
     tested = load_by_steps(run.directory)
     if tested is None:
         return None
@@ -123,7 +121,6 @@ def step_curve(run: Run) -> Chart | None:
 
 
 def step_axis(chart: Chart, steps: Sequence[int]) -> None:
-    """An axis of these numbers of time steps."""
     ticks = {"tickvals": list(steps), "ticktext": list(map(str, steps))}
     chart.x(title="time steps at test", type="log", showgrid=False, **ticks)
 

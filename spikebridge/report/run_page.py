@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from spikebridge.base.records import to_plain
-from spikebridge.report import run_charts
+from spikebridge.report import continual, run_charts
 from spikebridge.report.composition import composition
 from spikebridge.report.examples import more_text, panels
 from spikebridge.report.on_cells import in_memory, in_the_loop
@@ -89,8 +89,9 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
     metric, result = metric_of(run.metric), run.result
     on_cells = load_on_cells(run.directory)
     program, proof = load_on_chip(run.directory), load_proof(run.directory)
+    of_tasks = continual.of_run(run)
     parts = (
-        learning(run, metric),
+        of_tasks.pop("results", None) or learning(run, metric),
         learning_rule(run),
         on_cells and in_memory(on_cells, run),
         in_the_loop(run),
@@ -125,6 +126,7 @@ def context(run: Run, sections: Sequence[Callable[[Run], Section]] = ()) -> dict
             else [],
         },
         "command": [] if _of_object(run) else command(["train", run.task], to_dict(run.config)),
+        **of_tasks,
     }
 
 
@@ -156,7 +158,6 @@ def own_section(make: Callable[[Run], Section], run: Run) -> Section:
 
 
 def about(run: Run) -> str:
-    """The network and the data in one line."""
     known, model = data_title(run.data, run.task), run.config.model
     if run.examples is None:
         return f"{known} · hidden layers of {' and '.join(map(str, model.hidden))} neurons"
@@ -178,7 +179,6 @@ def started(run: Run) -> str:
 
 
 def cards(run: Run, metric: Metric) -> list[Card]:
-    """The headline figures."""
     result, best, short = run.result, run_charts.best_epoch(run), metric.unit == "%"
     value = metric_text(metric, result and result.test, unit=short)
     published = result.published if result else None
@@ -249,7 +249,6 @@ def learning_rule(run: Run) -> Section | None:
 
 
 def complexity(run: Run) -> Section | None:
-    """What the network holds and does, where it was measured."""
     measured = load_complexity(run.directory)
     if measured is None:
         return None
@@ -273,7 +272,6 @@ def complexity(run: Run) -> Section | None:
 
 
 def epoch_table(run: Run) -> Table:
-    """metrics.jsonl as a table."""
     epochs = [to_plain(epoch) for epoch in run.epochs]
     names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
     rows = [[_cell(epoch.get(name)) for name in names] for epoch in epochs]

@@ -133,7 +133,6 @@ def draw(path: Path, charts: list[list[Chart]], title: Sequence[str]) -> None:
 
 
 def _chart(axes: Any, chart: Chart) -> None:
-    """One chart with its axes."""
     from matplotlib.ticker import MultipleLocator
 
     for trace in chart.traces:

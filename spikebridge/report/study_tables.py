@@ -123,8 +123,6 @@ def _contrasts(facts: Summary, contrasts: list[RuleContrast]) -> Table:
 
 
 def _settings(rows: Sequence[RuleResult]) -> Table:
-    """What was chosen for each row and how fast it learns."""
-
     def slowness(row: RuleResult) -> str:
         mean, std = row.slowness_mean, row.slowness_std
         text = NOTHING if mean is None else f"{mean:.4f}"

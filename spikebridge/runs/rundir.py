@@ -239,13 +239,6 @@ def is_complete(directory: Path) -> bool:
     return (directory / RESULT).exists()
 
 
-def of_sequence(directory: Path) -> bool:
-    """Whether a run of tasks one after the other has come to its end there."""
-    if not is_complete(directory):
-        return (directory / CONTINUAL).exists()
-    return read_result(directory).sequence is not None
-
-
 def read_result(directory: Path) -> Result:
     """The result of a complete run.  Raises RunError where it is damaged."""
     remedy = "run it again with --overwrite"

@@ -235,7 +235,7 @@ def test_the_page_shows_all_rows_and_loads_nothing(made: tuple[Path, Summary]) -
         assert markdown.count(f"| {row.label} |") == 3
     # A run of the table has a page of its own.
     own = page.write(out / "grapes-0").read_text(encoding="utf-8")
-    assert "GRAPES" in own
+    assert "Learning rule: backpropagation + GRAPES" in own
     assert f"{100 * sequence_of(out / 'grapes-0').measures.forgetting:.2f}" in own
 
 
