@@ -142,7 +142,7 @@ def test_the_page_of_tasks_in_turn_repeats_itself_nowhere_and_says_how_to(tmp_pa
     assert page.count("Column: tested on which") == 1
     assert "points lost by earlier tasks" in page
     assert re.search(r"forgetting -?\d+\.\d\d points", page)
-    (line,) = re.findall(r"Repeat this run .*? spikebridge (train digits .*?) It was started by", page)
+    (line,) = re.findall(r"Repeat this run .* spikebridge (train digits .*?) It was started", page)
     parsed = cli.parse(shlex.split(line))
     assert Config(**{part: getattr(parsed, part) for part in to_dict(config)}) == config
 

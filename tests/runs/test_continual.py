@@ -22,6 +22,7 @@ from spikebridge.runs import continual, rundir, training
 from spikebridge.runs.callbacks import Silent
 from spikebridge.runs.checkpoint import CheckpointError
 from spikebridge.runs.teacher import Teacher
+from spikebridge.runs.results import Epoch
 from spikebridge.runs.transfer import transfer
 from spikebridge.settings.config import (
     Config,
@@ -517,8 +518,8 @@ def test_a_kill_between_checkpoint_and_metrics_loses_no_line(
 )
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     class AfterFirst(Silent):
-        def epoch(self, record: dict[str, Any]) -> None:
-            if record["task"] == 1:
+        def epoch(self, record: Epoch) -> None:
+            if record.task == 1:
                 raise KeyboardInterrupt
 
     for name, settings in (("mine", {}), ("other", change)):
