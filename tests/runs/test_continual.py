@@ -21,8 +21,8 @@ from spikebridge.data.task import Batch
 from spikebridge.runs import continual, rundir, training
 from spikebridge.runs.callbacks import Silent
 from spikebridge.runs.checkpoint import CheckpointError
-from spikebridge.runs.teacher import Teacher
 from spikebridge.runs.results import Epoch
+from spikebridge.runs.teacher import Teacher
 from spikebridge.runs.transfer import transfer
 from spikebridge.settings.config import (
     Config,
