@@ -27,9 +27,9 @@ _MODULES = {
     "crossbar": "memory= memory.array=cells memory.bench=bench.server memory.remote=bench.client "
     "memory.wire=bench.protocol memory.crossbar=network memory.events=traffic "
     "memory.parts=physics memory.training=optimizer memory.wires=matrix",
-    "runs": "averaging checkpoint continual environment evaluation first_look objective rundir "
-    "sampling transfer experiment=training optimisation=optimizers teaching=teacher "
-    "watching=callbacks",
+    "runs": "averaging=optimizers checkpoint continual environment evaluation first_look "
+    "objective rundir sampling=objective transfer experiment=training "
+    "optimisation=optimizers teaching=teacher watching=callbacks",
     "trained": "complexity prediction compose=music deployment=on_cells digital=on_chip "
     "sound=midi stepwise=by_steps writing=text",
     "studies": "catalog contrasts forgetting record search summary trials verdict "

@@ -24,7 +24,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from spikebridge.base.records import RunError, UsageError, to_plain
+from spikebridge.base.records import Record, RunError, UsageError, from_content, to_plain
 
 if sys.platform == "win32":  # which lacks locks that belong to a file and end with its process
     fcntl: Any = None
@@ -318,6 +318,14 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"{path}: expected a JSON object, found {type(value).__name__}; {remedy}")
     return value
+
+
+def read_record(kind: type[Record], path: Path, remedy: str) -> Record:
+    """The record in a JSON file.  Raises RunError, with the remedy, where it is not there."""
+    try:
+        return from_content(kind, read_json(path, remedy))
+    except ValueError as error:
+        raise RunError(f"{path}: {error}; {remedy}") from error
 
 
 def remedy(error: OSError) -> str:

@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spikebridge.base.quantities import number
-from spikebridge.base.records import Amount, Positive, RunError, check_shape, from_content, to_plain
+from spikebridge.base.records import Amount, Positive, check_shape, to_plain
 from spikebridge.chip.program import ChipCounts
 from spikebridge.energy.costs import CostRow, Energy
 from spikebridge.runs import rundir
-from spikebridge.runs.load import REPEAT, ReportError
+from spikebridge.runs.load import REPEAT, ReportError, reported
 from spikebridge.settings.crossbar import programmed
 
 Content = TypeVar("Content")
@@ -406,15 +406,10 @@ def _loader(kind: type[Content], name: str, remedy: str) -> Callable[[Path], Con
     """What reads a file of a run; None where it is not there."""
 
     def load(directory: Path) -> Content | None:
-        path = directory / name
-        if not path.exists():
+        if not (directory / name).exists():
             return None
-        try:
-            return from_content(kind, rundir.read_json(path, remedy.format(directory)))
-        except RunError as error:
-            raise ReportError(str(error)) from error
-        except ValueError as error:
-            raise ReportError(f"{path}: {error}; {remedy.format(directory)}") from error
+        with reported():
+            return rundir.read_record(kind, directory / name, remedy.format(directory))
 
     return load
 

@@ -6,27 +6,34 @@ Every fault raises ReportError with the file, what is wrong with it and the reme
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 
 from spikebridge.base.archives import MOST_BYTES, ArchiveError, read_arrays
-from spikebridge.base.records import RunError, UsageError, from_content
+from spikebridge.base.records import RunError, Several, UsageError
 from spikebridge.runs import rundir
 from spikebridge.runs.environment import Environment
 from spikebridge.runs.results import Epoch, Result
 from spikebridge.settings.config import Config, data_name, label_of, variant_of
 
-Content = TypeVar("Content")
 REPEAT = "run it again with --overwrite"
 RESUME = "go on with the run by --resume, or start it anew with --overwrite"
 
 
 class ReportError(UsageError):
     """No page can be made; the message names the file, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """The content of symbols.json."""
+
+    symbols: Several[str]
+    """What the symbols of a text stand for, by number."""
 
 
 @dataclass(frozen=True)
@@ -132,30 +139,33 @@ def load_run(directory: Path, *, examples: bool = True) -> Run:
     for name in wanted:
         if not (directory / name).exists():
             raise ReportError(f"{directory / name}: the file is missing; {remedy}")
-    archive = directory / rundir.EXAMPLES
-    return Run(
-        directory=directory,
-        config=_read(rundir.read_config, directory, remedy),
-        environment=load_environment(directory, remedy),
-        epochs=load_epochs(directory),
-        result=_read(rundir.read_result, directory, remedy) if complete else None,
-        examples=_examples(archive, remedy) if examples and archive.exists() else None,
-        symbols=_symbols(directory / rundir.SYMBOLS, remedy),
-    )
+    archive, symbols = directory / rundir.EXAMPLES, directory / rundir.SYMBOLS
+    with reported(remedy):
+        return Run(
+            directory=directory,
+            config=rundir.read_config(directory),
+            environment=load_environment(directory, remedy),
+            epochs=load_epochs(directory),
+            result=rundir.read_result(directory) if complete else None,
+            examples=_examples(archive, remedy) if examples and archive.exists() else None,
+            symbols=read_symbols(symbols, remedy) if symbols.exists() else (),
+        )
 
 
-def _object(path: Path, remedy: str) -> dict[str, Any]:
+def read_symbols(path: Path, remedy: str) -> tuple[str, ...]:
+    """The symbols of a text, by number.  Raises RunError."""
+    return rundir.read_record(Symbols, path, remedy).symbols
+
+
+@contextmanager
+def reported(remedy: str = "") -> Iterator[None]:
+    """What is wrong with a file as a ReportError, with the remedy where it names none."""
     try:
-        return rundir.read_json(path, remedy)
+        yield
     except RunError as error:
         raise ReportError(str(error)) from error
-
-
-def _read(read: Callable[[Path], Content], directory: Path, remedy: str) -> Content:
-    try:
-        return read(directory)
-    except RunError as error:
-        raise ReportError(str(error)) from error
+    except ReportError:
+        raise
     except UsageError as error:
         raise ReportError(f"{error}; {remedy}") from error
 
@@ -163,12 +173,8 @@ def _read(read: Callable[[Path], Content], directory: Path, remedy: str) -> Cont
 def load_environment(directory: Path, remedy: str = REPEAT) -> Environment:
     """The environment of a run; empty where the file is not there."""
     path = directory / rundir.ENVIRONMENT
-    if not path.exists():
-        return Environment()
-    try:
-        return from_content(Environment, _object(path, remedy))
-    except ValueError as error:
-        raise ReportError(f"{path}: {error}; {remedy}") from error
+    with reported():
+        return rundir.read_record(Environment, path, remedy) if path.exists() else Environment()
 
 
 def load_epochs(directory: Path) -> list[Epoch]:
@@ -190,13 +196,6 @@ def load_epochs(directory: Path) -> list[Epoch]:
         except ValueError as error:
             raise ReportError(f"{path}, line {index}: damaged ({error}); {REPEAT}") from error
     return epochs
-
-
-def _symbols(path: Path, remedy: str) -> tuple[str, ...]:
-    result = _object(path, remedy).get("symbols") if path.exists() else []
-    if not isinstance(result, list):
-        raise ReportError(f'{path}: "symbols" is not a list; {remedy}')
-    return tuple(map(str, result))
 
 
 def _examples(path: Path, remedy: str) -> Examples:

@@ -21,6 +21,7 @@ from spikebridge.base.storage import owned as owned
 from spikebridge.base.storage import owning as owning
 from spikebridge.base.storage import parse_json as parse_json
 from spikebridge.base.storage import read_json as read_json
+from spikebridge.base.storage import read_record as read_record
 from spikebridge.base.storage import replace as replace
 from spikebridge.base.storage import write_json as write_json
 from spikebridge.base.storage import write_text as write_text
@@ -70,27 +71,9 @@ REPORT = "report.html"
 COMPOSITION = ("composition.mid", "composition.wav", "composition.json")
 # What commands make of the network of a run.
 MADE = (*PREDICTIONS, STEPS, MEMORY, PROGRAM, DIGITAL, RTL, COMPLEXITY)
+_OWN = (CHECKPOINT, METRICS, MODEL, EXAMPLES, SYMBOLS, SCALING, CHIP)
 # Removed in this order when a run is overwritten: first what says that it is complete.
-FILES = (
-    RESULT,
-    CONTINUAL,
-    CHECKPOINT,
-    METRICS,
-    MODEL,
-    EXAMPLES,
-    SYMBOLS,
-    SCALING,
-    STEPS,
-    CHIP,
-    MEMORY,
-    PROGRAM,
-    DIGITAL,
-    RTL,
-    COMPLEXITY,
-    REPORT,
-    ENVIRONMENT,
-    CONFIG,
-)
+FILES = (RESULT, CONTINUAL, *_OWN, *MADE, REPORT, ENVIRONMENT, CONFIG)
 
 
 _begun: set[Path] = set()
@@ -242,11 +225,8 @@ def is_complete(directory: Path) -> bool:
 def read_result(directory: Path) -> Result:
     """The result of a complete run.  Raises RunError where it is damaged."""
     remedy = "run it again with --overwrite"
-    plain = read_json(directory / RESULT, remedy)
-    try:
-        return dataclasses.replace(from_content(Result, plain), directory=directory)
-    except ValueError as error:
-        raise RunError(f"{directory / RESULT}: {error}; {remedy}") from error
+    result = read_record(Result, directory / RESULT, remedy)
+    return dataclasses.replace(result, directory=directory)
 
 
 def read_config(directory: Path) -> Config:
@@ -281,11 +261,11 @@ def same_settings(directory: Path, config: Config) -> None:
 
 def refuse_others(directory: Path, there: Config, asked: Config, what: str) -> None:
     """Raise UsageError, naming the fields, unless both configs are the same."""
+    anew = ", or --overwrite to start anew" if what == "run" else ""
     if there.task.NAME != asked.task.NAME:
         raise UsageError(
             f"{directory}: the {what} there is of the task {there.task.NAME}, not of "
-            f"{asked.task.NAME}; give another folder"
-            + (", or --overwrite to start anew" if what == "run" else "")
+            f"{asked.task.NAME}; give another folder{anew}"
         )
     theirs, ours = flatten(there), flatten(asked)
     names = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
@@ -296,7 +276,7 @@ def refuse_others(directory: Path, there: Config, asked: Config, what: str) -> N
         )
         raise UsageError(
             f"{directory}: the {what} there has other settings: {pairs}; give the same settings, "
-            "another folder" + (", or --overwrite to start anew" if what == "run" else "")
+            f"another folder{anew}"
         )
 
 
@@ -305,18 +285,16 @@ def _shown(value: object) -> str:
 
 
 def earlier(directory: Path, config: Config, resume: bool) -> Result | None:
-    """What a run that lies there means for one that is to start: its result, if it is complete.
+    """The result of a run that lies there; None where it is to go on.
 
-    None where there is a run to go on with.  Raises UsageError where it may not be touched: resume
-    was not given, or it has other settings.
+    Raises UsageError where it has other settings, or may not be touched: resume was not given.
     """
     complete = is_complete(directory)
     if not resume:
-        state = "a complete" if complete else "an incomplete"
-        remedy = "--resume to see its result" if complete else "--resume to go on with it"
+        state, use = ("a complete", "read it") if complete else ("an incomplete", "go on with it")
         raise UsageError(
-            f"{directory}: {state} run lies there; pass {remedy}, --overwrite to start anew, "
-            "or another folder"
+            f"{directory}: {state} run lies there; pass resume=True to {use}, overwrite=True to "
+            "start anew, or another folder"
         )
     if (directory / CONFIG).exists():
         same_settings(directory, config)

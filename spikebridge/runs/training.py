@@ -32,11 +32,10 @@ from spikebridge.nn.kernels import ops
 from spikebridge.nn.scan import unsupported
 from spikebridge.nn.synapses import noisy_weights, plain_weights
 from spikebridge.runs import checkpoint, environment, evaluation, first_look, rundir
-from spikebridge.runs.averaging import Average
 from spikebridge.runs.callbacks import Progress, Silent, board, tell_board
 from spikebridge.runs.continual import EVALUATED_AT_ONCE, Phases, sequence, without_bias
 from spikebridge.runs.divergence import diverged
-from spikebridge.runs.optimizers import best_epoch, finished, learning_rate, make_optimizer
+from spikebridge.runs.optimizers import Average, best_epoch, finished, learning_rate, make_optimizer
 from spikebridge.runs.results import Epoch, Result
 from spikebridge.runs.teacher import Teacher, detached
 from spikebridge.settings import published
@@ -97,22 +96,23 @@ def run(
         raise UsageError("resume and overwrite exclude each other; give one of them")
     rundir.refuse_reading(directory, config)
     if rundir.is_complete(directory) and not overwrite:
-        done = rundir.earlier(directory, config, resume)
-        if done is not None:
-            return done
+        result = rundir.earlier(directory, config, resume)
+        if result is not None:
+            return result
     with (
         rundir.owning(directory, "train", make=True),
         limited_threads(config.train.threads),
         torch.random.fork_rng(devices=[]),
     ):
         if rundir.has_run(directory) and not overwrite:
-            done = rundir.earlier(directory, config, resume)
-            if done is not None:
-                return done
+            result = rundir.earlier(directory, config, resume)
+            if result is not None:
+                return result
         started = _Run(config, directory, progress or Silent(), task)
         if overwrite:  # only now: what would stop the new run must not cost the old one
             rundir.clear(directory)
-        return started.complete()
+        started.train_all()
+        return started.finish()
 
 
 def validate(
@@ -264,11 +264,6 @@ class _Run:
                 self.network(torch.zeros(one, dtype=kind))
         except (RuntimeError, NotImplementedError) as error:
             raise UsageError(f"backend={self.train.backend}: {error}") from error
-
-    def complete(self) -> Result:
-        """Go on from the checkpoint, if there is one, to the end."""
-        self.train_all()
-        return self._finish()
 
     def train_all(self) -> None:
         """Go on from the checkpoint, if there is one, to the last epoch."""
@@ -533,7 +528,7 @@ class _Run:
         lines = "".join(epoch.line for epoch in self.state.history)
         rundir.write_text(self.directory / rundir.METRICS, lines)
 
-    def _finish(self) -> Result:
+    def finish(self) -> Result:
         """Test with the best weights, write model, examples and, last, the result."""
         self.teacher.detach()
         self.network.load_state_dict(self.state.best)

@@ -9,13 +9,11 @@ from typing import Any
 from spikebridge.base.records import (
     NEVER,
     UNLESS_DEFAULT,
-    RunError,
     Several,
-    from_content,
 )
 from spikebridge.runs import rundir
 from spikebridge.runs.hardware_results import Outcome
-from spikebridge.runs.load import ReportError, Run, load_run
+from spikebridge.runs.load import ReportError, Run, load_run, reported
 from spikebridge.settings.published import Published
 from spikebridge.studies.contrasts import Contrast
 
@@ -231,12 +229,8 @@ def load_comparison(directory: Path) -> Comparison:
     Raises ReportError where compare.json, or a run that it names, is missing or damaged.
     """
     path = directory / COMPARE
-    try:
-        facts = from_content(Summary, rundir.read_json(path, REMEDY))
-    except RunError as error:
-        raise ReportError(str(error)) from error
-    except ValueError as error:
-        raise ReportError(f"{path}: {error}; {REMEDY}") from error
+    with reported():
+        facts = rundir.read_record(Summary, path, REMEDY)
     return Comparison(directory, facts, [_with_runs(path, row) for row in facts.rows])
 
 

@@ -21,7 +21,6 @@ from spikebridge.base.records import (
     RunError,
     Several,
     UsageError,
-    from_content,
 )
 from spikebridge.runs import rundir
 from spikebridge.settings.config import Config, from_dict, override, to_dict
@@ -63,13 +62,10 @@ class Tuning:
 
         Raises RunError where it is damaged.
         """
-        path, remedy = directory / TUNING, "remove it to tune anew"
+        path = directory / TUNING
         if not path.exists():
             return Tuning()
-        try:
-            return from_content(Tuning, rundir.read_json(path, remedy))
-        except ValueError as error:
-            raise RunError(f"{path}: not the trials of a table ({error}); {remedy}") from error
+        return rundir.read_record(Tuning, path, "remove it to tune anew")
 
     def means(self, row: str) -> list[tuple[dict[str, Any], float | None]]:
         """The settings of a row with their mean over seeds; None where one failed."""

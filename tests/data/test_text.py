@@ -24,7 +24,7 @@ from spikebridge.data.text import Text, Vocabulary, find_texts, read_symbols
 from spikebridge.nn.network import build, load_network
 from spikebridge.report.page import write
 from spikebridge.runs import evaluation, rundir, training
-from spikebridge.runs.sampling import Sampler
+from spikebridge.runs.objective import Sampler
 from spikebridge.settings.config import override, preset
 from spikebridge.settings.plans import SamplePlan
 from spikebridge.settings.tasks import TextConfig

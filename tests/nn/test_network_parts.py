@@ -18,7 +18,7 @@ from spikebridge.nn.network import build, load_network, operations, save_network
 from spikebridge.nn.scan import scan
 from spikebridge.nn.synapses import Conv2d, Dense, Normalised, Rounded, round_weights
 from spikebridge.nn.units import make_unit
-from spikebridge.runs.averaging import Average
+from spikebridge.runs.optimizers import Average
 from spikebridge.settings.config import preset
 from spikebridge.settings.model import ModelConfig
 from spikebridge.studies.search import space

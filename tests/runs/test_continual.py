@@ -263,7 +263,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(
 def test_an_earlier_run_is_not_touched_unasked(tmp_path: Path, whole: Path) -> None:
     config = tiny(method="si", dropout=0.1)
     before = left(whole)
-    with pytest.raises(UsageError, match="a complete run lies there; pass --resume"):
+    with pytest.raises(UsageError, match="a complete run lies there; pass resume=True"):
         training.run(config, whole)
     with pytest.raises(UsageError, match=r"other settings: lr \(0.04 there, 0.5 asked for\)"):
         training.run(override(config, lr=0.5), whole, resume=True)
@@ -330,7 +330,7 @@ def test_fisher_information_that_is_not_finite_is_told(
 def test_a_sequence_and_a_single_task_do_not_mix(tmp_path: Path, whole: Path) -> None:
     before = left(whole)
     plain = override(Config(), hidden=(8,), epochs=1, steps=2, batch_size=512)
-    with pytest.raises(UsageError, match="a complete run lies there; pass --resume"):
+    with pytest.raises(UsageError, match="a complete run lies there; pass resume=True"):
         training.run(plain, whole)
     with pytest.raises(
         UsageError, match=r"other settings: .*protocol \(permuted there, none asked"

@@ -184,7 +184,7 @@ def test_resume_after_kill_at_any_moment(tmp_path: Path) -> None:
 
 def test_a_complete_run_is_kept(complete: Path) -> None:
     before = left(complete)
-    with pytest.raises(UsageError, match=r"a complete run.*--resume.*--overwrite"):
+    with pytest.raises(UsageError, match=r"a complete run.*resume=True.*overwrite=True"):
         training.run(tiny(), complete)
     result = training.run(tiny(), complete, resume=True)
     assert result == rundir.read_result(complete)
@@ -207,7 +207,7 @@ def test_overwrite_starts_anew_and_touches_nothing_else(complete: Path) -> None:
 
 def test_an_incomplete_run_wants_a_decision(complete: Path) -> None:
     (complete / rundir.RESULT).unlink()
-    with pytest.raises(UsageError, match=r"an incomplete run.*--resume.*--overwrite"):
+    with pytest.raises(UsageError, match=r"an incomplete run.*resume=True.*overwrite=True"):
         training.run(tiny(), complete)
 
 
