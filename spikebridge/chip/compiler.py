@@ -24,7 +24,6 @@ from spikebridge.chip.program import (
     Program,
     ProgramLayer,
     Reduce,
-    Reset,
 )
 from spikebridge.nn.layers import Baseline, Plain, Readout
 from spikebridge.nn.network import Network
@@ -88,7 +87,7 @@ def losses(network: Network, program: Program) -> list[Loss]:
     for layer, wanted in zip(program.layers, _all(network), strict=True):
         scale = layer.scale.reshape(layer.width, -1)[:, 0]
         error = layer.weight * scale - wanted.weight
-        drive = layer.bias * layer.scale / (1 << program.fraction_bits) - wanted.drive
+        drive = layer.bias * layer.scale / (1 << program.fraction_bits) - wanted.bias
         decay = layer.decay / (1 << program.decay_bits) - wanted.decay
         largest = np.abs(wanted.weight).max() or 1.0
         size = math.sqrt(float((wanted.weight**2).mean())) or 1.0
@@ -103,24 +102,8 @@ def losses(network: Network, program: Program) -> list[Loss]:
     return losses
 
 
-class _Wanted(NamedTuple):
-    """A layer before rounding, all factors put into its weights; float64."""
-
-    name: str
-    inputs: int
-    weight: np.ndarray  # (inputs + own spikes, N), or of a convolution (C, K, K, C')
-    drive: np.ndarray  # (N,) constant drive
-    threshold: np.ndarray  # (N,)
-    decay: np.ndarray  # (N,)
-    amount: np.ndarray  # (N,), taken off by a spike
-    slope: float = 1.0
-    reset: Reset = "none"
-    recurrent: bool = False
-    geometry: Geometry | None = None
-    reduce: Reduce | None = None
-
-
-def _all(network: Network) -> list[_Wanted]:
+def _all(network: Network) -> list[ProgramLayer]:
+    """The layers before rounding: all numbers in float64, all factors put into the weights."""
     if network.embedding is not None:
         _refuse("its embedding sends numbers", "symbols that drive the first layer, --embedding 0")
     if network.read > 1:
@@ -150,7 +133,7 @@ def _check_unit(layer: Any, name: str) -> Unit:
     return unit
 
 
-def _hidden(layer: Any, name: str) -> _Wanted:
+def _hidden(layer: Any, name: str) -> ProgramLayer:
     unit = _check_unit(layer, name)
     rule = unit.rule
     weight, drive, geometry = _synapses(layer.array, name)
@@ -161,30 +144,31 @@ def _hidden(layer: Any, name: str) -> _Wanted:
     threshold = _array(unit.threshold)
     if not decay.any():  # without a memory a constant drive is a shift of the threshold
         threshold, drive = threshold - drive, 0 * drive
-    return _Wanted(
+    return ProgramLayer(
         name=name,
         inputs=inputs,
         weight=weight,
-        drive=drive,
+        bias=drive,
         threshold=threshold,
         decay=decay,
         amount=_amount(unit),
-        slope={"identity": 1.0, "relu": 0.0}.get(rule.g, rule.slope),
+        scale=np.ones(unit.size),
+        slope={"identity": 1.0, "relu": 0.0}.get(rule.g, rule.slope),  # type: ignore[arg-type]
         reset=rule.reset,  # type: ignore[arg-type]
         recurrent=layer.recurrent is not None,
         geometry=geometry,
     )
 
 
-def _readout(readout: Readout) -> _Wanted:
+def _readout(readout: Readout) -> ProgramLayer:
     if readout.bias is not None:
         _refuse("its readout is tied to an embedding", "one of its own, --no-tied")
     weight, bias = _array(readout.linear.weight).T, _array(readout.linear.bias)
     reduce: dict[str, Reduce] = {"mean": "sum", "last": "last", "each": "each"}
     nothing = np.zeros(len(bias))
-    return _Wanted(
-        "readout", len(weight), weight, bias, nothing, nothing + 1, nothing,
-        reduce=reduce[readout.reduce],
+    return ProgramLayer(
+        "readout", weight, bias, nothing, nothing + 1, nothing, nothing + 1, len(weight),
+        reset="none", slope=1, reduce=reduce[readout.reduce],
     )  # fmt: skip
 
 
@@ -231,27 +215,22 @@ def _each(values: np.ndarray, size: int) -> np.ndarray:
     return np.repeat(values, size // values.size)
 
 
-def _rounded(wanted: _Wanted, chip: ChipConfig, fraction: int) -> ProgramLayer:
+def _rounded(wanted: ProgramLayer, chip: ChipConfig, fraction: int) -> ProgramLayer:
     weight, scale = _weights(wanted, chip.weight_bits, fraction)
     scale = _each(scale, len(wanted.threshold))
     per_unit, unity = (1 << fraction) / scale, 1 << chip.decay_bits
     top = 1 << MEMBRANE_BITS - 1
     # A sum of whole weights is above a threshold where it is above the whole number below it.
     threshold = np.floor(wanted.threshold * per_unit).clip(-top, top - 1)
-    return ProgramLayer(
-        name=wanted.name,
+    return replace(
+        wanted,
         weight=weight,
-        bias=_whole(wanted.drive * per_unit),
+        bias=_whole(wanted.bias * per_unit),
         threshold=threshold.astype(np.int64),
         decay=_whole(wanted.decay * unity),
         amount=_whole(wanted.amount * per_unit),
         scale=scale,
-        inputs=wanted.inputs,
-        reset=wanted.reset,
         slope=round(wanted.slope * unity),
-        recurrent=wanted.recurrent,
-        geometry=wanted.geometry,
-        reduce=wanted.reduce,
     )
 
 
@@ -259,7 +238,7 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return np.rint(values).astype(np.int64)
 
 
-def _weights(wanted: _Wanted, bits: int, fraction: int) -> tuple[np.ndarray, np.ndarray]:
+def _weights(wanted: ProgramLayer, bits: int, fraction: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights as int32 and what 1 in them stands for, one per neuron or channel.
 
     As `synapses.Rounded` has them: levels symmetric about 0, the outermost at the largest weight of
@@ -272,7 +251,7 @@ def _weights(wanted: _Wanted, bits: int, fraction: int) -> tuple[np.ndarray, np.
         largest = np.full_like(largest, largest.max())
     scale = np.where(largest > 0, largest, 1.0) / levels
     if wanted.reduce is None:
-        beside = np.maximum(np.abs(wanted.drive), np.abs(wanted.amount))
+        beside = np.maximum(np.abs(wanted.bias), np.abs(wanted.amount))
         beside = beside.reshape(len(scale), -1).max(1)
         scale = np.maximum(scale, beside * (1 << fraction) / COARSEST)
     return np.rint(wanted.weight / scale).astype(np.int32), scale

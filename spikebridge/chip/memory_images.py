@@ -222,7 +222,8 @@ def weight_rows(program: Program, number: int, size: ImageSizes) -> np.ndarray:
 def weight_image(program: Program, size: ImageSizes) -> np.ndarray:
     """Bits of the weight memory, (words, bits)."""
     rows_of = np.concatenate([weight_rows(program, n, size) for n in range(len(program.layers))])
-    return bits(_at_least_two(rows_of), size.weight)
+    spare = max(0, 2 - len(rows_of))  # a memory has two words or more
+    return bits(np.pad(rows_of, ((0, spare), (0, 0))), size.weight)
 
 
 def parameter_image(program: Program, size: ImageSizes) -> np.ndarray:
@@ -300,18 +301,15 @@ def _fields(program: Program, number: int, size: ImageSizes) -> dict[str, int]:
 
 def _word(fields: dict[str, int], size: ImageSizes) -> np.ndarray:
     """The fields as `sb_core` takes them apart, highest bit first."""
-    order = [
-        *[(name, size.address) for name in ("row_y", "row_x", "weight_y", "weight_x", "code_y")],
-        *[(name, size.address) for name in ("code_x", "last_x", "list_b", "list_a")],
-        *[(name, size.address) for name in ("own_weights", "chunk_weights", "weight", "row")],
-        *[(name, size.address) for name in ("lanes_used", "last_chunk", "last_row")],
-        *[(name, size.coordinate) for name in ("height", "width", "padding", "kernel")],
-        ("slope", size.factor + 1),
-        ("pool", 2),
-        ("stride", 2),
-        *[(name, 1) for name in ("subtract", "gate", "each", "sum", "readout", "recurrent")],
-        ("conv", 1),
-    ]
+    widths = {
+        "row_y row_x weight_y weight_x code_y code_x last_x list_b list_a": size.address,
+        "own_weights chunk_weights weight row lanes_used last_chunk last_row": size.address,
+        "height width padding kernel": size.coordinate,
+        "slope": size.factor + 1,
+        "pool stride": 2,
+        "subtract gate each sum readout recurrent conv": 1,
+    }
+    order = [(name, width) for names, width in widths.items() for name in names.split()]
     parts = [bits(np.array([[fields.get(name, 0)]]), width)[0] for name, width in order]
     return np.concatenate(parts)
 
@@ -329,7 +327,3 @@ def hexadecimal(words: np.ndarray) -> list[str]:
     padded = np.pad(words, ((0, 0), (-count % 8, 0)))
     digits = np.packbits(padded, axis=1)
     return [row.tobytes().hex()[-((count + 3) // 4) :] for row in digits]
-
-
-def _at_least_two(words: np.ndarray) -> np.ndarray:
-    return np.pad(words, ((0, max(0, 2 - len(words))), (0, 0)))

@@ -24,6 +24,7 @@ from typing import Any
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.base.storage import read_json
 from spikebridge.chip.verilog import (
+    BENCH,
     BENCH_FILES,
     FORMAT,
     IMAGES,
@@ -33,7 +34,6 @@ from spikebridge.chip.verilog import (
     sources,
 )
 
-BENCH = "rtl/sb_bench.v"
 PROGRAMS = {
     "icarus": ("iverilog", "vvp"),
     "verilator": ("verilator", "g++", "make"),
@@ -91,9 +91,13 @@ def verify(
     `limit_s`.
     """
     directory = Path(directory)
-    _check_arguments(simulators, stall)
-    record = check_images(directory)
     ways = {"icarus": _icarus, "verilator": _verilator}
+    for name in simulators:
+        if name not in ways:
+            raise UsageError(f"{name!r} is no simulator; the known ones are {', '.join(ways)}")
+    if not 0 <= stall <= 99:
+        raise UsageError(f"stall={stall}: it must be 0 to 99 percent")
+    record = check_images(directory)
     plus = [f"+stall={stall}", f"+seed={seed}", f"+reset={reset}"]
     done: dict[str, Any] = {}
     absent = {tool: why for tool in simulators if (why := missing(tool))}
@@ -133,7 +137,7 @@ def synthesise(
         memories, cells = Path(scratch) / "memories.txt", Path(scratch) / "cells.txt"
         script = "; ".join(
             [
-                f"read_verilog -defer -I. {' '.join(_sources(directory))}",
+                f"read_verilog -defer -I. {' '.join(_sources())}",
                 "hierarchy -check -top sb_chip; proc; flatten; opt; memory -nomap; opt -full",
                 f"tee -q -o {memories} dump t:$mem_v2",
                 "techmap; opt; abc -g AND,OR,XOR,MUX,NAND,NOR,XNOR; opt_clean",
@@ -251,17 +255,8 @@ def _told(tell: Tell | None, what: str) -> Iterator[None]:
     tell(f"{name}: {time.perf_counter() - start:.1f} s")
 
 
-def _check_arguments(simulators: Sequence[str], stall: int) -> None:
-    for name in simulators:
-        if name not in ("icarus", "verilator"):
-            raise UsageError(f"{name!r} is no simulator; the known ones are icarus, verilator")
-    if not 0 <= stall <= 99:
-        raise UsageError(f"stall={stall}: it must be 0 to 99 percent")
-
-
-def _sources(directory: Path) -> list[str]:
-    sources = sorted(f"rtl/{path.name}" for path in (directory / "rtl").glob("*.v"))
-    return [name for name in sources if name != BENCH]
+def _sources() -> list[str]:
+    return [name for name in sources() if name != BENCH]
 
 
 def _simulate(way: Any, directory: Path, scratch: Path, plus: list[str], limit_s: float) -> Any:
@@ -290,7 +285,7 @@ def _check_counts(result: dict[str, Any], bench: dict[str, int]) -> None:
 def _icarus(directory: Path, scratch: Path, limit_s: float) -> list[str]:
     bench = str(scratch / "bench.vvp")
     head = ["iverilog", "-g2005", "-Wall", "-I.", "-s", "sb_bench", "-o", bench]
-    said = _run([*head, *_sources(directory), BENCH], directory, limit_s)
+    said = _run([*head, *_sources(), BENCH], directory, limit_s)
     if said.strip():
         raise RunError(f"{directory}: iverilog warns: {_end(said)}")
     return ["vvp", "-n", bench]
@@ -305,13 +300,13 @@ def _verilator(directory: Path, scratch: Path, limit_s: float) -> list[str]:
     flags = "-O1" if cycles > SHORT_CYCLES else "-O0"
     head = ["verilator", "--binary", "--timing", "-O3", "-CFLAGS", flags, "-j", jobs, *unknown]
     tail = ["-I.", "--top-module", "sb_bench", "--Mdir", str(scratch), "-o", "bench"]
-    _run([*head, *tail, *_sources(directory), BENCH], directory, limit_s)
+    _run([*head, *tail, *_sources(), BENCH], directory, limit_s)
     return [str(scratch / "bench"), "+verilator+rand+reset+2", "+verilator+seed+1"]
 
 
 def _lint(directory: Path, limit_s: float) -> dict[str, Any]:
     command = ["verilator", "--lint-only", "-Wall", "-I.", "--top-module", "sb_chip"]
-    done = _finished([*command, *_sources(directory)], directory, limit_s)
+    done = _finished([*command, *_sources()], directory, limit_s)
     messages = [line for line in done.stdout.splitlines() if line.startswith("%")]
     return {"clean": done.returncode == 0 and not messages, "messages": messages}
 

@@ -28,19 +28,12 @@ from spikebridge.chip.program import Program, ProgramLayer
 
 FORMAT = "spikebridge-verilog-1"
 SOURCES = Path(__file__).parent / "rtl"
+BENCH = "rtl/sb_bench.v"
 README = SOURCES / "README.template.md"
 IMAGES = ("weights.mem", "parameters.mem", "descriptors.mem", "program.vh")
 BENCH_FILES = ("bench.vh", "stimulus.txt", "rows.txt", "outputs.txt", "samples.txt")
 # What lies in such a folder, with what the README's commands build there.
-WRITTEN = (
-    *IMAGES,
-    "README.md",
-    "program.json",
-    "rtl",
-    *BENCH_FILES,
-    "bench.vvp",
-    "build",
-)
+WRITTEN = (*IMAGES, "README.md", "program.json", "rtl", *BENCH_FILES, "bench.vvp", "build")
 END_OF_STEP, END_OF_SAMPLE = 1, 3
 
 Samples = Sequence[Sequence[np.ndarray]]
@@ -161,8 +154,8 @@ def check_free(directory: Path) -> None:
         ours = parse_json((directory / "program.json").read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError):
         ours = None
-    sources = {path.name for path in (directory / "rtl").glob("*")}
-    others = (names - set(WRITTEN)) | (sources - {path.name for path in SOURCES.glob("*.v")})
+    inside = {f"rtl/{path.name}" for path in (directory / "rtl").glob("*")}
+    others = (names - set(WRITTEN)) | {Path(name).name for name in inside - set(sources())}
     if ours != FORMAT or others:
         named = f", such as {min(others)}" if others else ""
         raise UsageError(f"{directory} holds other files{named}; name a new folder")
@@ -172,8 +165,8 @@ def _write_all(
     program: Program, size: ImageSizes, directory: Path, samples: Samples, about: str
 ) -> None:
     (directory / "rtl").mkdir()
-    for source in sorted(SOURCES.glob("*.v")):
-        shutil.copyfile(source, directory / "rtl" / source.name)
+    for name in sources():
+        shutil.copyfile(SOURCES / Path(name).name, directory / name)
     (directory / "program.vh").write_text(size.header(), encoding="utf-8")
     words = {}
     for name, make in (
@@ -256,11 +249,9 @@ def _write_outputs(program: Program, size: ImageSizes, step: Step, last: bool, f
 def _write_json(
     program: Program, size: ImageSizes, directory: Path, words: dict[str, int], bench: Testbench
 ) -> None:
-    memory_images: dict[str, dict[str, Any]] = {
-        name: described(directory / name) for name in IMAGES
-    }
+    images = {name: described(directory / name) for name in IMAGES}
     for name, count in words.items():
-        memory_images[name]["words"] = count
+        images[name]["words"] = count
     record = {
         "format": FORMAT,
         "program": digest(program),
@@ -270,7 +261,7 @@ def _write_json(
         "sizes": asdict(size),
         "memory_bits": size.memory_bits(),
         "bench": bench._asdict(),
-        "images": memory_images,
+        "images": images,
         "files": {name: described(directory / name) for name in (*sources(), *BENCH_FILES)},
     }
     (directory / "program.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -298,21 +289,18 @@ def _readme(program: Program, size: ImageSizes, bench: Testbench, about: str) ->
             f"{size.cbits}, channel from bit 0, below {g.in_shape[1]}, {g.in_shape[2]} and "
             f"{g.in_shape[0]}"
         )
-    limit = f"{program.max_steps}" if program.max_steps else "no limit"
     values = {
         "about": f"{about}\n\n" if about else "",
         "top": size.code + 1,
         "codes": size.code,
         "membrane_top": size.membrane - 1,
         "code": code,
-        "limit": limit,
+        "limit": program.max_steps or "no limit",
         "queue": program.chip.queue,
         "memories": memories,
         "layers": "\n".join(_layer_line(program, n) for n in range(len(program.layers))),
         "bench": f"{bench.samples:,} samples, {bench.steps:,} steps, {bench.cycles:,} cycles",
-        "sources": " ".join(
-            f"rtl/{path.name}" for path in sorted(SOURCES.glob("*.v")) if path.name != "sb_bench.v"
-        ),
+        "sources": " ".join(name for name in sources() if name != BENCH),
     }
     return README.read_text(encoding="utf-8").format(**values)
 

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -205,10 +206,17 @@ def one_file(path: Path, ending: str, named: str = "") -> Path:
     if named and (path / named).is_file():
         return path / named
     files = [file for file in visible(path) if file.suffix.lower() == f".{ending}"]
+    what = f"{named}, or a single .{ending} file" if named else f"a single .{ending} file"
+    return single(files, path, what, "name the file itself")
+
+
+def single(files: Sequence[Path], folder: Path, expected: str, remedy: str) -> Path:
+    """The only one of the files of a folder that fit; DataError where there is none, or several."""
     if len(files) != 1:
-        actual = ", ".join(file.name for file in files[:5]) or "none"
-        what = f"{named}, or a single .{ending} file" if named else f"a single .{ending} file"
-        raise DataError(path, what, actual, "name the file itself")
+        more = ", …" if len(files) > 5 else ""
+        names = ", ".join(file.name for file in files[:5]) + more
+        have = f"{len(files)} ({names})" if files else "none"
+        raise DataError(folder, expected, have, remedy)
     return files[0]
 
 

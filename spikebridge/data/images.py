@@ -14,7 +14,15 @@ from torch import Tensor
 from spikebridge.base.chance import bernoulli
 from spikebridge.data import answers, cifar
 from spikebridge.data.cifar import Images
-from spikebridge.data.files import DataError, check_folder, fetch, looks_like_idx, read_idx, visible
+from spikebridge.data.files import (
+    DataError,
+    check_folder,
+    fetch,
+    looks_like_idx,
+    read_idx,
+    single,
+    visible,
+)
 from spikebridge.data.task import Batch, Task, check_split, permutation, sample_batches
 from spikebridge.settings.tasks import COLOUR, DigitsConfig
 
@@ -225,14 +233,11 @@ def _named(folder: Path, names: tuple[str, ...], what: str) -> Path:
         name = path.name.lower()
         if what in name and any(n in name for n in names) and looks_like_idx(path):
             fits.setdefault(path.name.removesuffix(".gz"), path)  # unpacked before packed
-    if len(fits) != 1:
-        expected = f"one idx file with {' or '.join(names)} and {what} in its name"
-        actual = ", ".join(path.name for path in fits.values()) or "none"
-        remedy = "name the four files as MNIST's are"
-        if fits:
-            remedy = "put the four files of one set into a folder of their own"
-        raise DataError(folder, expected, actual, remedy)
-    return next(iter(fits.values()))
+    expected = f"one idx file with {' or '.join(names)} and {what} in its name"
+    remedy = "name the four files as MNIST's are"
+    if fits:
+        remedy = "put the four files of one set into a folder of their own"
+    return single(list(fits.values()), folder, expected, remedy)
 
 
 def _of_files(folder: Path) -> Path:

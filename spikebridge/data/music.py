@@ -17,7 +17,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from spikebridge.base.metrics import MetricName
 from spikebridge.data import mat
-from spikebridge.data.files import FRESH_COPY, DataError, check_folder, fetch, is_known, visible
+from spikebridge.data.files import (
+    FRESH_COPY,
+    DataError,
+    check_folder,
+    fetch,
+    is_known,
+    single,
+    visible,
+)
 from spikebridge.data.task import SPLITS, Batch, Readout, Task, check_split, sample_batches
 from spikebridge.settings.tasks import MusicConfig
 
@@ -91,11 +99,7 @@ def locate(config: MusicConfig) -> Path:
         for path in visible(check_folder(folder, wanted, remedy))
         if path.suffix.lower() == ".mat"
     ]
-    if len(files) != 1:
-        names = ", ".join(path.name for path in files[:5]) + (", …" if len(files) > 5 else "")
-        actual = f"{len(files)} ({names})" if files else "none"
-        raise DataError(folder, wanted, actual, remedy)
-    return files[0]
+    return single(files, folder, wanted, remedy)
 
 
 def excerpts(song: np.ndarray, frames: int) -> list[np.ndarray]:

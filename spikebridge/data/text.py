@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikebridge.base.metrics import MetricName
-from spikebridge.data.files import DataError, check_folder, fetch, read_bytes, visible
+from spikebridge.data.files import DataError, check_folder, fetch, read_bytes, single, visible
 from spikebridge.data.task import (
     SPLITS,
     Batch,
@@ -171,11 +171,9 @@ def find_texts(folder: Path) -> dict[str, Path]:
     actual: dict[str, Path] = {}
     for split in SPLITS:
         named = [path for path in files if split in path.name.lower()]
-        if len(named) != 1:
-            have = ", ".join(path.name for path in named) or "none"
-            expected = f"one file with {split} in its name"
-            raise DataError(folder, expected, have, "name the three files train, valid and test")
-        actual[split] = named[0]
+        expected = f"one file with {split} in its name"
+        remedy = "name the three files train, valid and test"
+        actual[split] = single(named, folder, expected, remedy)
     if len(set(actual.values())) < len(SPLITS):
         have = ", ".join(sorted({path.name for path in actual.values()}))
         raise DataError(
