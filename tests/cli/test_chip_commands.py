@@ -21,7 +21,7 @@ from spikebridge.cli import main as cli
 from spikebridge.nn.network import load_network
 from spikebridge.runs import rundir, training
 from spikebridge.settings.config import override
-from spikebridge.studies import compare, plan
+from spikebridge.studies import plan
 from spikebridge.trained import on_cells, on_chip
 
 SMALL: dict[str, Any] = {
@@ -213,7 +213,7 @@ def contenders() -> list[plan.Contender]:
 def folder(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small demo whose runs are trained; memory cells are left out, and no simulator is there."""
     small = contenders()
-    monkeypatch.setattr(compare, "demo_contenders", lambda: small)
+    monkeypatch.setattr(plan, "demo_contenders", lambda: small)
     monkeypatch.setattr(on_cells, "deploy", lambda *args: None)
     monkeypatch.setattr(training, "run", None)
     monkeypatch.setattr(verify, "missing", lambda tool: f"{tool} not installed: make tools")

@@ -306,7 +306,7 @@ def test_demo_is_shown_again_at_once(
     contenders = [
         replace(one, config=override(one.config, **small)) for one in plan.demo_contenders()
     ]
-    monkeypatch.setattr(compare, "demo_contenders", lambda: contenders)
+    monkeypatch.setattr(plan, "demo_contenders", lambda: contenders)
     monkeypatch.setattr(demo, "SIMULATORS", ())  # tests/cli/test_chip_commands.py has one
     assert spikebridge("demo --jobs 1") == 0
     first = capsys.readouterr()
