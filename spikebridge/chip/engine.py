@@ -36,7 +36,7 @@ __all__ = ["Backend", "Engine", "EngineResult", "missing"]
 Backend = Literal["auto", "numpy", "native"]
 INT64 = np.dtype(np.int64)
 REDUCES = (None, "each", "last", "sum")
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 class EngineResult(NamedTuple):
@@ -144,8 +144,8 @@ def _choose(backend: Backend) -> Literal["numpy", "native"]:
         return "native"
     if backend == "native":
         raise RuntimeError(f'backend="native" cannot serve: {missing}; use backend="auto"')
-    if backend == "auto" and missing is not None and missing not in _said:
-        _said.add(missing)
+    if backend == "auto" and missing is not None and missing not in _warned:
+        _warned.add(missing)
         warnings.warn(f"the chip's engine runs in numpy, slowly: {missing}", stacklevel=3)
     return "numpy"
 

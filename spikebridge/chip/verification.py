@@ -40,10 +40,10 @@ PROGRAMS = {
     "yosys": ("yosys",),
 }
 LIMIT_S = 1800.0
-TOLD_EVERY_S = 15.0
+REPORTED_EVERY_S = 15.0
 # Of designs of 60,000 to 115,000 gates.
 YOSYS_TAKES = "about 2 to 4 minutes of a processor"
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 SHORT_CYCLES = 200_000
 _AGAIN = "write the Verilog again"
 _VERDICT = re.compile(r"^(PASS|FAIL): (.*)$", re.MULTILINE)
@@ -65,7 +65,7 @@ def verify(
     reset: int = 0,
     lint: bool = True,
     limit_s: float = LIMIT_S,
-    tell: Tell | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Compare the Verilog with the integer model, bit for bit, in each simulator; and lint it.
 
@@ -77,7 +77,7 @@ def verify(
         reset: cycle in which a reset falls, after which all starts again; 0 = none.
         lint: whether to look through the sources too.
         limit_s: seconds that each tool may take.
-        tell: is told what begins, how long it has taken so far, and that it ended.
+        report: called with what begins, how long it has taken so far, and that it ended.
 
     Returns:
         "passed": whether all that ran is right, and at least one did;
@@ -104,22 +104,25 @@ def verify(
     for name in simulators:
         if name not in absent:
             what = f"{name}: {record['bench']['cycles']:,} cycles"
-            with _told(tell, what), tempfile.TemporaryDirectory(prefix="spikebridge-") as scratch:
+            with (
+                _reported(report, what),
+                tempfile.TemporaryDirectory(prefix="spikebridge-") as scratch,
+            ):
                 done[name] = _simulate(ways[name], directory, Path(scratch), plus, limit_s)
             _check_counts(done[name], record["bench"])
-    report: dict[str, Any] = {"simulators": done, "missing": absent, "lint": {}}
+    result: dict[str, Any] = {"simulators": done, "missing": absent, "lint": {}}
     if lint and (why := missing("verilator")):
         absent["verilator"] = why
     elif lint:
-        with _told(tell, "lint by verilator"):
-            report["lint"] = _lint(directory, limit_s)
+        with _reported(report, "lint by verilator"):
+            result["lint"] = _lint(directory, limit_s)
     right = [each["passed"] for each in done.values()]
-    right += [report["lint"]["clean"]] if report["lint"] else []
-    return {"passed": bool(right) and all(right), **report}
+    right += [result["lint"]["clean"]] if result["lint"] else []
+    return {"passed": bool(right) and all(right), **result}
 
 
 def synthesise(
-    directory: str | Path, *, limit_s: float = LIMIT_S, tell: Tell | None = None
+    directory: str | Path, *, limit_s: float = LIMIT_S, report: Report | None = None
 ) -> dict[str, Any]:
     """What the core is made of, by Yosys: two-input gates, flip-flops, and memories kept whole.
 
@@ -145,7 +148,7 @@ def synthesise(
             ]
         )
         start = time.perf_counter()
-        with _told(tell, f"synthesis by yosys: {YOSYS_TAKES}"):
+        with _reported(report, f"synthesis by yosys: {YOSYS_TAKES}"):
             _run(["yosys", "-q", "-p", script], directory, limit_s)
         return {
             **_cells(cells.read_text(encoding="utf-8")),
@@ -233,17 +236,17 @@ def _check_bench(path: Path, record: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _told(tell: Tell | None, what: str) -> Iterator[None]:
-    """Tell that something begins, how long it has taken while it goes on, and its end."""
-    if tell is None:
+def _reported(report: Report | None, what: str) -> Iterator[None]:
+    """Report that something begins, how long it has taken while it goes on, and its end."""
+    if report is None:
         yield
         return
-    tell(what)
+    report(what)
     name, start, ended = what.partition(":")[0], time.perf_counter(), threading.Event()
 
     def follow() -> None:
-        while not ended.wait(TOLD_EVERY_S):
-            tell(f"{name}: {time.perf_counter() - start:.0f} s so far")
+        while not ended.wait(REPORTED_EVERY_S):
+            report(f"{name}: {time.perf_counter() - start:.0f} s so far")
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -252,7 +255,7 @@ def _told(tell: Tell | None, what: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-    tell(f"{name}: {time.perf_counter() - start:.1f} s")
+    report(f"{name}: {time.perf_counter() - start:.1f} s")
 
 
 def _sources() -> list[str]:
@@ -285,9 +288,9 @@ def _check_counts(result: dict[str, Any], bench: dict[str, int]) -> None:
 def _icarus(directory: Path, scratch: Path, limit_s: float) -> list[str]:
     bench = str(scratch / "bench.vvp")
     head = ["iverilog", "-g2005", "-Wall", "-I.", "-s", "sb_bench", "-o", bench]
-    said = _run([*head, *_sources(), BENCH], directory, limit_s)
-    if said.strip():
-        raise RunError(f"{directory}: iverilog warns: {_end(said)}")
+    output = _run([*head, *_sources(), BENCH], directory, limit_s)
+    if output.strip():
+        raise RunError(f"{directory}: iverilog warns: {_end(output)}")
     return ["vvp", "-n", bench]
 
 
@@ -340,7 +343,7 @@ def _finished(
 
 
 def _end(text: str) -> str:
-    return " / ".join(text.strip().splitlines()[-5:]) or "it said nothing"
+    return " / ".join(text.strip().splitlines()[-5:]) or "it output nothing"
 
 
 def _cells(text: str) -> dict[str, Any]:

@@ -39,9 +39,9 @@ class Verify:
                 "icarus, or leave it out for both"
             )
         _check_current(self.directory)
-        content: dict[str, Any] = verify.verify(self.directory, self.simulators, tell=say)
+        content: dict[str, Any] = verify.verify(self.directory, self.simulators, report=say)
         if self.synthesise:
-            content["synthesis"] = verify.synthesise(self.directory, tell=say)
+            content["synthesis"] = verify.synthesise(self.directory, report=say)
         if self.json:
             print(json.dumps(content))
         else:

@@ -132,11 +132,11 @@ def from_table(
         if len(values) != len(g):
             raise UsageError(f"{name}: {key} has {len(values)} points, g_uS {len(g)}; give as many")
         _check_values(name, key, values)
-    for lower, higher in pairwise(g):
-        if torch.tensor(lower) == torch.tensor(higher):
+    for low, high in pairwise(g):
+        if torch.tensor(low) == torch.tensor(high):
             raise UsageError(
-                f"{name}: g_uS={lower!r} and {higher!r} are the same number in float32, in which "
-                "cells are simulated; leave one of the rows out"
+                f"{name}: g_uS={low!r} and {high!r} are the same number in float32, in which cells "
+                "are simulated; leave one of the rows out"
             )
     nothing = (0.0,) * len(g)
 

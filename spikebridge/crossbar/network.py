@@ -1,8 +1,4 @@
-"""Any network of torch modules on crossbars: `CrossbarNetwork`.
-
-`to_crossbar` puts every weight matrix of a
-network on cells and gives a `CrossbarNetwork`, `from_crossbar` takes them off again.
-"""
+"""Any network of torch modules on crossbars: `to_crossbar`, and `from_crossbar` off them again."""
 
 from __future__ import annotations
 
@@ -98,11 +94,9 @@ class CrossbarNetwork:
 
         The file is written whole or not at all.
         """
-        tensors = {
-            f"{name}/{key}": value
-            for name, crossbar in self.crossbars.items()
-            for key, value in crossbar.state_dict().items()
-        }
+        tensors: dict[str, Tensor] = {}
+        for name, crossbar in self.crossbars.items():
+            tensors |= crossbar.state_dict(prefix=f"{name}/")
         FILE.write(Path(path), tensors)
 
     def settle(self) -> None:
@@ -121,10 +115,8 @@ class CrossbarNetwork:
                 crossbar.load_state_dict(own)
                 self.aimed[name] = crossbar.weights()
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: not the cells of such a chip ({error}); make it with the settings of "
-                "its run"
-            ) from error
+            remedy = "make it with the settings of its run"
+            raise ValueError(f"{path}: not the cells of such a chip ({error}); {remedy}") from error
 
     def errors(self) -> dict[str, float]:
         """Root mean square of (read - meant) over that of the meant weights, for each matrix.

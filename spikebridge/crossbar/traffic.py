@@ -39,6 +39,12 @@ class Traffic:
     active: float = 0.0
     binary: bool = True
 
+    def add(self, x: Tensor, *, binary: bool = True) -> None:
+        """Count inputs (.., rows)."""
+        self.vectors += x.numel() / self.rows
+        self.active += float(torch.count_nonzero(x))
+        self.binary &= binary
+
     @property
     def macs(self) -> float:
         """Multiplications with addition of the dense products."""
@@ -102,28 +108,22 @@ def counts(
             dac_conversions=0.0 if seen.binary else seen.active * across,
             tile_reads=seen.vectors,  # all tiles of a matrix at the same time
         )
-        if seen.binary:
-            sparse += reading
-        else:
-            dense += reading
+        sparse, dense = (sparse + reading, dense) if seen.binary else (sparse, dense + reading)
     return sparse * (1 / inferences), dense * (1 / inferences)
 
 
 def _of_array(traffic: dict[str, Traffic], key: str) -> Callable[..., None]:
     def hook(module: Any, given: tuple[Any, ...]) -> None:
         x = given[0].detach()
-        if isinstance(module, Embedding):
-            seen = traffic.setdefault(key, Traffic(1, module.out_features))  # a row is looked up
-            seen.vectors += x.numel()
-            seen.active += x.numel()
+        if isinstance(module, Embedding):  # a row is looked up, whatever its number
+            traffic.setdefault(key, Traffic(1, module.out_features)).add(torch.ones_like(x))
             return
         array = module.array if isinstance(module, Converted) else module
         shape = _weight_shape(array)
         seen = traffic.setdefault(key, Traffic(math.prod(shape[1:]), shape[0]))
-        seen.binary &= bool(((x == 0) | (x == 1)).all())
+        binary = bool(((x == 0) | (x == 1)).all())
         if len(shape) == 2:
-            seen.vectors += x.numel() / x.shape[-1]
-            seen.active += float(torch.count_nonzero(x))
+            seen.add(x, binary=binary)
             return
         images = x.reshape(-1, *array.in_shape) if hasattr(array, "in_shape") else x
         images = (images.unsqueeze(0) if images.dim() == 3 else images) != 0
@@ -135,6 +135,7 @@ def _of_array(traffic: dict[str, Traffic], key: str) -> Callable[..., None]:
         )
         seen.vectors += patches.numel()
         seen.active += float(patches.sum())
+        seen.binary &= binary
 
     return hook
 
@@ -149,11 +150,10 @@ def _of_layer(
             return
         size = module.unit.size
         seen = traffic.setdefault(f"{prefix}recurrent", Traffic(size, size))
-        seen.vectors += y.shape[0] * y.shape[1]
-        seen.active += float(torch.count_nonzero(y[:-1]))
-        if len(given) > 1 and given[1] is not None:  # outputs that came with the state
+        seen.add(y[:-1], binary=module.spiking)
+        seen.vectors += y.shape[1]  # the first step hears silence, or the outputs of the state
+        if len(given) > 1 and given[1] is not None:
             seen.active += float(torch.count_nonzero(given[1].y))
-        seen.binary &= module.spiking
 
     return hook
 
@@ -162,10 +162,8 @@ def _of_tied(traffic: dict[str, Traffic], outputs: int) -> Callable[..., None]:
     """The product with the embedding's matrix behind the linear map of a tied readout."""
 
     def hook(module: Any, given: tuple[Any, ...], output: Tensor) -> None:
-        width = output.shape[-1]
-        seen = traffic.setdefault("embedding.weight", Traffic(width, outputs, binary=False))
-        seen.vectors += output.numel() / width
-        seen.active += float(torch.count_nonzero(output.detach()))
+        seen = traffic.setdefault("embedding.weight", Traffic(output.shape[-1], outputs))
+        seen.add(output.detach(), binary=False)
 
     return hook
 

@@ -31,10 +31,10 @@ class DataError(UsageError, RuntimeError):
 
     def __init__(self, file: str | Path, expected: str, actual: str, remedy: str) -> None:
         super().__init__(file, expected, actual, remedy)
-        self.file, self.expected, self.found, self.remedy = str(file), expected, actual, remedy
+        self.file, self.expected, self.actual, self.remedy = str(file), expected, actual, remedy
 
     def __str__(self) -> str:
-        return f"{self.file}: expected {self.expected}; found {self.found}; {self.remedy}"
+        return f"{self.file}: expected {self.expected}; found {self.actual}; {self.remedy}"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class MatError(ValueError):
 
     def __init__(self, expected: str, actual: str) -> None:
         super().__init__(expected, actual)
-        self.expected, self.found = expected, actual
+        self.expected, self.actual = expected, actual
 
 
 def songs_of(path: Path) -> Songs:
@@ -149,7 +149,7 @@ def _main(path: Path, out: Path) -> int:
     try:
         songs = songs_of(path)
     except MatError as error:
-        out.write_text(json.dumps([error.expected, error.found]), encoding="utf-8")
+        out.write_text(json.dumps([error.expected, error.actual]), encoding="utf-8")
         return WRONG
     _put(songs, out)
     return 0

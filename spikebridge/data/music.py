@@ -141,7 +141,7 @@ def read_songs(path: Path) -> dict[str, list[np.ndarray]]:
         why = f"a file that cannot be read ({error.strerror})"
         raise DataError(path, "a whole .mat file", why, FRESH_COPY) from error
     except mat.MatError as error:
-        raise DataError(path, error.expected, error.found, FRESH_COPY) from error
+        raise DataError(path, error.expected, error.actual, FRESH_COPY) from error
     return {split: list(actual[key]) for split, key in _KEYS.items()}
 
 

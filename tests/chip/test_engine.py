@@ -365,7 +365,7 @@ def test_the_chip_refuses_what_does_not_fit_together() -> None:
 
 def test_without_kernels_native_says_why_and_auto_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "missing", "not built here")
-    monkeypatch.setattr(module, "_said", set())
+    monkeypatch.setattr(module, "_warned", set())
     with pytest.raises(RuntimeError, match='backend="native" cannot serve: not built here'):
         Engine(small(), "native")
     with pytest.warns(UserWarning, match="runs in numpy, slowly: not built here"):

@@ -495,7 +495,7 @@ def test_what_takes_long_says_so_while_it_goes_on(
 ) -> None:
     directory, said = verilog.write(small(), tmp_path / "chip"), []
     monkeypatch.setattr(verify, "missing", lambda tool: "" if tool == "yosys" else "not here")
-    monkeypatch.setattr(verify, "TOLD_EVERY_S", 0.02)
+    monkeypatch.setattr(verify, "REPORTED_EVERY_S", 0.02)
 
     def slow(command: list[str], directory: Path, limit_s: float) -> str:
         while len(said) < 3:
@@ -505,7 +505,7 @@ def test_what_takes_long_says_so_while_it_goes_on(
         return ""
 
     monkeypatch.setattr(verify, "_run", slow)
-    verify.synthesise(directory, tell=said.append)
+    verify.synthesise(directory, report=said.append)
     assert said[0] == f"synthesis by yosys: {verify.YOSYS_TAKES}"
     assert all(re.fullmatch(r"synthesis by yosys: \d+ s so far", line) for line in said[1:-1])
     assert len(said) >= 4
@@ -516,7 +516,7 @@ def test_what_takes_long_says_so_while_it_goes_on(
 def test_simulations_are_told_with_their_cycles(tmp_path: Path) -> None:
     said: list[str] = []
     found = verify.verify(
-        verilog.write(small(), tmp_path / "chip"), ["icarus"], lint=False, tell=said.append
+        verilog.write(small(), tmp_path / "chip"), ["icarus"], lint=False, report=said.append
     )
     cycles = found["simulators"]["icarus"]["cycles"]
     assert said[0] == f"icarus: {cycles:,} cycles"

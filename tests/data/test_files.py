@@ -135,11 +135,11 @@ def test_damaged_file_in_the_data_folder(
     error = caught.value
     whole = UNPACKED if "unpacked" in kind else PACKED
     assert error.file == str(folder / place)
-    for described, data in ((error.expected, whole), (error.found, content)):
+    for described, data in ((error.expected, whole), (error.actual, content)):
         assert hashlib.sha256(data).hexdigest() in described
         assert f"{len(data)} bytes" in described
     assert host.url in error.remedy
-    assert all(part in str(error) for part in (error.file, error.expected, error.found))
+    assert all(part in str(error) for part in (error.file, error.expected, error.actual))
     assert host.requests == 0, "a file of the user's is never passed over"
 
 
@@ -214,7 +214,7 @@ def test_failed_download_leaves_nothing(
         fetch(NAME)
     assert caught.value.file == str(cached)
     assert files.SOURCES[NAME].sha256 in caught.value.expected
-    assert ("no file" if old is None else hashlib.sha256(old).hexdigest()) in caught.value.found
+    assert ("no file" if old is None else hashlib.sha256(old).hexdigest()) in caught.value.actual
     assert "set SPIKEBRIDGE_DATA" in caught.value.remedy
     assert cached_files(tmp_path) == ([] if old is None else [cached])
     with pytest.raises(DataError):

@@ -77,11 +77,11 @@ class RemoteArray:
         self._closed = False
         try:
             facts = self._ask("hello", version=protocol.VERSION)
-            self.shape: tuple[int, ...] = tuple(self._said(facts, "shape"))
-            self.name: str = self._said(facts, "name")
-            self.g_max_uS: float = self._said(facts, "g_max_uS")
-            self._curve_uS = tuple(self._said(facts, "pulse_curve_uS"))
-            self._limit = min(limit, self._said(facts, "limit"))
+            self.shape: tuple[int, ...] = tuple(self._fact(facts, "shape"))
+            self.name: str = self._fact(facts, "name")
+            self.g_max_uS: float = self._fact(facts, "g_max_uS")
+            self._curve_uS = tuple(self._fact(facts, "pulse_curve_uS"))
+            self._limit = min(limit, self._fact(facts, "limit"))
             protocol.check_limit(self._limit / 2**20, self.shape)
             if shape is not None and tuple(shape) != self.shape:
                 raise UsageError(
@@ -96,7 +96,7 @@ class RemoteArray:
     def clock_s(self) -> float:
         """Time on its clock, in seconds."""
         with self._lock:
-            return self._said(self._ask("clock"), "clock_s")
+            return self._fact(self._ask("clock"), "clock_s")
 
     @property
     def pulse_curve_uS(self) -> tuple[float, ...]:
@@ -117,7 +117,7 @@ class RemoteArray:
 
     def read(self) -> Tensor:
         """Conductances as they are read now, with the noise of this read."""
-        return self._said(self._do("read"), "g_uS")
+        return self._fact(self._do("read"), "g_uS")
 
     def wait(self, seconds_s: float) -> None:
         """Let time pass; an instrument that has no other way takes as long."""
@@ -139,7 +139,7 @@ class RemoteArray:
                 self._closed = True
                 self._link.farewell(protocol.pack({"call": "bye", "session": self._session}))
 
-    def _said(self, reply: dict[str, Any], name: str) -> Any:
+    def _fact(self, reply: dict[str, Any], name: str) -> Any:
         if name not in reply:
             raise RunError(
                 f"{self.address}: the reply lacks {name}; check that a bench of the same version "
