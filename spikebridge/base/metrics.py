@@ -19,11 +19,11 @@ class Metric:
     name: str
     axis: str
     unit: str
-    better: str
     below: str
-    scale: float
-    decimals: int
     meaning: str
+    better: str = "lower is better"
+    scale: float = 1.0
+    decimals: int = 3
 
     @property
     def advice(self) -> str:
@@ -45,20 +45,17 @@ METRICS: dict[str, Metric] = {
         "accuracy",
         "accuracy (%)",
         "%",
-        "higher is better",
         "of the test samples are classified correctly",
+        "Accuracy is the share of samples that the network classifies correctly: higher is better.",
+        "higher is better",
         100.0,
         2,
-        "Accuracy is the share of samples that the network classifies correctly: higher is better.",
     ),
     "nll": Metric(
         "NLL",
         "NLL (nats per frame)",
         "nats per frame",
-        "lower is better",
         "nats per frame, lower is better",
-        1.0,
-        3,
         "NLL (negative log-likelihood, in nats per frame) says how much the notes that really come "
         "next surprise the network, summed over the 88 keys: lower is better, 0 would be perfect "
         "foresight.",
@@ -67,33 +64,26 @@ METRICS: dict[str, Metric] = {
         "perplexity",
         "perplexity",
         "",
-        "lower is better",
         "per word, lower is better",
-        1.0,
-        2,
         "Perplexity is the exponential of the mean surprise per word (in nats): as if the network "
         "had to guess among that many words of equal chance; lower is better.",
+        decimals=2,
     ),
     "bpc": Metric(
         "bits per character",
         "bits per character",
         "bits",
-        "lower is better",
         "bits per character, lower is better",
-        1.0,
-        3,
         "Bits per character is the mean surprise of the next character, in bits: lower is better.",
     ),
     "rmse": Metric(
         "RMSE",
         "RMSE (standard deviations)",
         "sd",
-        "lower is better",
         "standard deviations of the training data, lower is better",
-        1.0,
-        4,
         "RMSE is the root of the mean squared error, in standard deviations of the training data: "
         "lower is better, 1 is what the mean of the training data would reach.",
+        decimals=4,
     ),
 }
 

@@ -24,7 +24,7 @@ def frame_text(data: Any) -> str:
 
 def metric_of(name: str) -> Metric:
     """How to show a metric; an unknown one is shown as it is."""
-    return METRICS.get(name) or Metric(name, name, "", "", "", 1.0, 4, "")
+    return METRICS.get(name) or Metric(name, name, "", "", "", better="", decimals=4)
 
 
 def scaled(metric: Metric, value: Any) -> float | None:

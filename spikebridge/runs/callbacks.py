@@ -34,20 +34,10 @@ class Progress(Protocol):
 class Silent:
     """Tells nothing."""
 
-    def begin(self, config: Config, done: int) -> None:
+    def _nothing(self, *_: Any) -> None:
         pass
 
-    def remarks(self, notes: Sequence[str]) -> None:
-        pass
-
-    def batch(self, epoch: int, share: float) -> None:
-        pass
-
-    def epoch(self, record: Epoch) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
+    begin = remarks = batch = epoch = end = _nothing
 
 
 def board(directory: Path, done: int) -> Any:

@@ -66,10 +66,9 @@ def save(
 
     settings are those of its run, as plain data: it serves no other.
     """
-    tensors = {f"model/{name}": value for name, value in network.state_dict().items()}
-    tensors |= {f"best/{name}": value for name, value in position.best.items()}
-    tensors |= {f"average/{name}": value for name, value in position.average.items()}
-    tensors |= {f"more/{name}": value for name, value in position.more.items()}
+    parts = {"model": network.state_dict(), "best": position.best}
+    parts |= {"average": position.average, "more": position.more}
+    tensors = {f"{part}/{name}": v for part, values in parts.items() for name, v in values.items()}
     for index, values in optimizer.state_dict()["state"].items():
         kept = {name: value for name, value in values.items() if value is not None}
         tensors |= {f"optimizer/{index}/{name}": value for name, value in kept.items()}
@@ -96,8 +95,8 @@ def restore(
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
     tensors = renamed(result)
-    step, history, theirs = _progress(path, metadata["progress"])
-    _same_run(path, history, theirs, settings)
+    progress = _progress(path, metadata["progress"])
+    _same_run(path, progress, settings)
     model, best = _part(tensors, "model/"), _part(tensors, "best/")
     own = network.state_dict()
     _same_shapes(path, model, own)
@@ -117,7 +116,9 @@ def restore(
     )
     torch.set_rng_state(draws[0])
     data.set_state(draws[1])
-    return Position(step, history, best, average, more=_part(tensors, "more/"))
+    return Position(
+        progress.step, list(progress.history), best, average, more=_part(tensors, "more/")
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class _Progress:
     """None in checkpoints of earlier versions."""
 
 
-def _progress(path: Path, text: str) -> tuple[int, list[Epoch], dict[str, Any] | None]:
+def _progress(path: Path, text: str) -> _Progress:
     try:
         progress = from_content(_Progress, parse_json(text))
     except ValueError as error:
@@ -143,18 +144,13 @@ def _progress(path: Path, text: str) -> tuple[int, list[Epoch], dict[str, Any] |
         right &= all(map(math.isfinite, (epoch.train_loss, epoch.valid, epoch.seconds)))
     if not right:
         raise CheckpointError(f"{path}: what it says of steps and epochs is wrong; {REMEDY}")
-    return progress.step, list(progress.history), progress.settings
+    return progress
 
 
-def _same_run(
-    path: Path,
-    history: Sequence[Epoch],
-    of_checkpoint: Mapping[str, Any] | None,
-    settings: Mapping[str, Any],
-) -> None:
+def _same_run(path: Path, progress: _Progress, settings: Mapping[str, Any]) -> None:
     """CheckpointError where a checkpoint belongs to another run."""
-    if of_checkpoint is not None:
-        theirs = _leaves(renewed(of_checkpoint))
+    if progress.settings is not None:
+        theirs = _leaves(renewed(progress.settings))
         ours = _leaves(json.loads(json.dumps(settings)))
         # What only this version knows had its default then; what only theirs knows, it cannot do.
         other = sorted(name for name in theirs if theirs[name] != ours.get(name, _ABSENT))
@@ -170,7 +166,7 @@ def _same_run(
     except (OSError, ValueError):
         return
     # An earlier version wrote it: the epochs must be those that the folder tells of.
-    if any(a != b for a, b in zip(lines, history, strict=False)):
+    if any(a != b for a, b in zip(lines, progress.history, strict=False)):
         raise CheckpointError(
             f"{path}: its epochs are not those of {METRICS}, so it is of another run; {REMEDY}"
         )

@@ -89,8 +89,9 @@ def plan(
             name = f"{contender.name}-{seed}"
             config = seeded(contender.config, seed)
             if contender.config.train.threads == 0:
-                started = _threads_of(directory / name)
-                config = override(config, threads=share if started is None else started)
+                started = (directory / name / rundir.CONFIG).exists()
+                threads = rundir.read_config(directory / name).train.threads if started else share
+                config = override(config, threads=threads)
             planned.append(Planned(name, directory / name, config, contender))
     return planned
 
@@ -100,12 +101,6 @@ def seeded(config: Config, seed: int) -> Config:
     if not config.sequence.used:
         return override(config, seed=seed)
     return override(config, seed=seed, sequence_seed=config.sequence.sequence_seed + seed)
-
-
-def _threads_of(directory: Path) -> int | None:
-    if not (directory / rundir.CONFIG).exists():
-        return None
-    return rundir.read_config(directory).train.threads
 
 
 def demo_contenders() -> list[Contender]:

@@ -46,49 +46,22 @@ def environment_of(directories: Sequence[Path]) -> dict[str, Any]:
     return shared
 
 
-def lacks(content: dict[str, Any]) -> list[str]:
-    """What of a record is missing for a stranger to repeat it, as short phrases; [] where nothing.
+def lacks(environment: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a stranger needs to repeat a record and does not find, as short phrases.
 
     Args:
-        content: of a file of docs/results: a table, searches (`units`), or measurements.
+        environment: of its runs.
+        rows: those of a table, as plain data.
     """
-    if "units" in content and "command" in content:  # searches, one for each unit
-        more = content["wider"]["units"] if "wider" in content else {}
-        searches = [*content["units"].values(), *more.values()]
-        result = [lack for search in searches for lack in _of(search)]
-        result += ["settings" for search in searches if "base" not in search]
-        return list(dict.fromkeys(result))
-    if "comparison" in content:  # the demo
-        return _of(content) + _of_rows(content["comparison"]["rows"])
-    missing = _of(content)
-    environment = content.get("environment") or {}
-    if not any(name in content for name in ("command", "commands")) and (
-        "command" not in environment
-    ):
-        missing.append("command")
-    rows = content.get("rows")
-    if isinstance(rows, list) and any("tests" in row or "measures" in row for row in rows):
-        missing += _of_rows(rows)
-    return missing
-
-
-def _of_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return [name for name in ("settings", "seeds") if any(not row.get(name) for row in rows)]
-
-
-def _of(content: dict[str, Any]) -> list[str]:
-    environment = content.get("environment") or {}
-    missing = []
-    if any(environment.get(name) is None for name in VERSIONS):
-        missing.append("versions")
-    if any(environment.get(name) is None for name in MACHINE):
-        missing.append("machine")
     commit = environment.get("commit")
-    if not isinstance(commit, str):
-        missing.append("one commit")
-    elif commit.endswith("-dirty"):
-        missing.append("clean commit")
-    return missing
+    missing = {
+        "versions": any(environment.get(name) is None for name in VERSIONS),
+        "machine": any(environment.get(name) is None for name in MACHINE),
+        "one commit": not isinstance(commit, str),
+        "clean commit": str(commit).endswith("-dirty"),
+    }
+    missing |= {name: any(not row.get(name) for row in rows) for name in ("settings", "seeds")}
+    return [name for name, lacking in missing.items() if lacking]
 
 
 def _tuning(out: Path) -> dict[str, Any]:
@@ -113,7 +86,7 @@ def write(
     Raises UsageError where the record would not be whole.
     """
     plain = to_plain(content)
-    if missing := lacks({"command": ""} | plain):
+    if missing := lacks(content.environment, plain["rows"]):
         raise UsageError(
             f"{out}: as a record it lacks {', '.join(missing)}; make all its runs again with "
             "--overwrite, from a source tree without uncommitted changes"

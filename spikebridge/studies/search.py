@@ -138,10 +138,11 @@ def _go_on(
     """The trials that are not done yet."""
     # That of a search that was killed: this one would wait for it.
     (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
-    study = _study(folder, base, drawn, METRICS[metric])
+    optuna, study = _optuna(), _study(folder, base, drawn, METRICS[metric])
     failures = sum(_FAILED in trial.user_attrs for trial in study.trials)
     for number in range(len(_trials(study)) + failures, trials):
-        study.sampler = _sampler(number)
+        # One for each trial: a search that was cut off draws what it would have drawn.
+        study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=5)
         if number == 1 and base.task.OWN_ONLY:
             study.enqueue_trial(_second(drawn))
         trial = study.ask()
@@ -151,7 +152,7 @@ def _go_on(
             best, seconds = _tried(override(base, **chosen), folds)
         except RunError as error:  # a learning rate that is too high: a bad trial, not the end
             trial.set_user_attr(_FAILED, str(error))
-            study.tell(trial, state=_fail())
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
             warnings.warn(f"trial {number + 1} of {folder.name} failed: {error}", stacklevel=2)
         except UsageError:
             if number == 0:  # such as data that are missing: the next search may be another one
@@ -219,19 +220,24 @@ def summary(contents: dict[str, SearchResult], directory: Path) -> dict[str, Any
     }
 
 
-def _study(folder: Path, base: Config, drawn: dict[str, Any], metric: Metric) -> Any:
-    """The search of a folder, without what was cut off; UsageError where it is another one."""
+def _optuna() -> Any:
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend
     except ModuleNotFoundError as error:
         raise UsageError(
             "optuna is not installed, and a search needs it; pip install 'spikebridge[app]'"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _study(folder: Path, base: Config, drawn: dict[str, Any], metric: Metric) -> Any:
+    """The search of a folder, without what was cut off; UsageError where it is another one."""
+    optuna = _optuna()
+    journal = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        storage = optuna.storages.JournalStorage(journal)
     study = optuna.create_study(
         storage=storage,
         study_name="search",
@@ -249,21 +255,8 @@ def _study(folder: Path, base: Config, drawn: dict[str, Any], metric: Metric) ->
     rundir.refuse_others(folder, from_dict(kept["base"]), base, "search")
     for trial in study.trials:
         if not trial.state.is_finished():  # cut off in its middle: it is done anew
-            study.tell(trial.number, state=_fail())
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     return study
-
-
-def _sampler(number: int) -> Any:
-    """One for each trial, so that a search that was cut off draws what it would have drawn."""
-    import optuna
-
-    return optuna.samplers.TPESampler(seed=number, n_startup_trials=5)
-
-
-def _fail() -> Any:
-    from optuna.trial import TrialState
-
-    return TrialState.FAIL
 
 
 def _draw(trial: Any, name: str, options: Any) -> Any:

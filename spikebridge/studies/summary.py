@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,13 +48,16 @@ AGAINST = {"grapes": ("gain", "plain"), "online": ("plain",)}
 """Roles and the controls that each is compared with, seed by seed."""
 
 Content = TypeVar("Content")
+# Only deployments that agree in these stand in one table.
+_CELLS_ALIKE = attrgetter("times_s", "memory", "split", "networks", "chips")
+_CHIPS_ALIKE = attrgetter("split", "samples", "lanes", "clock_MHz")
 
 
 def summary(planned: Sequence[Planned], **more: Any) -> Summary:
     """What the results of complete runs say; `more` are further fields of the summary."""
     groups = list(_by_row(planned).values())
-    cells = _alike([_on_cells(group) for group in groups], _cell_settings)
-    chips = _alike([_on_chip(group) for group in groups], _chip_settings)
+    cells = _alike([_on_cells(group) for group in groups], _CELLS_ALIKE)
+    chips = _alike([_on_chip(group) for group in groups], _CHIPS_ALIKE)
     first = rundir.read_result(planned[0].directory)
     return Summary(
         task=task_name(planned[0].config),
@@ -158,24 +162,16 @@ def _all(
 
 
 def _alike(rows: list[Content | None], settings: Callable[[Content], Any]) -> list[Content | None]:
-    """Only deployments with the settings of the first stand in one table."""
+    """Rows whose settings are those of the first; None for the others."""
     first = next((row for row in rows if row is not None), None)
     if first is None:
         return rows
     return [None if r is None or settings(r) != settings(first) else r for r in rows]
 
 
-def _cell_settings(row: CellMeans) -> Any:
-    return row.times_s, row.memory, row.split, row.networks, row.chips
-
-
-def _chip_settings(row: ChipMeans) -> Any:
-    return row.split, row.samples, row.lanes, row.clock_MHz
-
-
 def _by_steps(runs: Sequence[Planned]) -> StepMeans | None:
     """Where every run has been tested at the same numbers of steps."""
-    result = _all(load_by_steps, runs, lambda tested: tested.steps)
+    result = _all(load_by_steps, runs, attrgetter("steps"))
     if not result:
         return None
     columns = list(zip(*(tested.test for tested in result), strict=True))
@@ -184,7 +180,7 @@ def _by_steps(runs: Sequence[Planned]) -> StepMeans | None:
 
 def _on_cells(runs: Sequence[Planned]) -> CellMeans | None:
     """Over all runs and chips, where every run has been programmed at the same times."""
-    result = _all(load_on_cells, runs, lambda r: (r.times_s, r.memory, r.samples, r.split))
+    result = _all(load_on_cells, runs, attrgetter("times_s", "memory", "samples", "split"))
     if not result:
         return None
     first, times = result[0], range(len(result[0].times_s))
