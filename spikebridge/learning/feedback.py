@@ -172,11 +172,11 @@ class Feedback:
                 outputs (T, B, O) have time and targets have none, they hold at every step.
 
         Raises ValueError under another rule.  The backward pass raises RuntimeError where it has
-        not been told, and ValueError where shapes do not fit its outputs.
+        got none, and ValueError where shapes do not fit its outputs.
         """
         if self.rule != "drtp":
             raise ValueError(f"rule={self.rule!r} learns from the loss alone; leave target out")
-        self._targets.tell(targets)
+        self._targets.set(targets)
 
     def detach(self) -> None:
         """Make the model what it was; a second time does nothing."""
@@ -200,13 +200,13 @@ class Feedback:
             site: _Site = _Transport(self, node)
             module = node.module if node.array is None else node.array
             if number and site.shape is not None:
-                self._matrices.one(node.name, site.shape, site.inputs)
+                self._matrices.named(node.name, site.shape, site.inputs)
         else:
             site = (_Output if last else _Hidden)(self, node, self._receiver(number))
             module = node.module
-        self._hooks.append(module.register_forward_pre_hook(_Before(site), with_kwargs=True))
+        self._hooks.append(module.register_forward_pre_hook(_AtSite(site.before), with_kwargs=True))
         # First of all hooks: a factor on the layer's error, of another rule, comes before this.
-        self._hooks.append(module.register_forward_hook(_After(site), prepend=True))
+        self._hooks.append(module.register_forward_hook(_AtSite(site.behind), prepend=True))
 
     def _receiver(self, number: int) -> str:
         return self.layers[number - 1] if number else INPUT
@@ -228,7 +228,7 @@ class _Site:
         self.shape = weight_shape(node.array)
         self.inputs = fan_in(node.module, node.array)
 
-    def before(self, args: tuple, kwargs: dict) -> Any:
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """Cut the input, where it would receive a gradient."""
         if not args:
             raise ValueError(
@@ -252,36 +252,24 @@ class _Site:
     def check(self) -> None:
         """Raise where the layer cannot do without the gradient through its weight."""
 
-    def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
-        """The output of the layer, tied to its input x before the cut in another way.
+    def behind(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """The output, tied to the input before the cut in another way; None leaves it as it is."""
+        return self.after(module, getattr(args[0], ORIGIN, None), output)
 
-        Without x there was nothing to cut.  None leaves the output as it is.
-        """
+    def after(self, module: nn.Module, x: Tensor | None, output: Any) -> Any:
+        """The same, of the input x before the cut; without x there was nothing to cut."""
         raise NotImplementedError
 
 
-class _Before(Hook):
-    """Forward pre-hook.  A compiler leaves it to Python, as it does the other one."""
+class _AtSite(Hook):
+    """A method of a site as a hook before or after the layer's call; compilers leave it out."""
 
-    def __init__(self, site: _Site) -> None:
-        self.site = site
-
-    @torch.compiler.disable
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        return self.site.before(args, kwargs) if torch.is_grad_enabled() else None
-
-
-class _After(Hook):
-    """Forward hook."""
-
-    def __init__(self, site: _Site) -> None:
-        self.site = site
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
 
     @torch.compiler.disable
-    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return None
-        return self.site.after(module, getattr(args[0], ORIGIN, None), output)
+    def __call__(self, module: nn.Module, args: tuple, given: Any) -> Any:
+        return self.method(module, args, given) if torch.is_grad_enabled() else None
 
 
 class _Transport(_Site):
@@ -372,7 +360,7 @@ def _same(g: Tensor) -> Tensor:
 def _check_free(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, _Before):
+            if isinstance(hook, _AtSite):
                 raise ValueError(
                     f"{name or 'the model'} has a feedback already; detach that one first"
                 )

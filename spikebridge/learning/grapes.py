@@ -121,7 +121,7 @@ def attach(
     bounds = checked_clip((None if outgoing else (1.0, 2.0)) if clip == "published" else clip)
     known_layers = nodes(model, output)
     layers, left = {node.name: node.module for node in known_layers}, apart(model, known_layers)
-    chosen = _chosen(list(layers), _skipped(skip, list(layers), left), outgoing, output is not None)
+    chosen = _chosen(list(layers), skip, left, outgoing, output is not None)
     taken = {id(m) for handle in _attached for node in handle._nodes for m in node.module.modules()}
     twice = [n for n in chosen if not taken.isdisjoint(id(m) for m in layers[n].modules())]
     if twice:
@@ -189,7 +189,7 @@ class Grapes:
 
         Of a stack of torch those of all its layers and directions, in the order of its states.
         """
-        return {node.name: node.m.flatten().clone() for node in self._nodes}
+        return {node.name: node.M.flatten().clone() for node in self._nodes}
 
     def refresh(self) -> None:
         """Take the factors from the weights as they are now.
@@ -210,7 +210,7 @@ class Grapes:
         self._removable, self._gradients = [], {}
         # A graph that was compiled before keeps the tensors: they turn it into a plain one.
         for at in self._all_factors():
-            for tensor in (getattr(at, "m", None), getattr(at, "p", None), at.states):
+            for tensor in (getattr(at, "M", None), getattr(at, "P", None), at.states):
                 if tensor is not None:
                     tensor.fill_(1.0)
         _attached.discard(self)
@@ -254,9 +254,9 @@ class Grapes:
         for node in self._nodes:
             if not local and not node.top:
                 continue
-            for parameter, k, *where in node.parameters():
-                if local or k < node.top:
-                    wanted[id(parameter)] = parameter, ScaledGradient(self.refresh, node, k, *where)
+            for parameter, rows in node.parameters():
+                if local or rows.population < node.top:
+                    wanted[id(parameter)] = parameter, ScaledGradient(self.refresh, node, rows)
         self._check_tied(wanted)
         for key in self._gradients.keys() - wanted.keys():
             self._gradients.pop(key)[1].remove()
@@ -364,23 +364,18 @@ def _hooked(parameter: nn.Parameter, hook: ScaledGradient) -> Any:
     return handle
 
 
-def _skipped(
-    skip: Sequence[str] | None, names: Sequence[str], left: dict[str, str]
-) -> list[str] | None:
-    """The layers that `skip` names; None where it names none, and yet something."""
-    if skip is None:
-        return None
-    skipped = named(skip, names, left)
-    return skipped if skipped or not skip else None
-
-
-def _chosen(names: list[str], skip: Sequence[str] | None, outgoing: bool, given: bool) -> list[str]:
-    """Names of the layers to modulate, of all with the output last, which may have been given."""
-    if outgoing:
-        left = {*names[:1], *names[-1:], *(skip or ())}
-    else:
-        left = {*(names[-1:] if given or skip is None else ()), *(skip or ())}
-    chosen = [name for name in names if name not in left]
+def _chosen(
+    names: Sequence[str],
+    skip: Sequence[str] | None,
+    left: dict[str, str],
+    outgoing: bool,
+    output_given: bool,
+) -> list[str]:
+    """Names of the layers to modulate, of all with the output last."""
+    skipped = named(() if skip is None else skip, names, left)
+    usual = skip is None or (len(skip) > 0 and not skipped)  # skip names no layer: nothing is said
+    ends = [*names[:1], *names[-1:]] if outgoing else names[-1:] if output_given or usual else []
+    chosen = [name for name in names if name not in ends and name not in skipped]
     if not chosen:
         raise ValueError(
             f"there is no layer to modulate: of {names} all are left alone; the output is, unless "

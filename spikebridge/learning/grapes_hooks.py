@@ -1,8 +1,10 @@
-"""The hooks through which the factors of GRAPES act.
+"""The hooks through which the factors of GRAPES act, in the letters of docs/learning.md.
 
-    d_l <- M_l * d_l                    ScaledError, where the error enters a layer (propagated)
+    d_l <- M_l * d_l                    ScaledError, where the error d enters layer l (propagated)
     dW_l[i, k] <- M_i dW_l[i, k]        ScaledGradient, of each parameter (local)
     dW_l[i, k] <- P'_i P_k dW_l[i, k]   the same, by the weights that go out (outgoing)
+
+i counts the neurons of the layer, k its inputs.
 
 Hooks belong to one handle and one model.  Copies and pickles of that model get hooks that do
 nothing in their place.
@@ -16,11 +18,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map_only
 
 from spikebridge.learning.grapes_factors import NeuronWeights, Population, inner, populations_of
 from spikebridge.learning.model_layers import CONVOLUTIONS, Hook
@@ -40,6 +43,15 @@ __all__ = [
     "incoming_factors",
     "outgoing_factors",
 ]
+
+
+class Rows(NamedTuple):
+    """Where the neurons of a parameter lie; axis, gates and repeat as in `NeuronWeights`."""
+
+    population: int = 0
+    axis: int = 0
+    gates: int = 1
+    repeat: int = 1
 
 
 class StackFactors:
@@ -68,8 +80,8 @@ class LayerFactors:
         stack: the `StackFactors` that holds it, and its place there.
 
     Attributes:
-        m: M, or P' of the layer above, (populations, N).
-        p: P of the neurons below, (I,), with outgoing importance; else None.
+        M: (populations, N); with outgoing importance P', that of the layer above.
+        P: of the neurons below, (I,), with outgoing importance; else None.
         output, states: what outputs and states are multiplied by, backwards; None where nothing.
         hooked: each parameter with a `ScaledGradient`, after its module and its name there.
     """
@@ -87,8 +99,8 @@ class LayerFactors:
         self.name, self.module = name, module
         self.populations, self.sizes = list(populations), list(sizes)
         self.below, self.stack = before, stack
-        self.m = torch.ones(len(sizes), sizes[0])
-        self.p: Tensor | None = None
+        self.M = torch.ones(len(sizes), sizes[0])
+        self.P: Tensor | None = None
         self.output: Tensor | None = None
         self.states: Tensor | None = None
         self.hooked: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -102,30 +114,29 @@ class LayerFactors:
     def allocate(self, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Fresh factors of 1; gives the populations and where their factors go."""
         ones = partial(torch.ones, device=device, dtype=dtype)
-        self.m, self.p, self.states = ones(len(self.sizes), self.sizes[0]), None, None
-        self.output = self.m[0]
-        targets = list(zip(self.populations, self.m, strict=True))
+        self.M, self.P, self.states = ones(len(self.sizes), self.sizes[0]), None, None
+        self.output = self.M[0]
+        targets = list(zip(self.populations, self.M, strict=True))
         if isinstance(self.holder, nn.RNNBase):
             self.states = ones(len(self.sizes), 1, self.sizes[0])
             self.output = self.states[self.top :].view(-1)
             targets += [(self.populations[k], self.states[k, 0]) for k in self._tops()]
         elif isinstance(self.holder, CONVOLUTIONS):
-            pixels = next(d for d, kind in enumerate(CONVOLUTIONS, 1) if _is(self.holder, kind))
-            self.output = self.m[0].view(-1, *[1] * pixels)
+            self.output = self.M[0].view(-1, *[1] * len(self.holder.kernel_size))
         elif isinstance(self.module, Layer) and self.stack is None:
-            self.states = self.m[0]
+            self.states = self.M[0]
         if self.stack is not None and self.stack[0].states is not None:
             targets.append((self.populations[0], self.stack[0].states[self.stack[1], 0]))
         if self.below is not None:
-            self.p = ones(self.below[1])
-            targets.append((self.below[0], self.p))
+            self.P = ones(self.below[1])
+            targets.append((self.below[0], self.P))
         return ((population, to) for population, to in targets if population is not None)
 
     def _tops(self) -> range:
         return range(self.top, len(self.sizes))
 
-    def parameters(self) -> Iterator[tuple[nn.Parameter, int, int, int, int]]:
-        """Each own parameter that has neurons, with population, axis, gates and repeat.
+    def parameters(self) -> Iterator[tuple[nn.Parameter, Rows]]:
+        """Each own parameter that has neurons, and where they lie.
 
         Raises ValueError for a parameter that belongs to no neurons.
         """
@@ -135,7 +146,7 @@ class LayerFactors:
             name = parts[parts.index("parametrizations") + 1] if hidden else parts[-1]
             rows = self._rows_of(name, parameter)
             if rows is not None:
-                yield parameter, *rows
+                yield parameter, rows
             elif parameter.dim():  # a decay that a layer shares belongs to none of its neurons
                 raise ValueError(
                     f"{self.name!r}: the parameter {path} {tuple(parameter.shape)} has no row for "
@@ -143,35 +154,31 @@ class LayerFactors:
                     "in skip"
                 )
 
-    def _rows_of(self, name: str, parameter: Tensor) -> tuple[int, int, int, int] | None:
+    def _rows_of(self, name: str, parameter: Tensor) -> Rows | None:
         if isinstance(self.holder, nn.RNNBase):
             place = re.search(r"_l(\d+)(_reverse)?$", name)
             assert place is not None
-            k = int(place[1]) * (len(self.sizes) - self.top) + bool(place[2])
-            return k, 0, parameter.shape[0] // self.sizes[0], 1
+            population = int(place[1]) * (len(self.sizes) - self.top) + bool(place[2])
+            return Rows(population, gates=parameter.shape[0] // self.sizes[0])
         n, shape = self.sizes[0], tuple(parameter.shape) or (0,)
         if isinstance(self.holder, Embedding) and name == "weight":
-            return 0, 1, 1, 1
+            return Rows(axis=1)
         if shape[0] == n:
-            return 0, 0, 1, 1
+            return Rows()
         shared = isinstance(self.holder, Conv2d) and shape[0] == self.holder.out_shape[0]
-        return (0, 0, 1, n // shape[0]) if shared else None
-
-
-def _is(holder: nn.Module, kind: type) -> bool:
-    return isinstance(holder, kind)
+        return Rows(repeat=n // shape[0]) if shared else None
 
 
 class ScaledError(Hook):
-    """Forward hook: multiplies the errors that will arrive at what a layer hands out.
+    """Forward hook: d <- M * d for the errors d that will arrive at what a layer hands out.
 
     Args:
         refresh: puts the factors on the device of the weights, and computes them.
-        at: a `LayerFactors`, or a `StackFactors`.
+        factors: M of outputs and of states.
     """
 
-    def __init__(self, refresh: Callable[[], None], at: LayerFactors | StackFactors) -> None:
-        self.refresh, self.at = refresh, at
+    def __init__(self, refresh: Callable[[], None], factors: LayerFactors | StackFactors) -> None:
+        self.refresh, self.factors = refresh, factors
         self.mark = f"_grapes_inside_{id(self)}"
         _sole_owners()  # while no transform of torch.func is at work
 
@@ -180,31 +187,22 @@ class ScaledError(Hook):
             return output
         y, state = (output, None) if isinstance(output, Tensor) else output
         data = y.data if isinstance(y, PackedSequence) else y
-        if not traced():
-            self._follow(data)
-        factor, states = self.at.output, self.at.states
-        if factor is not None:
-            data = _error_scaled(data, factor)
+        known = self.factors.states if self.factors.output is None else self.factors.output
+        if known is not None and not traced() and _left_behind(known, data):
+            self.refresh()
+        if self.factors.output is not None:
+            data = scale_error(data, self.factors.output)
             y = y._replace(data=data) if isinstance(y, PackedSequence) else data
-        if states is not None:
-            state = _map_state(state, partial(self._handed, states))
+        if self.factors.states is not None:
+            state = tree_map_only(Tensor, partial(self._handed, self.factors.states), state)
         return y if isinstance(output, Tensor) else (y, state)
 
-    def _follow(self, y: Tensor) -> None:
-        """The model may have gone to another device, or to float64."""
-        factor = self.at.states if self.at.output is None else self.at.output
-        if factor is None:
-            return
-        wider = y.dtype is torch.float64 is not factor.dtype
-        if wider or factor.device != y.device:
-            self.refresh()
-
-    def _handed(self, factor: Tensor, state: Tensor) -> Tensor:
-        """A state that is multiplied when it is used outside, and remembers what it is inside."""
-        if factor.dim() > state.dim():  # one sequence, without a batch
-            factor = factor.squeeze(1)
-        # A view: the inner state may be part of the outputs too, and is not multiplied twice.
-        handed = _error_scaled(state if traced() else state.view_as(state), factor)
+    def _handed(self, M: Tensor, state: Tensor) -> Tensor:
+        """A state whose error is scaled when it is used outside; it remembers the inner state."""
+        if M.dim() > state.dim():  # one sequence, without a batch
+            M = M.squeeze(1)
+        # A view: the inner state may be part of the outputs too, and is not scaled twice.
+        handed = scale_error(state if traced() else state.view_as(state), M)
         setattr(handed, self.mark, state)
         return handed
 
@@ -217,108 +215,102 @@ class InnerState(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if len(args) > 1:
-            return (args[0], _map_state(args[1], self._inner), *args[2:]), kwargs
-        own = {k: _map_state(v, self._inner) for k, v in kwargs.items() if k in ("state", "hx")}
-        return (args, {**kwargs, **own}) if own else None
+            return (args[0], tree_map_only(Tensor, self._inner, args[1]), *args[2:]), kwargs
+        states = {k: v for k, v in kwargs.items() if k in ("state", "hx")}
+        return (args, kwargs | tree_map_only(Tensor, self._inner, states)) if states else None
 
     def _inner(self, state: Tensor) -> Tensor:
         return getattr(state, self.mark, state)
 
 
 class ScaledGradient(Hook):
-    """Tensor hook of a parameter: multiplies its gradient, row by row.
+    """Tensor hook of a parameter: dW[i, k] <- M_i dW[i, k], or P'_i P_k dW[i, k].
 
     Args:
         refresh: as in `ScaledError`.
-        node, k: the factors.
-        axis, gates, repeat: see `spikebridge.learning.grapes_factors.NeuronWeights`.
+        factors: of the layer.
+        rows: where the neurons i lie.
     """
 
-    def __init__(
-        self,
-        refresh: Callable[[], None],
-        node: LayerFactors,
-        k: int,
-        axis: int,
-        gates: int,
-        repeat: int,
-    ) -> None:
-        self.refresh, self.node, self.k = refresh, node, k
-        self.axis, self.gates, self.repeat = axis, gates, repeat
+    def __init__(self, refresh: Callable[[], None], factors: LayerFactors, rows: Rows) -> None:
+        self.refresh, self.factors, self.rows = refresh, factors, rows
 
-    def __call__(self, grad: Tensor) -> Tensor:
-        node = self.node
-        wider = grad.dtype == torch.float64 != node.m.dtype
-        if not traced() and (wider or grad.device != node.m.device):
+    def __call__(self, dW: Tensor) -> Tensor:
+        factors, (population, axis, gates, repeat) = self.factors, self.rows
+        if not traced() and _left_behind(factors.M, dW):
             self.refresh()
-        m = node.m[self.k][:: self.repeat].to(grad.dtype)
-        if self.gates > 1:
-            rows = grad.unflatten(0, (self.gates, -1))
-            return (rows * m.view(-1, *[1] * (grad.dim() - 1))).flatten(0, 1)
-        shape = [1] * grad.dim()
-        shape[self.axis] = -1
-        scaled = grad * m.view(shape)
-        p = node.p
-        if p is not None and grad.dim() == 2 and grad.shape[1] == p.shape[0]:
-            scaled *= p.to(grad.dtype)
+        M = factors.M[population][::repeat].to(dW.dtype)
+        if gates > 1:
+            each = dW.unflatten(0, (gates, -1))
+            return (each * M.view(-1, *[1] * (dW.dim() - 1))).flatten(0, 1)
+        scaled = dW * M.view([-1 if k == axis else 1 for k in range(dW.dim())])
+        P = factors.P
+        if P is not None and dW.dim() == 2 and dW.shape[1] == P.shape[0]:
+            scaled *= P.to(dW.dtype)
         return scaled
 
 
 class OwnParameters(Hook):
     """Forward pre-hook: RuntimeError in a call with parameters that have no `ScaledGradient`."""
 
-    def __init__(self, node: LayerFactors) -> None:
-        self.node = node
+    def __init__(self, factors: LayerFactors) -> None:
+        self.factors = factors
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        for part, key, parameter in self.node.hooked:
+        for part, key, parameter in self.factors.hooked:
             if part._parameters.get(key) is not parameter:
                 raise RuntimeError(
-                    f"{self.node.name}: the local form of GRAPES scales the gradients of the "
+                    f"{self.factors.name}: the local form of GRAPES scales the gradients of the "
                     f"parameters that the model had, and {key} is another tensor in this call; "
                     'with functional_call or torch.func use form="propagated", after replacing a '
                     "parameter call refresh()"
                 )
 
 
-def _error_scaled(y: Tensor, factor: Tensor) -> Tensor:
-    """y, whose gradient will be multiplied by the factor as it is now."""
+def scale_error(y: Tensor, M: Tensor) -> Tensor:
+    """y, whose error d = dL/dy will become M * d, with M as it is now."""
     if traced():
-        return modulate(y, _as_wide(factor, y))
+        return modulate(y, _as_wide(M, y))
     if y.requires_grad:
         # No copy of y; and what changes y in place afterwards leaves this gradient's place alone.
         sole = _sole_owners() if y._backward_hooks is None else None
-        y.register_hook(partial(_times_m, factor, factor._version, sole))
+        y.register_hook(partial(_scaled, M, M._version, sole))
     return y
 
 
-def _times_m(
-    factor: Tensor, version: int, sole: _Owners | list[_Owners] | None, grad: Tensor | None
+def _scaled(
+    M: Tensor, version: int, sole: _Owners | list[_Owners] | None, d: Tensor | None
 ) -> Tensor | None:
-    if grad is None:  # one of several outputs of a kernel, and nobody used it
+    """M * d, in the memory of d where the backward pass is its sole owner."""
+    if d is None:  # one of several outputs of a kernel, and nobody used it
         return None
-    if factor._version != version:
+    if M._version != version:
         raise RuntimeError(
             "the factors of GRAPES have changed between forward and backward: an optimiser's "
             "step, refresh() or detach() came between; run backward() first"
         )
-    scale = _as_wide(factor if factor.dtype is grad.dtype else factor.to(grad.dtype), grad)
+    M = _as_wide(M if M.dtype is d.dtype else M.to(d.dtype), d)
     # A second array as large as the activations is most of what GRAPES costs.
-    if sole is None or type(grad) is not Tensor or torch.is_grad_enabled():
-        return grad * scale
-    owners = _owners(grad)
+    if sole is None or type(d) is not Tensor or torch.is_grad_enabled():
+        return d * M
+    owners = _owners(d)
     if isinstance(sole, list) and owners is not None:
         sole.append(owners)
-    return grad.mul_(scale) if owners == sole else grad * scale
+    return d.mul_(M) if owners == sole else d * M
 
 
-def _as_wide(factor: Tensor, x: Tensor) -> Tensor:
-    """Factors (N,) for states (B, k N), where a neuron keeps more than its membrane."""
-    if factor.dim() > 1 or x.shape[-1] == factor.shape[0]:
-        return factor
-    return factor.repeat(x.shape[-1] // factor.shape[0])
+def _as_wide(M: Tensor, x: Tensor) -> Tensor:
+    """M (N,) for states (B, k N), where a neuron keeps more than its membrane."""
+    if M.dim() > 1 or x.shape[-1] == M.shape[0]:
+        return M
+    return M.repeat(x.shape[-1] // M.shape[0])
+
+
+def _left_behind(factors: Tensor, x: Tensor) -> bool:
+    """Whether the model has gone to another device, or to float64."""
+    return factors.device != x.device or x.dtype is torch.float64 is not factors.dtype
 
 
 # Who holds a gradient: as a tensor, as memory, as an object of Python.
@@ -335,24 +327,14 @@ def _owners(grad: Tensor) -> _Owners | None:
 
 @functools.cache
 def _sole_owners() -> _Owners | None:
-    """How often a gradient is held that the backward pass alone holds, as `_times_m` sees it."""
+    """How often a gradient is held that the backward pass alone holds, as `_scaled` sees it."""
     seen: list[_Owners] = []
     with torch.inference_mode(False), torch.enable_grad():
-        factor = torch.ones(1, device="cpu")
+        M = torch.ones(1, device="cpu")
         y = torch.ones(1, device="cpu", requires_grad=True) * 1
-        y.register_hook(partial(_times_m, factor, factor._version, seen))
+        y.register_hook(partial(_scaled, M, M._version, seen))
         (y * 2).sum().backward()
     return seen[0] if seen else None
-
-
-def _map_state(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A state with its tensors changed; what is no tensor stays."""
-    if isinstance(state, Tensor):
-        return change(state)
-    if not isinstance(state, tuple | list):
-        return state
-    parts = [change(part) if isinstance(part, Tensor) else part for part in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 
 Factors = tuple[list[LayerFactors], list[Population]]

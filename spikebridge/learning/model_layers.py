@@ -106,11 +106,11 @@ def named(skip: Sequence[str], layers: Sequence[str], others: dict[str, str]) ->
 def warn_of(others: dict[str, str], skip: Sequence[str] | None) -> None:
     """One warning of what no rule reaches into, but for what the user has named in `skip`."""
 
-    def meant(name: str) -> bool:
-        return any(f"{one}.".startswith(f"{two}.") for s in skip or () for one, two in
-                   ((name, s), (s, name)))  # fmt: skip
+    def overlap(a: str, b: str) -> bool:
+        return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
-    rest = [f"{n or 'the model'} ({kind})" for n, kind in others.items() if not meant(n)]
+    unskipped = [name for name in others if not any(overlap(name, part) for part in skip or ())]
+    rest = [f"{name or 'the model'} ({others[name]})" for name in unskipped]
     if rest:
         warnings.warn(
             f"these multiply by themselves and keep exact backpropagation: {', '.join(rest)}; name "

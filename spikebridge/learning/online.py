@@ -84,7 +84,7 @@ class Online:
     @property
     def state(self) -> tuple[State, ...]:
         """The states of all layers after the last step."""
-        self._begun()
+        self._require_sequence()
         return tuple(layer.state for layer in self.layers)
 
     def eligibility_MiB(self, batch: int) -> float:
@@ -158,7 +158,7 @@ class Online:
         Returns:
             The outputs (C, B, O), and the loss without graph.
         """
-        self._begun()
+        self._require_sequence()
         width = self.network.layers[0].array.in_features
         if x.dim() != 3 or x.shape[1:] != (self.batch, width) or not len(x):
             raise ValueError(
@@ -184,7 +184,7 @@ class Online:
 
         Parameters are read again afterwards: a change of theirs counts from the next step on.
         """
-        self._begun()
+        self._require_sequence()
         pairs = [pair for layer in self.layers for pair in layer.collect()]
         for root, total in zip(self.roots, self.sums, strict=True):
             if root.requires_grad:
@@ -289,9 +289,9 @@ class Online:
         share = part.counted / batch.counted if part.counted else 0.0
         return loss(outputs, part) * share if share else None
 
-    def _begun(self) -> None:
+    def _require_sequence(self) -> None:
         if not self.batch:
-            raise RuntimeError("no sequence was begun; call begin(batch) first")
+            raise RuntimeError("no sequence is under way; call begin(batch) first")
 
     def _read(self) -> None:
         """The readout's parameters as they are now."""

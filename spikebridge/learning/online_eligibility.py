@@ -31,7 +31,7 @@ from spikebridge.nn.units import Params, Rule, SNUnit, State, state_dtype, step
 
 __all__ = ["Diagonal", "Forward", "Full", "Slopes", "slopes", "unsupported"]
 
-# g' at u, told from s = g(u), which has the sign of u.
+# g' at u from s = g(u), which has the sign of u.
 G_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda s, slope: torch.ones_like(s),
     "relu": lambda s, slope: (s > 0).to(s.dtype),

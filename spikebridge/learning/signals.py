@@ -41,7 +41,7 @@ class Matrices:
         for name in self._given.keys() & shapes.keys():
             self._check_shape(name, shapes[name])
 
-    def one(self, name: str, shape: tuple[int, ...], inputs: int) -> Tensor:
+    def named(self, name: str, shape: tuple[int, ...], inputs: int) -> Tensor:
         """B by name, of that shape, (N, I) or (O, N).
 
         Args:
@@ -63,8 +63,8 @@ class Matrices:
         return drawn
 
     def at(self, name: str, shape: tuple[int, ...], inputs: int, like: Tensor) -> Tensor:
-        """As `one`, on the device and in the precision of a tensor."""
-        matrix = self.one(name, shape, inputs)
+        """As `named`, on the device and in the precision of a tensor."""
+        matrix = self.named(name, shape, inputs)
         ready = self._ready.get(name)
         if ready is None or ready.device != like.device or ready.dtype != like.dtype:
             self._ready[name] = ready = matrix.to(like.device, like.dtype)
@@ -93,7 +93,7 @@ class Targets:
         self._given: Tensor | None = None
         self._in_use = False
 
-    def tell(self, targets: Tensor) -> None:
+    def set(self, targets: Tensor) -> None:
         """Whole numbers (B,) or (T, B), or one number per output (..., O)."""
         self._given, self._in_use = targets.detach(), False
 

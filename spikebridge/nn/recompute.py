@@ -185,7 +185,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 class _Final(torch.autograd.Function):
-    """A gradient that cannot be differentiated again; whoever tries is told."""
+    """A gradient that raises an error where it is differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, *sources: Tensor) -> Tensor:

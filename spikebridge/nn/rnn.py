@@ -168,7 +168,7 @@ class _Recurrent(Fresh):
         """The whole sequence; see the class.  `input` and `hx` are torch's names of x and state."""
         if isinstance(x, fx.Proxy):
             return leaf(self, x, state)
-        x, state = _one_of("x", x, "input", input), _one_of("state", state, "hx", hx)
+        x, state = _either("x", x, "input", input), _either("state", state, "hx", hx)
         _check_kind(x)
         self._check_dtype(x.data if isinstance(x, PackedSequence) else x)
         if isinstance(x, PackedSequence):
@@ -300,7 +300,7 @@ def _checked_dropout(p: Any, num_layers: int) -> float:
     return float(p)
 
 
-def _one_of(name: str, value: Any, torchs: str, other: Any) -> Any:
+def _either(name: str, value: Any, torchs: str, other: Any) -> Any:
     """An argument by our name or by torch's."""
     if other is None:
         return value

@@ -171,7 +171,7 @@ def _say_once(reason: str) -> None:
 
 
 def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State | None) -> State:
-    """The state to begin with, once shapes, dtypes and devices have been found to agree."""
+    """The state to begin with, once shapes, dtypes and devices agree."""
     n = unit.size
     if torch.jit.is_tracing():  # sizes are tensors there, and warn where they are looked at
         return unit.initial_state(drive.shape[1], drive.dtype) if state is None else state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,28 @@ def gain(driven: Driven) -> float:
     return ACTIVATIONS[driven].gain
 
 
-class Dense(Fresh):
+class _Weighted(Fresh):
+    """A weight, drawn uniformly for what it drives, and a constant drive where there is one."""
+
+    def __init__(
+        self, shape: tuple[int, ...], fan_in: int, unit: Driven, bias: bool = False, **made: Any
+    ) -> None:
+        super().__init__()
+        weight = torch.empty(shape, **made)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.new_empty(shape[0])) if bias else None
+        self.gain, self.fan_in = gain(unit), fan_in
+        self.draw()
+
+    def draw(self) -> None:
+        """The weight uniform, the constant drive 0."""
+        bound = self.gain * math.sqrt(3.0 / self.fan_in)
+        redraw(self, "weight", lambda weight: nn.init.uniform_(weight, -bound, bound))
+        if self.bias is not None:
+            redraw(self, "bias", nn.init.zeros_)
+
+
+class Dense(_Weighted):
     """All-to-all synapses: drive = W x, or W x + c.
 
     Args:
@@ -90,18 +111,10 @@ class Dense(Fresh):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         _positive(in_features=in_features, out_features=out_features)
+        shape = (out_features, in_features)
+        super().__init__(shape, in_features, unit, bias, device=device, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
-        weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(weight.new_empty(out_features)) if bias else None
-        self.gain = gain(unit)
-        self.draw()
-
-    def draw(self) -> None:
-        """The weight uniform, the constant drive 0."""
-        _uniform(self, self.gain, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
@@ -113,7 +126,7 @@ class Dense(Fresh):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
-class Conv2d(Fresh):
+class Conv2d(_Weighted):
     """Convolutional synapses on flattened images: (..., C H W) to (..., C' H' W').
 
     Args:
@@ -141,7 +154,6 @@ class Conv2d(Fresh):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         c, height, width = in_shape
         _positive(C=c, H=height, W=width, channels=channels, kernel_size=kernel_size)
         _positive(stride=stride, pool=pool)
@@ -152,20 +164,12 @@ class Conv2d(Fresh):
                 f"a kernel of {kernel_size} does not fit into an image of {height} x {width} with "
                 f"padding {padding} and pool {pool}; use a smaller kernel or pool, or more padding"
             )
+        shape = (channels, c, kernel_size, kernel_size)
+        super().__init__(shape, math.prod(shape[1:]), unit, bias, device=device, dtype=dtype)
         self.in_shape, self.out_shape = (c, height, width), (channels, *sides)
         self.in_features, self.out_features = math.prod(in_shape), math.prod(self.out_shape)
         self.stride, self.padding, self.pool = stride, padding, pool
-        shape = (channels, c, kernel_size, kernel_size)
-        weight = torch.empty(shape, device=device, dtype=dtype)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(weight.new_empty(channels)) if bias else None
         self.operations = channels * inner * c * kernel_size**2
-        self.gain = gain(unit)
-        self.draw()
-
-    def draw(self) -> None:
-        """The weight uniform, the constant drive 0."""
-        _uniform(self, self.gain, math.prod(self.weight.shape[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C H W) to (..., C' H' W')."""
@@ -182,7 +186,7 @@ class Conv2d(Fresh):
         return f"{shapes}, stride={self.stride}, pool={self.pool}, bias={bias}"
 
 
-class Embedding(Fresh):
+class Embedding(_Weighted):
     """One row of drive per symbol: x (...) of integers in [0, I) to (..., N)."""
 
     def __init__(
@@ -194,18 +198,10 @@ class Embedding(Fresh):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         _positive(in_features=in_features, out_features=out_features)
+        # A symbol is one active input: of fan-in 1.
+        super().__init__((in_features, out_features), 1, unit, device=device, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(
-            torch.empty(in_features, out_features, device=device, dtype=dtype)
-        )
-        self.gain = gain(unit)
-        self.draw()
-
-    def draw(self) -> None:
-        """The rows uniform."""
-        _uniform(self, self.gain, 1)  # a symbol is one active input
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...), int64 or int32, to (..., N)."""
@@ -452,13 +448,6 @@ def round_weights(module: nn.Module, bits: int) -> None:
         # Arrays have classes of their own: torch's Linear is a readout.
         shared = isinstance(part, nn.Linear)
         register_parametrization(part, name, Rounded(bits, shared=shared))
-
-
-def _uniform(array: nn.Module, std: float, fan_in: int) -> None:
-    bound = std * math.sqrt(3.0 / fan_in)
-    redraw(array, "weight", lambda weight: nn.init.uniform_(weight, -bound, bound))
-    if getattr(array, "bias", None) is not None:
-        redraw(array, "bias", nn.init.zeros_)
 
 
 def _positive(**sizes: int) -> None:

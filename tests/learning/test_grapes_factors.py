@@ -384,7 +384,7 @@ def test_converters_in_front_of_a_layer_hide_nothing() -> None:
     assert handle is not None
     assert handle.layers == ["0"]
     handle.detach()
-    assert float(handle._nodes[0].m.min()) == 1
+    assert float(handle._nodes[0].M.min()) == 1
     assert gradient[0].norm() < gradient[1].norm()
 
 

@@ -71,21 +71,10 @@ def openmp() -> bool:
 
 
 def forward(
-    drive: Tensor,
-    recurrent: Tensor | None,
-    s0: Tensor,
-    y0: Tensor,
-    decay: Tensor,
-    bias: Tensor,
-    g: str,
-    slope: float,
-    gate: bool,
-    amount: float,
-    h: str,
-    width: float,
-    height: float,
+    drive: Tensor, recurrent: Tensor | None, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
+    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """y (T, B, N), the last s and y (B, N), and with `keep` all membranes (T, B, N), else none."""
     states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
     check(g, h, width, drive=drive, recurrent=recurrent, **states)
@@ -97,44 +86,22 @@ def forward(
     s_all = empty((t if keep else 0, b, n), s0.dtype)
     s_last, y_last = (torch.empty((b, n), dtype=s0.dtype, device="cpu") for _ in range(2))
     # The contiguous copies must outlive the call.
-    s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    operands = _dense(s0, y0, decay, bias, n=n)
     recurrent = None if recurrent is None else recurrent.contiguous()
+    rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height)
+    results = map(_address, (y, s_all if keep else None, s_last, y_last))
     getattr(_native, "forward_" + DTYPES[drive.dtype])(
-        (t, b, n),
-        _strided(drive),
-        _address(recurrent),
-        s0.data_ptr(),
-        y0.data_ptr(),
-        decay.data_ptr(),
-        bias.data_ptr(),
-        (G_CODES[g], slope, gate, amount, H_CODES[h], width, height),
-        y.data_ptr(),
-        s_all.data_ptr() if keep else 0,
-        s_last.data_ptr(),
-        y_last.data_ptr(),
+        (t, b, n), _strided(drive), _address(recurrent), *map(_address, operands), rule, *results,
         torch.get_num_threads(),
-    )
+    )  # fmt: skip
     return y, s_last, y_last, s_all
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_s_last: Tensor | None,
-    grad_y_last: Tensor | None,
-    recurrent: Tensor | None,
-    s_all: Tensor,
-    s0: Tensor,
-    y0: Tensor,
-    decay: Tensor,
-    bias: Tensor,
-    g: str,
-    slope: float,
-    gate: bool,
-    amount: float,
-    h: str,
-    width: float,
-    height: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_y: Tensor | None, grad_s_last: Tensor | None, grad_y_last: Tensor | None,
+    recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
+    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
     grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
     states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
@@ -149,26 +116,13 @@ def backward(
     ]
     grad_y = None if grad_y is None else rows(grad_y)
     # The contiguous copies must outlive the call.
-    grad_s_last, grad_y_last, recurrent = (
-        None if x is None else x.contiguous() for x in (grad_s_last, grad_y_last, recurrent)
-    )
-    s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    given = [None if x is None else x.contiguous() for x in (recurrent, grad_s_last, grad_y_last)]
+    operands = [*given, s_all, *_dense(s0, y0, decay, bias, n=n)]
+    rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height)
     getattr(_native, "backward_" + DTYPES[io])(
-        (t, b, n),
-        (0, 0, 0) if grad_y is None else _strided(grad_y),
-        _address(recurrent),
-        _address(grad_s_last),
-        _address(grad_y_last),
-        s_all.data_ptr(),
-        s0.data_ptr(),
-        y0.data_ptr(),
-        decay.data_ptr(),
-        bias.data_ptr(),
-        (G_CODES[g], slope, gate, amount, H_CODES[h], width, height),
-        grad_drive.data_ptr(),
-        [x.data_ptr() for x in small],
-        torch.get_num_threads(),
-    )
+        (t, b, n), (0, 0, 0) if grad_y is None else _strided(grad_y), *map(_address, operands),
+        rule, grad_drive.data_ptr(), [x.data_ptr() for x in small], torch.get_num_threads(),
+    )  # fmt: skip
     return grad_drive, grad_s0, grad_y0, share_decay, share_bias
 
 
@@ -288,12 +242,13 @@ def check(g: str, h: str, width: float, **operands: Tensor | None) -> None:
     first, like = next((name, x) for name, x in operands.items() if x is not None)
     if like.dim() != 3:
         raise ValueError(f"{first} must be (T, B, N), got {tuple(like.shape)}")
-    sizes, state = dict(zip("TBN", like.shape, strict=True)), state_dtype(like.dtype)
+    per_batch, n, state = like.shape[1:], like.shape[2:], state_dtype(like.dtype)
+    shapes = {"TBN": like.shape, "BN": per_batch, "NN": n + n, "N": n}
     for name, x in operands.items():
         if x is not None:
-            shape = tuple(sizes[axis] for axis in _AXES[name] if x.dim() or _AXES[name] != "N")
-            dtype = x.dtype if _AXES[name] == "TBN" else state
-            _check_operand(name, x, shape, dtype, like.device)
+            axes = _AXES[name]
+            shape = shapes[axes] if x.dim() or axes != "N" else ()
+            _check_operand(name, x, shape, x.dtype if axes == "TBN" else state, like.device)
     grad_y = operands.get("grad_y")
     if grad_y is not None and state_dtype(grad_y.dtype) != like.dtype:
         raise ValueError(f"s_all is {like.dtype}, which does not go with {grad_y.dtype} grad_y")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikebridge.nn.kernels import native
 from spikebridge.nn.kernels.product import plain, slow_bfloat16
-from spikebridge.nn.units import Rule, State, Unit
+from spikebridge.nn.units import State, Unit
 
 __all__ = ["KERNELS", "Kernel", "missing", "scan"]
 
@@ -55,30 +55,16 @@ def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> t
     operands = (drive, recurrent, state.s, state.y, params.decay, params.bias)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     keep = keep or torch.jit.is_tracing()  # what is traced may be trained later
+    slope = 1.0 if rule.g == "identity" else rule.slope
+    amount = rule.amount or 0.0 if rule.reset == "subtract" else 0.0
+    amount = native.OF_THRESHOLD if rule.trained else amount
+    h = ("sigmoid", 1.0, 1.0)
+    if formula is not None:
+        h = formula.formula, formula.width, formula.height
     y, s_last, y_last, _ = _chosen(operands, keep)(
-        drive,
-        recurrent,
-        state.s,
-        state.y,
-        params.decay,
-        params.bias,
-        rule.g,
-        1.0 if rule.g == "identity" else rule.slope,
-        rule.reset == "gate",
-        _amount(rule),
-        "sigmoid" if formula is None else formula.formula,
-        1.0 if formula is None else formula.width,
-        1.0 if formula is None else formula.height,
-        keep,
+        *operands, rule.g, slope, rule.reset == "gate", amount, *h, keep
     )
     return y, State(y_last, s_last)
-
-
-def _amount(rule: Rule) -> float:
-    """What a spike takes off, for a kernel."""
-    if rule.trained:
-        return native.OF_THRESHOLD
-    return rule.amount or 0.0 if rule.reset == "subtract" else 0.0
 
 
 def _chosen(operands: Sequence[Tensor | None], keep: bool) -> Callable[..., tuple[Tensor, ...]]:
