@@ -25,9 +25,9 @@ def number(value: Any) -> float | None:
         return None
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
-    """A number of things, one or several."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def plural(count: int, singular: str, several: str | None = None) -> str:
+    """A count with its noun, which ends in s unless `several` is given."""
+    return f"{count:,} {singular if count == 1 else several or singular + 's'}"
 
 
 def in_words(seconds_s: float) -> str:

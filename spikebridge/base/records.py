@@ -415,7 +415,9 @@ def near(word: Any, known: Iterable[str]) -> str:
         return f" (it is called {RENAMED[word]} now)"
     result = get_close_matches(str(word), list(known), n=2)
     likeness = [SequenceMatcher(None, str(word), item).ratio() for item in result]
-    result = [one for one, value in zip(result, likeness, strict=True) if value > likeness[0] - 0.1]
+    result = [
+        name for name, value in zip(result, likeness, strict=True) if value > likeness[0] - 0.1
+    ]
     return f" (did you mean {' or '.join(result)}?)" if result else ""
 
 

@@ -205,7 +205,7 @@ def _base(task: str, unit: str, first: _First) -> Config:
     tuned = preset(task, unit, **_data(task, first))
     if "resume" in first and not out:
         seed = _value(first, "seed")
-        folder = rundir.meant(override(tuned, seed=int(seed)) if seed.isdecimal() else tuned)
+        folder = rundir.to_resume(override(tuned, seed=int(seed)) if seed.isdecimal() else tuned)
         return (_of_run(task, folder) if folder else None) or tuned
     return tuned
 
@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     allow_named(argv)
-    rundir.forget_begun()
+    rundir.forget_started()
     with _ended_by_signals() as signals:
         try:
             code = _exit_code_of(argv, signals)
@@ -352,7 +352,7 @@ def _drop(stream: TextIO) -> None:
 def _how_to_go_on(argv: Sequence[str]) -> str:
     command = argv[0] if argv else ""
     if command == "train":
-        if not rundir.has_begun():
+        if not rundir.has_started():
             return "nothing was begun"
         again = [word for word in argv if word != "--overwrite"]
         return f"go on with: spikebridge {shlex.join(again)}"

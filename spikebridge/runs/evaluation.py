@@ -190,7 +190,7 @@ def _of_numbers(
     full = torch.full((count,), steps)
     arrays = {
         "x": x,
-        "output": _meant(task, seen.output, batch.target),
+        "output": _as_answers(task, seen.output, batch.target),
         "target": batch.target[:, chosen] if task.readout == "each" else batch.target[chosen],
         "length": full if mask is None else mask.sum(0),
     }
@@ -236,7 +236,7 @@ def _of_symbols(
     return arrays, tuple(layers)
 
 
-def _meant(task: Task, output: Tensor, target: Tensor) -> Tensor:
+def _as_answers(task: Task, output: Tensor, target: Tensor) -> Tensor:
     """Outputs as what they stand for: the numbers themselves, or probabilities."""
     if not target.is_floating_point():
         return output.softmax(-1)

@@ -76,7 +76,7 @@ _OWN = (CHECKPOINT, METRICS, MODEL, EXAMPLES, SYMBOLS, SCALING, CHIP)
 FILES = (RESULT, CONTINUAL, *_OWN, *MADE, REPORT, ENVIRONMENT, CONFIG)
 
 
-_begun: set[Path] = set()
+_started: set[Path] = set()
 
 
 def default_folder(config: Config) -> Path:
@@ -97,7 +97,7 @@ def _holds(directory: Path, config: Config) -> bool:
         return False
 
 
-def begun_like(config: Config) -> list[Path]:
+def similar_runs(config: Config) -> list[Path]:
     """The folders where runs of the same data, unit and seed lie if nobody says where.
 
     That of the preset stands first, then those that are not complete.
@@ -115,9 +115,9 @@ def begun_like(config: Config) -> list[Path]:
     return sorted(result, key=lambda place: (place.name != f"{first}-{seed}", is_complete(place)))
 
 
-def meant(config: Config) -> Path | None:
+def to_resume(config: Config) -> Path | None:
     """The run that --resume alone means: that of the preset, or the only one to go on with."""
-    result = begun_like(config)
+    result = similar_runs(config)
     if not result:
         return None
     plain = f"{folder_name(config)}-{unit_in_path(config)}-{config.train.seed}"
@@ -128,7 +128,7 @@ def meant(config: Config) -> Path | None:
 
 def refuse_absent(config: Config) -> None:
     """Raise UsageError where only runs with other settings could be gone on with."""
-    for place in begun_like(config)[:1]:
+    for place in similar_runs(config)[:1]:
         same_settings(place, config)
 
 
@@ -195,16 +195,16 @@ def begin(directory: Path, config: Config, environment: Environment) -> None:
     """Write down what a run is; from here on it can be gone on with."""
     write_json(directory / CONFIG, to_dict(config))
     write_json(directory / ENVIRONMENT, environment)
-    _begun.add(directory)
+    _started.add(directory)
 
 
-def has_begun() -> bool:
-    """Whether this process has begun a run; `forget_begun` says that a new request comes."""
-    return bool(_begun)
+def has_started() -> bool:
+    """Whether this process has begun a run; `forget_started` says that a new request comes."""
+    return bool(_started)
 
 
-def forget_begun() -> None:
-    _begun.clear()
+def forget_started() -> None:
+    _started.clear()
 
 
 def refuse_reading(directory: Path, config: Config) -> None:

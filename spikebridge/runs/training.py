@@ -257,11 +257,11 @@ class _Run:
         """Find out before the run begins that a backend which was asked for cannot serve."""
         if self.train.backend == "auto":
             return
-        one = (1, 1) if self.task.symbols else (1, 1, self.task.input_size)
+        shape = (1, 1) if self.task.symbols else (1, 1, self.task.input_size)
         kind = torch.int64 if self.task.symbols else torch.float32
         try:
             with evaluation.evaluating(self.network):
-                self.network(torch.zeros(one, dtype=kind))
+                self.network(torch.zeros(shape, dtype=kind))
         except (RuntimeError, NotImplementedError) as error:
             raise UsageError(f"backend={self.train.backend}: {error}") from error
 
