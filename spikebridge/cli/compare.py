@@ -100,7 +100,7 @@ def on_hardware(run: Planned, chip: ChipPlan | None, cells: CellPlan | None) -> 
 
 
 def ahead(planned: Sequence[Planned], jobs: int, overwrite: bool) -> progress.Whole | None:
-    """What is to be done of some runs, told with the time that it will take, by a few batches.
+    """What is left of some runs, once it is printed with the time that it takes by a few batches.
 
     None where nothing is to be done.  Raises UsageError where the data are missing.
     """
@@ -124,7 +124,7 @@ def ahead(planned: Sequence[Planned], jobs: int, overwrite: bool) -> progress.Wh
 
 
 def _rehearsed(kinds: Mapping[str, Config]) -> dict[str, float]:
-    """Seconds of an epoch of each kind of run; which ones run in the Python loop is told."""
+    """Seconds of an epoch of each kind of run; says which of them run in the Python loop."""
     from spikebridge import data as tasks
     from spikebridge.runs import training
 

@@ -98,7 +98,7 @@ class Display:
 
     Args:
         stream: where lines go.
-        whole: what is left of several runs, which is told instead of what is left of each.
+        whole: what is left of several runs, shown instead of what is left of each.
         bars: of a terminal, instead of lines.
     """
 

@@ -69,7 +69,7 @@ def _nanojoules(energy_pJ: float) -> str:
 
 
 def cells_table(content: Summary) -> Table | None:
-    """What the units do in memory cells; None where nobody tried."""
+    """What the units do in memory cells; None without a network on cells."""
     with_cells = [(row, row.memory) for row in content.rows if row.memory]
     if not with_cells:
         return None

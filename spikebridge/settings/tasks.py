@@ -67,7 +67,7 @@ _OWN_MEMBRANES: dict[str, Any] = {
     "reset": ["gate", "none"],
     "norm": [False, True],
 }
-# Of data that nobody knows yet: rate, schedule and size of a batch matter most.
+# For unknown data rate, schedule and size of a batch matter most.
 _OWN_SPACE: dict[str, Any] = {
     "lr": (1e-3, 5e-2),
     "schedule": ["constant", "onecycle"],

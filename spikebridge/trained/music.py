@@ -231,7 +231,7 @@ def _write(
     folder: Path, frames: np.ndarray, facts: dict[str, Any], seconds_per_frame: float
 ) -> Written:
     midi, wav, about = (folder / name for name in rundir.COMPOSITION)
-    about.unlink(missing_ok=True)  # while it is not there, nobody takes old and new files together
+    about.unlink(missing_ok=True)  # without it, old and new files are not taken for one composition
     marks = {0: "seed phrase", facts["prompt_frames"]: "continuation"}
     lowest = facts["lowest"]
     sound.write_midi(midi, frames, facts["tempo"], facts["frames_per_quarter"], marks, lowest)

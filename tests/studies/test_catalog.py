@@ -505,7 +505,7 @@ def test_a_search_without_a_good_trial_says_so(
         assert spikebridge(f"search digits --units snu --trials 1 --out {tmp_path}") == 1
     assert "every trial of the search failed" in capsys.readouterr().err
     assert spikebridge("search digits --units") == 2
-    assert "a search needs at least one unit" in capsys.readouterr().err
+    assert "at least one unit is needed" in capsys.readouterr().err
 
 
 def test_the_search_never_reads_the_test_set(
