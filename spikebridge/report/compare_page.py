@@ -13,7 +13,7 @@ from spikebridge.report import compare_charts, continual, study_tables
 from spikebridge.report.examples import panels
 from spikebridge.report.on_chip import proof_text
 from spikebridge.report.run_charts import loss_axis
-from spikebridge.report.run_page import about, source_of, started
+from spikebridge.report.run_page import about, configuration, source_of, started
 from spikebridge.report.theme import Block, Section, Table, colour_of, figure, figures, table
 from spikebridge.report.wording import (
     NOTHING,
@@ -71,28 +71,30 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
         Section("Results and cost", "", (result_figures(rows, metric),)),
         Section("Learning", "", (learning_figures(rows, metric),)),
     )
+    network = {about(row.runs[0]) for row in rows if row.runs}  # the same of all units, or not
     sources = [(row, source_of(row.facts.published)) for row in rows]
     return {
         "title": facts.title or f"{plural(len(rows), 'unit')} on {data_label(facts.data)}",
         "task": facts.task,
-        "about": about_all(rows, facts.data),
+        "about": network.pop() if len(network) == 1 else data_title(facts.data, ""),
         "metric": metric,
         "results": results(rows, metric, facts.higher_is_better),
         "sources": [
             f"{row.label}, {published_text(row, metric)}: {text}" for row, text in sources if text
         ],
         "sections": [part for part in sections if part and any(b != Block() for b in part.blocks)],
-        "examples": example_panels(rows),
+        # All units answer the same one, the first example of their first runs.
+        "examples": [
+            {"label": row.label, "colour": colour_of(row.look), "panel": panel}
+            for row in rows
+            for run in row.runs[:1]
+            for panel in panels(run, 1)
+        ],
         "runs": [run_link(row, run, metric, page) for row in rows for run in row.runs],
         "settings": settings(rows),
         "started": started(runs[0]) if runs else "",
         "environment": list(flatten(to_plain(runs[0].environment))) if runs else [],
     }
-
-
-def about_all(rows: Sequence[Compared], data: str) -> str:
-    lines = {about(row.runs[0]) for row in rows if row.runs}
-    return lines.pop() if len(lines) == 1 else data_title(data, "")
 
 
 def results(rows: Sequence[Compared], metric: Metric, higher_is_better: bool) -> Table:
@@ -250,16 +252,6 @@ def learning_figures(rows: Sequence[Compared], metric: Metric) -> Block:
     )
 
 
-def example_panels(rows: Sequence[Compared]) -> list[dict[str, Any]]:
-    """The first example of the first run of every unit, so that all units answer the same one."""
-    shown = [(row, panels(row.runs[0], 1)) for row in rows if row.runs]
-    return [
-        {"label": row.label, "colour": colour_of(row.look), "panel": panel}
-        for row, of_row in shown
-        for panel in of_row
-    ]
-
-
 def run_link(row: Compared, run: Run, metric: Metric, page: Path) -> dict[str, str]:
     """A run of the comparison; the link is empty where its own page has not been written."""
     own = run.directory / "report.html"
@@ -277,12 +269,12 @@ def run_link(row: Compared, run: Run, metric: Metric, page: Path) -> dict[str, s
 
 
 def settings(rows: Sequence[Compared]) -> dict[str, Any]:
-    """All settings by unit; those in which units differ come first and are marked."""
-    columns = [(row.label, dict(flatten(to_dict(row.runs[0].config)))) for row in rows if row.runs]
-    names = list(dict.fromkeys(name for _, config in columns for name in config))
-    names = [name for name in names if name != "train.seed"]
+    """Settings that any unit has a use for; those in which units differ come first, marked."""
+    configs = [(row.label, row.runs[0].config) for row in rows if row.runs]
+    columns = [(label, dict(flatten(to_dict(config)))) for label, config in configs]
+    used = dict.fromkeys(name for _, config in configs for name, _ in configuration(config)[0])
     lines = []
-    for name in names:
+    for name in [name for name in used if name != "train.seed"]:
         values = [config.get(name, NOTHING) for _, config in columns]
         lines.append({"name": name, "values": values, "differs": len(set(values)) > 1})
     lines.sort(key=lambda line: not line["differs"])

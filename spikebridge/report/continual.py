@@ -55,10 +55,7 @@ SPLIT = (
     "{tasks} tasks of {data}, one after the other: some of the classes each time. While a task is "
     "learned, no image of the earlier ones is shown; the network is asked among {heads}."
 )
-HEADS_TEXT = {
-    "masked": "the classes of the task in question",
-    "shared": "all classes",
-}
+HEADS_TEXT = {"masked": "the classes of the task in question", "shared": "all classes"}
 MATRIX = "Row: after which task. Column: tested on which. Above the diagonal: not learned yet."
 
 

@@ -39,7 +39,12 @@ def write(
     """
     directory = Path(directory)
     path = directory / rundir.REPORT if output is None else Path(output)
-    _need_app()
+    for module, package in (("jinja2", "jinja2"), ("PIL", "pillow")):
+        if find_spec(module) is None:
+            raise ReportError(
+                f"{package} is not installed: report pages need it; "
+                "install it with pip install 'spikebridge[app]'"
+            )
     if output is not None:
         return _write(directory, path, sections)
     with rundir.owning(directory, "report"):
@@ -109,12 +114,3 @@ def engine() -> str:
     """
     packed = (TEMPLATES / "plotly-cartesian.min.js.gz").read_bytes()
     return base64.b64encode(packed).decode("ascii")
-
-
-def _need_app() -> None:
-    for module, package in (("jinja2", "jinja2"), ("PIL", "pillow")):
-        if find_spec(module) is None:
-            raise ReportError(
-                f"{package} is not installed: report pages need it; "
-                "install it with pip install 'spikebridge[app]'"
-            )

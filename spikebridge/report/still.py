@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spikebridge.base.metrics import METRICS, Metric
 from spikebridge.report import compare_charts, compare_page, continual, study_tables
 from spikebridge.report.theme import INK, Chart, rgb
@@ -37,9 +39,11 @@ def write(content: Summary, directory: Path, source: str) -> list[Path]:
     rundir.write_text(directory / TABLE, markdown(content, rows, metric, source))
     title = content.title or content.data
     pictures, seeds = [], plural(rows[0].facts.n, "seed")
+    of = ("tests", *study_tables.SEQUENCE)
+    contrasts = study_tables.chart(content, study_tables.compared(content), of)
     for name, charts, below in (
         ("plot", [[compare_charts.dots(rows, metric)]], metric.better),
-        ("contrasts", [[_contrasts(content)]], f"mean over {seeds} and 95 % interval"),
+        ("contrasts", [[contrasts]], f"mean over {seeds} and 95 % interval"),
         ("tasks", _tasks(rows), f"{seeds}; whiskers: one standard deviation"),
         ("steps", [[_by_steps(rows, metric)]], f"{seeds}; whiskers: one standard deviation"),
     ):
@@ -71,11 +75,6 @@ def markdown(content: Summary, rows: Sequence[Compared], metric: Metric, source:
         study_tables.section(content),
     ]
     return "\n".join([text, *(section.markdown() for section in sections if section)])
-
-
-def _contrasts(content: Summary) -> Chart | None:
-    contrasts = study_tables.compared(content)
-    return study_tables.chart(content, contrasts, ("tests", *study_tables.SEQUENCE))
 
 
 def _by_steps(rows: Sequence[Compared], metric: Metric) -> Chart | None:
@@ -170,7 +169,7 @@ def _trace(axes: Any, trace: Mapping[str, Any]) -> None:
     bars = {f"{n}err": bar for n in ("x", "y") if (bar := trace.get(f"error_{n}"))}
     reach = max((bar.get("thickness", 1) for bar in bars.values()), default=0)
     axes.errorbar(
-        *([_number(value) for value in trace[name]] for name in ("x", "y")),
+        *(np.array(trace[name], float) for name in ("x", "y")),  # None becomes nan
         **{name: bar["array"] for name, bar in bars.items()},
         color=colour,
         alpha=alpha,
@@ -184,10 +183,6 @@ def _trace(axes: Any, trace: Mapping[str, Any]) -> None:
         capthick=0.8 * reach,
         **thick,
     )
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
 
 
 def _colour(text: str) -> tuple[Any, float]:

@@ -10,7 +10,6 @@ from spikebridge.base.metrics import METRICS
 from spikebridge.report.theme import (
     Block,
     Chart,
-    Plot,
     Section,
     Table,
     colour_of,
@@ -60,7 +59,16 @@ def section(facts: Summary) -> Section | None:
         about += f" There are {len(contrasts)} intervals of 95 % here; {CORRECTED}."
     slow = SLOWNESS if any(row.slowness for row in rows) else ""
     edge = EDGE if any(row.at_edge for row in rows) else ""
-    blocks = [figures(*_plots(facts, contrasts))]
+    metric = METRICS[facts.metric]
+    plots = [
+        figure(chart(facts, contrasts, of), title, f"{caption} {more}".strip(), wide=True)
+        for of, title, caption, more in (
+            (("tests",), f"Difference in test {metric.name}", INTERVALS, metric.advice),
+            (SEQUENCE, "Differences in accuracy and forgetting", INTERVALS, ""),
+            (("slowness",), "Difference in slowness", "Below 0 the first is faster.", ""),
+        )
+    ]
+    blocks = [figures(*plots)]
     if contrasts:
         blocks.append(Block(table=_contrasts(facts, contrasts)))
     settings = _settings(rows)
@@ -141,18 +149,6 @@ def chosen_text(chosen: Mapping[str, Any], at_edge: Sequence[str] | None = ()) -
     marks = dict.fromkeys(at_edge or (), "*")
     texts = [f"{name} {value:g}{marks.get(name, '')}" for name, value in chosen.items()]
     return ", ".join(texts)
-
-
-def _plots(facts: Summary, contrasts: list[RuleContrast]) -> list[Plot | None]:
-    metric = METRICS[facts.metric]
-    return [
-        figure(chart(facts, contrasts, of), title, f"{caption} {more}".strip(), wide=True)
-        for of, title, caption, more in (
-            (("tests",), f"Difference in test {metric.name}", INTERVALS, metric.advice),
-            (SEQUENCE, "Differences in accuracy and forgetting", INTERVALS, ""),
-            (("slowness",), "Difference in slowness", "Below 0 the first is faster.", ""),
-        )
-    ]
 
 
 def chart(facts: Summary, contrasts: list[RuleContrast], of: Sequence[str]) -> Chart | None:
