@@ -22,8 +22,9 @@ from spikebridge.base.records import RunError, Several, UsageError, from_content
 from spikebridge.base.tensors import TensorFile
 from spikebridge.nn.network import Network, load_network, renamed
 from spikebridge.nn.units import Unit
+from spikebridge.runs.load import read_symbols
 from spikebridge.runs.results import Epoch
-from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json, read_json
+from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json
 from spikebridge.settings.crossbar import renewed
 
 REMEDY = "start the run anew with --overwrite, or put back a copy of the file"
@@ -272,8 +273,7 @@ def _same_symbols(path: Path, symbols: Sequence[str] | None) -> None:
     """ValueError where a run's network knows other symbols, or the same by other numbers."""
     if symbols is None or not path.exists():
         return
-    theirs = read_json(path, "give another run").get("symbols")
-    if theirs != list(symbols):
+    if read_symbols(path, "give another run") != tuple(symbols):
         raise ValueError(
             "its symbols are not those of these texts, or are in another order, which follows from "
             "how often each occurs in training; weights cannot change their words"

@@ -78,8 +78,11 @@ class Objective:
     def __init__(self, train: TrainConfig, task: Task) -> None:
         self.train, self.task = train, task
         self.sampler = self._sampler() if train.sampled else None
-        if train.loss == "squared_hinge":
-            self._check_classes()
+        if train.loss == "squared_hinge" and not has_classes(task):
+            raise UsageError(
+                "loss=squared_hinge: it tells one class from the others, and the targets of "
+                f"{task.name} are no classes; pass --loss task"
+            )
 
     def __call__(
         self, network: Network, batch: Batch, state: Any, data: torch.Generator
@@ -109,13 +112,11 @@ class Objective:
             )
         return Sampler(frequencies, self.train.sampled)
 
-    def _check_classes(self) -> None:
-        first = next(iter(self.task.batches("valid", 1, generator(0, "valid"))))
-        if first.target.is_floating_point():
-            raise UsageError(
-                "loss=squared_hinge: it tells one class from the others, and the targets of "
-                f"{self.task.name} are no classes; pass --loss task"
-            )
+
+def has_classes(task: Task) -> bool:
+    """Whether a task's targets are classes."""
+    first = next(iter(task.batches("valid", 1, generator(0, "valid"))))
+    return not first.target.is_floating_point()
 
 
 def squared_hinge(output: Tensor, target: Tensor) -> Tensor:

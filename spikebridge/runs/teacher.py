@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch.nn import functional as F
 
-from spikebridge.base.chance import generator, seed_of
+from spikebridge.base.chance import seed_of
 from spikebridge.base.records import UsageError
 from spikebridge.data.task import Batch, Task
 from spikebridge.nn.layers import Baseline
-from spikebridge.runs.objective import Objective
+from spikebridge.runs.objective import Objective, has_classes
 from spikebridge.settings.config import Config
 from spikebridge.settings.learning import FEEDBACK, ONLINE
 from spikebridge.settings.names import is_place, named
@@ -138,12 +138,7 @@ class Teacher:
                         f"torch's {type(layer.core).__name__} sends errors down through its own "
                         "weights; pass --rule dfa, or a single hidden layer"
                     )
-        if rule == "drtp":
-            self._check_classes()
-
-    def _check_classes(self) -> None:
-        first = next(iter(self.task.batches("valid", 1, generator(0, "valid"))))
-        if first.target.is_floating_point() or self.task.readout == "each":
+        if rule == "drtp" and (self.task.readout == "each" or not has_classes(self.task)):
             raise ValueError(
                 f"its random projections are of classes, and the targets of {self.task.name} are "
                 "none; pass --rule dfa"

@@ -16,7 +16,7 @@ from spikebridge.base import processes
 from spikebridge.base.records import RunError, UsageError, to_plain
 from spikebridge.runs import rundir
 from spikebridge.runs.callbacks import Progress, Silent
-from spikebridge.runs.results import Epoch
+from spikebridge.runs.load import load_epochs
 from spikebridge.settings.config import folder_name, from_dict, to_dict
 from spikebridge.studies.comparison import COMPARE, Summary
 from spikebridge.studies.plan import Contender, Planned, plan
@@ -182,16 +182,13 @@ class _Followed:
         if stamp is None or stamp == self.stamp:
             return
         self.stamp = stamp
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return
+        epochs = load_epochs(self.run.directory)
         if self.seen < 0:
-            self.progress.begin(self.run.config, len(lines))
-            self.seen = len(lines)
-        for line in lines[self.seen :]:
-            self.progress.epoch(Epoch.of(line))
-        self.seen = len(lines)
+            self.progress.begin(self.run.config, len(epochs))
+            self.seen = len(epochs)
+        for epoch in epochs[self.seen :]:
+            self.progress.epoch(epoch)
+        self.seen = len(epochs)
 
     def end(self) -> None:
         self.look()
