@@ -78,12 +78,9 @@ def _kept(
         loud = _leaked(layer, np.maximum(low, layer.threshold + 1), high, decay_bits)
         if layer.reset == "subtract":
             loud = loud[0] - layer.amount, loud[1] - layer.amount
-    bottom = np.where(
-        silent & fires, np.minimum(quiet[0], loud[0]), np.where(fires, loud[0], quiet[0])
-    )
-    top = np.where(
-        silent & fires, np.maximum(quiet[1], loud[1]), np.where(fires, loud[1], quiet[1])
-    )
+    # Of both ways only what can happen counts.
+    bottom = np.minimum(np.where(silent, quiet[0], loud[0]), np.where(fires, loud[0], quiet[0]))
+    top = np.maximum(np.where(silent, quiet[1], loud[1]), np.where(fires, loud[1], quiet[1]))
     return bottom + layer.bias, top + layer.bias
 
 

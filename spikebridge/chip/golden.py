@@ -53,13 +53,12 @@ class Golden:
             events: rising numbers of the inputs that spike, each in [0, inputs).
             last: whether the sample ends with this step; the next one then starts from silence.
         """
-        events = np.asarray(events, np.int64)
-        done = []
-        now = events
-        for number, layer in enumerate(self.program.layers):
+        program, done = self.program, []
+        now = events = np.asarray(events, np.int64)
+        for number, layer in enumerate(program.layers):
             done.append(self._layer(number, layer, now, last))
             now = done[-1].spikes
-        outputs = self._outputs(done[-1].membrane)
+        outputs = (done[-1].membrane * program.readout.decay) >> program.decay_bits
         loading = ChipCounts(
             samples=int(last),
             steps=1,
@@ -82,7 +81,8 @@ class Golden:
             taps = convolve(layer, layer.geometry, v, events, program.fraction_bits)
             counts = conv_counts(program, layer, len(events), *taps)
         if layer.reduce is not None:
-            self._after_readout(number, layer)
+            bias = silent(layer)
+            self.v[number] = v + bias if layer.reduce == "sum" else bias
             answers = layer.neurons if last or layer.reduce == "each" else 0
             counts = replace(counts, outputs=answers, cycles=counts.cycles + answers)
             return LayerStep(v, np.zeros(0, np.int64), counts)
@@ -107,13 +107,6 @@ class Golden:
             kept[y] -= layer.amount[y]
         self.v[number] = kept + layer.bias
         return s, y
-
-    def _after_readout(self, number: int, layer: ProgramLayer) -> None:
-        bias = silent(layer)
-        self.v[number] = self.v[number] + bias if layer.reduce == "sum" else bias
-
-    def _outputs(self, v: np.ndarray) -> np.ndarray:
-        return (v * self.program.readout.decay) >> self.program.decay_bits
 
 
 def convolve(

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -183,32 +183,26 @@ def check_images(directory: Path) -> dict[str, Any]:
             f"so a change of them would not show; {_AGAIN}"
         )
     for key, names in (("images", IMAGES), ("files", (*sources(), *BENCH_FILES))):
-        wanted = _checksums(path, record, key, names)
+        entries = record.get(key)
         for name in names:
-            _check_file(directory, name, wanted[name])
+            entry = entries.get(name) if isinstance(entries, dict) else None
+            if not _holds(entry, {"sha256": str, "bytes": int}):
+                raise RunError(f"{path}: {key!r} has no sha256 and bytes of {name}; {_AGAIN}")
+            _check_file(directory, name, entry)
     for actual in sorted((directory / "rtl").iterdir()):
         if f"rtl/{actual.name}" not in sources():
             raise RunError(f"{actual}: it was not written with the others; remove it, or {_AGAIN}")
-    _check_bench(path, record)
+    if not _holds(record.get("bench"), dict.fromkeys(Testbench._fields, int)):
+        numbers = ", ".join(Testbench._fields)
+        raise RunError(f"{path}: 'bench' has no whole numbers of {numbers}; {_AGAIN}")
     return record
 
 
-def _checksums(
-    path: Path, record: dict[str, Any], key: str, names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Checksum and length for each name; RunError where one of them is missing."""
-    entries = record.get(key)
-    for name in names:
-        entry = entries.get(name) if isinstance(entries, dict) else None
-        whole = isinstance(entry, dict) and all(
-            type(entry.get(part)) is kind for part, kind in (("sha256", str), ("bytes", int))
-        )
-        if not whole:
-            raise RunError(f"{path}: {key!r} has no sha256 and bytes of {name}; {_AGAIN}")
-    return entries  # type: ignore[return-value]
+def _holds(entry: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(entry, dict) and all(type(entry.get(n)) is kind for n, kind in kinds.items())
 
 
-def _check_file(directory: Path, name: str, wanted: dict[str, Any]) -> None:
+def _check_file(directory: Path, name: str, wanted: Any) -> None:
     path = directory / name
     try:
         content = described(path)
@@ -226,13 +220,6 @@ def _check_file(directory: Path, name: str, wanted: dict[str, Any]) -> None:
             f"{path} is not the one of this version of spikebridge: it was changed, or another "
             f"version wrote it; {_AGAIN}"
         )
-
-
-def _check_bench(path: Path, record: dict[str, Any]) -> None:
-    bench = record.get("bench")
-    for name in Testbench._fields:
-        if not isinstance(bench, dict) or type(bench.get(name)) is not int:
-            raise RunError(f"{path}: 'bench' has no whole number {name!r}; {_AGAIN}")
 
 
 @contextmanager

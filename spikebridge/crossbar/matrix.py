@@ -82,7 +82,7 @@ class Crossbar(nn.Module):
         A pass that is computed again in backward, as torch.utils.checkpoint does, is that of the
         last read: it draws no other.
         """
-        if self.held is None or not _in_backward():
+        if self.held is None or torch._C._current_graph_task_id() == -1:  # not in backward
             self.held = self.weights().to(weight.device, weight.dtype)
         return forward_as(weight, self.held)
 
@@ -244,10 +244,6 @@ class Crossbar(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight_shape}, {self.config.pairs} pairs, tiles {self.tiles}"
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
 
 
 def _behind_wires(g_uS: Tensor, tile: int, wire_ohm: float) -> Tensor:

@@ -180,7 +180,13 @@ def to_crossbar(
     for place in mapped:
         own = int(torch.randint(2**62, (), generator=seeds))
         weight = place.value()
-        crossbar = Crossbar(tuple(weight.shape), _cell_array(cells, weight, config, own), config)
+        shape = (2, config.pairs, weight.shape[0], math.prod(weight.shape[1:]))
+        array: CellArray
+        if isinstance(cells, Cell):
+            array = SimulatedArray(shape, cells, seed=own, dead=config.dead, stuck=config.stuck)
+        else:
+            array = cells(shape)
+        crossbar = Crossbar(tuple(weight.shape), array, config)
         crossbar.program(weight)
         chip.crossbars[place.name], chip.aimed[place.name] = crossbar, weight
     # The network is changed once nothing can fail any more.
@@ -221,15 +227,6 @@ def _warn_of_digital(network: nn.Module, mapped: list[Place]) -> None:
             f"these weights stay digital, no crossbar can stand in for them: {', '.join(digital)}",
             stacklevel=3,
         )
-
-
-def _cell_array(
-    cells: Cell | MakeCells, weight: Tensor, config: CrossbarConfig, seed: int
-) -> CellArray:
-    shape = (2, config.pairs, weight.shape[0], math.prod(weight.shape[1:]))
-    if isinstance(cells, Cell):
-        return SimulatedArray(shape, cells, seed=seed, dead=config.dead, stuck=config.stuck)
-    return cells(shape)
 
 
 def _swapped(network: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

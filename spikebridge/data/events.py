@@ -10,15 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from spikebridge.data.files import (
-    FRESH_COPY,
-    VARIABLE,
-    DataError,
-    cache_folder,
-    data_folder,
-    is_twin,
-    read_bytes,
-)
+from spikebridge.data import files
+from spikebridge.data.files import FRESH_COPY, VARIABLE, DataError, is_twin, read_bytes
 from spikebridge.data.task import Batch, Task, check_split, permutation, sample_batches
 from spikebridge.settings.tasks import EventsConfig
 
@@ -67,11 +60,11 @@ class Events(Task):
     def __init__(self, config: EventsConfig) -> None:
         self.config = config
         folder = Path(config.data_dir).expanduser() if config.data_dir else find_recordings()
-        files = {part: list_recordings(folder, part) for part in ("Train", "Test")}
+        listed = {part: list_recordings(folder, part) for part in ("Train", "Test")}
         side = -(-SIDE // config.shrink)
         self.image = (2, side, side)
         self.input_size = 2 * side * side
-        train, test = (read_recordings(file, config) for file in files.values())
+        train, test = (read_recordings(file, config) for file in listed.values())
         self._recordings = {"train": train, "valid": train, "test": test}
         training, validating = split_by_class(train.labels, config.fold, config.folds)
         everything = np.arange(len(test.labels))
@@ -104,7 +97,9 @@ class Events(Task):
 
 def find_recordings() -> Path:
     """The folder nmnist under $SPIKEBRIDGE_DATA, else in the cache.  Raises DataError."""
-    places = [root / FOLDER for root in (data_folder(), cache_folder()) if root is not None]
+    places = [
+        root / FOLDER for root in (files.data_folder(), files.cache_folder()) if root is not None
+    ]
     for place in places:
         if place.is_dir():
             return place
@@ -152,22 +147,22 @@ def split_by_class(labels: np.ndarray, fold: int, folds: int) -> tuple[np.ndarra
     return np.flatnonzero(~validates), np.flatnonzero(validates)
 
 
-def read_recordings(files: Sequence[tuple[Path, int]], config: EventsConfig) -> Recordings:
+def read_recordings(listed: Sequence[tuple[Path, int]], config: EventsConfig) -> Recordings:
     """All recordings, each file read once.  Raises DataError.
 
     The 60,000 of N-MNIST hold about 250 million events: half a gigabyte at two bytes each, where
     steps x pixels allow that.
     """
-    most = sum(_size(path) for path, _ in files) // EVENT_BYTES
+    most = sum(_size(path) for path, _ in listed) // EVENT_BYTES
     largest = config.steps * 2 * (-(-SIDE // config.shrink)) ** 2
     cells = np.empty(most, np.uint16 if largest <= 2**16 else np.uint32)
-    starts = np.zeros(len(files) + 1, np.int64)
-    for number, (path, _) in enumerate(files):
+    starts = np.zeros(len(listed) + 1, np.int64)
+    for number, (path, _) in enumerate(listed):
         start = starts[number]
         actual = to_cells(read_events(path), config)
         cells[start : start + len(actual)] = actual
         starts[number + 1] = start + len(actual)
-    labels = np.array([digit for _, digit in files], np.int64)
+    labels = np.array([digit for _, digit in listed], np.int64)
     return Recordings(cells[: starts[-1]], starts, labels)
 
 

@@ -27,7 +27,6 @@ UNKNOWN, END = "<unk>", "<eos>"
 VALID_STREAMS = 10
 LN_2 = 0.6931471805599453
 _VERBS = {"train": "train on", "valid": "validate on", "test": "test on"}
-_FILES = {split: f"ptb/ptb.{split}.txt" for split in SPLITS}
 
 
 class Vocabulary:
@@ -75,7 +74,10 @@ class Text(Task):
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
-        paths = find_texts(Path(config.data_dir).expanduser()) if config.data_dir else _ptb()
+        if config.data_dir:
+            paths = find_texts(Path(config.data_dir).expanduser())
+        else:
+            paths = {split: fetch(f"ptb/ptb.{split}.txt") for split in SPLITS}
         texts = {split: read_symbols(path, config.level) for split, path in paths.items()}
         self.vocabulary = Vocabulary.of(texts["train"], config.vocabulary)
         self._numbers = {split: self.vocabulary.encode(texts[split]) for split in SPLITS}
@@ -181,7 +183,3 @@ def find_texts(folder: Path) -> dict[str, Path]:
             "a network that is tested on what it has learnt tells nothing: split the text",
         )  # fmt: skip
     return actual
-
-
-def _ptb() -> dict[str, Path]:
-    return {split: fetch(name) for split, name in _FILES.items()}

@@ -199,7 +199,7 @@ def test_a_folder_without_the_layout_is_refused(tmp_path: Path) -> None:
 def test_the_folder_is_looked_for_in_the_data_then_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(files, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setenv(files.VARIABLE, str(tmp_path))
     with pytest.raises(DataError, match=r"nmnist: .*no such folder; get N-MNIST.*--data-dir"):
         Events(EventsConfig())
