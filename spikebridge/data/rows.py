@@ -14,7 +14,7 @@ from spikebridge.data import numerals
 from spikebridge.data.files import DataError, read_bytes
 from spikebridge.data.numerals import MISSING
 
-__all__ = ["HEADER", "LOOKED_AT", "MEND", "Rows", "is_entry", "read_rows"]
+__all__ = ["HEADER", "LOOKED_AT", "MEND", "TextRows", "is_entry", "read_rows"]
 
 # Where two part the rows equally well, the earlier: a comma may be that of decimals.
 DELIMITERS = ("\t", ";", "|", ",", " ")
@@ -31,7 +31,7 @@ Numbered = list[tuple[int, list[str]]]
 
 
 @dataclass
-class Rows:
+class TextRows:
     """What a file is made of."""
 
     encoding: str
@@ -42,7 +42,7 @@ class Rows:
     remarks: list[str] = field(default_factory=list)
 
 
-def read_rows(path: Path, *, whole: bool = False) -> Rows:
+def read_rows(path: Path, *, whole: bool = False) -> TextRows:
     """Header and rows, each of as many fields; whole: a torn last line is an error, too.
 
     Raises DataError.
@@ -50,7 +50,7 @@ def read_rows(path: Path, *, whole: bool = False) -> Rows:
     text, encoding = _decoded(path)
     lines = _Lines(text)
     try:
-        result = Rows(encoding, lines.delimiter or _delimiter(lines))
+        result = TextRows(encoding, lines.delimiter or _delimiter(lines))
         rows = list(lines.split(result.delimiter))
     except csv.Error as error:
         have = f"one that cannot be read ({error} in line {lines.number})"
@@ -176,7 +176,7 @@ def _usual_width(rows: list[list[str]]) -> int:
     return Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
 
 
-def _header(path: Path, lines: _Lines, result: Rows, rows: Numbered) -> int:
+def _header(path: Path, lines: _Lines, result: TextRows, rows: Numbered) -> int:
     """Set the header; gives the place of the first row below it."""
     filled = [place for place, (_, row) in enumerate(rows) if any(row)]
     width = _usual_width([rows[place][1] for place in filled[1 : LOOKED_AT + 1]])
@@ -201,7 +201,7 @@ def _header(path: Path, lines: _Lines, result: Rows, rows: Numbered) -> int:
     raise DataError(path, HEADER, f"the line {', '.join(row)!r}", _NAME_THEM)
 
 
-def _without_blank(result: Rows, rows: Numbered) -> Numbered:
+def _without_blank(result: TextRows, rows: Numbered) -> Numbered:
     """Without rows that hold no entry; of a single column such a row is a missing value."""
     if len(result.header) == 1:
         while rows and not any(rows[-1][1]):
@@ -214,7 +214,7 @@ def _without_blank(result: Rows, rows: Numbered) -> Numbered:
     return [(number, row) for number, row in rows if any(row)]
 
 
-def _make_even(path: Path, result: Rows, rows: Numbered, whole: bool) -> None:
+def _make_even(path: Path, result: TextRows, rows: Numbered, whole: bool) -> None:
     """Give all rows as many fields as the header, where no field is lost by that."""
     # Tables of R name their rows and have no name for those names.
     wider = len(result.header) + 1

@@ -20,7 +20,7 @@ from spikebridge.base.quantities import plural
 from spikebridge.data import numerals, order
 from spikebridge.data.files import DataError
 from spikebridge.data.numerals import MISSING, Decimal, Form
-from spikebridge.data.rows import HEADER, LOOKED_AT, MEND, Rows, is_entry, read_rows
+from spikebridge.data.rows import HEADER, LOOKED_AT, MEND, TextRows, is_entry, read_rows
 
 __all__ = ["DataTable", "listed", "read_table"]
 
@@ -226,7 +226,7 @@ class _Column:
         return values[self.codes]
 
 
-def _columns(path: Path, rows: Rows, marks: Callable[[str], bool]) -> list[_Column]:
+def _columns(path: Path, rows: TextRows, marks: Callable[[str], bool]) -> list[_Column]:
     """The judged columns of a file below rows of units, which are taken out of it."""
     units = _units(rows.rows, marks)
     for row, line in zip(rows.rows[:units], rows.lines, strict=False):
