@@ -31,7 +31,7 @@ from spikebridge.runs.rundir import Result
 from spikebridge.runs.transfer import HIGHER_IS_BETTER, MEASURES, SequenceResult
 from spikebridge.settings.config import to_dict
 from spikebridge.settings.tasks import data_label
-from spikebridge.studies.comparison import Compared, Spread, Summary
+from spikebridge.studies.comparison import Compared, MeanSpread, Summary
 
 if TYPE_CHECKING:
     from spikebridge.studies.tune import Tuning
@@ -150,7 +150,7 @@ def forgetting_section(facts: Summary, rows: Sequence[Compared]) -> Section | No
     return Section("Forgetting", about, (Block(table=table(rows, columns)), _result_plots(rows)))
 
 
-def spread(measure: Spread) -> str:
+def spread(measure: MeanSpread) -> str:
     """Mean and standard deviation in per cent."""
     text = f"{100 * measure.mean:.2f}"
     return text if measure.std is None else f"{text} ± {100 * measure.std:.2f}"

@@ -22,7 +22,7 @@ REMEDY = "run the comparison again"
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanSpread:
     """A measure over the runs of a row."""
 
     mean: float
@@ -36,7 +36,7 @@ class SequenceMeans:
 
     tasks: int
     chance: float
-    measures: dict[str, Spread]
+    measures: dict[str, MeanSpread]
     first: tuple[float, ...]
     """(T,) before any task was learned."""
     matrix: tuple[tuple[float, ...], ...]

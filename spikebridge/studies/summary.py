@@ -29,12 +29,12 @@ from spikebridge.studies.catalog import Entry, Row
 from spikebridge.studies.comparison import (
     CellMeans,
     ChipMeans,
+    MeanSpread,
     RowResult,
     RuleContrast,
     RuleResult,
     RunOutcome,
     SequenceMeans,
-    Spread,
     StepMeans,
     Summary,
 )
@@ -142,7 +142,7 @@ def _sequence(results: Sequence[Result]) -> SequenceMeans | None:
     return SequenceMeans(
         tasks=runs[0].tasks,
         chance=runs[0].chance,
-        measures={n: Spread(statistics.fmean(v), _deviation(v), v) for n, v in values.items()},
+        measures={n: MeanSpread(statistics.fmean(v), _deviation(v), v) for n, v in values.items()},
         first=_moments([[run.first[j] for run in runs] for j in count])["means"],
         matrix=tuple(row["means"] for row in rows),
         matrix_std=tuple(row["stds"] for row in rows),
