@@ -337,9 +337,7 @@ class _Output(_Hidden):
             size = math.prod(cut.x.shape[cut.x.dim() - width :])
             inputs = fan_in(cut.node.module, cut.node.array)
             matrices.append(feedback._matrices.at(cut.name, (outputs, size), inputs, cut.x))
-        error: Callable[[Tensor], Tensor] = _same
-        if feedback.rule == "drtp":
-            error = feedback._targets.error
+        error = feedback._targets.error if feedback.rule == "drtp" else lambda g: g
         return direct(y, features, error, cuts, spreads, matrices)
 
 
@@ -351,10 +349,6 @@ def _kept(known: list[Node], skip: Sequence[str]) -> list[Node]:
             "it in, or name another one as output"
         )
     return [node for node in known if node.name not in skip]
-
-
-def _same(g: Tensor) -> Tensor:
-    return g
 
 
 def _check_free(model: nn.Module) -> None:

@@ -24,7 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from spikebridge.learning.grapes_factors import Bank, Clip, Population, checked_clip, factor
+from spikebridge.learning.grapes_factors import (
+    Bank,
+    Clip,
+    Population,
+    checked_clip,
+    factor,
+    left_behind,
+)
 from spikebridge.learning.grapes_hooks import (
     InnerState,
     LayerFactors,
@@ -310,8 +317,7 @@ class Grapes:
     def _update(self, which: Sequence[int]) -> None:
         """Read the weights of these populations; at once, where they are on one device."""
         for k in which:
-            weight, bank = self._watched[k][0], self._banks[k][0]
-            if weight.device != bank.sums.device or bank.is_narrow(weight):
+            if left_behind(self._banks[k][0].sums, self._watched[k][0]):
                 self._place()
                 which = range(len(self._populations))
                 break

@@ -30,6 +30,7 @@ __all__ = [
     "absolute_sums",
     "factor",
     "inner",
+    "left_behind",
     "populations_of",
 ]
 
@@ -205,6 +206,11 @@ class Population:
         return weight.device, torch.promote_types(weight.dtype, torch.float32)
 
 
+def left_behind(factors: Tensor, x: Tensor) -> bool:
+    """Whether the model has gone to another device, or to float64."""
+    return factors.device != x.device or x.dtype is torch.float64 is not factors.dtype
+
+
 class Bank:
     """The factors of populations on one device, by a kernel or in a few operations for all.
 
@@ -232,10 +238,6 @@ class Bank:
             self.mean = (torch.arange(shape[1], device=device) < counts) / counts
         self.rows = [self.sums[k, :size] for k, size in enumerate(sizes)]
         self.factors = [self.out[k, :size] for k, size in enumerate(sizes)]
-
-    def is_narrow(self, weight: Tensor) -> bool:
-        """Whether the weights have become wider than the sums."""
-        return weight.dtype == torch.float64 != self.sums.dtype
 
     def update(self, which: Iterable[int]) -> None:
         """Read the weights of these populations anew; `factors` follows.  Under no_grad.

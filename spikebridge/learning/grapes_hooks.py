@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map_only
 
-from spikebridge.learning.grapes_factors import NeuronWeights, Population, inner, populations_of
+from spikebridge.learning.grapes_factors import (
+    NeuronWeights,
+    Population,
+    inner,
+    left_behind,
+    populations_of,
+)
 from spikebridge.learning.model_layers import CONVOLUTIONS, Hook
 from spikebridge.nn.gradients import modulate
 from spikebridge.nn.kernels.product import traced
@@ -120,7 +126,8 @@ class LayerFactors:
         if isinstance(self.holder, nn.RNNBase):
             self.states = ones(len(self.sizes), 1, self.sizes[0])
             self.output = self.states[self.top :].view(-1)
-            targets += [(self.populations[k], self.states[k, 0]) for k in self._tops()]
+            tops = range(self.top, len(self.sizes))
+            targets += [(self.populations[k], self.states[k, 0]) for k in tops]
         elif isinstance(self.holder, CONVOLUTIONS):
             self.output = self.M[0].view(-1, *[1] * len(self.holder.kernel_size))
         elif isinstance(self.module, Layer) and self.stack is None:
@@ -131,9 +138,6 @@ class LayerFactors:
             self.P = ones(self.below[1])
             targets.append((self.below[0], self.P))
         return ((population, to) for population, to in targets if population is not None)
-
-    def _tops(self) -> range:
-        return range(self.top, len(self.sizes))
 
     def parameters(self) -> Iterator[tuple[nn.Parameter, Rows]]:
         """Each own parameter that has neurons, and where they lie.
@@ -188,7 +192,7 @@ class ScaledError(Hook):
         y, state = (output, None) if isinstance(output, Tensor) else output
         data = y.data if isinstance(y, PackedSequence) else y
         known = self.factors.states if self.factors.output is None else self.factors.output
-        if known is not None and not traced() and _left_behind(known, data):
+        if known is not None and not traced() and left_behind(known, data):
             self.refresh()
         if self.factors.output is not None:
             data = scale_error(data, self.factors.output)
@@ -237,7 +241,7 @@ class ScaledGradient(Hook):
 
     def __call__(self, dW: Tensor) -> Tensor:
         factors, (population, axis, gates, repeat) = self.factors, self.rows
-        if not traced() and _left_behind(factors.M, dW):
+        if not traced() and left_behind(factors.M, dW):
             self.refresh()
         M = factors.M[population][::repeat].to(dW.dtype)
         if gates > 1:
@@ -306,11 +310,6 @@ def _as_wide(M: Tensor, x: Tensor) -> Tensor:
     if M.dim() > 1 or x.shape[-1] == M.shape[0]:
         return M
     return M.repeat(x.shape[-1] // M.shape[0])
-
-
-def _left_behind(factors: Tensor, x: Tensor) -> bool:
-    """Whether the model has gone to another device, or to float64."""
-    return factors.device != x.device or x.dtype is torch.float64 is not factors.dtype
 
 
 # Who holds a gradient: as a tensor, as memory, as an object of Python.

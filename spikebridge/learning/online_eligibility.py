@@ -229,7 +229,9 @@ class Forward:
             self.state = step(self.rule, self.state, drive, self.params)
             states.append(self.state)
         before = [first, *states[:-1]]
-        earlier, after = (_stacked(steps) for steps in (before, states))
+        earlier, after = (
+            State(*map(torch.stack, zip(*steps, strict=True))) for steps in (before, states)
+        )
         self.of = slopes(self.rule, earlier, after, self.params)
         parts = [x]
         if self.matrix is not None:
@@ -279,10 +281,6 @@ class Forward:
                 gradient = gradient.sum() if root.dim() == 0 else gradient
                 pairs.append((root, gradient.to(root.dtype, copy=True)))
         return pairs
-
-
-def _stacked(states: list[State]) -> State:
-    return State(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
 
 def _fitting(state: State, silence: State) -> State:

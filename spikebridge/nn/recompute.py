@@ -180,7 +180,9 @@ class _Recomputed(torch.autograd.Function):
                 grad_x[span] = 0 if result is None else result
             current, grads = _split(grads, count)
             for i, grad in zip(trained, grads, strict=True):
-                sums[i] = _added(sums[i], grad)
+                total = sums[i]
+                if grad is not None:
+                    sums[i] = grad if total is None else total.add_(grad)
         return (None, None, grad_x, None, *current, *sums)
 
 
@@ -209,12 +211,6 @@ def _gradients(ends: list, into: list[Tensor]) -> list[Tensor | None]:
         return [None] * len(into)
     outputs, grads = zip(*ends, strict=True)
     return list(torch.autograd.grad(outputs, into, grads, allow_unused=True))
-
-
-def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    if total is None or more is None:
-        return more if total is None else total
-    return total.add_(more)
 
 
 def _autocast(device: str) -> tuple[str, bool, torch.dtype]:
