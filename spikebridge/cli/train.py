@@ -61,7 +61,7 @@ class Train:
             rundir.earlier(out, config, resume=True)  # what is wrong is said before torch is loaded
         from spikebridge.runs import training
 
-        if reason := training.looped_by(config.model):
+        if reason := training.looped_by(config.model, config.train.backend):
             say(f"{config.model.unit} runs in the Python loop, which is slower: {reason}")
         name = f"{variant_of(config.model)}-{config.train.seed}"
         with progress.display() as display:

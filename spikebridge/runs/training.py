@@ -29,7 +29,7 @@ from spikebridge.crossbar.optimizer import begin, in_memory
 from spikebridge.data.task import Task, known_again
 from spikebridge.nn import network
 from spikebridge.nn.kernels import ops
-from spikebridge.nn.scan import unsupported
+from spikebridge.nn.scan import Backend, unsupported
 from spikebridge.nn.synapses import noisy_weights, plain_weights
 from spikebridge.runs import checkpoint, environment, evaluation, first_look, rundir
 from spikebridge.runs.callbacks import Progress, Silent, board, tell_board
@@ -173,14 +173,16 @@ def rehearse(config: Config, task: Task, *, limit_s: float = 2.0) -> Rehearsal:
     """
     with limited_threads(config.train.threads), torch.random.fork_rng(devices=[]):
         started = _Run(config, Path(), Silent(), task)
-        return Rehearsal(started.seconds_of_epoch(limit_s), looped_by(config.model))
+        return Rehearsal(
+            started.seconds_of_epoch(limit_s), looped_by(config.model, config.train.backend)
+        )
 
 
-def looped_by(model: ModelConfig) -> str | None:
+def looped_by(model: ModelConfig, backend: Backend = "auto") -> str | None:
     """Why a model's units run in the Python loop although there are kernels, or None."""
     if model.unit in (*BASELINES, *PLAIN) or ops.missing("native") is not None:
         return None
-    return unsupported(network.unit_of(model, 1), torch.zeros(1, 1, 1))
+    return unsupported(network.unit_of(model, 1), torch.zeros(1, 1, 1), backend)
 
 
 @contextmanager

@@ -134,6 +134,7 @@ def test_it_grows_with_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_units_without_a_kernel_are_named() -> None:
     assert training.looped_by(ModelConfig(unit="snu", recurrent=True)) is None
     assert training.looped_by(ModelConfig(unit="lstm")) is None
+    assert training.looped_by(ModelConfig(unit="adaptive-snu"), "compiled") is None
     adaptive = training.looped_by(ModelConfig(unit="adaptive-snu"))
     assert adaptive == "AdaptiveUnit has no native kernel"
     assert "lateral inhibition" in str(training.looped_by(ModelConfig(unit="li-snu")))
