@@ -85,8 +85,7 @@ def write(
 
     Raises UsageError where the record would not be whole.
     """
-    plain = to_plain(content)
-    if missing := lacks(content.environment, plain["rows"]):
+    if missing := lacks(content.environment, to_plain(content.rows)):
         raise UsageError(
             f"{out}: as a record it lacks {', '.join(missing)}; make all its runs again with "
             "--overwrite, from a source tree without uncommitted changes"
@@ -95,7 +94,7 @@ def write(
     counted = seeds == tuple(range(len(seeds)))
     words = ["spikebridge", "reproduce", name, *(["--quick"] if quick else [])]
     words += ["--count", str(len(seeds))] if counted else ["--seeds", *map(str, seeds)]
-    plain = {"command": " ".join(words)} | _tuning(out) | plain
+    plain = {"command": " ".join(words)} | _tuning(out) | to_plain(content)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.json"]
     rundir.write_json(written[0], plain)
