@@ -241,7 +241,7 @@ def test_results_of_a_run_go_elsewhere_and_leave_it_as_it_is(
     for number in range(2):
         line = f"train digits {TINY} --out run{number} --seed {number} --no-report"
         assert spikebridge(line) == 0
-    files = {path: path.read_bytes() for path in Path("run0").iterdir()}
+    files = {path: path.read_bytes() for path in Path("run0").rglob("*") if path.is_file()}
     assert spikebridge("evaluate run0 --steps 2 4 --out there") == 0
     assert {path: path.read_bytes() for path in Path("run0").iterdir()} == files
     for name in (rundir.STEPS, rundir.REPORT, rundir.RESULT):
