@@ -235,15 +235,19 @@ def test_work_with_other_settings_is_done(
     assert load_program(Path("run") / rundir.PROGRAM)
 
 
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_results_of_a_run_go_elsewhere_and_leave_it_as_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for number in range(2):
         line = f"train digits {TINY} --out run{number} --seed {number} --no-report"
         assert spikebridge(line) == 0
-    files = {path: path.read_bytes() for path in Path("run0").rglob("*") if path.is_file()}
+    files = _contents(Path("run0"))
     assert spikebridge("evaluate run0 --steps 2 4 --out there") == 0
-    assert {path: path.read_bytes() for path in Path("run0").iterdir()} == files
+    assert _contents(Path("run0")) == files
     for name in (rundir.STEPS, rundir.REPORT, rundir.RESULT):
         assert (Path("there") / name).exists()
     capsys.readouterr()
