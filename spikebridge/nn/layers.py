@@ -106,8 +106,9 @@ class Layer(Fresh):
         return run
 
     def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        drive, recurrent = self.array(x), self.connections()
-        return scan(self.unit, drive, recurrent, state, backend=self.backend)
+        parts: Any = self._modules  # read as attributes they take longer than a step of the kernel
+        drive = parts["array"](x)
+        return scan(parts["unit"], drive, self.connections(), state, backend=self.backend)
 
     def connections(self) -> Tensor | None:
         """The recurrent matrix (N, N), in training with some weights dropped; None without one."""

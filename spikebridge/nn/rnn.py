@@ -168,11 +168,16 @@ class _Recurrent(Fresh):
         """The whole sequence; see the class.  `input` and `hx` are torch's names of x and state."""
         if isinstance(x, fx.Proxy):
             return leaf(self, x, state)
-        x, state = _either("x", x, "input", input), _either("state", state, "hx", hx)
+        if input is not None or hx is not None:
+            x, state = _either("x", x, "input", input), _either("state", state, "hx", hx)
         _check_kind(x)
-        self._check_dtype(x.data if isinstance(x, PackedSequence) else x)
+        layers: Any = list(self.layers)
+        own = layers[0].unit.threshold.dtype
         if isinstance(x, PackedSequence):
-            return self._packed(x, state)
+            _check_dtype(x.data, own)
+            return self._packed(layers, x, state, own)
+        assert isinstance(x, Tensor)
+        _check_dtype(x, own)
         if x.dim() not in (2, 3):
             raise ValueError(
                 f"x must be (T, B, {self.input_size}), or (T, {self.input_size}) for one sequence, "
@@ -183,26 +188,31 @@ class _Recurrent(Fresh):
             x = x.unsqueeze(1)
         elif self.batch_first:
             x = x.transpose(0, 1)
-        y, last = self._stack(x, self._checked(state, None if single else x.shape[1]), _run)
+        state = self._checked(state, None if single else x.shape[1], own)
+        y, last = self._stack(layers, x, state, _run)
         if single:
             return y.squeeze(1), State(*(part.squeeze(1) for part in last))
         return (y.transpose(0, 1) if self.batch_first else y), last
 
-    def _packed(self, x: PackedSequence, state: Any) -> tuple[PackedSequence, State]:
+    def _packed(
+        self, layers: list[Layer], x: PackedSequence, state: Any, own: torch.dtype
+    ) -> tuple[PackedSequence, State]:
         sizes = _checked_sizes(x)
-        state = self._checked(state, sizes[0])
+        state = self._checked(state, sizes[0], own)
         if state is not None and x.sorted_indices is not None:
             state = State(*(part[:, x.sorted_indices] for part in state))
 
         def run(layer: Layer, data: Tensor, start: State | None, backwards: bool) -> Any:
             return _run_packed(layer, data, sizes, start, backwards)
 
-        y, last = self._stack(x.data, state, run)
+        y, last = self._stack(layers, x.data, state, run)
         if x.unsorted_indices is not None:
             last = State(*(part[:, x.unsorted_indices] for part in last))
         return PackedSequence(y, x.batch_sizes, x.sorted_indices, x.unsorted_indices), last
 
-    def _stack(self, x: Tensor, state: State | None, run: Any) -> tuple[Tensor, State]:
+    def _stack(
+        self, layers: list[Layer], x: Tensor, state: State | None, run: Any
+    ) -> tuple[Tensor, State]:
         """All layers and directions; `run` carries one of them over x."""
         after = []
         for depth in range(self.num_layers):
@@ -212,18 +222,25 @@ class _Recurrent(Fresh):
             for direction in range(self.directions):
                 k = depth * self.directions + direction
                 start = None if state is None else State(state.y[k], state.s[k])
-                y, last = run(self.layers[k], x, start, direction == 1)
+                y, last = run(layers[k], x, start, direction == 1)
                 outputs.append(y)
                 after.append(last)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        if len(after) == 1:
+            return x, State(after[0].y.unsqueeze(0), after[0].s.unsqueeze(0))
         return x, State(torch.stack([a.y for a in after]), torch.stack([a.s for a in after]))
 
-    def _checked(self, state: Any, batch: int | None) -> State | None:
+    def _checked(self, state: Any, batch: int | None, own: torch.dtype) -> State | None:
         """The state of a batch; of one sequence, batch None, with a batch of 1."""
         if state is None:
             return None
-        rows = (self.num_layers * self.directions,)
+        rows, kept = (self.num_layers * self.directions,), state_dtype(own)
         shape = (*rows, self.hidden_size) if batch is None else (*rows, batch, self.hidden_size)
+        if batch is not None and type(state) is State and not torch.jit.is_tracing():
+            y, s = state
+            tensors = isinstance(y, Tensor) and isinstance(s, Tensor)
+            if tensors and y.shape == s.shape == shape and y.dtype == s.dtype == kept:
+                return state  # as a call has returned it
         pair = f"state must be (y, s), each {shape}"
         if not isinstance(state, tuple | list):
             what = f"of shape {tuple(state.shape)}" if isinstance(state, Tensor) else repr(state)
@@ -236,7 +253,6 @@ class _Recurrent(Fresh):
             raise ValueError(
                 f"{pair}, got {result}; give what a call has returned, or None for silence"
             )
-        kept = state_dtype(self._dtype())
         # Zeros of the input's dtype are what code for torch.nn.LSTM begins with.
         parts = [p.to(state_dtype(p.dtype)) if p.is_floating_point() else p for p in state]
         if any(part.dtype != kept for part in parts):
@@ -245,17 +261,6 @@ class _Recurrent(Fresh):
                 f"{kept}; give tuple(part.to({kept}) for part in state)"
             )
         return State(*(part.unsqueeze(1) for part in parts) if batch is None else parts)
-
-    def _dtype(self) -> torch.dtype:
-        first: Any = self.layers[0]
-        return first.unit.threshold.dtype
-
-    def _check_dtype(self, x: Tensor) -> None:
-        own = self._dtype()
-        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(
-                f"x is {x.dtype} and the layer {own}; give x.to({own}), or use autocast"
-            )
 
     def __prepare_scriptable__(self) -> Any:
         raise NotImplementedError(
@@ -323,6 +328,11 @@ def _check_kind(x: Any) -> None:
         raise ValueError("x is nested; give torch.nn.utils.rnn.pack_sequence(list(x.unbind()))")
     if x.layout != torch.strided:
         raise ValueError(f"x is laid out as {x.layout}; give x.to_dense()")
+
+
+def _check_dtype(x: Tensor, own: torch.dtype) -> None:
+    if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"x is {x.dtype} and the layer {own}; give x.to({own}), or use autocast")
 
 
 def _checked_sizes(x: PackedSequence) -> list[int]:

@@ -94,17 +94,20 @@ def scan(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known; choose one of {list(BACKENDS)}")
-    if not plain(drive) and torch.onnx.is_in_onnx_export():
+    alone = plain(drive)
+    if not alone and torch.onnx.is_in_onnx_export():
         backend = _for_onnx(drive, backend)
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if backend == "compiled" and (recorded or not len(drive)):
-        backend = "loop"  # compiled or recorded with what is around it
+    if backend == "compiled":
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if recorded or not len(drive):
+            backend = "loop"  # compiled or recorded with what is around it
     if backend != "loop":
         reason = unsupported(unit, drive, backend)
         if reason is None:
             state = _checked(unit, drive, recurrent, state)
-            run = compiled if backend == "compiled" else ops.scan
-            return run(unit, drive, recurrent, state)
+            if backend == "compiled":
+                return compiled(unit, drive, recurrent, state)
+            return ops.scan(unit, drive, recurrent, state, alone)
         if backend != "auto":
             raise RuntimeError(f'backend="{backend}" cannot serve: {reason}; use backend="auto"')
         _say_once(reason)
@@ -143,7 +146,7 @@ def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | N
         return "inside torch.func transforms the loop serves" if traced() else None
     if backend not in ops.KERNELS:
         backend = "triton" if drive.device.type == ops.KERNELS["triton"].device else "native"
-    kernel, missing = ops.KERNELS[backend], ops.missing(backend)
+    kernel, missing, rule = ops.KERNELS[backend], ops.missing(backend), unit.rule
     if missing is not None:
         return missing
     if drive.device.type != kernel.device:
@@ -152,11 +155,11 @@ def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | N
         return f"the {backend} kernel takes {kernel.takes}, the drive is {drive.dtype}"
     if type(unit).step is not SNUnit.step:
         return f"{type(unit).__name__} has no {backend} kernel"
-    if unit.rule.reset == "lateral":
+    if rule.reset == "lateral":
         return "lateral inhibition couples the units of a layer: it runs in the loop"
-    if unit.rule.surrogate is not None and unit.rule.surrogate.formula not in FORMULAS:
-        return f"{unit.rule.surrogate.formula} is a formula of your own and runs in the loop"
-    if unit.rule.surrogate is not None and unit.rule.surrogate.relaxed:
+    if rule.surrogate is not None and rule.surrogate.formula not in FORMULAS:
+        return f"{rule.surrogate.formula} is a formula of your own and runs in the loop"
+    if rule.surrogate is not None and rule.surrogate.relaxed:
         return "a relaxed surrogate is for gradient checks and runs in the loop"
     if not torch.compiler.is_compiling() and traced():
         return "inside torch.func transforms the loop serves"
@@ -172,33 +175,33 @@ def _say_once(reason: str) -> None:
 
 def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State | None) -> State:
     """The state to begin with, once shapes, dtypes and devices agree."""
-    n = unit.size
+    n, device = unit.size, drive.device
     if torch.jit.is_tracing():  # sizes are tensors there, and warn where they are looked at
         return unit.initial_state(drive.shape[1], drive.dtype) if state is None else state
     if drive.dim() != 3 or drive.shape[-1] != n:
         raise ValueError(f"drive must be (T, B, {n}) for this unit, got {tuple(drive.shape)}")
     if not drive.is_floating_point():
         raise TypeError(f"drive must be floating point, got {drive.dtype}; call .float() on it")
-    if drive.device != unit.threshold.device:
+    if device != unit.threshold.device:
         raise ValueError(
-            f"drive is on {drive.device}, the unit on {unit.threshold.device}; move one of them"
+            f"drive is on {device}, the unit on {unit.threshold.device}; move one of them"
         )
     if recurrent is not None:
-        if recurrent.shape != (n, n) or recurrent.device != drive.device:
+        if recurrent.shape != (n, n) or recurrent.device != device:
             raise ValueError(
-                f"recurrent must be ({n}, {n}) on {drive.device}, got {tuple(recurrent.shape)} on "
+                f"recurrent must be ({n}, {n}) on {device}, got {tuple(recurrent.shape)} on "
                 f"{recurrent.device}"
             )
         if not recurrent.is_floating_point():
             raise TypeError(f"recurrent must be floating point, got {recurrent.dtype}")
     if state is None:
-        return unit.initial_state(drive.shape[1], drive.dtype, drive.device)
-    dtype = state_dtype(drive.dtype)
+        return unit.initial_state(drive.shape[1], drive.dtype, device)
+    dtype, batch = state_dtype(drive.dtype), drive.shape[1]
     for name, value, width in (("y", state.y, n), ("s", state.s, unit.state_size)):
-        shape = (drive.shape[1], width)
-        if value.shape != shape or value.dtype != dtype or value.device != drive.device:
+        shape = (batch, width)
+        if value.shape != shape or value.dtype != dtype or value.device != device:
             raise ValueError(
-                f"state.{name} must be {shape} {dtype} on {drive.device} for this drive, got "
+                f"state.{name} must be {shape} {dtype} on {device} for this drive, got "
                 f"{tuple(value.shape)} {value.dtype} on {value.device}; start from "
                 f"unit.initial_state(batch, dtype), or convert it"
             )

@@ -322,8 +322,12 @@ class Unit(Fresh):
 
     def params(self, dtype: torch.dtype) -> Params:
         """Decay, bias and amount in the dtype of the state."""
-        threshold = self.threshold.to(dtype)
-        return Params(self.decay.to(dtype), -threshold, threshold if self.rule.trained else None)
+        threshold, decay = self.threshold, self.decay
+        if threshold.dtype != dtype:
+            threshold = threshold.to(dtype)
+        if decay.dtype != dtype:
+            decay = decay.to(dtype)
+        return Params(decay, -threshold, threshold if self.rule.trained else None)
 
     @property
     def state_size(self) -> int:

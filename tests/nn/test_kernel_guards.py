@@ -186,3 +186,17 @@ def test_nan_stays_nan(isa: str) -> None:
             assert int(y.isnan().sum()) == 2
     finally:
         native._native.choose_instruction_set(before)
+
+
+@pytest.mark.parametrize(("name", "size"), [("threshold", N - 2), ("fixed_decay", N + 1)])
+@pytest.mark.parametrize("trained", [True, False])
+def test_parameters_that_do_not_fit_are_refused_in_a_layer_too(
+    name: str, size: int, trained: bool
+) -> None:
+    unit = make_unit("snu", N)
+    operand = "bias" if name == "threshold" else "decay"
+    wrong = torch.ones(size)
+    setattr(unit, name, torch.nn.Parameter(wrong) if name == "threshold" else wrong)
+    drive = torch.randn(T, B, N, requires_grad=trained)
+    with pytest.raises(ValueError, match=rf"{operand} must be a strided \({N},\)"):
+        scan(unit, drive, backend="native")

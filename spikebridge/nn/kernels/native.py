@@ -36,6 +36,7 @@ __all__ = [
     "buffer_use",
     "channel_dots",
     "channel_sums",
+    "checked_forward",
     "empty",
     "forward",
     "importance",
@@ -50,6 +51,7 @@ BUFFER_BYTES = 1 << 20
 POISON = False  # set by tests: fresh memory is NaN
 DLPACK = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16)}
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+FORWARD = {dtype: f"forward_{name}" for dtype, name in DTYPES.items()}
 SUMMED = {torch.float32: "importance_float32", torch.float64: "importance_float64"}
 TAKES = "float32, float64 and bfloat16"
 G_CODES = {"identity": 0, "leaky_relu": 0, "relu": 1, "elu": 2}
@@ -80,19 +82,31 @@ def forward(
     check(g, h, width, drive=drive, recurrent=recurrent, **states)
     if drive.dtype not in DTYPES:
         raise TypeError(f"drive must be of {TAKES} for the native kernel, got {drive.dtype}")
+    rule = g, slope, gate, amount, h, width, height
+    made = checked_forward(drive, recurrent, s0, y0, decay, bias, *rule, keep)
+    y, s_last, y_last, s_all = made
+    return y, s_last, y_last, s0.new_empty((0, *s0.shape)) if s_all is None else s_all
+
+
+def checked_forward(
+    drive: Tensor, recurrent: Tensor | None, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
+    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """`forward` of operands that fit: what `check` asks of them is known to hold."""
     t, b, n = drive.shape
     drive = rows(drive)
     y = empty((t, b, n), drive.dtype)
-    s_all = empty((t if keep else 0, b, n), s0.dtype)
-    s_last, y_last = (torch.empty((b, n), dtype=s0.dtype, device="cpu") for _ in range(2))
+    s_all = empty((t, b, n), s0.dtype) if keep else None
     # The contiguous copies must outlive the call.
-    operands = _dense(s0, y0, decay, bias, n=n)
+    s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    s_last, y_last = torch.empty_like(s0), torch.empty_like(s0)
     recurrent = None if recurrent is None else recurrent.contiguous()
     rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height)
-    results = map(_address, (y, s_all if keep else None, s_last, y_last))
-    getattr(_native, "forward_" + DTYPES[drive.dtype])(
-        (t, b, n), _strided(drive), _address(recurrent), *map(_address, operands), rule, *results,
-        torch.get_num_threads(),
+    getattr(_native, FORWARD[drive.dtype])(
+        (t, b, n), _strided(drive), _address(recurrent), s0.data_ptr(), y0.data_ptr(),
+        decay.data_ptr(), bias.data_ptr(), rule, y.data_ptr(), _address(s_all),
+        s_last.data_ptr(), y_last.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return y, s_last, y_last, s_all
 
@@ -111,13 +125,12 @@ def backward(
     if io not in DTYPES:
         raise TypeError(f"grad_y must be of {TAKES} for the native kernel, got {io}")
     grad_drive = empty((t, b, n), io)
-    grad_s0, grad_y0, share_decay, share_bias = small = [
-        torch.empty((b, n), dtype=s_all.dtype, device="cpu") for _ in range(4)
-    ]
+    s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
+    grad_s0, grad_y0, share_decay, share_bias = small = [torch.empty_like(s0) for _ in range(4)]
     grad_y = None if grad_y is None else rows(grad_y)
     # The contiguous copies must outlive the call.
     given = [None if x is None else x.contiguous() for x in (recurrent, grad_s_last, grad_y_last)]
-    operands = [*given, s_all, *_dense(s0, y0, decay, bias, n=n)]
+    operands = [*given, s_all, s0, y0, decay, bias]
     rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height)
     getattr(_native, "backward_" + DTYPES[io])(
         (t, b, n), (0, 0, 0) if grad_y is None else _strided(grad_y), *map(_address, operands),
@@ -222,7 +235,9 @@ def rows(x: Tensor) -> Tensor:
     """x (T, B, N) with unit stride along N; a copy only where it has another one."""
     if x.stride(-1) == 1 or x.shape[-1] <= 1:
         return x
-    if x.shape[0] and x.stride(0) == 0:  # the gradient of a sum or mean over time: one row serves
+    if (
+        x.shape[0] > 1 and x.stride(0) == 0
+    ):  # the gradient of a sum or mean over time: one row serves
         return x[:1].contiguous().expand(x.shape)
     return x.contiguous()
 
@@ -239,16 +254,16 @@ def check(g: str, h: str, width: float, **operands: Tensor | None) -> None:
 
     The first, drive or s_all, decides sizes, dtype and device; what is None is not checked.
     """
-    first, like = next((name, x) for name, x in operands.items() if x is not None)
+    like: Any = operands.get("drive", operands.get("s_all"))
     if like.dim() != 3:
-        raise ValueError(f"{first} must be (T, B, N), got {tuple(like.shape)}")
-    per_batch, n, state = like.shape[1:], like.shape[2:], state_dtype(like.dtype)
-    shapes = {"TBN": like.shape, "BN": per_batch, "NN": n + n, "N": n}
+        raise ValueError(f"{next(iter(operands))} must be (T, B, N), got {tuple(like.shape)}")
+    whole, device, state = like.shape, like.device, state_dtype(like.dtype)
+    shapes = {"TBN": whole, "BN": whole[1:], "NN": 2 * whole[2:], "N": whole[2:]}
     for name, x in operands.items():
         if x is not None:
             axes = _AXES[name]
-            shape = shapes[axes] if x.dim() or axes != "N" else ()
-            _check_operand(name, x, shape, x.dtype if axes == "TBN" else state, like.device)
+            shape = shapes[axes] if axes != "N" or x.dim() else ()
+            _check_operand(name, x, shape, x.dtype if axes == "TBN" else state, device)
     grad_y = operands.get("grad_y")
     if grad_y is not None and state_dtype(grad_y.dtype) != like.dtype:
         raise ValueError(f"s_all is {like.dtype}, which does not go with {grad_y.dtype} grad_y")
@@ -279,4 +294,4 @@ def _strided(x: Tensor) -> tuple[int, int, int]:
 
 def _dense(*tensors: Tensor, n: int) -> tuple[Tensor, ...]:
     """Contiguous; shared parameters () spread to (N,)."""
-    return tuple((x if x.dim() else x.expand(n)).contiguous() for x in tensors)
+    return tuple([(x if x.dim() else x.expand(n)).contiguous() for x in tensors])

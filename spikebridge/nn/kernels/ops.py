@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from spikebridge.nn.kernels import native
-from spikebridge.nn.kernels.product import plain, slow_bfloat16
-from spikebridge.nn.units import State, Unit
+from spikebridge.nn.kernels.product import plain, slow_bfloat16, unwrapped
+from spikebridge.nn.units import Params, State, Unit
 
 __all__ = ["KERNELS", "Kernel", "missing", "scan"]
 
@@ -46,43 +46,51 @@ def missing(kernel: str) -> str | None:
     return native.missing if kernel == "native" else _no_triton
 
 
-def scan(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State) -> tuple[Tensor, State]:
-    """`spikebridge.nn.scan.scan` through a kernel; the caller has checked that one can serve."""
+def scan(
+    unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State, alone: bool
+) -> tuple[Tensor, State]:
+    """`spikebridge.nn.scan.scan` through a kernel; the caller has checked that one can serve.
+
+    alone: `plain(drive)`, which is asked once for a call.
+    """
     rule, params = unit.rule, unit.params(state.s.dtype)
     formula = rule.surrogate
     if recurrent is not None:
         recurrent = recurrent.to(state.s.dtype)
     operands = (drive, recurrent, state.s, state.y, params.decay, params.bias)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
-    keep = keep or torch.jit.is_tracing()  # what is traced may be trained later
+    keep = keep or (not alone and torch.jit.is_tracing())  # what is traced may be trained later
     slope = 1.0 if rule.g == "identity" else rule.slope
     amount = rule.amount or 0.0 if rule.reset == "subtract" else 0.0
     amount = native.OF_THRESHOLD if rule.trained else amount
     h = ("sigmoid", 1.0, 1.0)
     if formula is not None:
         h = formula.formula, formula.width, formula.height
-    y, s_last, y_last, _ = _chosen(operands, keep)(
-        *operands, rule.g, slope, rule.reset == "gate", amount, *h, keep
-    )
+    # The shortest way to the kernel: the machinery of an op takes longer than a small scan.
+    run: Any = torch.ops.spikebridge.scan  # where somebody looks on
+    if alone and _per_neuron(params, drive, state) and unwrapped(*operands[1:]):
+        run = _Scan.apply if keep else native.checked_forward
+    y, s_last, y_last, _ = run(*operands, rule.g, slope, rule.reset == "gate", amount, *h, keep)
     return y, State(y_last, s_last)
 
 
-def _chosen(operands: Sequence[Tensor | None], keep: bool) -> Callable[..., tuple[Tensor, ...]]:
-    """The shortest way to the kernel: the machinery of an op takes longer than a small scan.
-
-    Whoever looks on gets the op.
-    """
-    if not plain(*operands):
-        return torch.ops.spikebridge.scan
-    return _Scan.apply if keep else native.forward
+def _per_neuron(params: Params, drive: Tensor, state: State) -> bool:
+    """Whether decay and bias are (N,), or () for all; the op refuses what else a unit may make."""
+    n, dtype = drive.shape[2:], state.s.dtype
+    decay, bias, _ = params
+    return (
+        decay.dtype == bias.dtype == dtype
+        and (decay.shape == n or not decay.dim())
+        and (bias.shape == n or not bias.dim())
+    )
 
 
 class _Scan(torch.autograd.Function):
     """The op on a CPU, without its machinery."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = native.forward(*inputs)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Any, ...]:
+        output = native.checked_forward(*inputs)
         _setup(ctx, inputs, output)
         return output
 

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from spikebridge.nn.kernels import native
 
-__all__ = ["linear", "plain", "slow_bfloat16", "traced"]
+__all__ = ["linear", "plain", "slow_bfloat16", "traced", "unwrapped"]
 
 
 def traced() -> bool:
@@ -29,18 +29,23 @@ def plain(*tensors: Tensor | None) -> bool:
     """
     if traced() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return False
-    return forward_ad._current_level < 0 and all(x is None or _plain(x) for x in tensors)
+    return forward_ad._current_level < 0 and unwrapped(*tensors)
 
 
-def _plain(x: Tensor) -> bool:
+def unwrapped(*tensors: Tensor | None) -> bool:
+    """Whether these are what they seem, on a CPU: what `plain` asks of the tensors."""
     functorch = torch._C._functorch
-    return (
-        type(x) in (Tensor, Parameter)
-        and x.is_cpu
-        and not x.is_neg()
-        and not functorch.is_legacy_batchedtensor(x)
-        and not functorch.is_functorch_wrapped_tensor(x)
-    )
+    for x in tensors:
+        if x is not None and (
+            type(x) not in (Tensor, Parameter)
+            or not x.is_cpu
+            or x.layout is not torch.strided
+            or x.is_neg()
+            or functorch.is_legacy_batchedtensor(x)
+            or functorch.is_functorch_wrapped_tensor(x)
+        ):
+            return False
+    return True
 
 
 @cache
