@@ -1,4 +1,4 @@
-"""Draws docs/results/*.png from the figures that speed.py and memory.py have kept.
+"""Draws docs/results/*.png from the figures that speed.py, memory.py and training.py have kept.
 
 python benchmarks/pictures.py            (needs matplotlib: pip install 'spikebridge[bench]')
 """
@@ -103,8 +103,45 @@ def memory(measured: dict[str, Any]) -> None:
     plt.close(figure)
 
 
+def training(measured: dict[str, Any]) -> None:
+    """Seconds per epoch of each row that trains, and its peak memory, network by network."""
+    cases = measured["cases"]
+    figure, grid = plt.subplots(
+        2, len(cases), figsize=(4.2 * len(cases), 6.4), layout="constrained", squeeze=False,
+        height_ratios=(5, 3),
+    )  # fmt: skip
+    for (name, case), (above, below) in zip(cases.items(), grid.T, strict=True):
+        rows = dict(list(case["rows"].items())[::-1])
+        peaks = {row: e["peak_bytes"] / 1e6 for row, e in rows.items() if "peak_bytes" in e}
+        ratios = {row: f" {entry['ratio']:.2f} x" for row, entry in rows.items()}
+        epochs = {row: entry["epoch_s"] for row, entry in rows.items()}
+        for axes, values, text, unit in (
+            (above, epochs, ratios, "s per epoch (x ours, window, of the same reset)"),
+            (below, peaks, {k: f" {v:.0f}" for k, v in peaks.items()}, "peak memory, MB"),
+        ):
+            colours = [OURS if "spikebridge" in row else OTHER for row in values]
+            axes.barh(list(values), list(values.values()), color=colours)
+            for y, (row, value) in enumerate(values.items()):
+                axes.text(value, y, text[row], va="center", fontsize=8)
+            axes.set_xlim(0, max(values.values(), default=1) * 1.25 + 1e-9)
+            axes.set_xlabel(unit, fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+        rates = [entry["firing"] for entry in rows.values() if entry["firing"] is not None]
+        above.set_title(f"{name}, {min(rates):.0%} to {max(rates):.0%} active", fontsize=10)
+    where = measured["environment"]
+    figure.suptitle(
+        f"Whole training; {where['cores']} cores, {where['cpu']}, torch {where['torch']}; medians "
+        f"of {measured['rounds']} rounds in turn",
+        fontsize=11,
+    )
+    figure.savefig(RESULTS / "training-cpu.png", dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
-    for name, draw in (("speed", speed), ("speed", scaling), ("memory", memory)):
+    drawn = (("speed", speed), ("speed", scaling), ("memory", memory), ("training", training))
+    for name, draw in drawn:
         path = RESULTS / f"{name}-cpu.json"
         if path.exists():
             draw(json.loads(path.read_text(encoding="utf-8")))

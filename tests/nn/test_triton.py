@@ -52,6 +52,21 @@ def test_in_the_interpreter_it_keeps_the_laws_of_the_kernels() -> None:
     assert int(found[1]) > 100
 
 
+@with_triton
+@pytest.mark.timeout(600)
+def test_the_script_for_a_gpu_runs_in_the_interpreter() -> None:
+    ran = run_python("-m", "pytest", str(TESTS / "gpu_interpreted.py"), TRITON_INTERPRET="1")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_script_for_a_gpu_says_where_there_is_none(tmp_path: Path) -> None:
+    kept = tmp_path / "gpu.json"
+    ran = run_python("benchmarks/gpu.py", "--json", str(kept), CUDA_VISIBLE_DEVICES="")
+    assert ran.returncode == 2
+    assert ran.stdout.startswith("there is no GPU"), ran.stdout + ran.stderr
+    assert not kept.exists()
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Calls a function of `kernels.triton` on tensors, and compiles what it would launch."""
