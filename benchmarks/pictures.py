@@ -116,7 +116,7 @@ def training(measured: dict[str, Any]) -> None:
         ratios = {row: f" {entry['ratio']:.2f} x" for row, entry in rows.items()}
         epochs = {row: entry["epoch_s"] for row, entry in rows.items()}
         for axes, values, text, unit in (
-            (above, epochs, ratios, "s per epoch (x ours, window, of the same reset)"),
+            (above, epochs, ratios, "seconds per epoch"),
             (below, peaks, {k: f" {v:.0f}" for k, v in peaks.items()}, "peak memory, MB"),
         ):
             colours = [OURS if "spikebridge" in row else OTHER for row in values]
@@ -132,7 +132,7 @@ def training(measured: dict[str, Any]) -> None:
     where = measured["environment"]
     figure.suptitle(
         f"Whole training; {where['cores']} cores, {where['cpu']}, torch {where['torch']}; medians "
-        f"of {measured['rounds']} rounds in turn",
+        f"of {measured['rounds']} rounds in turn; x: of ours with the same reset and a window",
         fontsize=11,
     )
     figure.savefig(RESULTS / "training-cpu.png", dpi=110)
