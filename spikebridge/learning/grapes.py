@@ -43,6 +43,7 @@ from spikebridge.learning.grapes_hooks import (
     outgoing_factors,
 )
 from spikebridge.learning.model_layers import Hook, apart, compile_anew, named, nodes, warn_of
+from spikebridge.nn.units import whole
 
 __all__ = ["Grapes", "attach", "factor"]
 
@@ -66,6 +67,7 @@ def attach(
     clip: Clip | Literal["published"] | None = "published",
     skip: Sequence[str] | None = None,
     output: str | None = None,
+    refresh_every: int = 1,
 ) -> Grapes:
     """Scale the errors of a model's hidden neurons by their weights, until `Grapes.detach`.
 
@@ -92,6 +94,9 @@ def attach(
             in any case.  To name what is in `Grapes.left` ends its warning, and no more than that.
         output: name of the output layer, left alone in any case; None takes the one that was
             registered last.
+        refresh_every: take the factors anew at every k-th step of an optimiser, as counted from
+            `attach`, rather than at each: a sum over all weights less, k - 1 times out of k.  1 is
+            as published; see docs/learning.md for what others cost and do.
 
     Errors are scaled where they enter a layer.  A Layer of SNUs, or an LSTM, carries them back
     through time by itself, which is linear in them.  So is the error at a state that is handed out;
@@ -120,6 +125,8 @@ def attach(
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r} is not known; choose one of {list(known)}")
+    if whole(refresh_every=refresh_every) < 1:
+        raise ValueError(f"refresh_every={refresh_every}: it must be at least 1, a number of steps")
     outgoing = importance == "outgoing"
     if outgoing and form == "propagated":
         raise ValueError(
@@ -133,7 +140,8 @@ def attach(
     twice = [n for n in chosen if not taken.isdisjoint(id(m) for m in layers[n].modules())]
     if twice:
         raise RuntimeError(f"GRAPES is attached to {twice} already; detach() that handle first")
-    settings = _Settings(form or ("local" if outgoing else "propagated"), importance, control)
+    form = form or ("local" if outgoing else "propagated")
+    settings = _Settings(form, importance, control, whole(refresh_every=refresh_every))
     make = outgoing_factors if outgoing else incoming_factors
     ends = list(layers)[-1], list(left)
     handle = Grapes(model, *make(model, layers, chosen), settings, bounds, *ends)
@@ -145,6 +153,7 @@ class _Settings(NamedTuple):
     form: str
     importance: str
     control: str
+    refresh_every: int
 
 
 class Grapes:
@@ -175,6 +184,7 @@ class Grapes:
         self._settings, self._clip = settings, clip
         self._removable: list[Any] = []
         self._gradients: dict[int, tuple[nn.Parameter, Any]] = {}
+        self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._bind()
         self._place()
         if settings.form == "propagated":
@@ -231,9 +241,10 @@ class Grapes:
         self.detach()
 
     def __repr__(self) -> str:
-        form, importance, control = self._settings
+        form, importance, control, every = self._settings
         notes = "".join(f", {note}" for note in self.notes)
         left = f", left={self.left}" if self.left else ""
+        left = (f", refresh_every={every}" if every > 1 else "") + left
         return (
             f"Grapes(form={form}, importance={importance}, control={control}, clip={self._clip}, "
             f"layers={self.layers}, output={self.output!r}{left}{notes})"
@@ -340,6 +351,10 @@ class Grapes:
         return list(rows.values()), to, values
 
     def _stepped(self, optimizer: Optimizer) -> None:
+        if self._settings.refresh_every > 1:
+            steps = self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
+            if steps % self._settings.refresh_every:
+                return
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         which = [k for k, own in enumerate(self._ids) if not own.isdisjoint(held)]
         if which:

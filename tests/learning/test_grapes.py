@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -300,3 +301,29 @@ def test_a_state_from_another_layer_is_an_output_of_that_one() -> None:
         ours = torch.autograd.grad(loss, list(encoder.parameters()))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_factors_can_be_taken_anew_at_every_third_step_only() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    both = [torch.optim.SGD(model.parameters(), 0.01) for _ in range(2)]
+    handle = grapes.attach(model, refresh_every=3)
+    assert "refresh_every=3" in repr(handle)
+    factors = []
+    for step in range(7):
+        model(torch.randn(3, 4)).square().sum().backward()
+        if step == 2:  # each optimiser counts its own steps
+            both[1].step()
+        both[0].step()
+        factors.append(handle.factors()["0"])
+    anew = [not torch.equal(a, b) for a, b in pairwise(factors)]
+    assert anew == [False, True, False, False, True, False]
+    handle.refresh()
+    torch.testing.assert_close(handle.factors()["0"], grapes.factor(model[0].weight))
+
+
+@pytest.mark.parametrize(("every", "error"), [(0, ValueError), (2.5, TypeError), (True, TypeError)])
+def test_refresh_every_is_a_number_of_steps(every: Any, error: type[Exception]) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(error, match="refresh_every"):
+        grapes.attach(model, refresh_every=every)
