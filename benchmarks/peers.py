@@ -167,9 +167,9 @@ class PeerLayer(nn.Module):
 class OurLayer(nn.Module):
     """Dense synapses, then our unit: what `spikebridge.Layer` runs."""
 
-    def __init__(self, unit: Unit, n: int) -> None:
+    def __init__(self, unit: Unit, n: int, inputs: int = 0) -> None:
         super().__init__()
-        self.array, self.unit = Dense(n, n, unit), unit
+        self.array, self.unit = Dense(inputs or n, n, unit), unit
 
     def forward(self, x: Tensor) -> Tensor:
         return scan(self.unit, self.array(x), backend="native")[0]

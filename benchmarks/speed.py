@@ -18,7 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,13 @@ import torch
 from measure import Row
 from torch import nn
 
+from spikebridge import data
+from spikebridge.base.chance import generator
 from spikebridge.nn.kernels import native, rescale
 from spikebridge.nn.rnn import SNU, SoftSNU
 from spikebridge.nn.scan import scan
 from spikebridge.nn.units import make_unit
+from spikebridge.runs import evaluation
 
 T, B = 500, 16
 Table = dict[str, Any]
@@ -88,6 +91,76 @@ def layer_tables(rounds: int) -> list[Table]:
                 size | {"copy_GB_per_s": copy, "scan_share_of_copy": share, "rows": table}
             )
     return tables
+
+
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 1.0)
+
+
+def sparse_tables(rounds: int, runs: Sequence[Path] = ()) -> list[Table]:
+    """Linear + SNU against the Linear alone on spikes, by the share of neurons that fire.
+
+    Both are asked for the same gradients on the same input: with that of the input, without it
+    (a first layer), and the forward pass alone.  Random spikes, normal numbers (share 1), and
+    what the layers of finished runs hand on.
+    """
+    tables = []
+    for n, autocast in ((512, False), (2048, False), (4096, False), (512, True), (2048, True)):
+        check(n, autocast)
+        name = "bf16 autocast" if autocast else "fp32"
+        print(f"\nSpikes, N={n}, {name}: of nn.Linear's time, making the indices included")
+        for share in SHARES:
+            torch.manual_seed(0)
+            x = torch.randn(T, B, n) if share == 1 else (torch.rand(T, B, n) < share).float()
+            tables.append({"precision": name, **_sparse_table(x, n, autocast, rounds)})
+    for run in runs:
+        for name, x in _recorded(run):
+            print(f"\nSpikes of {name} of {run.name}")
+            for n in (x.shape[-1], 512, 2048):
+                tables.append({"of": f"{run.name}, {name}", **_sparse_table(x, n, False, rounds)})
+    return tables
+
+
+def _recorded(run: Path) -> list[tuple[str, torch.Tensor]]:
+    """Outputs of the hidden layers of a run on its test data, about 8,000 rows each."""
+    config, network = evaluation.trained(run)
+    task = data.load(config.task)
+    steps = getattr(config.task, "steps", 1)
+    batches = evaluation.passes(network, task, "test", max(1, T * B // steps), generator(0, "test"))
+    _, seen = next(iter(batches))
+    return [(layer.name, layer.y.detach()) for layer in seen.layers if layer.spiking]
+
+
+def _sparse_table(x: torch.Tensor, n: int, autocast: bool, rounds: int) -> Table:
+    """A layer of n neurons behind x (T, B, I), beside nn.Linear alone."""
+    torch.manual_seed(0)
+    linear = nn.Linear(x.shape[-1], n)
+    ours = peers.OurLayer(make_unit("snu", n), n, x.shape[-1])
+    cotangent = torch.randn(*x.shape[:2], n)
+    rows = {"Linear": Row(linear, linear, autocast), "Linear + SNU": Row(ours, ours, autocast)}
+    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in rows}
+    for round_ in range(rounds + 1):
+        for first in (False, True):
+            for name, row in rows.items():
+                leaf = x.detach().requires_grad_(not first)
+                forward, backward = measure.once(row, leaf, cotangent)
+                kinds = {"first layer": forward + backward}
+                if not first:
+                    kinds = {"forward": forward, "with the input's gradient": forward + backward}
+                for kind, value in kinds.items() if round_ else ():
+                    seconds[name].setdefault(kind, []).append(value)
+    ratios = {}
+    for kind, base in seconds["Linear"].items():
+        each = [a / b for a, b in zip(seconds["Linear + SNU"][kind], base, strict=True)]
+        ratios[kind] = {"median": statistics.median(each), "low": min(each), "high": max(each)}
+    medians = {
+        name: {kind: statistics.median(v) for kind, v in kinds.items()}
+        for name, kinds in seconds.items()
+    }
+    share = float((x != 0).float().mean())
+    said = ", ".join(f"{kind} {ratio['median']:.3f}" for kind, ratio in ratios.items())
+    print(f"{share:6.1%} of {x.shape[-1]} to {n}: {said}", flush=True)
+    size = {"t": x.shape[0], "b": x.shape[1], "inputs": x.shape[-1], "n": n, "share": share}
+    return size | {"ratios": ratios, "seconds": medians}
 
 
 def _scan_of(unit: Any) -> Callable:
@@ -247,7 +320,12 @@ def rescale_tables(rounds: int) -> list[Table]:
 
 def tests_are_green() -> str:
     """The kernel tests, run now; nothing is timed when one fails."""
-    tests = ["tests/nn/test_kernel.py", "tests/nn/test_rnn.py", "tests/nn/test_network_parts.py"]
+    tests = [
+        "tests/nn/test_kernel.py",
+        "tests/nn/test_sparse.py",
+        "tests/nn/test_rnn.py",
+        "tests/nn/test_network_parts.py",
+    ]
     print("Running the kernel tests ...", flush=True)
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
@@ -261,9 +339,10 @@ def tests_are_green() -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-SECTIONS: dict[str, Callable[[int], Any]] = {
+SECTIONS: dict[str, Callable[..., Any]] = {
     "recurrent": recurrent_table,
     "layer": layer_tables,
+    "sparse": sparse_tables,
     "peers": peer_tables,
     "scaling": scaling,
     "rescale": rescale_tables,
@@ -275,6 +354,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep all figures there")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each table")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument(
+        "--run", type=Path, nargs="*", default=[], help="finished runs whose spikes are taken too"
+    )
     options = parser.parse_args()
     if native.missing is not None:
         raise SystemExit(native.missing)
@@ -284,7 +366,7 @@ def main() -> None:
         content = json.loads(options.json.read_text(encoding="utf-8"))  # the other tables stay
     content |= {"rounds": rounds, "tests": tests_are_green()}
     for name in options.only:
-        content[name] = SECTIONS[name](rounds)
+        content[name] = SECTIONS[name](rounds, *([options.run] if name == "sparse" else []))
         if options.json:
             measure.save(options.json, content)
 

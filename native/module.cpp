@@ -15,6 +15,8 @@
 #include "grapes_factors.h"
 #include "rescale.h"
 #include "scan.h"
+#include "sparse.h"
+#include "sparse_conv.h"
 
 namespace nb = nanobind;
 using namespace spikebridge;
@@ -230,6 +232,95 @@ void channel_sums(const Sizes& sizes, Address a, Address factor_a, Address b, Ad
   SPIKEBRIDGE_CHOSEN(channel_sums, wanted);
 }
 
+#ifdef SPIKEBRIDGE_X86
+#define SPIKEBRIDGE_MARKS(name, of, to, threads)                \
+  (chosen == Isa::avx512 ? avx512::name(of, to, threads)        \
+   : chosen == Isa::avx2 ? avx2::name(of, to, threads)          \
+                         : baseline::name(of, to, threads))
+#else
+#define SPIKEBRIDGE_MARKS(name, of, to, threads) baseline::name(of, to, threads)
+#endif
+
+// Marks of x (rows, inputs) into bits (rows, words): how many, and whether each is of a 1.
+template <typename Io>
+std::tuple<int64_t, bool> mark(const Sizes& sizes, Address x, Address bits, int threads) {
+  const auto [rows, inputs, stride] = sizes;
+  const Dense<Io> of{at<const Io>(x), rows, inputs, stride};
+  const Marks marks = SPIKEBRIDGE_MARKS(mark, of, at<uint64_t>(bits), threads);
+  return {marks.count, marks.ones};
+}
+
+// The same of membranes near the threshold.
+template <typename Real>
+std::tuple<int64_t, bool> mark_near(const std::tuple<int64_t, int64_t>& sizes, Address s,
+                                    Address bias, double width, Address bits, int threads) {
+  const auto [rows, columns] = sizes;
+  const Near<Real> of{at<const Real>(s), at<const Real>(bias), rows, columns,
+                      static_cast<Real>(width)};
+  const Marks marks = SPIKEBRIDGE_MARKS(mark_near, of, at<uint64_t>(bits), threads);
+  return {marks.count, marks.ones};
+}
+
+template <typename Real>
+Marked<Real> marked(const Sizes& sizes, const std::tuple<Address, int64_t>& bits,
+                    const std::tuple<Address, int64_t>& values) {
+  const auto [rows, inputs, outputs] = sizes;
+  return {rows, inputs, outputs, at<const uint64_t>(std::get<0>(bits)), std::get<1>(bits), at<const Real>(std::get<0>(values)),
+          std::get<1>(values)};
+}
+
+template <typename Io, typename Real>
+void sparse_forward(const Sizes& sizes, const std::tuple<Address, int64_t>& bits,
+                    const std::tuple<Address, int64_t>& values,
+                    Address weight, Address y, int threads) {
+  const SparseForward<Io, Real> wanted{marked<Real>(sizes, bits, values), at<const Real>(weight),
+                                       at<Io>(y), threads};
+  if (!SPIKEBRIDGE_CHOSEN(sparse_forward, wanted)) throw std::bad_alloc();
+}
+
+template <typename Io, typename Real>
+void sparse_inputs(const Sizes& sizes, const std::tuple<Address, int64_t>& bits,
+                   const std::tuple<Address, int64_t>& grad, Address weight, Address out,
+                   int threads) {
+  const SparseInputs<Io, Real> wanted{marked<Real>(sizes, bits, {0, 0}),
+                                      at<const Io>(std::get<0>(grad)), std::get<1>(grad),
+                                      at<const Real>(weight), at<Io>(out), threads};
+  if (!SPIKEBRIDGE_CHOSEN(sparse_inputs, wanted)) throw std::bad_alloc();
+}
+
+template <typename Io, typename Real>
+void sparse_weights(const Sizes& sizes, const std::tuple<Address, int64_t>& bits,
+                    const std::tuple<Address, int64_t>& values,
+                    const std::tuple<Address, int64_t>& grad, Address out, int threads) {
+  const SparseWeights<Io, Real> wanted{marked<Real>(sizes, bits, values),
+                                       at<const Io>(std::get<0>(grad)), std::get<1>(grad),
+                                       at<Real>(out), threads};
+  if (!SPIKEBRIDGE_CHOSEN(sparse_weights, wanted)) throw std::bad_alloc();
+}
+
+template <typename Real>
+Images<Real> images(const std::vector<int64_t>& sizes, Address bits, Address values) {
+  const ConvShape shape{sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4),
+                        sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8), sizes.at(9)};
+  return {shape, at<const uint64_t>(bits), at<const Real>(values)};
+}
+
+template <typename Io, typename Real>
+void conv_forward(const std::vector<int64_t>& sizes, Address bits, Address values, Address weight,
+                  Address y, int threads) {
+  const ConvForward<Io, Real> wanted{images<Real>(sizes, bits, values), at<const Real>(weight),
+                                     at<Io>(y), threads};
+  if (!SPIKEBRIDGE_CHOSEN(conv_forward, wanted)) throw std::bad_alloc();
+}
+
+template <typename Io, typename Real>
+void conv_weights(const std::vector<int64_t>& sizes, Address bits, Address values, Address grad,
+                  Address out, int threads) {
+  const ConvWeights<Io, Real> wanted{images<Real>(sizes, bits, values), at<const Io>(grad),
+                                     at<Real>(out), threads};
+  if (!SPIKEBRIDGE_CHOSEN(conv_weights, wanted)) throw std::bad_alloc();
+}
+
 }  // namespace
 
 const ChipKernels& spikebridge::chip_kernels() {
@@ -276,5 +367,25 @@ NB_MODULE(_native, m) {
   m.def("channel_sums_float32", &channel_sums<float, float>, Release());
   m.def("channel_sums_float64", &channel_sums<double, double>, Release());
   m.def("channel_sums_bfloat16", &channel_sums<Bf16, float>, Release());
+  m.def("mark_float32", &mark<float>, Release());
+  m.def("mark_float64", &mark<double>, Release());
+  m.def("mark_bfloat16", &mark<Bf16>, Release());
+  m.def("mark_near_float32", &mark_near<float>, Release());
+  m.def("mark_near_float64", &mark_near<double>, Release());
+  m.def("sparse_forward_float32", &sparse_forward<float, float>, Release());
+  m.def("sparse_forward_float64", &sparse_forward<double, double>, Release());
+  m.def("sparse_forward_bfloat16", &sparse_forward<Bf16, float>, Release());
+  m.def("sparse_inputs_float32", &sparse_inputs<float, float>, Release());
+  m.def("sparse_inputs_float64", &sparse_inputs<double, double>, Release());
+  m.def("sparse_inputs_bfloat16", &sparse_inputs<Bf16, float>, Release());
+  m.def("sparse_weights_float32", &sparse_weights<float, float>, Release());
+  m.def("sparse_weights_float64", &sparse_weights<double, double>, Release());
+  m.def("sparse_weights_bfloat16", &sparse_weights<Bf16, float>, Release());
+  m.def("conv_forward_float32", &conv_forward<float, float>, Release());
+  m.def("conv_forward_float64", &conv_forward<double, double>, Release());
+  m.def("conv_forward_bfloat16", &conv_forward<Bf16, float>, Release());
+  m.def("conv_weights_float32", &conv_weights<float, float>, Release());
+  m.def("conv_weights_float64", &conv_weights<double, double>, Release());
+  m.def("conv_weights_bfloat16", &conv_weights<Bf16, float>, Release());
   bind_chip(m);
 }

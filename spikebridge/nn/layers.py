@@ -9,17 +9,29 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook as has_any_hook
 from torch.nn.utils import parametrize
 
 from spikebridge.base.chance import kept
 from spikebridge.nn.fresh import GRU, LSTM, RNN, Fresh, Linear, redraw
-from spikebridge.nn.kernels.product import traced
+from spikebridge.nn.kernels.product import goes_on, traced
 from spikebridge.nn.recompute import recomputed
 from spikebridge.nn.scan import BACKENDS, Backend, Trace, loop, scan
 from spikebridge.nn.units import ACTIVATIONS, State, Unit
 
-__all__ = ["Baseline", "Dropout", "Layer", "Plain", "Readout", "Reduction", "dropped", "leaf"]
+__all__ = [
+    "Baseline",
+    "Dropout",
+    "Layer",
+    "Plain",
+    "Readout",
+    "Reduction",
+    "dropped",
+    "handed_on",
+    "leaf",
+]
 
+_NOTED = 1 << 16  # numbers of an output
 Reduction = Literal["last", "mean", "each"]
 
 
@@ -120,6 +132,25 @@ class Layer(Fresh):
     def trace(self, x: Tensor, state: State | None = None) -> Trace:
         """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
         return loop(self.unit, self.array(x), self.recurrent, state)
+
+
+def handed_on(y: Tensor, layer: nn.Module, *behind: nn.Module) -> None:
+    """Notes on y, output of a layer, that its gradient is seen by that layer only.
+
+    The product behind it may then leave out places where the layer's surrogate is 0.  Nothing is
+    noted where a hook could look at y, or where y is too small for it to matter.
+    """
+    if not y.requires_grad or y.numel() < _NOTED or traced() or has_any_hook():
+        return
+    parts = [part for module in (layer, *behind) for part in module.modules()]
+    if not any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        for part in parts
+    ):
+        goes_on(y)
 
 
 def leaf(module: nn.Module, x: fx.Proxy, state: Any) -> Any:

@@ -23,7 +23,16 @@ from spikebridge.base.records import ConfigError
 from spikebridge.base.tensors import TensorFile
 from spikebridge.nn.fresh import EmbeddingTable, Fresh
 from spikebridge.nn.gradients import Surrogate
-from spikebridge.nn.layers import Baseline, Dropout, Layer, Plain, Readout, Reduction, leaf
+from spikebridge.nn.layers import (
+    Baseline,
+    Dropout,
+    Layer,
+    Plain,
+    Readout,
+    Reduction,
+    handed_on,
+    leaf,
+)
 from spikebridge.nn.scan import BACKENDS, Backend
 from spikebridge.nn.synapses import (
     Conv2d,
@@ -126,7 +135,7 @@ class Network(Fresh):
         """x (T, B, I) to the output and the states of all layers, to be passed in again."""
         if isinstance(x, fx.Proxy):
             return leaf(self, x, state)
-        observation = self.observe(x, state, among=among, mask=mask)
+        observation = self._observe(x, state, among=among, mask=mask, inner=True)
         return observation.output, observation.state
 
     def observe(
@@ -148,6 +157,19 @@ class Network(Fresh):
             mask: (T, B), True at the real steps of each sample, which come first; what follows
                 them is padding and changes no output, unless it is asked for at each step.
         """
+        return self._observe(x, state, membranes=membranes, among=among, mask=mask)
+
+    def _observe(
+        self,
+        x: Tensor,
+        state: Sequence[Any] | None,
+        *,
+        membranes: bool = False,
+        among: Tensor | None,
+        mask: Tensor | None,
+        inner: bool = False,
+    ) -> Observation:
+        """`observe`; with `inner` nobody outside sees the outputs of layers."""
         states = (None,) * len(self.layers) if state is None else tuple(state)
         if len(states) != len(self.layers):
             raise ValueError(
@@ -166,6 +188,8 @@ class Network(Fresh):
                     y, s, last = layer.trace(x, before)
                 else:
                     y, last = layer(x, before)
+                if inner and number < len(self.layers):
+                    handed_on(y, layer, self.dropout, self.layers[number])
                 traces.append(LayerTrace(f"layer{number}", y, s, layer.spiking))
                 after.append(last)
                 x = self.dropout(y)

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from spikebridge.nn.fresh import Fresh
-from spikebridge.nn.layers import Dropout, Layer, leaf
+from spikebridge.nn.layers import Dropout, Layer, handed_on, leaf
 from spikebridge.nn.scan import Backend
 from spikebridge.nn.synapses import Dense
 from spikebridge.nn.units import State, make_unit, state_dtype, whole
@@ -226,6 +226,8 @@ class _Recurrent(Fresh):
                 outputs.append(y)
                 after.append(last)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+            if len(outputs) == 1 and depth + 1 < self.num_layers:
+                handed_on(x, self.layers[depth], self.between, self.layers[depth + 1])
         if len(after) == 1:
             return x, State(after[0].y.unsqueeze(0), after[0].s.unsqueeze(0))
         return x, State(torch.stack([a.y for a in after]), torch.stack([a.s for a in after]))

@@ -14,7 +14,8 @@ from torch.nn.utils.parametrize import register_parametrization, remove_parametr
 
 from spikebridge.nn.fresh import Fresh, redraw
 from spikebridge.nn.gradients import forward_as
-from spikebridge.nn.kernels.product import linear
+from spikebridge.nn.kernels.convolution import conv2d
+from spikebridge.nn.kernels.product import PRODUCTS, Product, linear
 from spikebridge.nn.kernels.rescale import rescaled
 from spikebridge.nn.units import ACTIVATIONS, Unit, whole
 
@@ -98,6 +99,8 @@ class Dense(_Weighted):
         bias: add a trained constant drive c (N,), at first 0, at every step; None as attribute
             `bias` says that there is none.  Yin et al. 2017: it plays the leak of a membrane that
             has no other.
+        product: "dense", "sparse" or "auto", by the share of inputs that are not zero; see
+            `spikebridge.nn.kernels.product.linear`.
         device, dtype: of the parameters.
     """
 
@@ -108,6 +111,7 @@ class Dense(_Weighted):
         unit: Driven = None,
         *,
         bias: bool = False,
+        product: Product = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -115,11 +119,12 @@ class Dense(_Weighted):
         shape = (out_features, in_features)
         super().__init__(shape, in_features, unit, bias, device=device, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
+        self.product = _known(product)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
         _check_last(x, self.in_features)
-        drive = linear(x, self.weight)
+        drive = linear(x, self.weight, self.product)
         return drive if self.bias is None else drive + self.bias.to(drive.dtype)
 
     def extra_repr(self) -> str:
@@ -137,6 +142,7 @@ class Conv2d(_Weighted):
             Averaging the drive rather than the spikes keeps what layers exchange at 0 and 1.
         unit: as in `Dense`.
         bias: as in `Dense`, one constant drive per channel, (C',).
+        product: as in `Dense`; see `spikebridge.nn.kernels.convolution.conv2d`.
         device, dtype: of the parameters.
     """
 
@@ -151,6 +157,7 @@ class Conv2d(_Weighted):
         pool: int = 1,
         unit: Driven = None,
         bias: bool = False,
+        product: Product = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -169,13 +176,14 @@ class Conv2d(_Weighted):
         self.in_shape, self.out_shape = (c, height, width), (channels, *sides)
         self.in_features, self.out_features = math.prod(in_shape), math.prod(self.out_shape)
         self.stride, self.padding, self.pool = stride, padding, pool
+        self.product = _known(product)
         self.operations = channels * inner * c * kernel_size**2
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C H W) to (..., C' H' W')."""
         _check_last(x, self.in_features)
         images = x.reshape(-1, *self.in_shape)
-        drive = F.conv2d(images, self.weight, self.bias, stride=self.stride, padding=self.padding)
+        drive = conv2d(images, self.weight, self.bias, self.stride, self.padding, self.product)
         if self.pool > 1:
             drive = F.avg_pool2d(drive, self.pool)
         return drive.reshape(*x.shape[:-1], self.out_features)
@@ -454,6 +462,12 @@ def _positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if whole(**{name: value}) < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _known(product: Product) -> Product:
+    if product not in PRODUCTS:
+        raise ValueError(f"product={product!r} is not known; choose one of {list(PRODUCTS)}")
+    return product
 
 
 def _check_last(x: Tensor, features: int) -> None:

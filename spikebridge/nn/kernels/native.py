@@ -34,6 +34,7 @@ __all__ = [
     "TAKES",
     "backward",
     "buffer_use",
+    "call",
     "channel_dots",
     "channel_sums",
     "checked_forward",
@@ -49,7 +50,12 @@ __all__ = [
 
 BUFFER_BYTES = 1 << 20
 POISON = False  # set by tests: fresh memory is NaN
-DLPACK = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16)}
+DLPACK = {
+    torch.float32: (2, 32),
+    torch.float64: (2, 64),
+    torch.bfloat16: (4, 16),
+    torch.int64: (0, 64),
+}
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 FORWARD = {dtype: f"forward_{name}" for dtype, name in DTYPES.items()}
 SUMMED = {torch.float32: "importance_float32", torch.float64: "importance_float64"}
@@ -217,7 +223,14 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if math.prod(shape) * dtype.itemsize < BUFFER_BYTES:
         return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device is
     made = torch.utils.dlpack.from_dlpack(_native.pooled(list(shape), *DLPACK[dtype]))
-    return made.fill_(float("nan")) if POISON else made
+    if POISON:
+        made.fill_(float("nan") if dtype.is_floating_point else -1)
+    return made
+
+
+def call(name: str, dtype: torch.dtype) -> Any:
+    """A function of the compiled module for numbers of that type."""
+    return getattr(_native, f"{name}_{DTYPES[dtype]}")
 
 
 def buffer_use() -> tuple[int, int]:

@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spikebridge.nn.kernels import native
+from spikebridge.nn.kernels import native, sparse
 from spikebridge.nn.kernels.product import plain, slow_bfloat16, unwrapped
+from spikebridge.nn.kernels.sparse import Marks
 from spikebridge.nn.units import Params, State, Unit
 
 __all__ = ["KERNELS", "Kernel", "missing", "scan"]
+
+
+COMPACT = ("window", "triangle")  # surrogates that are 0 beyond their width
 
 
 class Kernel(NamedTuple):
@@ -100,6 +104,19 @@ class _Scan(torch.autograd.Function):
         if torch.is_grad_enabled() or not plain(*grads):
             return _backward(ctx, *grads)
         return _gradients(native.backward, ctx, grads)
+
+    @staticmethod
+    def needed(ctx: Any) -> Marks | None:
+        """Where the gradient of y counts at all; None where it may count everywhere.
+
+        A window or a triangle is 0 beyond its width, and what comes back to y goes through it.
+        """
+        _, s_all, _, _, _, _, bias = ctx.saved_tensors
+        *_, h, width, _ = ctx.rule
+        if h not in COMPACT:
+            return None
+        n = s_all.shape[-1]
+        return sparse.mark_near(s_all.view(-1, n), bias.expand(n).contiguous(), width)
 
 
 # The signatures of the CPU's implementations are the schemas.
