@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 
 from spikebridge.nn.kernels import native
+from spikebridge.runs import callbacks
 
 # How long an example takes says how busy the machine is, not whether the law holds.
 settings.register_profile("any machine", deadline=None)
@@ -28,6 +29,17 @@ with torch.device("meta"):
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def without_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write the same files wherever the tests run; a test of TensorBoard brings its own."""
+    installed = callbacks.find_spec
+    monkeypatch.setattr(
+        callbacks,
+        "find_spec",
+        lambda name: None if name == "tensorboard" else installed(name),
+    )
 
 
 @pytest.fixture(autouse=True)

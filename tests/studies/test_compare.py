@@ -133,6 +133,10 @@ def test_a_process_that_is_killed_costs_no_more_than_its_run(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"2 of 2 runs failed.*\n  snu-0: its process was killed"):
         compare.compare(planned, tmp_path, jobs=2)
     killer.join()
+    for _ in range(1000):  # what was killed is gone only when the system has seen to it
+        if not multiprocessing.active_children():
+            break
+        time.sleep(0.01)
     assert not multiprocessing.active_children()
 
 
