@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -31,15 +33,17 @@ def fixed_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def without_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def without_tensorboard() -> Iterator[None]:
     """Runs write the same files wherever the tests run; a test of TensorBoard brings its own."""
     installed = callbacks.find_spec
-    monkeypatch.setattr(
-        callbacks,
-        "find_spec",
-        lambda name: None if name == "tensorboard" else installed(name),
-    )
+
+    def find(name: str, *package: str) -> ModuleSpec | None:
+        return None if name == "tensorboard" else installed(name, *package)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "find_spec", find)
+        yield
 
 
 @pytest.fixture(autouse=True)
