@@ -32,8 +32,8 @@ from spikebridge import data
 from spikebridge.base.chance import generator
 from spikebridge.nn.kernels import native, rescale
 from spikebridge.nn.rnn import SNU, SoftSNU
-from spikebridge.nn.scan import scan
-from spikebridge.nn.units import make_unit
+from spikebridge.nn.scan import Backend, scan
+from spikebridge.nn.units import Unit, make_unit
 from spikebridge.runs import evaluation
 
 T, B = 500, 16
@@ -163,8 +163,32 @@ def _sparse_table(x: torch.Tensor, n: int, autocast: bool, rounds: int) -> Table
     return size | {"ratios": ratios, "seconds": medians}
 
 
-def _scan_of(unit: Any) -> Callable:
-    return lambda drive: scan(unit, drive, backend="native")[0]
+def _scan_of(unit: Any, backend: Backend = "native") -> Callable:
+    return lambda drive: scan(unit, drive, backend=backend)[0]
+
+
+def unit_tables(rounds: int) -> list[Table]:
+    """The loop beside the kernel: of the SNU, with more state, with coupled neurons."""
+    tables = []
+    for t, b, n in ((20, 64, 128), (200, 32, 512), (T, B, 2048)):
+        rows = {}
+        for kind in ("snu", "adaptive-snu", "li-snu"):
+            unit = make_unit(kind, n)
+            _same_spikes(unit, torch.randn(20, b, n))
+            for backend in ("loop", "native"):
+                label = f"{kind}, {'loop' if backend == 'loop' else 'kernel'}"
+                rows[label] = Row(_scan_of(unit, backend), unit)
+        bases = {label: label.replace("loop", "kernel") for label in rows}
+        table = measure.summary(measure.in_turn(rows, (t, b, n), rounds), "snu, kernel", bases)
+        measure.show(f"Units, T={t} B={b} N={n}, fp32", table, "its kernel")
+        tables.append({"t": t, "b": b, "n": n, "precision": "fp32", "rows": table})
+    return tables
+
+
+def _same_spikes(unit: Unit, drive: torch.Tensor) -> None:
+    loop, kernel = (scan(unit, drive, backend=backend)[0] for backend in ("loop", "native"))
+    if not torch.equal(loop, kernel):
+        raise SystemExit(f"{unit.label}: the kernel's spikes differ from the loop's")
 
 
 def peer_tables(rounds: int) -> Table:
@@ -323,6 +347,7 @@ def tests_are_green() -> str:
     tests = [
         "tests/nn/test_kernel.py",
         "tests/nn/test_sparse.py",
+        "tests/nn/test_kernel_units.py",
         "tests/nn/test_rnn.py",
         "tests/nn/test_network_parts.py",
     ]
@@ -343,6 +368,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "recurrent": recurrent_table,
     "layer": layer_tables,
     "sparse": sparse_tables,
+    "units": unit_tables,
     "peers": peer_tables,
     "scaling": scaling,
     "rescale": rescale_tables,

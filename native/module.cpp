@@ -4,6 +4,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -64,7 +65,8 @@ void choose(const std::string& name) {
 using Address = uintptr_t;
 using Sizes = std::tuple<int64_t, int64_t, int64_t>;
 using Operand = std::tuple<Address, int64_t, int64_t>;
-using RuleTuple = std::tuple<int, double, bool, double, int, double, double>;
+using RuleTuple =
+    std::tuple<int, double, bool, double, int, double, double, bool, int, std::vector<double>>;
 
 template <typename Real>
 Real* at(Address address) {
@@ -76,8 +78,12 @@ Shape shape_of(const Sizes& sizes) {
 }
 
 Rule rule_of(const RuleTuple& r) {
-  return {static_cast<G>(std::get<0>(r)), std::get<1>(r), std::get<2>(r), std::get<3>(r),
-          std::get<4>(r), std::get<5>(r), std::get<6>(r)};
+  Rule rule{static_cast<G>(std::get<0>(r)), std::get<1>(r), std::get<2>(r), std::get<3>(r),
+            std::get<4>(r), std::get<5>(r), std::get<6>(r), std::get<7>(r), std::get<8>(r), {}};
+  const std::vector<double>& numbers = std::get<9>(r);
+  if (numbers.size() > kNumbers) throw std::invalid_argument("a unit has too many numbers");
+  std::copy(numbers.begin(), numbers.end(), rule.numbers);
+  return rule;
 }
 
 template <typename Io>
@@ -141,7 +147,7 @@ nb::object pooled(const std::vector<int64_t>& shape, int code, int bits) {
 }
 
 #define SPIKEBRIDGE_RUN(isa, name) \
-  (arguments.recurrent ? isa::recurrent_##name(arguments) : (isa::name(arguments), true))
+  (arguments.recurrent || arguments.rule.lateral ? isa::recurrent_##name(arguments) : (isa::name(arguments), true))
 
 template <typename Arguments>
 bool run_forward(const Arguments& arguments) {
@@ -339,6 +345,10 @@ NB_MODULE(_native, m) {
   nb::list surrogates;  // H by its codes
   for (int code = 0; const char* name = baseline::surrogate(code); ++code) surrogates.append(name);
   m.attr("surrogates") = surrogates;
+  nb::list units;  // their steps with the number of states, by their codes
+  for (int code = 0; baseline::unit_name(code).name; ++code)
+    units.append(nb::make_tuple(baseline::unit_name(code).name, baseline::unit_name(code).states));
+  m.attr("units") = units;
 #ifdef SPIKEBRIDGE_OPENMP
   m.attr("openmp") = true;
 #else

@@ -1,4 +1,4 @@
-// The recurrence for one neuron and one step, forward and backward; see scan.h.
+// What the steps of units.h are made of: numbers in and out, g and h with their derivatives.
 #pragma once
 #include "elementary.h"
 #include "scan.h"
@@ -72,61 +72,6 @@ inline Real slope_h(Real x, Real y, Real width, Real inverse, Real height) {
   if constexpr (h == H::name) return slope;
   SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_SLOPE)
 #undef SPIKEBRIDGE_SLOPE
-}
-
-// The numbers of a rule in the type of the state.
-template <typename Real>
-struct Constants {
-  Real slope, gate, fixed, height, width, inverse;
-  Real trained;  // 1 where the amount is the threshold, else 0: a bool would not be vectorised
-  explicit Constants(const Rule& rule)
-      : slope(Real(rule.slope)),
-        gate(rule.gate ? Real(1) : Real(0)),
-        fixed(Real(rule.amount)),
-        height(Real(rule.height)),
-        width(Real(rule.width)),
-        inverse(Real(1) / Real(rule.width)),
-        trained(rule.amount < 0 ? Real(1) : Real(0)) {}
-  inline Real amount(Real bias) const { return trained > Real(0) ? -bias : fixed; }
-};
-
-// s and y go from one step to the next; the order of operations is that of the loop.
-template <H h, G g, typename Real>
-inline void step_forward(const Constants<Real>& c, Real drive, Real decay, Real bias, Real& s,
-                         Real& y) {
-  Real kept = decay * (s * (Real(1) - c.gate * y));
-  Real u = (drive + kept) - c.amount(bias) * y;
-  s = apply_g<g>(u, c.slope);
-  y = output<h>(s + bias);
-}
-
-// What flows back through one step.  In: dL/ds_t and dL/dy_t from step t + 1 in `ds` and `dy`, y_t in
-// `out`.  Out: the same of step t - 1; returns dL/ddrive.
-template <H h, G g, typename Real>
-inline Real step_backward(const Constants<Real>& c, Real grad_y, Real s, Real s_prev, Real y_prev,
-                          Real decay, Real bias, Real& ds, Real& dy, Real& out, Real& d_decay,
-                          Real& d_bias) {
-  Real dx = (grad_y + dy) * slope_h<h>(s + bias, out, c.width, c.inverse, c.height);
-  Real du = (ds + dx) * slope_g<g>(s, c.slope);
-  Real keep = Real(1) - c.gate * y_prev;
-  Real through = du * decay;
-  d_bias += dx + (c.trained > Real(0) ? du * y_prev : Real(0));
-  d_decay += du * (s_prev * keep);
-  ds = through * keep;
-  // The gate goes to the state first: 0 times a product that overflows would be NaN.
-  dy = -(through * (c.gate * s_prev)) - c.amount(bias) * du;
-  if constexpr (h == H::sigmoid) out = y_prev;  // the slope of a spike does not read its output
-  return du;
-}
-
-// From a value known at run time to a template argument.
-template <typename Action>
-void with_g(G g, Action&& action) {
-  switch (g) {
-    case G::piecewise: return action.template operator()<G::piecewise>();
-    case G::relu: return action.template operator()<G::relu>();
-    case G::elu: return action.template operator()<G::elu>();
-  }
 }
 
 }  // namespace SPIKEBRIDGE_ISA

@@ -1,19 +1,22 @@
-// The scan with a recurrent matrix inside, compiled once per instruction set (SPIKEBRIDGE_ISA).
+// The scan of layers whose neurons are coupled, by a recurrent matrix, by lateral inhibition or both;
+// compiled once per instruction set (SPIKEBRIDGE_ISA).
 //
 // A thread owns some rows of the batch for all of time, so no thread waits for another.  Forward,
 // spiking units add up only the matrix rows of the neurons that fired; soft units, and spiking
 // ones where that is cheaper, use a dense product of the thread's rows.  Both add the same numbers
 // in the same order.  The gradient of the matrix is one product over all steps, left to torch.
 #include <cstdlib>
+#include <limits>
 
-#include "pointwise.h"
 #include "product.h"
+#include "units.h"
 
 namespace spikebridge {
 namespace SPIKEBRIDGE_ISA {
 namespace {
 
 constexpr int64_t kSerialWork = 65536;  // multiply-adds of a step below which one thread is faster
+constexpr int64_t kSerialSteps = 16384;  // the same for unit-steps without a matrix
 
 // Memory that starts on a cache line, filled with zeros: padding stays zero.
 template <typename Real>
@@ -55,90 +58,171 @@ void add_recurrent(Real* to, const Real* y, const Real* matrix, int32_t* list, i
   multiply(to, y, matrix, rows, n, width);
 }
 
-template <H h, G g, typename Io, typename Real>
+// The largest of the outputs of a layer, NaN where one of them is, and how many have it.
+template <typename Real>
+struct Largest {
+  Real value, count;
+
+  Largest(Real value, Real count) : value(value), count(count) {}
+
+  Largest(const Real* y, int64_t n) {
+    constexpr int64_t lanes = 16;
+    Real most[lanes], missing[lanes], among[lanes];
+    for (int64_t l = 0; l < lanes; ++l) {
+      most[l] = -std::numeric_limits<Real>::infinity();
+      missing[l] = among[l] = Real(0);
+    }
+    each(y, n, lanes, [&](int64_t l, Real x) {
+      most[l] = x > most[l] ? x : most[l];
+      missing[l] = x == x ? missing[l] : x;
+    });
+    value = most[0];
+    for (int64_t l = 1; l < lanes; ++l) value = most[l] > value ? most[l] : value;
+    for (int64_t l = 0; l < lanes; ++l) value += missing[l];
+    each(y, n, lanes, [&](int64_t l, Real x) { among[l] += x == value ? Real(1) : Real(0); });
+    count = Real(0);
+    for (int64_t l = 0; l < lanes; ++l) count += among[l];
+  }
+
+ private:
+  template <typename Do>
+  static inline void each(const Real* y, int64_t n, int64_t lanes, Do&& action) {
+    int64_t j = 0;
+    for (; j + lanes <= n; j += lanes)
+#pragma omp simd
+      for (int64_t l = 0; l < lanes; ++l) action(l, y[j + l]);
+    for (int64_t l = 0; j < n; ++j, ++l) action(l, y[j]);
+  }
+};
+
+// Rows of the batch as a thread has them, in rows of `width`: what it carries for each neuron.
+template <typename Real>
+inline void spread(Real* to, const Real* from, int64_t rows, int64_t n, int64_t width) {
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * width, from + r * n, n * sizeof(Real));
+}
+
+template <typename Real>
+inline void gather(Real* to, const Real* from, int64_t rows, int64_t n, int64_t width) {
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * n, from + r * width, n * sizeof(Real));
+}
+
+template <class U, H h, G g, typename Io, typename Real>
 bool forward_rows(const Forward<Io, Real>& p, const Real* matrix, int64_t first, int64_t rows) {
-  const int64_t n = p.shape.n, m = p.shape.b * n, width = padded<Real>(n);
-  Buffer<Real> s(rows * width), y(rows * width), sum(rows * width);
+  constexpr int64_t states = U::states;
+  const int64_t n = p.shape.n, m = p.shape.b * n, width = padded<Real>(n), all = rows * width;
+  Buffer<Real> s(states * all), y(all), sum(all);
   Buffer<int32_t> list(n + 1);
   if (!(s && y && sum && list)) return false;
   const Constants<Real> c(p.rule);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < n; ++j) {
-      s.get()[r * width + j] = p.s0[(first + r) * n + j];
-      y.get()[r * width + j] = p.y0[(first + r) * n + j];
-    }
+  for (int64_t i = 0; i < states; ++i)
+    spread(s.get() + i * all, p.s0 + i * m + first * n, rows, n, width);
+  spread(y.get(), p.y0 + first * n, rows, n, width);
+  const bool lateral = p.rule.lateral;
+  const Real shared = lateral ? Real(1) : Real(0);  // a bool would not be vectorised
   for (int64_t t = 0; t < p.shape.t; ++t) {
-    std::memset(sum.get(), 0, rows * width * sizeof(Real));
-    add_recurrent<h != H::sigmoid>(sum.get(), y.get(), matrix, list.get(), rows, n, width, t > 0);
+    if (matrix) {
+      std::memset(sum.get(), 0, all * sizeof(Real));
+      add_recurrent<h != H::sigmoid>(sum.get(), y.get(), matrix, list.get(), rows, n, width, t > 0);
+    }
     for (int64_t r = 0; r < rows; ++r) {
       const Io* drive = p.drive.data + t * p.drive.t + (first + r) * p.drive.b;
-      const int64_t at = t * m + (first + r) * n;
-      Io* to_y = p.y + at;
+      const int64_t at = (first + r) * n;
+      Io* to_y = p.y + t * m + at;
       Real *s_ = s.get() + r * width, *y_ = y.get() + r * width;
       const Real *sum_ = sum.get() + r * width, *decay = p.decay, *bias = p.bias;
+      const Real most = lateral ? Largest<Real>(y_, n).value : Real(0);
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) {
-        step_forward<h, g>(c, Real(load(drive[j])) + sum_[j], decay[j], bias[j], s_[j], y_[j]);
-        store(to_y[j], y_[j]);
+        Real own[states], y_own = y_[j];
+        get(own, s_ + j, all);
+        const Given<Real> in{decay[j], bias[j], y_own, shared > Real(0) ? most : y_own};
+        step_forward<U, h, g>(c, in, Real(load(drive[j])) + sum_[j], own, y_own);
+        put(own, s_ + j, all);
+        y_[j] = y_own;
+        store(to_y[j], y_own);
       }
-      if (p.s_all) std::memcpy(p.s_all + at, s_, n * sizeof(Real));
+      for (int64_t i = 0; p.s_all && i < states; ++i)
+        std::memcpy(p.s_all + (t * states + i) * m + at, s_ + i * all, n * sizeof(Real));
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(p.s_last + (first + r) * n, s.get() + r * width, n * sizeof(Real));
-    std::memcpy(p.y_last + (first + r) * n, y.get() + r * width, n * sizeof(Real));
-  }
+  for (int64_t i = 0; i < states; ++i)
+    gather(p.s_last + i * m + first * n, s.get() + i * all, rows, n, width);
+  gather(p.y_last + first * n, y.get(), rows, n, width);
   return true;
 }
 
-template <H h, G g, typename Io, typename Real>
+template <class U, H h, G g, typename Io, typename Real>
 bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t first, int64_t rows) {
-  const int64_t n = p.shape.n, m = p.shape.b * n, width = padded<Real>(n);
-  Buffer<Real> ds(rows * width), dy(rows * width), du(rows * width), out(rows * width);
-  Buffer<Real> d_decay(rows * width), d_bias(rows * width);
+  constexpr int64_t states = U::states;
+  const int64_t n = p.shape.n, m = p.shape.b * n, width = padded<Real>(n), all = rows * width;
+  Buffer<Real> ds(states * all), dy(all), du(all), out(all), d_decay(all), d_bias(all);
+  Buffer<Real> y_before(n);
   Buffer<Io> zeros(n);
-  if (!(ds && dy && du && out && d_decay && d_bias && zeros)) return false;
+  if (!(ds && dy && du && out && d_decay && d_bias && y_before && zeros)) return false;
   const Constants<Real> c(p.rule);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < n; ++j) {
-      if (p.grad_s_last) ds.get()[r * width + j] = p.grad_s_last[(first + r) * n + j];
-      if (p.grad_y_last) dy.get()[r * width + j] = p.grad_y_last[(first + r) * n + j];
-      if (p.shape.t) {
-        const Real s = p.s_all[(p.shape.t - 1) * m + (first + r) * n + j];
-        out.get()[r * width + j] = output<h>(s + p.bias[j]);
-      }
-    }
+  for (int64_t i = 0; p.grad_s_last && i < states; ++i)
+    spread(ds.get() + i * all, p.grad_s_last + i * m + first * n, rows, n, width);
+  if (p.grad_y_last) spread(dy.get(), p.grad_y_last + first * n, rows, n, width);
+  for (int64_t r = 0; p.shape.t && r < rows; ++r) {
+    const Real* s = p.s_all + (p.shape.t - 1) * states * m + (first + r) * n;
+    for (int64_t j = 0; j < n; ++j)
+      out.get()[r * width + j] = output_of<U, h>(c, p.bias[j], s + j, m);
+  }
+  const bool lateral = p.rule.lateral;
+  const Real shared = lateral ? Real(1) : Real(0);  // a bool would not be vectorised
   for (int64_t t = p.shape.t - 1; t >= 0; --t) {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = (first + r) * n;
-      const Real *s = p.s_all + t * m + row, *s_prev = t ? s - m : p.s0 + row;
+      const Real* s = p.s_all + t * states * m + row;
+      const Real* s_prev = t ? s - states * m : p.s0 + row;
       const Io* grad_y =
           p.grad_y.data ? p.grad_y.data + t * p.grad_y.t + (first + r) * p.grad_y.b : zeros.get();
-      const Real* y0 = p.y0 + row;
       Io* to = p.grad_drive + t * m + row;
       const Real *decay = p.decay, *bias = p.bias;
       Real *ds_ = ds.get() + r * width, *dy_ = dy.get() + r * width, *du_ = du.get() + r * width;
       Real *out_ = out.get() + r * width, *dd = d_decay.get() + r * width;
-      Real* db = d_bias.get() + r * width;
-      const bool start = t == 0;
+      Real *db = d_bias.get() + r * width, *y_prev = y_before.get();
+      if (t == 0) std::memcpy(y_prev, p.y0 + row, n * sizeof(Real));
+      else
 #pragma omp simd
+        for (int64_t j = 0; j < n; ++j) y_prev[j] = output_of<U, h>(c, bias[j], s_prev + j, m);
+      const Real nothing = 0;
+      const Largest<Real> largest = lateral ? Largest<Real>(y_prev, n) : Largest<Real>(nothing, nothing);
+      const Real most = largest.value;
+      Real to_most = 0;  // dL/d of the largest output
+#pragma omp simd reduction(+ : to_most)
       for (int64_t j = 0; j < n; ++j) {
-        Real y_prev = output<h>(s_prev[j] + bias[j]);
-        if (start) y_prev = y0[j];
-        du_[j] = step_backward<h, g>(c, Real(load(grad_y[j])), s[j], s_prev[j], y_prev, decay[j],
-                                     bias[j], ds_[j], dy_[j], out_[j], dd[j], db[j]);
+        Real now[states], before[states];
+        get(now, s + j, m);
+        get(before, s_prev + j, m);
+        Flow<Real, states> flow;
+        get(flow.s, ds_ + j, all);
+        flow.y = dy_[j];
+        flow.decay = dd[j];
+        flow.bias = db[j];
+        const Given<Real> in{decay[j], bias[j], y_prev[j], shared > Real(0) ? most : y_prev[j]};
+        du_[j] = step_backward<U, h, g>(c, in, Real(load(grad_y[j])), out_[j], now, before, flow);
         store(to[j], du_[j]);
+        put(flow.s, ds_ + j, all);
+        dy_[j] = shared > Real(0) ? flow.y : flow.by + flow.y;
+        to_most += flow.by;
+        dd[j] = flow.decay;
+        db[j] = flow.bias;
+        if constexpr (h == H::sigmoid) out_[j] = y_prev[j];
+      }
+      if (lateral) {  // equal outputs share it, and NaN reaches the others too, as in torch
+        const Real share = to_most / largest.count, none = share * Real(0);
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) dy_[j] += y_prev[j] == most ? share : none;
       }
     }
-    multiply(dy.get(), du.get(), matrix, rows, n, width);
+    if (matrix) multiply(dy.get(), du.get(), matrix, rows, n, width);
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = (first + r) * n, bytes = n * sizeof(Real);
-    std::memcpy(p.grad_s0 + row, ds.get() + r * width, bytes);
-    std::memcpy(p.grad_y0 + row, dy.get() + r * width, bytes);
-    std::memcpy(p.grad_decay + row, d_decay.get() + r * width, bytes);
-    std::memcpy(p.grad_bias + row, d_bias.get() + r * width, bytes);
-  }
+  for (int64_t i = 0; i < states; ++i)
+    gather(p.grad_s0 + i * m + first * n, ds.get() + i * all, rows, n, width);
+  gather(p.grad_y0 + first * n, dy.get(), rows, n, width);
+  gather(p.grad_decay + first * n, d_decay.get(), rows, n, width);
+  gather(p.grad_bias + first * n, d_bias.get(), rows, n, width);
   return true;
 }
 
@@ -147,16 +231,19 @@ template <typename Real, typename Run>
 bool over_rows(const Shape& shape, const Real* recurrent, bool transposed, int threads, Run&& run) {
   const int64_t n = shape.n, width = padded<Real>(n);
   if (shape.b == 0 || n == 0) return true;
-  Buffer<Real> matrix(n * width);
+  Buffer<Real> matrix(recurrent ? n * width : 0);
   if (!matrix) return false;
-  pack(matrix.get(), recurrent, n, transposed);  // (out, in): transposed, row k is what k sends
-  if (shape.b * n * n < kSerialWork || threads < 1) threads = 1;
+  // (out, in): transposed, row k is what k sends
+  if (recurrent) pack(matrix.get(), recurrent, n, transposed);
+  const bool small = recurrent ? shape.b * n * n < kSerialWork
+                               : shape.t * shape.b * n < kSerialSteps;
+  if (small || threads < 1) threads = 1;
   if (threads > shape.b) threads = static_cast<int>(shape.b);
   const int64_t share = (shape.b + threads - 1) / threads;
   bool done = true;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1) reduction(&& : done)
   for (int64_t first = 0; first < shape.b; first += share)
-    done = run(matrix.get(), first, shape.b - first < share ? shape.b - first : share) && done;
+    done = run(recurrent ? matrix.get() : nullptr, first, shape.b - first < share ? shape.b - first : share) && done;
   return done;
 }
 
@@ -164,10 +251,10 @@ template <typename Io, typename Real>
 struct RunForward {
   const Forward<Io, Real>& p;
   bool& done;
-  template <G g>
+  template <class U, G g>
   void operator()() const {
-    auto rows = p.rule.h == static_cast<int>(H::sigmoid) ? forward_rows<H::sigmoid, g, Io, Real>
-                                                         : forward_rows<H::window, g, Io, Real>;
+    auto rows = p.rule.h == static_cast<int>(H::sigmoid) ? forward_rows<U, H::sigmoid, g, Io, Real>
+                                                         : forward_rows<U, H::window, g, Io, Real>;
     done = over_rows<Real>(p.shape, p.recurrent, true, p.threads,
                            [&](const Real* m, int64_t first, int64_t count) {
                              return rows(p, m, first, count);
@@ -179,12 +266,12 @@ template <typename Io, typename Real>
 struct RunBackward {
   const Backward<Io, Real>& p;
   bool& done;
-  template <G g>
+  template <class U, G g>
   void operator()() const {
     using Function = bool (*)(const Backward<Io, Real>&, const Real*, int64_t, int64_t);
     static constexpr Function all[] = {
-#define SPIKEBRIDGE_ROWS(name, slope) , backward_rows<H::name, g, Io, Real>
-        backward_rows<H::sigmoid, g, Io, Real> SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_ROWS)};
+#define SPIKEBRIDGE_ROWS(name, slope) , backward_rows<U, H::name, g, Io, Real>
+        backward_rows<U, H::sigmoid, g, Io, Real> SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_ROWS)};
 #undef SPIKEBRIDGE_ROWS
     auto rows = all[p.rule.h];
     done = over_rows<Real>(p.shape, p.recurrent, false, p.threads,
@@ -199,12 +286,12 @@ struct RunBackward {
 #define SPIKEBRIDGE_DEFINE(Io, Real)                        \
   bool recurrent_forward(const Forward<Io, Real>& p) {      \
     bool done = true;                                       \
-    with_g(p.rule.g, RunForward<Io, Real>{p, done});        \
+    with_rule(p.rule, RunForward<Io, Real>{p, done});        \
     return done;                                            \
   }                                                         \
   bool recurrent_backward(const Backward<Io, Real>& p) {    \
     bool done = true;                                       \
-    with_g(p.rule.g, RunBackward<Io, Real>{p, done});       \
+    with_rule(p.rule, RunBackward<Io, Real>{p, done});       \
     return done;                                            \
   }
 SPIKEBRIDGE_DEFINE(float, float)

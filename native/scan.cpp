@@ -1,9 +1,9 @@
-// The scan without a recurrent matrix, compiled once per instruction set (SPIKEBRIDGE_ISA).
+// The scan of neurons that nothing couples, compiled once per instruction set (SPIKEBRIDGE_ISA).
 //
 // (B, N) is cut into tiles whose state stays in the nearest caches; each thread carries its
 // tiles through all of time, so that every (T, B, N) tensor moves through memory once and no
 // thread waits for another.  Results do not depend on the number of threads.
-#include "pointwise.h"
+#include "units.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -97,33 +97,35 @@ inline void stream_fence() {
 }
 
 // `steps` time steps of one piece: what goes from one to the next stays in registers between them.
-template <int steps, H h, G g, typename Io, typename Real>
+template <int steps, class U, H h, G g, typename Io, typename Real>
 inline void forward_piece(const Constants<Real>& c, int64_t length, const Io* drive, int64_t stride,
                           const Real* decay, const Real* bias, Real* s, Real* y, Io* to_y,
                           Real* to_s) {
 #pragma omp simd
   for (int64_t j = 0; j < length; ++j) {
-    Real s_ = s[j], y_ = y[j];
+    Real s_[U::states], y_ = y[j];
+    get(s_, s + j, tile_width<Real>());
 #pragma GCC unroll 4
     for (int k = 0; k < steps; ++k) {
-      step_forward<h, g>(c, Real(load(drive[k * stride + j])), decay[j], bias[j], s_, y_);
+      const Given<Real> in{decay[j], bias[j], y_, y_};
+      step_forward<U, h, g>(c, in, Real(load(drive[k * stride + j])), s_, y_);
       store(to_y[k * kPiece + j], y_);
-      to_s[k * kPiece + j] = s_;
+      put(s_, to_s + k * U::states * kPiece + j, kPiece);
     }
-    s[j] = s_;
+    put(s_, s + j, tile_width<Real>());
     y[j] = y_;
   }
 }
 
-template <H h, G g, typename Io, typename Real>
+template <class U, H h, G g, typename Io, typename Real>
 void forward_tile(const Forward<Io, Real>& p, const Tile& tile, bool streaming) {
-  constexpr int64_t width = tile_width<Real>();
-  alignas(64) Real s[width], y[width], decay[width], bias[width];
+  constexpr int64_t width = tile_width<Real>(), states = U::states;
+  alignas(64) Real s[states * width], y[width], decay[width], bias[width];
   alignas(64) Io y_rows[kSteps * kPiece];
-  alignas(64) Real s_rows[kSteps * kPiece];
+  alignas(64) Real s_rows[kSteps * states * kPiece];
   const int64_t m = p.shape.b * p.shape.n;
   const Constants<Real> c(p.rule);
-  copy(s, p.s0 + tile.begin, tile.width);
+  for (int64_t i = 0; i < states; ++i) copy(s + i * width, p.s0 + i * m + tile.begin, tile.width);
   copy(y, p.y0 + tile.begin, tile.width);
   fill_parameter(decay, p.decay, tile);
   fill_parameter(bias, p.bias, tile);
@@ -131,64 +133,75 @@ void forward_tile(const Forward<Io, Real>& p, const Tile& tile, bool streaming) 
   auto put_s = streaming ? stream<Real> : copy<Real>;
   for (int64_t t = 0, steps = 0; t < p.shape.t; t += steps) {
     steps = p.shape.t - t >= kSteps ? kSteps : 1;
-    auto run = steps == kSteps ? forward_piece<kSteps, h, g, Io, Real>
-                               : forward_piece<1, h, g, Io, Real>;
+    auto run = steps == kSteps ? forward_piece<kSteps, U, h, g, Io, Real>
+                               : forward_piece<1, U, h, g, Io, Real>;
     tile.each([&](const Segment& part) {
       const Io* drive = p.drive.data + t * p.drive.t + part.row * p.drive.b + part.column;
       run(c, part.length, drive, p.drive.t, decay + part.at, bias + part.at, s + part.at,
           y + part.at, y_rows, s_rows);
-      for (int64_t k = 0; k < steps; ++k) {
-        const int64_t to = (t + k) * m + tile.begin + part.at;
-        put_y(p.y + to, y_rows + k * kPiece, part.length);
-        if (p.s_all) put_s(p.s_all + to, s_rows + k * kPiece, part.length);
-      }
+      const int64_t at = tile.begin + part.at;
+      for (int64_t k = 0; k < steps; ++k)
+        put_y(p.y + (t + k) * m + at, y_rows + k * kPiece, part.length);
+      for (int64_t k = 0; p.s_all && k < steps * states; ++k)
+        put_s(p.s_all + (t * states + k) * m + at, s_rows + k * kPiece, part.length);
     });
   }
-  copy(p.s_last + tile.begin, s, tile.width);
+  for (int64_t i = 0; i < states; ++i)
+    copy(p.s_last + i * m + tile.begin, s + i * width, tile.width);
   copy(p.y_last + tile.begin, y, tile.width);
 }
 
 // What a tile carries backwards through time.
-template <typename Real>
+template <typename Real, int states>
 struct Adjoint {
   static constexpr int64_t width = tile_width<Real>();
-  alignas(64) Real s[width], y[width];         // dL/ds_t and dL/dy_t that come from step t + 1
-  alignas(64) Real decay[width], bias[width];  // sums over time
-  alignas(64) Real output[width];              // y_t, recomputed from s_t
+  alignas(64) Real s[states * width], y[width];  // dL/ds_t and dL/dy_t that come from step t + 1
+  alignas(64) Real decay[width], bias[width];    // sums over time
+  alignas(64) Real output[width];                // y_t, recomputed from s_t
 };
 
-// `s` is that of the last of these steps, `s_prev` of the one before; both go back by m a step.
-template <int steps, bool first, H h, G g, typename Io, typename Real>
+// `s` is that of the last of these steps, `s_prev` of the one before; both go back by k m a step.
+template <int steps, bool first, class U, H h, G g, typename Io, typename Real>
 inline void backward_piece(const Constants<Real>& c, int64_t length, int64_t at, int64_t m,
-                           Adjoint<Real>& adjoint, const Real* decay, const Real* bias,
+                           Adjoint<Real, U::states>& adjoint, const Real* decay, const Real* bias,
                            const Io* grad_y, int64_t stride, const Real* s, const Real* s_prev,
                            const Real* y0, Io* grad_drive) {
+  constexpr int64_t width = tile_width<Real>();
   Real *ds = adjoint.s + at, *dy = adjoint.y + at, *out = adjoint.output + at;
   Real *d_decay = adjoint.decay + at, *d_bias = adjoint.bias + at;
 #pragma omp simd
   for (int64_t j = 0; j < length; ++j) {
-    Real ds_ = ds[j], dy_ = dy[j], out_ = out[j], dd = d_decay[j], db = d_bias[j], now = s[j];
+    Flow<Real, U::states> flow;
+    get(flow.s, ds + j, width);
+    flow.y = dy[j];
+    flow.decay = d_decay[j];
+    flow.bias = d_bias[j];
+    Real out_ = out[j], now[U::states], before[U::states];
+    get(now, s + j, m);
 #pragma GCC unroll 4
     for (int k = 0; k < steps; ++k) {
-      const Real before = s_prev[j - k * m];
-      const Real y_prev = first ? y0[j] : output<h>(before + bias[j]);
-      Real du = step_backward<h, g>(c, Real(load(grad_y[j - k * stride])), now, before, y_prev,
-                                    decay[j], bias[j], ds_, dy_, out_, dd, db);
+      get(before, s_prev + j - k * U::states * m, m);
+      const Real y_prev = first ? y0[j] : output<h>(U::argument(c, bias[j], before));
+      const Given<Real> in{decay[j], bias[j], y_prev, y_prev};
+      Real du = step_backward<U, h, g>(c, in, Real(load(grad_y[j - k * stride])), out_, now, before,
+                                       flow);
+      flow.y = flow.by + flow.y;
       store(grad_drive[k * kPiece + j], du);
-      now = before;
+      if constexpr (h == H::sigmoid) out_ = y_prev;  // the slope of a spike does not read its output
+      copy_states(now, before, std::make_index_sequence<U::states>());
     }
-    ds[j] = ds_;
-    dy[j] = dy_;
+    put(flow.s, ds + j, width);
+    dy[j] = flow.y;
     if constexpr (h == H::sigmoid) out[j] = out_;
-    d_decay[j] = dd;
-    d_bias[j] = db;
+    d_decay[j] = flow.decay;
+    d_bias[j] = flow.bias;
   }
 }
 
-template <H h, G g, typename Io, typename Real>
+template <class U, H h, G g, typename Io, typename Real>
 void backward_tile(const Backward<Io, Real>& p, const Tile& tile, bool streaming) {
-  constexpr int64_t width = tile_width<Real>();
-  Adjoint<Real> adjoint;
+  constexpr int64_t width = tile_width<Real>(), states = U::states;
+  Adjoint<Real, U::states> adjoint;
   alignas(64) Real decay[width], bias[width];
   alignas(64) Io rows[kSteps * kPiece];
   alignas(64) static const Io zeros[kPiece] = {};
@@ -197,24 +210,27 @@ void backward_tile(const Backward<Io, Real>& p, const Tile& tile, bool streaming
   std::memset(adjoint.y, 0, bytes);
   std::memset(adjoint.decay, 0, bytes);
   std::memset(adjoint.bias, 0, bytes);
-  std::memset(adjoint.s, 0, bytes);
-  if (p.grad_s_last) copy(adjoint.s, p.grad_s_last + tile.begin, tile.width);
+  for (int64_t i = 0; i < states; ++i) {
+    std::memset(adjoint.s + i * width, 0, bytes);
+    if (p.grad_s_last)
+      copy(adjoint.s + i * width, p.grad_s_last + i * m + tile.begin, tile.width);
+  }
   if (p.grad_y_last) copy(adjoint.y, p.grad_y_last + tile.begin, tile.width);
   fill_parameter(decay, p.decay, tile);
   fill_parameter(bias, p.bias, tile);
-  auto put = streaming ? stream<Io> : copy<Io>;
+  auto put_row = streaming ? stream<Io> : copy<Io>;
   if (p.shape.t > 0) {
-    const Real* s = p.s_all + (p.shape.t - 1) * m + tile.begin;
+    const Real* s = p.s_all + (p.shape.t - 1) * states * m + tile.begin;
 #pragma omp simd
-    for (int64_t j = 0; j < tile.width; ++j) adjoint.output[j] = output<h>(s[j] + bias[j]);
+    for (int64_t j = 0; j < tile.width; ++j) adjoint.output[j] = output_of<U, h>(c, bias[j], s + j, m);
   }
   for (int64_t t = p.shape.t - 1, steps = 0; t >= 0; t -= steps) {
     steps = t >= kSteps ? kSteps : 1;  // the first step of all begins at s0 and goes alone
-    auto run = t == 0            ? backward_piece<1, true, h, g, Io, Real>
-               : steps == kSteps ? backward_piece<kSteps, false, h, g, Io, Real>
-                                 : backward_piece<1, false, h, g, Io, Real>;
-    const Real* s = p.s_all + t * m + tile.begin;
-    const Real* s_prev = t ? s - m : p.s0 + tile.begin;
+    auto run = t == 0            ? backward_piece<1, true, U, h, g, Io, Real>
+               : steps == kSteps ? backward_piece<kSteps, false, U, h, g, Io, Real>
+                                 : backward_piece<1, false, U, h, g, Io, Real>;
+    const Real* s = p.s_all + t * states * m + tile.begin;
+    const Real* s_prev = t ? s - states * m : p.s0 + tile.begin;
     tile.each([&](const Segment& part) {
       const Io* grad_y = zeros;
       if (p.grad_y.data)
@@ -223,10 +239,11 @@ void backward_tile(const Backward<Io, Real>& p, const Tile& tile, bool streaming
           p.grad_y.data ? p.grad_y.t : 0, s + part.at, s_prev + part.at,
           p.y0 + tile.begin + part.at, rows);
       for (int64_t k = 0; k < steps; ++k)
-        put(p.grad_drive + (t - k) * m + tile.begin + part.at, rows + k * kPiece, part.length);
+        put_row(p.grad_drive + (t - k) * m + tile.begin + part.at, rows + k * kPiece, part.length);
     });
   }
-  copy(p.grad_s0 + tile.begin, adjoint.s, tile.width);
+  for (int64_t i = 0; i < states; ++i)
+    copy(p.grad_s0 + i * m + tile.begin, adjoint.s + i * width, tile.width);
   copy(p.grad_y0 + tile.begin, adjoint.y, tile.width);
   copy(p.grad_decay + tile.begin, adjoint.decay, tile.width);
   copy(p.grad_bias + tile.begin, adjoint.bias, tile.width);
@@ -258,10 +275,10 @@ void over_tiles(const Shape& shape, bool flat, int threads, Run&& run) {
 template <typename Io, typename Real>
 struct RunForward {
   const Forward<Io, Real>& p;
-  template <G g>
+  template <class U, G g>
   void operator()() const {
-    auto tile = p.rule.h == static_cast<int>(H::sigmoid) ? forward_tile<H::sigmoid, g, Io, Real>
-                                                         : forward_tile<H::window, g, Io, Real>;  // any step will do
+    auto tile = p.rule.h == static_cast<int>(H::sigmoid) ? forward_tile<U, H::sigmoid, g, Io, Real>
+                                                         : forward_tile<U, H::window, g, Io, Real>;  // any step will do
     over_tiles<Real>(p.shape, p.drive.b == p.shape.n, p.threads,
                      [&](const Tile& t, bool streaming) { tile(p, t, streaming); });
   }
@@ -270,12 +287,12 @@ struct RunForward {
 template <typename Io, typename Real>
 struct RunBackward {
   const Backward<Io, Real>& p;
-  template <G g>
+  template <class U, G g>
   void operator()() const {
     using Function = void (*)(const Backward<Io, Real>&, const Tile&, bool);
     static constexpr Function tiles[] = {
-#define SPIKEBRIDGE_TILE(name, slope) , backward_tile<H::name, g, Io, Real>
-        backward_tile<H::sigmoid, g, Io, Real> SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_TILE)};
+#define SPIKEBRIDGE_TILE(name, slope) , backward_tile<U, H::name, g, Io, Real>
+        backward_tile<U, H::sigmoid, g, Io, Real> SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_TILE)};
 #undef SPIKEBRIDGE_TILE
     auto tile = tiles[p.rule.h];
     over_tiles<Real>(p.shape, p.grad_y.data && p.grad_y.b == p.shape.n, p.threads,
@@ -293,9 +310,16 @@ const char* surrogate(int code) {
   return names[code];
 }
 
+UnitName unit_name(int code) {
+#define SPIKEBRIDGE_NAME(U, name) {name, U::states},
+  static const UnitName names[] = {SPIKEBRIDGE_UNITS(SPIKEBRIDGE_NAME){nullptr, 0}};
+#undef SPIKEBRIDGE_NAME
+  return names[code];
+}
+
 #define SPIKEBRIDGE_DEFINE(Io, Real)                                                             \
-  void forward(const Forward<Io, Real>& p) { with_g(p.rule.g, RunForward<Io, Real>{p}); }        \
-  void backward(const Backward<Io, Real>& p) { with_g(p.rule.g, RunBackward<Io, Real>{p}); }
+  void forward(const Forward<Io, Real>& p) { with_rule(p.rule, RunForward<Io, Real>{p}); }        \
+  void backward(const Backward<Io, Real>& p) { with_rule(p.rule, RunBackward<Io, Real>{p}); }
 SPIKEBRIDGE_DEFINE(float, float)
 SPIKEBRIDGE_DEFINE(double, double)
 SPIKEBRIDGE_DEFINE(Bf16, float)

@@ -3,9 +3,12 @@
 //     u  = drive + recurrent y_prev + decay * s * (1 - gate * y_prev) - amount * y_prev
 //     s' = g(u),   y' = h(s' + bias)
 //
-// An amount below 0 stands for -bias, the threshold of each neuron, as it is trained.
+// An amount below 0 stands for -bias, the threshold of each neuron, as it is trained.  With lateral
+// inhibition the largest output of the layer gates in the place of each neuron's own.  A unit with
+// k states keeps k - 1 more beside the membrane; units.h has the steps and their adjoints.
 //
-// Layout: (T, B, N) with unit stride along N.  Everything but `drive` and `grad_y` is dense.
+// Layout: (T, B, N) with unit stride along N; states (k, B, N), those of all steps (T, k, B, N).
+// Everything but `drive` and `grad_y` is dense.
 // `Io` is the type of drives and outputs, `Real` that of states, parameters and sums.
 #pragma once
 #include <cstdint>
@@ -18,6 +21,8 @@ struct Bf16 {
   uint16_t bits;
 };
 
+constexpr int kNumbers = 4;  // that a unit may have beside those of the rule
+
 struct Rule {
   G g;
   double slope;
@@ -25,6 +30,14 @@ struct Rule {
   double amount;
   int h;  // H of pointwise.h: the surrogate, or the logistic function
   double width, height;
+  bool lateral;
+  int unit;  // a row of SPIKEBRIDGE_UNITS in units.h
+  double numbers[kNumbers];
+};
+
+struct UnitName {
+  const char* name;  // null beyond the last
+  int states;
 };
 
 struct Shape {
@@ -44,11 +57,11 @@ struct Forward {
   Rule rule;
   Strided<Io> drive;
   const Real* recurrent;  // (N, N), out by in, or null
-  const Real *s0, *y0;    // (B, N)
+  const Real *s0, *y0;    // (k, B, N), (B, N)
   const Real *decay, *bias;  // (N)
   Io* y;                  // (T, B, N)
-  Real* s_all;            // (T, B, N) or null
-  Real *s_last, *y_last;  // (B, N)
+  Real* s_all;            // (T, k, B, N) or null
+  Real *s_last, *y_last;  // (k, B, N), (B, N)
   int threads;
 };
 
@@ -58,18 +71,21 @@ struct Backward {
   Rule rule;
   Strided<Io> grad_y;       // data may be null
   const Real* recurrent;    // as in Forward
-  const Real *grad_s_last, *grad_y_last;  // (B, N) or null
+  const Real *grad_s_last, *grad_y_last;  // as s_last and y_last, or null
   const Real *s_all, *s0, *y0;
   const Real *decay, *bias;
   Io* grad_drive;                                 // (T, B, N)
-  Real *grad_s0, *grad_y0, *grad_decay, *grad_bias;  // (B, N)
+  Real *grad_s0;                                  // (k, B, N)
+  Real *grad_y0, *grad_decay, *grad_bias;         // (B, N)
   int threads;
 };
 
-// One copy of scan.cpp and recurrent.cpp per instruction set.  A null `recurrent` means scan.cpp.
+// One copy of scan.cpp and recurrent.cpp per instruction set.  What couples the neurons of a layer,
+// a recurrent matrix or lateral inhibition, is for recurrent.cpp.
 #define SPIKEBRIDGE_DECLARE(isa)                     \
   namespace isa {                                    \
   const char* surrogate(int code);                   \
+  UnitName unit_name(int code);                      \
   void forward(const Forward<float, float>&);        \
   void forward(const Forward<double, double>&);      \
   void forward(const Forward<Bf16, float>&);         \

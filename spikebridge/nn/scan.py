@@ -16,7 +16,7 @@ from spikebridge.nn.compiled import compiled
 from spikebridge.nn.gradients import FORMULAS
 from spikebridge.nn.kernels import ops
 from spikebridge.nn.kernels.product import plain, traced
-from spikebridge.nn.units import SNUnit, State, Unit, state_dtype
+from spikebridge.nn.units import State, Unit, state_dtype
 
 __all__ = ["Backend", "Trace", "loop", "scan", "unsupported"]
 
@@ -153,10 +153,16 @@ def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | N
         return f"the {backend} kernel runs on {kernel.place}, the drive is on {drive.device}"
     if drive.dtype not in kernel.dtypes:
         return f"the {backend} kernel takes {kernel.takes}, the drive is {drive.dtype}"
-    if type(unit).step is not SNUnit.step:
+    step = ops.step_of(unit)
+    if step is None or backend not in step.kernels:
         return f"{type(unit).__name__} has no {backend} kernel"
-    if rule.reset == "lateral":
-        return "lateral inhibition couples the units of a layer: it runs in the loop"
+    if not all(isinstance(x, float | int) for x in step.numbers(unit)):
+        return f"the {backend} kernel takes plain numbers, {type(unit).__name__} has others"
+    if rule.reset == "lateral" and not kernel.couples:
+        return (
+            f"lateral inhibition couples the units of a layer, and the {backend} kernel carries "
+            "each by itself: it runs in the loop"
+        )
     if rule.surrogate is not None and rule.surrogate.formula not in FORMULAS:
         return f"{rule.surrogate.formula} is a formula of your own and runs in the loop"
     if rule.surrogate is not None and rule.surrogate.relaxed:

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikebridge.nn.gradients import FORMULAS, Surrogate
-from spikebridge.nn.kernels import native
+from spikebridge.nn.kernels import native, ops
 from spikebridge.nn.scan import scan, unsupported
-from spikebridge.nn.units import State, Unit, make_unit, state_dtype
+from spikebridge.nn.units import Params, Rule, SNUnit, State, Unit, make_unit, state_dtype
 
 pytestmark = pytest.mark.skipif(
     native.missing is not None, reason=f"no kernel to compare: {native.missing}"
@@ -389,7 +389,7 @@ def test_the_custom_op_keeps_the_rules_of_torch(
     matrix = matrix_of(n, dtype) if recurrent else None
     small = [matrix, torch.randn(b, n), torch.rand(b, n), torch.tensor(0.8), -torch.ones(n)]
     small = [x if x is None else x.to(state_dtype(dtype)) for x in small]
-    rule = ("leaky_relu", 0.1, True, 0.0, h, 1.0, 1.0)
+    rule = ("leaky_relu", 0.1, True, 0.0, h, 1.0, 1.0, False, "snu", [])
     drive = torch.randn(4, b, n, dtype=dtype)
     forward = torch.ops.spikebridge.scan.default
     torch.library.opcheck(forward, (drive, *small, *rule, False))
@@ -520,11 +520,15 @@ def test_without_gradients_no_states_are_kept() -> None:
     assert seen[1] != 0
 
 
+class Own(SNUnit):
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return super().step(state, drive, params)
+
+
 def test_the_reason_is_given_where_the_kernel_cannot_serve() -> None:
     drive = torch.randn(3, 2, 4)
     cases = [
-        (make_unit("li-snu", 4), drive, None, "lateral inhibition"),
-        (make_unit("adaptive-snu", 4), drive, None, "AdaptiveUnit has no native kernel"),
+        (Own(4, Rule()), drive, None, "Own has no native kernel"),
         (make_unit("snu", 4).half(), drive.half(), None, "the drive is torch.float16"),
     ]
     for unit, operand, recurrent, reason in cases:
@@ -532,6 +536,20 @@ def test_the_reason_is_given_where_the_kernel_cannot_serve() -> None:
         with pytest.raises(RuntimeError, match=reason):
             scan(unit, operand, recurrent, backend="native")
         scan(unit, operand, recurrent)  # auto falls back to the loop
+
+
+def test_the_gpu_kernel_names_what_it_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_no_triton", None)
+    monkeypatch.setitem(ops.KERNELS, "triton", ops.KERNELS["triton"]._replace(device="cpu"))
+    drive = torch.randn(3, 2, 4)
+    assert unsupported(make_unit("snu", 4), drive, "triton") is None
+    for kind, reason in (
+        ("adaptive-snu", "AdaptiveUnit has no triton kernel"),
+        ("li-snu", "lateral inhibition couples the units of a layer"),
+    ):
+        assert reason in unsupported(make_unit(kind, 4), drive, "triton")
+        with pytest.raises(RuntimeError, match=reason):
+            scan(make_unit(kind, 4), drive, backend="triton")
 
 
 def test_without_kernels_the_loop_serves_and_says_so_once() -> None:

@@ -21,7 +21,7 @@ from spikebridge.settings.model import ModelConfig
 pytestmark = pytest.mark.skipif(native.missing is not None, reason=str(native.missing))
 
 T, B, N = 3, 2, 5
-RULE = ("identity", 1.0, True, 0.0, "triangle", 1.0, 1.0)
+RULE = ("identity", 1.0, True, 0.0, "triangle", 1.0, 1.0, False, "snu", [])
 
 
 def operands() -> dict[str, Any]:

@@ -129,7 +129,7 @@ def operands(
 
 def rule(g: str, h: str, reset: str = "gate") -> tuple:
     amount = {"subtract": 0.7, "trained": native.OF_THRESHOLD}.get(reset, 0.0)
-    return g, 0.1, reset == "gate", amount, h, 0.6, 0.8
+    return g, 0.1, reset == "gate", amount, h, 0.6, 0.8, False, "snu", []
 
 
 GS = ("identity", "relu", "leaky_relu", "elu")

@@ -66,6 +66,9 @@ OF_THRESHOLD = -1.0
 # "sigmoid" of soft units, then the surrogates in the order of native/pointwise.h.
 _H_NAMES = getattr(_native, "surrogates", ("sigmoid", *FORMULAS))
 H_CODES = {name: code for code, name in enumerate(_H_NAMES)}
+# The steps in the order of native/units.h, each with the number of its states k.
+_STEPS = dict(getattr(_native, "units", [("snu", 1)]))
+STEP_CODES = {name: code for code, name in enumerate(_STEPS)}
 
 
 def instruction_set() -> str | None:
@@ -81,14 +84,18 @@ def openmp() -> bool:
 def forward(
     drive: Tensor, recurrent: Tensor | None, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
     g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    keep: bool,
+    lateral: bool, step: str, numbers: Sequence[float], keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (T, B, N), the last s and y (B, N), and with `keep` all membranes (T, B, N), else none."""
-    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, drive=drive, recurrent=recurrent, **states)
+    """y (T, B, N), the last s (k B, N) and y (B, N), and with `keep` all s (T, k B, N), else none.
+
+    A unit with k states has them one after another, the membranes (B, N) first.
+    """
+    operands = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
+    states = states_of(step)
+    check(g, h, width, states, drive=drive, recurrent=recurrent, **operands)
     if drive.dtype not in DTYPES:
         raise TypeError(f"drive must be of {TAKES} for the native kernel, got {drive.dtype}")
-    rule = g, slope, gate, amount, h, width, height
+    rule = g, slope, gate, amount, h, width, height, lateral, step, numbers
     made = checked_forward(drive, recurrent, s0, y0, decay, bias, *rule, keep)
     y, s_last, y_last, s_all = made
     return y, s_last, y_last, s0.new_empty((0, *s0.shape)) if s_all is None else s_all
@@ -97,18 +104,19 @@ def forward(
 def checked_forward(
     drive: Tensor, recurrent: Tensor | None, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
     g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    keep: bool,
+    lateral: bool, step: str, numbers: Sequence[float], keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """`forward` of operands that fit: what `check` asks of them is known to hold."""
     t, b, n = drive.shape
     drive = rows(drive)
     y = empty((t, b, n), drive.dtype)
-    s_all = empty((t, b, n), s0.dtype) if keep else None
+    s_all = empty((t, *s0.shape), s0.dtype) if keep else None
     # The contiguous copies must outlive the call.
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
-    s_last, y_last = torch.empty_like(s0), torch.empty_like(s0)
+    s_last, y_last = torch.empty_like(s0), torch.empty_like(y0)
     recurrent = None if recurrent is None else recurrent.contiguous()
-    rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height)
+    rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height, lateral, STEP_CODES[step],
+            numbers)  # fmt: skip
     getattr(_native, FORWARD[drive.dtype])(
         (t, b, n), _strided(drive), _address(recurrent), s0.data_ptr(), y0.data_ptr(),
         decay.data_ptr(), bias.data_ptr(), rule, y.data_ptr(), _address(s_all),
@@ -121,23 +129,27 @@ def backward(
     grad_y: Tensor | None, grad_s_last: Tensor | None, grad_y_last: Tensor | None,
     recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
     g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
+    lateral: bool, step: str, numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of drive (T, B, N), s0 and y0 (B, N), decay and bias (B, N: one share a sample)."""
+    """Gradients of drive (T, B, N), s0 (k B, N), y0, decay and bias (B, N: one share a sample)."""
     grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
-    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, s_all=s_all, recurrent=recurrent, **grads, **states)
-    t, b, n = s_all.shape
+    given = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
+    check(g, h, width, states_of(step), s_all=s_all, recurrent=recurrent, **grads, **given)
+    t, (b, n) = len(s_all), y0.shape
     io = s_all.dtype if grad_y is None else grad_y.dtype
     if io not in DTYPES:
         raise TypeError(f"grad_y must be of {TAKES} for the native kernel, got {io}")
     grad_drive = empty((t, b, n), io)
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
-    grad_s0, grad_y0, share_decay, share_bias = small = [torch.empty_like(s0) for _ in range(4)]
+    grad_s0, grad_y0, share_decay, share_bias = small = [
+        torch.empty_like(like) for like in (s0, y0, y0, y0)
+    ]
     grad_y = None if grad_y is None else rows(grad_y)
     # The contiguous copies must outlive the call.
-    given = [None if x is None else x.contiguous() for x in (recurrent, grad_s_last, grad_y_last)]
-    operands = [*given, s_all, s0, y0, decay, bias]
-    rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height)
+    dense = [None if x is None else x.contiguous() for x in (recurrent, grad_s_last, grad_y_last)]
+    operands = [*dense, s_all, s0, y0, decay, bias]
+    rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height, lateral, STEP_CODES[step],
+            numbers)  # fmt: skip
     getattr(_native, "backward_" + DTYPES[io])(
         (t, b, n), (0, 0, 0) if grad_y is None else _strided(grad_y), *map(_address, operands),
         rule, grad_drive.data_ptr(), [x.data_ptr() for x in small], torch.get_num_threads(),
@@ -255,14 +267,22 @@ def rows(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-# Axes of the operands; decay and bias may be () too.  Only those over time have another dtype.
-_AXES = {"drive": "TBN", "s_all": "TBN", "grad_y": "TBN"} | {
-    **dict.fromkeys(("s0", "y0", "grad_s_last", "grad_y_last"), "BN"),
+# Axes of the operands, S: states of all samples; decay and bias may be () too.  Only those over
+# time have another dtype.
+_AXES = {"drive": "TBN", "s_all": "TSN", "grad_y": "TBN"} | {
+    **{"s0": "SN", "y0": "BN", "grad_s_last": "SN", "grad_y_last": "BN"},
     **{"recurrent": "NN", "decay": "N", "bias": "N"},
 }
 
 
-def check(g: str, h: str, width: float, **operands: Tensor | None) -> None:
+def states_of(step: str) -> int:
+    """k of a step of the native kernel; ValueError for one that it does not have."""
+    if step not in _STEPS:
+        raise ValueError(f"step={step!r} is not known; choose one of {list(_STEPS)}")
+    return _STEPS[step]
+
+
+def check(g: str, h: str, width: float, states: int = 1, **operands: Tensor | None) -> None:
     """ValueError for operands that a kernel cannot walk through: it would read beyond them.
 
     The first, drive or s_all, decides sizes, dtype and device; what is None is not checked.
@@ -270,13 +290,15 @@ def check(g: str, h: str, width: float, **operands: Tensor | None) -> None:
     like: Any = operands.get("drive", operands.get("s_all"))
     if like.dim() != 3:
         raise ValueError(f"{next(iter(operands))} must be (T, B, N), got {tuple(like.shape)}")
-    whole, device, state = like.shape, like.device, state_dtype(like.dtype)
-    shapes = {"TBN": whole, "BN": whole[1:], "NN": 2 * whole[2:], "N": whole[2:]}
+    device, state, (t, b, n) = like.device, state_dtype(like.dtype), like.shape
+    b = b if "drive" in operands else b // states
+    shapes = {"TBN": (t, b, n), "TSN": (t, states * b, n), "BN": (b, n), "SN": (states * b, n)}
+    shapes |= {"NN": (n, n), "N": (n,)}
     for name, x in operands.items():
         if x is not None:
             axes = _AXES[name]
             shape = shapes[axes] if axes != "N" or x.dim() else ()
-            _check_operand(name, x, shape, x.dtype if axes == "TBN" else state, device)
+            _check_operand(name, x, shape, x.dtype if axes[0] == "T" else state, device)
     grad_y = operands.get("grad_y")
     if grad_y is not None and state_dtype(grad_y.dtype) != like.dtype:
         raise ValueError(f"s_all is {like.dtype}, which does not go with {grad_y.dtype} grad_y")

@@ -15,9 +15,9 @@ from torch import Tensor
 from spikebridge.nn.kernels import native, sparse
 from spikebridge.nn.kernels.product import plain, slow_bfloat16, unwrapped
 from spikebridge.nn.kernels.sparse import Marks
-from spikebridge.nn.units import Params, State, Unit
+from spikebridge.nn.units import AdaptiveUnit, Params, SNUnit, State, Unit
 
-__all__ = ["KERNELS", "Kernel", "missing", "scan"]
+__all__ = ["KERNELS", "STEPS", "Kernel", "Step", "missing", "scan", "step_of"]
 
 
 COMPACT = ("window", "triangle")  # surrogates that are 0 beyond their width
@@ -30,13 +30,39 @@ class Kernel(NamedTuple):
     place: str
     dtypes: tuple[torch.dtype, ...]  # of the drive
     takes: str
+    couples: bool  # whether units of a layer may inhibit each other
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 KERNELS = {
-    "native": Kernel("cpu", "the CPU", tuple(native.DTYPES), native.TAKES),
-    "triton": Kernel("cuda", "CUDA", _DTYPES, "float32, float64, bfloat16 and float16"),
+    "native": Kernel("cpu", "the CPU", tuple(native.DTYPES), native.TAKES, couples=True),
+    "triton": Kernel("cuda", "CUDA", _DTYPES, "float32, float64, bfloat16 and float16", False),
 }
+
+
+class Step(NamedTuple):
+    """The step of a unit as the kernels have it."""
+
+    definition: Callable[..., State]  # the pure step that it equals
+    name: str  # in SPIKEBRIDGE_UNITS of native/units.h
+    numbers: Callable[[Any], list[float]]  # of a unit, in the order of native/units.h
+    kernels: tuple[str, ...]
+
+
+STEPS = (
+    Step(SNUnit.step, "snu", lambda unit: [], ("native", "triton")),
+    Step(AdaptiveUnit.step, "adaptive", lambda u: [u.rho, 1 - u.rho, u.beta], kernels=("native",)),
+)
+
+
+def step_of(unit: Unit) -> Step | None:
+    """The kernels' step of a unit; None where they have none."""
+    for step in STEPS:
+        if type(unit).step is step.definition:
+            return step
+    return None
+
+
 # Found out here, not at each call: torch.compile cannot look for packages.
 _no_triton = (
     None
@@ -57,11 +83,13 @@ def scan(
 
     alone: `plain(drive)`, which is asked once for a call.
     """
-    rule, params = unit.rule, unit.params(state.s.dtype)
-    formula = rule.surrogate
+    rule, params, step = unit.rule, unit.params(state.s.dtype), step_of(unit)
+    assert step is not None
+    formula, states = rule.surrogate, unit.state_size // unit.size
     if recurrent is not None:
         recurrent = recurrent.to(state.s.dtype)
-    operands = (drive, recurrent, state.s, state.y, params.decay, params.bias)
+    first = state.s if states == 1 else _one_after_another(state.s, states, unit.size)
+    operands = (drive, recurrent, first, state.y, params.decay, params.bias)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     keep = keep or (not alone and torch.jit.is_tracing())  # what is traced may be trained later
     slope = 1.0 if rule.g == "identity" else rule.slope
@@ -72,10 +100,26 @@ def scan(
         h = formula.formula, formula.width, formula.height
     # The shortest way to the kernel: the machinery of an op takes longer than a small scan.
     run: Any = torch.ops.spikebridge.scan  # where somebody looks on
-    if alone and _per_neuron(params, drive, state) and unwrapped(*operands[1:]):
+    fits = alone and states == native.states_of(step.name) and _per_neuron(params, drive, state)
+    if fits and unwrapped(*operands[1:]):
         run = _Scan.apply if keep else native.checked_forward
-    y, s_last, y_last, _ = run(*operands, rule.g, slope, rule.reset == "gate", amount, *h, keep)
+    y, s_last, y_last, _ = run(
+        *operands, rule.g, slope, rule.reset == "gate", amount, *h,
+        rule.reset == "lateral", step.name, step.numbers(unit), keep,
+    )  # fmt: skip
+    if states > 1:
+        s_last = _side_by_side(s_last, states, drive.shape[1])
     return y, State(y_last, s_last)
+
+
+def _one_after_another(s: Tensor, states: int, size: int) -> Tensor:
+    """States (B, k N) as the kernels keep them, (k B, N)."""
+    return s.unflatten(-1, (states, size)).transpose(0, 1).flatten(0, 1)
+
+
+def _side_by_side(s: Tensor, states: int, batch: int) -> Tensor:
+    """States (k B, N) as a `State` keeps them, (B, k N)."""
+    return s.unflatten(0, (states, batch)).transpose(0, 1).flatten(1)
 
 
 def _per_neuron(params: Params, drive: Tensor, state: State) -> bool:
@@ -143,20 +187,24 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 @_scan.register_fake
-def _(drive, recurrent, s0, y0, decay, bias, g, slope, gate, amount, h, width, height, keep):  # type: ignore[no-untyped-def]
-    t, b, n = drive.shape
+def _(drive, recurrent, s0, y0, *rest):  # type: ignore[no-untyped-def]
+    t = drive.shape[0] if rest[-1] else 0  # keep
     return (
-        drive.new_empty((t, b, n)),
-        s0.new_empty((b, n)),
-        s0.new_empty((b, n)),
-        s0.new_empty((t if keep else 0, b, n)),
+        drive.new_empty(drive.shape),
+        s0.new_empty(s0.shape),
+        y0.new_empty(y0.shape),
+        s0.new_empty((t, *s0.shape)),
     )
 
 
 @_scan_backward.register_fake
-def _(grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, *rest):  # type: ignore[no-untyped-def]
+def _(grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, y0, *rest):  # type: ignore[no-untyped-def]
     like = s_all if grad_y is None else grad_y
-    return like.new_empty(s_all.shape), *(s_all.new_empty(s0.shape) for _ in range(4))
+    return (
+        like.new_empty((s_all.shape[0], *y0.shape)),
+        s0.new_empty(s0.shape),
+        *(y0.new_empty(y0.shape) for _ in range(3)),
+    )
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -188,7 +236,7 @@ def _gradients(run: Callable[..., tuple[Tensor, ...]], ctx: Any, grads: Sequence
         first_y if needs[3] else None,
         _reduced(share_decay, decay) if needs[4] else None,
         _reduced(share_bias, bias) if needs[5] else None,
-        *[None] * 8,
+        *[None] * (len(ctx.rule) + 1),
     )
 
 

@@ -12,6 +12,7 @@ choice in it (block, warps, stages) has been measured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -213,11 +214,12 @@ def _backward(
 def forward(
     drive: Tensor, recurrent: Tensor | None, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
     g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    keep: bool,
+    lateral: bool, step: str, numbers: Sequence[float], keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `native.forward`."""
+    """As `native.forward`, for the step of the SNU without lateral inhibition."""
+    _check_step(lateral, step)
     states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, drive=drive, recurrent=recurrent, **states)
+    check(g, h, width, 1, drive=drive, recurrent=recurrent, **states)
     t, b, n = drive.shape
     drive, recurrent = rows(drive), None if recurrent is None else recurrent.contiguous()
     y = torch.empty((t, b, n), dtype=drive.dtype, device=drive.device)
@@ -242,11 +244,13 @@ def backward(
     grad_y: Tensor | None, grad_s_last: Tensor | None, grad_y_last: Tensor | None,
     recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
     g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
+    lateral: bool, step: str, numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `native.backward`."""
+    """As `native.backward`, of the same."""
+    _check_step(lateral, step)
     grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
     states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, s_all=s_all, recurrent=recurrent, **grads, **states)
+    check(g, h, width, 1, s_all=s_all, recurrent=recurrent, **grads, **states)
     t, b, n = s_all.shape
     s0, y0 = s0.contiguous(), y0.contiguous()
     grad_y = None if grad_y is None else rows(grad_y)
@@ -273,6 +277,14 @@ def backward(
         if wide is not None:
             grad_drive[first].copy_(wide)
     return grad_drive, ds, dy, share_decay, share_bias
+
+
+def _check_step(lateral: bool, step: str) -> None:
+    if lateral or step != "snu":
+        raise ValueError(
+            f"the triton kernel has the step of the SNU only, got step={step!r}, "
+            f'lateral={lateral}; use backend="loop"'
+        )
 
 
 def _pieces(t: int, recurrent: Tensor | None) -> list[tuple[int, int]]:
