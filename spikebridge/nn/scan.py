@@ -154,7 +154,7 @@ def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | N
     if drive.dtype not in kernel.dtypes:
         return f"the {backend} kernel takes {kernel.takes}, the drive is {drive.dtype}"
     step = ops.step_of(unit)
-    if step is None or backend not in step.kernels:
+    if step is None or step.name not in kernel.steps:
         return f"{type(unit).__name__} has no {backend} kernel"
     if not all(isinstance(x, float | int) for x in step.numbers(unit)):
         return f"the {backend} kernel takes plain numbers, {type(unit).__name__} has others"

@@ -30,13 +30,18 @@ class Kernel(NamedTuple):
     place: str
     dtypes: tuple[torch.dtype, ...]  # of the drive
     takes: str
+    steps: tuple[str, ...]  # names of `Step`
     couples: bool  # whether units of a layer may inhibit each other
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 KERNELS = {
-    "native": Kernel("cpu", "the CPU", tuple(native.DTYPES), native.TAKES, couples=True),
-    "triton": Kernel("cuda", "CUDA", _DTYPES, "float32, float64, bfloat16 and float16", False),
+    "native": Kernel(
+        "cpu", "the CPU", tuple(native.DTYPES), native.TAKES, tuple(native.STEP_CODES), couples=True
+    ),
+    "triton": Kernel(
+        "cuda", "CUDA", _DTYPES, "float32, float64, bfloat16 and float16", ("snu",), couples=False
+    ),
 }
 
 
@@ -46,12 +51,11 @@ class Step(NamedTuple):
     definition: Callable[..., State]  # the pure step that it equals
     name: str  # in SPIKEBRIDGE_UNITS of native/units.h
     numbers: Callable[[Any], list[float]]  # of a unit, in the order of native/units.h
-    kernels: tuple[str, ...]
 
 
 STEPS = (
-    Step(SNUnit.step, "snu", lambda unit: [], ("native", "triton")),
-    Step(AdaptiveUnit.step, "adaptive", lambda u: [u.rho, 1 - u.rho, u.beta], kernels=("native",)),
+    Step(SNUnit.step, "snu", lambda unit: []),
+    Step(AdaptiveUnit.step, "adaptive", lambda unit: [unit.rho, 1 - unit.rho, unit.beta]),
 )
 
 
