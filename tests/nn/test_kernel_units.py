@@ -23,6 +23,7 @@ from test_kernel import (
 
 from spikebridge.nn.gradients import FORMULAS, Surrogate
 from spikebridge.nn.kernels import native, ops
+from spikebridge.nn.kernels.product import linear
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.scan import scan, unsupported
 from spikebridge.nn.synapses import Dense
@@ -308,6 +309,23 @@ def test_a_step_that_does_not_fit_is_refused(wrong: Callable[[tuple], tuple]) ->
     small = (torch.zeros(2, 5), torch.zeros(2, 5), torch.tensor(0.5), -torch.ones(5))
     with pytest.raises(ValueError, match=r"is not known|must be"):
         torch.ops.spikebridge.scan(torch.randn(3, 2, 5), None, *small, *wrong(rule), True)
+
+
+@pytest.mark.parametrize("formula", ["window", "triangle"])
+@pytest.mark.parametrize(("name", "reset"), UNITS)
+def test_a_gradient_left_out_where_it_counts_nothing_is_that_of_the_loop(
+    name: str, reset: str, formula: str
+) -> None:
+    """A narrow surrogate: few neurons are near their threshold, an adapted one."""
+    unit = unit_of(name, 512, torch.float32, reset, surrogate=Surrogate(formula, 0.1))
+    drive, weight, seen = torch.randn(20, 4, 512), torch.randn(512, 512), []
+    for backend in ("loop", "native"):
+        leaf = drive.clone().requires_grad_()
+        y, _ = scan(unit, leaf, backend=backend)
+        z, _ = scan(unit, linear(y, weight, "sparse") / 50, backend=backend)
+        seen.append(torch.autograd.grad(z.square().sum(), leaf)[0])
+    torch.testing.assert_close(*seen, rtol=0, atol=1e-4 * float(seen[0].abs().max()))
+    assert seen[0].any()
 
 
 class Narrow(AdaptiveUnit):

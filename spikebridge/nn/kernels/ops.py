@@ -157,11 +157,12 @@ class _Scan(torch.autograd.Function):
     def needed(ctx: Any) -> Marks | None:
         """Where the gradient of y counts at all; None where it may count everywhere.
 
-        A window or a triangle is 0 beyond its width, and what comes back to y goes through it.
+        A window or a triangle is 0 beyond its width, and what comes back to y goes through it.  It
+        lies around s + b; where an adaptation moves it, the gradient is taken everywhere.
         """
         _, s_all, _, _, _, _, bias = ctx.saved_tensors
-        *_, h, width, _ = ctx.rule
-        if h not in COMPACT:
+        *_, h, width, _, _, step, _ = ctx.rule
+        if h not in COMPACT or step != "snu":
             return None
         n = s_all.shape[-1]
         return sparse.mark_near(s_all.view(-1, n), bias.expand(n).contiguous(), width)
