@@ -283,6 +283,21 @@ def test_compiled(mode) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_a_small_product_is_compiled_without_the_op() -> None:
+    targets: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    layer = Dense(512, 100)
+    for rows, op in ((4, False), (400, True)):
+        torch.compiler.reset()
+        targets.clear()
+        torch.compile(layer, fullgraph=True, backend=look, dynamic=False)(torch.zeros(rows, 512))
+        assert any("spikebridge" in target for target in targets) == op
+
+
 def test_the_ops_keep_the_rules_of_ops() -> None:
     x, weight = spikes((6, 5), 0.5, torch.float64), torch.randn(3, 5, dtype=torch.float64)
     for mode in ("auto", "sparse"):

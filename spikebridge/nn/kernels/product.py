@@ -125,15 +125,14 @@ def unsupported(x: Tensor, weight: Tensor) -> str | None:
 
 
 def _large(x: Tensor, weight: Tensor) -> bool:
-    """Whether the choice is worth its time; under torch.compile, where sizes may be symbols, yes.
+    """Whether the choice is worth its time: yes, too, where torch.compile has symbols for sizes.
 
     Not for torch.export: a file of torch's own ops serves everyone.
     """
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
-    if torch.jit.is_tracing():  # sizes are tensors there
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # tracing has tensors for sizes
         return False
-    return x.numel() * weight.shape[0] >= sparse.LEAST_WORK
+    work = x.numel() * weight.shape[0]
+    return not isinstance(work, int) or work >= sparse.LEAST_WORK
 
 
 def _dense(x: Tensor, weight: Tensor) -> Tensor:
