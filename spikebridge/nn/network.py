@@ -135,7 +135,7 @@ class Network(Fresh):
         """x (T, B, I) to the output and the states of all layers, to be passed in again."""
         if isinstance(x, fx.Proxy):
             return leaf(self, x, state)
-        observation = self._observe(x, state, among=among, mask=mask, inner=True)
+        observation = self.observe(x, state, among=among, mask=mask, inner=True)
         return observation.output, observation.state
 
     def observe(
@@ -146,6 +146,7 @@ class Network(Fresh):
         membranes: bool = False,
         among: Tensor | None = None,
         mask: Tensor | None = None,
+        inner: bool = False,
     ) -> Observation:
         """A forward pass that also hands out every layer's outputs, before dropout.
 
@@ -156,20 +157,9 @@ class Network(Fresh):
             among: (K,) output numbers, for these K outputs only.
             mask: (T, B), True at the real steps of each sample, which come first; what follows
                 them is padding and changes no output, unless it is asked for at each step.
+            inner: the caller does not look at gradients of hidden outputs, only at gradients of
+                parameters and inputs: the former may then be left out where they come to nothing.
         """
-        return self._observe(x, state, membranes=membranes, among=among, mask=mask)
-
-    def _observe(
-        self,
-        x: Tensor,
-        state: Sequence[Any] | None,
-        *,
-        membranes: bool = False,
-        among: Tensor | None,
-        mask: Tensor | None,
-        inner: bool = False,
-    ) -> Observation:
-        """`observe`; with `inner` nobody outside sees the outputs of layers."""
         states = (None,) * len(self.layers) if state is None else tuple(state)
         if len(states) != len(self.layers):
             raise ValueError(

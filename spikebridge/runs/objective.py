@@ -92,7 +92,7 @@ class Objective:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             drawn = None if self.sampler is None else self.sampler.draw(batch.target, data)
             among = None if drawn is None else drawn.among
-            seen = network.observe(batch.x, state, among=among, mask=batch.mask)
+            seen = network.observe(batch.x, state, among=among, mask=batch.mask, inner=True)
             if drawn is not None:
                 loss = drawn.loss(seen.output)
             elif self.train.loss == "squared_hinge":
