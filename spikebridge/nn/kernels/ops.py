@@ -17,7 +17,7 @@ from spikebridge.nn.kernels.product import plain, slow_bfloat16, unwrapped
 from spikebridge.nn.kernels.sparse import Marks
 from spikebridge.nn.units import AdaptiveUnit, Params, SNUnit, State, Unit
 
-__all__ = ["KERNELS", "STEPS", "Kernel", "Step", "missing", "scan", "step_of"]
+__all__ = ["KERNELS", "STEPS", "Kernel", "KernelStep", "missing", "scan", "step_of"]
 
 
 COMPACT = ("window", "triangle")  # surrogates that are 0 beyond their width
@@ -30,7 +30,7 @@ class Kernel(NamedTuple):
     place: str
     dtypes: tuple[torch.dtype, ...]  # of the drive
     takes: str
-    steps: tuple[str, ...]  # names of `Step`
+    steps: tuple[str, ...]  # names of `KernelStep`
     couples: bool  # whether units of a layer may inhibit each other
 
 
@@ -45,7 +45,7 @@ KERNELS = {
 }
 
 
-class Step(NamedTuple):
+class KernelStep(NamedTuple):
     """The step of a unit as the kernels have it."""
 
     definition: Callable[..., State]  # the pure step that it equals
@@ -54,12 +54,12 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step(SNUnit.step, "snu", lambda unit: []),
-    Step(AdaptiveUnit.step, "adaptive", lambda unit: [unit.rho, 1 - unit.rho, unit.beta]),
+    KernelStep(SNUnit.step, "snu", lambda unit: []),
+    KernelStep(AdaptiveUnit.step, "adaptive", lambda unit: [unit.rho, 1 - unit.rho, unit.beta]),
 )
 
 
-def step_of(unit: Unit) -> Step | None:
+def step_of(unit: Unit) -> KernelStep | None:
     """The kernels' step of a unit; None where they have none."""
     for step in STEPS:
         if type(unit).step is step.definition:
