@@ -57,12 +57,22 @@ def once(row: Row, x: Tensor, cotangent: Tensor) -> tuple[float, float]:
     return middle - start, time.perf_counter() - middle
 
 
-def in_turn(rows: Mapping[str, Row], shape: tuple[int, int, int], rounds: int) -> dict[str, Times]:
-    """Every row once a round, on equal input; the first round warms up and is not counted."""
+def in_turn(
+    rows: Mapping[str, Row], given: tuple[int, int, int] | Tensor, rounds: int
+) -> dict[str, Times]:
+    """Every row once a round, on equal input; the first round warms up and is not counted.
+
+    `given` is the input, or its shape, which is that of the outputs too, for normal numbers.
+    """
     inputs, cotangents = {}, {}
     for dtype in {row.dtype for row in rows.values()}:
         torch.manual_seed(0)
-        inputs[dtype] = torch.randn(shape).to(dtype).requires_grad_()
+        x = given if isinstance(given, Tensor) else torch.randn(given)
+        inputs[dtype] = x.to(dtype, copy=True).requires_grad_()
+    shape = given
+    if isinstance(given, Tensor):
+        with torch.no_grad():
+            shape = next(iter(rows.values())).call(given).shape
     for dtype in (torch.float32, torch.bfloat16):
         cotangents[dtype] = torch.randn(shape).to(dtype)
     found: dict[str, Times] = {name: Times([], []) for name in rows}

@@ -33,6 +33,7 @@ from spikebridge.base.chance import generator
 from spikebridge.nn.kernels import native, rescale
 from spikebridge.nn.rnn import SNU, SoftSNU
 from spikebridge.nn.scan import Backend, scan
+from spikebridge.nn.synapses import Conv2d
 from spikebridge.nn.units import Unit, make_unit
 from spikebridge.runs import evaluation
 
@@ -161,6 +162,30 @@ def _sparse_table(x: torch.Tensor, n: int, autocast: bool, rounds: int) -> Table
     print(f"{share:6.1%} of {x.shape[-1]} to {n}: {said}", flush=True)
     size = {"t": x.shape[0], "b": x.shape[1], "inputs": x.shape[-1], "n": n, "share": share}
     return size | {"ratios": ratios, "seconds": medians}
+
+
+# Channels and side of an image, channels out, kernel.
+CONVOLUTIONS = ((1, 28, 32, 5), (32, 14, 64, 5), (64, 16, 64, 3))
+
+
+def convolution_tables(rounds: int) -> list[Table]:
+    """Sparse against dense convolutions of 640 images, by the share of pixels that are not zero."""
+    tables = []
+    for channels, side, outputs, kernel in CONVOLUTIONS:
+        shape = (channels, side, side)
+        for share in (0.05, 0.1, 0.2, 0.3):
+            torch.manual_seed(0)
+            x = (torch.rand(1, 640, channels * side**2) < share).float()
+            rows = {}
+            for kind in ("dense", "sparse"):
+                array = Conv2d(shape, outputs, kernel, padding=kernel // 2, product=kind)
+                rows[kind] = Row(array, array)
+            table = measure.summary(measure.in_turn(rows, x, rounds), "dense")
+            title = f"Convolution of {shape} to {outputs}, {kernel} x {kernel}, {share:.0%}"
+            measure.show(title, table, "dense")
+            size = {"in": shape, "channels": outputs, "kernel": kernel, "share": share}
+            tables.append(size | {"rows": table})
+    return tables
 
 
 def _scan_of(unit: Any, backend: Backend = "native") -> Callable:
@@ -368,6 +393,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "recurrent": recurrent_table,
     "layer": layer_tables,
     "sparse": sparse_tables,
+    "convolution": convolution_tables,
     "units": unit_tables,
     "peers": peer_tables,
     "scaling": scaling,

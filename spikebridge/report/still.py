@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def markdown(content: Summary, rows: Sequence[Compared], metric: Metric, source:
         f"{about}; training time: median.\n",
         compare_page.results(rows, metric, higher).markdown() + "\n",
         f"Published: {source}." if source else "",
-        *dict.fromkeys(f"- {text}" for text in sources if text),
+        *(f"- {text}" for text in _by_paper(text for text in sources if text)),
         "",
     ]
     text = "\n".join(parts).rstrip() + "\n"
@@ -75,6 +75,15 @@ def markdown(content: Summary, rows: Sequence[Compared], metric: Metric, source:
         study_tables.section(content),
     ]
     return "\n".join([text, *(section.markdown() for section in sections if section)])
+
+
+def _by_paper(sources: Iterable[str]) -> list[str]:
+    """Sources once each; what follows the last colon is put together where the rest is equal."""
+    parts: dict[str, list[str]] = {}
+    for source in dict.fromkeys(sources):
+        paper, colon, place = source.rpartition(": ")
+        parts.setdefault(paper + colon, []).append(place)
+    return [paper + "; ".join(places) for paper, places in parts.items()]
 
 
 def _by_steps(rows: Sequence[Compared], metric: Metric) -> Chart | None:
