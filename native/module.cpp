@@ -195,12 +195,12 @@ void backward(const Sizes& sizes, const Operand& grad_y, Address recurrent, Addr
 
 // The copy for the instruction set in use.
 #ifdef SPIKEBRIDGE_X86
-#define SPIKEBRIDGE_CHOSEN(name, arguments)                        \
-  (chosen == Isa::avx512 ? avx512::name(arguments)                 \
-   : chosen == Isa::avx2 ? avx2::name(arguments)                   \
-                         : baseline::name(arguments))
+#define SPIKEBRIDGE_CHOSEN(name, ...)              \
+  (chosen == Isa::avx512 ? avx512::name(__VA_ARGS__) \
+   : chosen == Isa::avx2 ? avx2::name(__VA_ARGS__)   \
+                         : baseline::name(__VA_ARGS__))
 #else
-#define SPIKEBRIDGE_CHOSEN(name, arguments) baseline::name(arguments)
+#define SPIKEBRIDGE_CHOSEN(name, ...) baseline::name(__VA_ARGS__)
 #endif
 
 using WeightsTuple = std::tuple<Address, int64_t, int64_t, int, int64_t, int64_t>;
@@ -238,21 +238,12 @@ void channel_sums(const Sizes& sizes, Address a, Address factor_a, Address b, Ad
   SPIKEBRIDGE_CHOSEN(channel_sums, wanted);
 }
 
-#ifdef SPIKEBRIDGE_X86
-#define SPIKEBRIDGE_MARKS(name, of, to, threads)                \
-  (chosen == Isa::avx512 ? avx512::name(of, to, threads)        \
-   : chosen == Isa::avx2 ? avx2::name(of, to, threads)          \
-                         : baseline::name(of, to, threads))
-#else
-#define SPIKEBRIDGE_MARKS(name, of, to, threads) baseline::name(of, to, threads)
-#endif
-
 // Marks of x (rows, inputs) into bits (rows, words): how many, and whether each is of a 1.
 template <typename Io>
 std::tuple<int64_t, bool> mark(const Sizes& sizes, Address x, Address bits, int threads) {
   const auto [rows, inputs, stride] = sizes;
   const Dense<Io> of{at<const Io>(x), rows, inputs, stride};
-  const Marks marks = SPIKEBRIDGE_MARKS(mark, of, at<uint64_t>(bits), threads);
+  const Marks marks = SPIKEBRIDGE_CHOSEN(mark, of, at<uint64_t>(bits), threads);
   return {marks.count, marks.ones};
 }
 
@@ -263,7 +254,7 @@ std::tuple<int64_t, bool> mark_near(const std::tuple<int64_t, int64_t>& sizes, A
   const auto [rows, columns] = sizes;
   const Near<Real> of{at<const Real>(s), at<const Real>(bias), rows, columns,
                       static_cast<Real>(width)};
-  const Marks marks = SPIKEBRIDGE_MARKS(mark_near, of, at<uint64_t>(bits), threads);
+  const Marks marks = SPIKEBRIDGE_CHOSEN(mark_near, of, at<uint64_t>(bits), threads);
   return {marks.count, marks.ones};
 }
 

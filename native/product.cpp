@@ -13,18 +13,14 @@ constexpr int kBlockRows = 4;
 #endif
 
 template <typename Real>
-struct Simd {
-  typedef Real Vector __attribute__((vector_size(kVectorBytes), may_alias));
-  static constexpr int64_t lanes = kVectorBytes / sizeof(Real);
-  static constexpr int64_t block = 2 * lanes;  // columns of the micro-kernel
-};
+constexpr int64_t kColumns = 2 * Simd<Real>::lanes;  // of the micro-kernel
 
 // to (rows, width) += from (rows, n) matrix (n, width), for up to kBlockRows rows at a time.
 template <int rows, typename Real>
 inline void multiply_block(Real* to, const Real* from, const Real* matrix, int64_t n,
                            int64_t width) {
   using Vector = typename Simd<Real>::Vector;
-  constexpr int64_t lanes = Simd<Real>::lanes, block = Simd<Real>::block;
+  constexpr int64_t lanes = Simd<Real>::lanes, block = kColumns<Real>;
   for (int64_t j = 0; j < width; j += block) {
     Vector low[rows], high[rows];
 #pragma GCC unroll 8
@@ -68,7 +64,7 @@ void multiply_rows(Real* to, const Real* from, const Real* matrix, int64_t rows,
 template <int panels, typename Real>
 inline void add_panels(Real* to, const int32_t* list, int64_t count, const Real* matrix, int64_t n) {
   using Vector = typename Simd<Real>::Vector;
-  constexpr int64_t lanes = Simd<Real>::lanes, block = Simd<Real>::block;
+  constexpr int64_t lanes = Simd<Real>::lanes, block = kColumns<Real>;
   Vector sum[2 * panels];
 #pragma GCC unroll 8
   for (int v = 0; v < 2 * panels; ++v) sum[v] = *reinterpret_cast<const Vector*>(to + v * lanes);
@@ -87,7 +83,7 @@ inline void add_panels(Real* to, const int32_t* list, int64_t count, const Real*
 template <typename Real>
 void add_listed(Real* to, const int32_t* list, int64_t count, const Real* matrix, int64_t n,
                 int64_t width) {
-  constexpr int64_t block = Simd<Real>::block;
+  constexpr int64_t block = kColumns<Real>;
   int64_t j = 0;
   for (; j + 4 * block <= width; j += 4 * block)
     add_panels<4>(to + j, list, count, matrix + j * n, n);
@@ -96,7 +92,7 @@ void add_listed(Real* to, const int32_t* list, int64_t count, const Real* matrix
 
 template <typename Real>
 void pack_panels(Real* to, const Real* matrix, int64_t n, bool transposed) {
-  constexpr int64_t block = Simd<Real>::block;
+  constexpr int64_t block = kColumns<Real>;
   for (int64_t k = 0; k < n; ++k)
     for (int64_t j = 0; j < n; ++j)
       to[j / block * n * block + k * block + j % block] =

@@ -2,16 +2,10 @@
 #pragma once
 #include <cstdint>
 
+#include "vectors.h"
+
 namespace spikebridge {
 namespace SPIKEBRIDGE_ISA {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
 
 // The width that a row of n numbers is padded to.
 template <typename Real>

@@ -1,6 +1,7 @@
 // Memory of the buffers that goes back by itself, and small helps of the sparse products.
 #pragma once
 #include "buffers.h"
+#include "vectors.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -9,14 +10,6 @@
 namespace spikebridge {
 namespace SPIKEBRIDGE_ISA {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t pieces(int64_t all, int64_t size) { return (all + size - 1) / size; }

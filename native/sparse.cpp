@@ -19,11 +19,7 @@ namespace {
 constexpr int kVectors = 8;  // of sums held in registers
 
 template <typename Real>
-struct Simd {
-  typedef Real Vector __attribute__((vector_size(kVectorBytes), may_alias));
-  static constexpr int64_t lanes = kVectorBytes / sizeof(Real);
-  static constexpr int64_t block = kVectors * lanes;  // columns of a block
-};
+constexpr int64_t kBlock = kVectors * Simd<Real>::lanes;  // columns of a block
 
 constexpr int64_t kSerial = 1 << 14;  // numbers of x below which one thread is faster
 constexpr int64_t kSide = 16;         // of a square that is transposed within the cache
@@ -166,7 +162,7 @@ template <int vectors, bool ones, bool more, typename Index, typename Real>
 inline void sum_rows(const Real* block, const Index* list, const Real* values, int64_t count,
                      Real* to) {
   using Vector = typename Simd<Real>::Vector;
-  constexpr int64_t lanes = Simd<Real>::lanes, width = Simd<Real>::block;
+  constexpr int64_t lanes = Simd<Real>::lanes, width = kBlock<Real>;
   Vector sum[vectors];
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; ++v)
@@ -248,7 +244,7 @@ int32_t list_tile(const Marked<Real>& x, const Spans& spans, int64_t from, int64
 template <typename Io, typename Real>
 void forward_tile(const SparseForward<Io, Real>& p, const Spans& spans, const Real* packed,
                   int64_t from, const Tile<Real>& tile) {
-  constexpr int64_t block = Simd<Real>::block;
+  constexpr int64_t block = kBlock<Real>;
   const auto& x = p.x;
   const int64_t rows = least(tile.rows, x.rows - from);
   list_tile(x, spans, from, rows, tile);
@@ -279,7 +275,7 @@ void forward_tile(const SparseForward<Io, Real>& p, const Spans& spans, const Re
 // packed in blocks, zeros after its last column.  `valued` asks for a value per mark.
 template <typename Real, typename Run>
 bool over_tiles(const Marked<Real>& x, const Real* weight, bool valued, int threads, Run&& run) {
-  constexpr int64_t block = Simd<Real>::block;
+  constexpr int64_t block = kBlock<Real>;
   const bool crowded = x.count > kCrowded * x.rows * x.inputs;
   if (x.rows * x.inputs < kSerial || threads < 1) threads = 1;
   // The matrix is read once a tile, so tiles are large where a row of it is seldom used.
@@ -356,7 +352,7 @@ template <typename Real>
 inline void dot_rows(const Real* block, const int32_t* list, int64_t count, const Real* grad,
                      Real* to) {
   using Vector = typename Simd<Real>::Vector;
-  constexpr int64_t lanes = Simd<Real>::lanes, width = Simd<Real>::block;
+  constexpr int64_t lanes = Simd<Real>::lanes, width = kBlock<Real>;
   Vector d[kVectors];
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) d[v] = *reinterpret_cast<const Vector*>(grad + v * lanes);
@@ -387,7 +383,7 @@ inline void dot_rows(const Real* block, const int32_t* list, int64_t count, cons
 template <typename Io, typename Real>
 void inputs_tile(const SparseInputs<Io, Real>& p, const Spans& spans, const Real* packed,
                  int64_t from, const Tile<Real>& tile) {
-  constexpr int64_t block = Simd<Real>::block;
+  constexpr int64_t block = kBlock<Real>;
   const auto& x = p.x;
   const int64_t rows = least(tile.rows, x.rows - from);
   const int32_t count = list_tile(x, spans, from, rows, tile);
@@ -467,7 +463,7 @@ void list_columns(const Marked<Real>& x, const Columns<Real>& columns, int64_t c
 template <typename Io, typename Real>
 void weights_block(const SparseWeights<Io, Real>& p, const Columns<Real>& columns, int64_t j,
                    int64_t first, int64_t last, Real* grad, Real* sums) {
-  constexpr int64_t block = Simd<Real>::block;
+  constexpr int64_t block = kBlock<Real>;
   const auto& x = p.x;
   const int64_t width = least(block, x.outputs - j);
   const auto sum = sum_rows_for<true, uint16_t, Real>(width, !x.values);
@@ -493,7 +489,7 @@ void weights_block(const SparseWeights<Io, Real>& p, const Columns<Real>& column
 
 template <typename Io, typename Real>
 bool run_weights(const SparseWeights<Io, Real>& p) {
-  constexpr int64_t block = Simd<Real>::block;
+  constexpr int64_t block = kBlock<Real>;
   const auto& x = p.x;
   const int64_t chunk = x.count > kCrowded * x.rows * x.inputs ? kShortRows : kLongRows;
   const int64_t words = words_of(x.inputs), chunks = pieces(x.rows, chunk);

@@ -15,24 +15,18 @@ namespace {
 
 constexpr int64_t kParts = 16;  // of the samples, each with sums of its own
 
-template <typename Real>
-struct Lanes {
-  typedef Real Vector __attribute__((vector_size(kVectorBytes), may_alias));
-  static constexpr int64_t count = kVectorBytes / sizeof(Real);
-};
-
 // Weights (channels, kernel, kernel, wide) and outputs (rows, columns, wide): channels of the output
 // last, padded to whole vectors.
 template <typename Real>
 int64_t wide_of(const ConvShape& s) {
-  return pieces(s.outputs, Lanes<Real>::count) * Lanes<Real>::count;
+  return pieces(s.outputs, Simd<Real>::lanes) * Simd<Real>::lanes;
 }
 
 // to += value from, or += from where `ones`; `vectors` of them, or as many as `wide` holds if 0.
 template <int vectors, bool ones, typename Real>
 inline void add(Real* to, const Real* from, Real value, int64_t wide) {
-  using Vector = typename Lanes<Real>::Vector;
-  constexpr int64_t lanes = Lanes<Real>::count;
+  using Vector = typename Simd<Real>::Vector;
+  constexpr int64_t lanes = Simd<Real>::lanes;
   const int64_t count = vectors ? vectors : wide / lanes;
 #pragma GCC unroll 4
   for (int64_t v = 0; v < count; ++v) {
@@ -123,7 +117,7 @@ bool weights_as(const ConvWeights<Io, Real>& p) {
 // run(vectors of a pixel's channels, whether all marks are 1), both known when it is compiled.
 template <typename Real, typename Run>
 bool chosen_for(const Images<Real>& x, Run&& run) {
-  const int64_t vectors = wide_of<Real>(x.shape) / Lanes<Real>::count;
+  const int64_t vectors = wide_of<Real>(x.shape) / Simd<Real>::lanes;
   const auto with = [&](auto ones) {
     if (vectors == 1) return run(std::integral_constant<int, 1>{}, ones);
     if (vectors == 2) return run(std::integral_constant<int, 2>{}, ones);

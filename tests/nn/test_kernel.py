@@ -119,6 +119,23 @@ def resetting(reset: str) -> dict:
     return {"reset": "subtract", "subtract": reset} if reset == "trained" else {"reset": reset}
 
 
+def assert_alike_alone(unit: Unit, matrix: Tensor | None, dtype: torch.dtype, part: str) -> None:
+    """Gradients of loop and kernel agree where `part` of the result is all that a loss reads."""
+    seen = []
+    for backend in ("loop", "native"):
+        drive = (torch.randn(5, 4, 9, generator=torch.Generator().manual_seed(3)) * 2).to(dtype)
+        leaves = [drive.requires_grad_(), *unit.parameters()]
+        if matrix is not None:
+            leaves.append(matrix.detach().requires_grad_())
+        y, state = scan(unit, drive, None if matrix is None else leaves[-1], backend=backend)
+        loss = {"y": y.float(), "s": state.s, "last y": state.y}[part].pow(2).sum()
+        seen.append(torch.autograd.grad(loss, leaves, allow_unused=True))
+    for loop, kernel in zip(*seen, strict=True):
+        expected = torch.zeros_like(kernel) if loop is None else loop
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(kernel, expected, rtol=0, atol=2 * BOUND[dtype] * scale)
+
+
 def unit_of(kind: str, n: int, dtype: torch.dtype, **options) -> Unit:
     own = {} if kind.startswith("binary-") else {"train_decay": True, "per_unit": True}
     return make_unit(kind, n, **own, **options).to(state_dtype(dtype))
@@ -365,19 +382,9 @@ def test_extreme_and_missing_numbers_go_the_way_of_the_loop(kind: str, g: str) -
 def test_each_result_may_be_all_that_a_loss_depends_on(
     kind: str, recurrent: bool, dtype: torch.dtype, part: str
 ) -> None:
-    unit, matrix, found = unit_of(kind, 9, dtype), matrix_of(9, dtype), []
-    for backend in ("loop", "native"):
-        drive = (torch.randn(5, 4, 9, generator=torch.Generator().manual_seed(3)) * 2).to(dtype)
-        leaves = [drive.requires_grad_(), *unit.parameters()]
-        if recurrent:
-            leaves.append(matrix.detach().requires_grad_())
-        y, state = scan(unit, drive, leaves[-1] if recurrent else None, backend=backend)
-        loss = {"y": y.float(), "s": state.s, "last y": state.y}[part].pow(2).sum()
-        found.append(torch.autograd.grad(loss, leaves, allow_unused=True))
-    for loop, kernel in zip(*found, strict=True):
-        expected = torch.zeros_like(kernel) if loop is None else loop
-        scale = max(1.0, float(expected.abs().max()))
-        torch.testing.assert_close(kernel, expected, rtol=0, atol=2 * BOUND[dtype] * scale)
+    assert_alike_alone(
+        unit_of(kind, 9, dtype), matrix_of(9, dtype) if recurrent else None, dtype, part
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from test_kernel import (
-    BOUND,
     DTYPES,
     INSTRUCTION_SETS,
     LAYOUTS,
     SIZES,
     Watching,
+    assert_alike_alone,
     assert_equal_to_loop,
     matrix_of,
     resetting,
@@ -178,19 +178,8 @@ def test_buffers_that_are_large_and_full_of_nan(
 def test_each_result_may_be_all_that_a_loss_depends_on(
     name: str, reset: str, recurrent: bool, dtype: torch.dtype, part: str
 ) -> None:
-    unit, matrix, seen = unit_of(name, 9, dtype, reset), matrix_of(9, dtype), []
-    for backend in ("loop", "native"):
-        drive = (torch.randn(5, 4, 9, generator=torch.Generator().manual_seed(3)) * 2).to(dtype)
-        leaves = [drive.requires_grad_(), *unit.parameters()]
-        if recurrent:
-            leaves.append(matrix.detach().requires_grad_())
-        y, state = scan(unit, drive, leaves[-1] if recurrent else None, backend=backend)
-        loss = {"y": y.float(), "s": state.s, "last y": state.y}[part].pow(2).sum()
-        seen.append(torch.autograd.grad(loss, leaves, allow_unused=True))
-    for loop, kernel in zip(*seen, strict=True):
-        expected = torch.zeros_like(kernel) if loop is None else loop
-        scale = max(1.0, float(expected.abs().max()))
-        torch.testing.assert_close(kernel, expected, rtol=0, atol=2 * BOUND[dtype] * scale)
+    matrix = matrix_of(9, dtype) if recurrent else None
+    assert_alike_alone(unit_of(name, 9, dtype, reset), matrix, dtype, part)
 
 
 @pytest.mark.parametrize("soft", SOFT, ids=["spiking", "soft"])

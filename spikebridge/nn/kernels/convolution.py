@@ -90,20 +90,15 @@ def _shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> _Shape:
     return _Shape(samples, channels, height, width, outputs, rows, columns, kernel, stride, padding)
 
 
-def _sparse(x: Tensor, weight: Tensor, shape: _Shape, product_: Product) -> Tensor | None:
-    auto = product_ == "auto"
-    if auto and (shape.work < sparse.LEAST_WORK or shape.outputs <= _FEW_OUT):
+def _sparse(x: Tensor, weight: Tensor, shape: _Shape, choice: Product) -> Tensor | None:
+    if choice == "auto" and (shape.work < sparse.LEAST_WORK or shape.outputs <= _FEW_OUT):
         return None
     flat = x.flatten(1)
     flat = flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
-    low = torch.is_autocast_enabled("cpu") or x.dtype == torch.bfloat16
-    dtype = torch.bfloat16 if low and x.dtype != torch.float64 else x.dtype
+    dtype = torch.bfloat16 if product.in_bfloat16(x, weight) else x.dtype
     limits = _DENSEST_OF_FEW_IN if shape.channels <= _FEW_IN else _DENSEST
-    densest = limits[torch.float32 if slow_bfloat16() else dtype]
-    if auto and sparse.share(flat.detach()) > densest:
-        return None
-    marks = sparse.mark(flat.detach())
-    if auto and marks.total > densest * flat.numel():
+    marks = product.marks_for(flat, choice, limits, dtype)
+    if marks is None:
         return None
     if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
         return _forward(marks, flat, weight, shape, dtype)

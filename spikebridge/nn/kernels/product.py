@@ -6,6 +6,7 @@ the reason why the sparse one cannot serve.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, cast
 
@@ -21,7 +22,9 @@ from spikebridge.nn.kernels.sparse import Marks
 __all__ = [
     "PRODUCTS",
     "Product",
+    "in_bfloat16",
     "linear",
+    "marks_for",
     "plain",
     "slow_bfloat16",
     "traced",
@@ -100,7 +103,7 @@ def linear(x: Tensor, weight: Tensor, product: Product = "auto") -> Tensor:
         if product == "sparse":
             raise RuntimeError(f'product="sparse" cannot serve: {reason}; use product="auto"')
         return _dense(x, weight)
-    dtype = torch.bfloat16 if _low(x, weight) else x.dtype
+    dtype = torch.bfloat16 if in_bfloat16(x, weight) else x.dtype
     if torch.compiler.is_compiling():
         return torch.ops.spikebridge.linear(x, weight, product, dtype)
     y = _sparse(x, weight, product, dtype)
@@ -117,7 +120,7 @@ def unsupported(x: Tensor, weight: Tensor) -> str | None:
         return f"it takes {native.TAKES}, got {x.dtype} and {weight.dtype}"
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return f"it takes {native.TAKES}, autocast asks for {torch.get_autocast_dtype('cpu')}"
-    if x.dtype != weight.dtype and not _low(x, weight):
+    if x.dtype != weight.dtype and not in_bfloat16(x, weight):
         return f"x is {x.dtype} and the weight {weight.dtype}; make them equal"
     if torch.compiler.is_compiling() or plain(x, weight):
         return None
@@ -136,7 +139,7 @@ def _large(x: Tensor, weight: Tensor) -> bool:
 
 
 def _dense(x: Tensor, weight: Tensor) -> Tensor:
-    low = _low(x, weight)
+    low = in_bfloat16(x, weight)
     if (
         x.device.type != "cpu"
         or native.missing is not None
@@ -155,7 +158,7 @@ def _sparse(x: Tensor, weight: Tensor, product: Product, dtype: torch.dtype) -> 
     """The sparse product of dtype; None where "auto" finds x too dense for it."""
     flat = x.reshape(-1, x.shape[-1])
     rows = flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
-    marks = sparse.mark(rows.detach()) if product == "sparse" else _sparse_enough(rows, dtype)
+    marks = marks_for(rows, product, sparse.DENSEST, dtype)
     if marks is None:
         return None
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
@@ -167,17 +170,16 @@ def _sparse(x: Tensor, weight: Tensor, product: Product, dtype: torch.dtype) -> 
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def _sparse_enough(x: Tensor, dtype: torch.dtype) -> Marks | None:
-    """The marks of x (M, I); None where a look at some rows, or at all, finds too many."""
-    x = x.detach()
-    densest = sparse.DENSEST[torch.float32 if slow_bfloat16() else dtype]
-    if sparse.share(x) > densest:
-        return None
-    marks = sparse.mark(x)
-    return marks if marks.total <= densest * x.numel() else None
+def marks_for(
+    x: Tensor, product: Product, densest: Mapping[torch.dtype, float], dtype: torch.dtype
+) -> Marks | None:
+    """The marks of x (M, I) for a result of dtype; None where "auto" finds it denser than that."""
+    if product == "sparse":
+        return sparse.mark(x.detach())
+    return sparse.marks_if_few(x.detach(), densest[torch.float32 if slow_bfloat16() else dtype])
 
 
-def _low(x: Tensor, weight: Tensor) -> bool:
+def in_bfloat16(x: Tensor, weight: Tensor) -> bool:
     """Whether torch would multiply in bfloat16."""
     if torch.is_autocast_enabled("cpu"):
         kinds = (torch.float32, torch.bfloat16)
@@ -318,9 +320,8 @@ def _linear(x: Tensor, weight: Tensor, product: str, dtype: torch.dtype) -> Tens
 @torch.library.custom_op("spikebridge::linear_weights", mutates_args=(), device_types="cpu")
 def _linear_weights(grad: Tensor, x: Tensor, product: str) -> Tensor:
     """The gradient of the weight, (N, I), in the dtype of grad (..., N) or float32 at least."""
-    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
-    x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-    marks = sparse.mark(x) if product == "sparse" else _sparse_enough(x, grad.dtype)
+    grad, x = grad.flatten(0, -2), sparse.dense_rows(x.flatten(0, -2))
+    marks = marks_for(x, cast(Product, product), sparse.DENSEST, grad.dtype)
     if marks is not None:
         return sparse.weight_gradient(marks, x, grad)
     return (grad.mT @ x.to(grad.dtype)).to(torch.promote_types(grad.dtype, torch.float32))

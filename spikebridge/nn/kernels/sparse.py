@@ -14,10 +14,14 @@ from spikebridge.nn.kernels import native
 
 __all__ = [
     "DENSEST",
+    "DENSEST_NEEDED",
+    "LEAST_WORK",
     "Marks",
+    "dense_rows",
     "input_gradient",
     "mark",
     "mark_near",
+    "marks_if_few",
     "share",
     "times",
     "unmarked",
@@ -56,6 +60,20 @@ def mark(x: Tensor) -> Marks:
         (*x.shape, x.stride(0)), x.data_ptr(), bits.data_ptr(), torch.get_num_threads()
     )
     return Marks(bits, total, ones, x.shape[1])
+
+
+def marks_if_few(x: Tensor, densest: float) -> Marks | None:
+    """The marks of x; None where a look at some rows, or at all, finds more than that share."""
+    if share(x) > densest:
+        return None
+    marks = mark(x)
+    return marks if marks.total <= densest * x.numel() else None
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x (M, I), detached, its rows without gaps; a copy only where they have some."""
+    x = x.detach()
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def mark_near(s: Tensor, bias: Tensor, width: float) -> Marks:
@@ -100,7 +118,7 @@ def input_gradient(needed: Marks, grad: Tensor, weight: Tensor) -> Tensor:
     """grad W (M, I) in the dtype of grad (M, N), where it is needed, and 0 elsewhere."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     weight = weight.to(wide).contiguous()
-    grad = grad if grad.stride(1) == 1 or grad.shape[1] == 1 else grad.contiguous()
+    grad = dense_rows(grad)
     out = native.empty((len(grad), needed.inputs), grad.dtype)
     native.call("sparse_inputs", grad.dtype)(
         (len(grad), needed.inputs, len(weight)),
@@ -116,7 +134,7 @@ def input_gradient(needed: Marks, grad: Tensor, weight: Tensor) -> Tensor:
 def weight_gradient(marks: Marks, x: Tensor | None, grad: Tensor) -> Tensor:
     """grad^T x (N, I), float32 at least, for grad (M, N)."""
     wide = torch.promote_types(grad.dtype, torch.float32)
-    grad = grad if grad.stride(1) == 1 or grad.shape[1] == 1 else grad.contiguous()
+    grad = dense_rows(grad)
     x, values = _values(marks, x, wide)
     out = native.empty((grad.shape[1], marks.inputs), wide)
     native.call("sparse_weights", grad.dtype)(
