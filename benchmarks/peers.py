@@ -1,16 +1,19 @@
 """The same layer in other libraries: Linear, then one spiking unit over time, all at their best.
 
 Each peer is given hoisted products (one for all steps) and a loop over `unbind`, where its own
-documentation does neither, and is set to the dynamics of a member of our family.  `check` runs both
-on the same drive: a peer whose spikes differ from ours is not timed.
+documentation does neither, and is set to the dynamics of a member of our family.  `differs` runs
+both on the same drive: a peer whose spikes differ from ours is not timed.  Compiled, torch unrolls
+and fuses PIECE steps at a time: all of them at once it compiles for minutes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikebridge.nn.scan import scan
@@ -18,6 +21,7 @@ from spikebridge.nn.synapses import Dense
 from spikebridge.nn.units import Unit, make_unit
 
 DECAY = 0.9
+PIECE = 10  # steps that torch compiles as one function; 25 took longer to compile and to run
 Neuron = Callable[[Tensor], Tensor]
 
 
@@ -25,7 +29,7 @@ Neuron = Callable[[Tensor], Tensor]
 class Peer:
     """A library's unit as a function of the drive, and the member of our family that equals it."""
 
-    neuron: Callable[[], Neuron]
+    neuron: Callable[..., Neuron]  # of compiled=False
     ours: Callable[[int], Unit]
     scale: float = 1.0  # of the drive, where a library scales it inside
 
@@ -44,35 +48,54 @@ class Arctan(torch.autograd.Function):
         return grad / (1 + x * x)
 
 
-def plain_torch() -> Neuron:
-    def run(drive: Tensor) -> Tensor:
-        s, y = torch.zeros_like(drive[0]), torch.zeros_like(drive[0])
+def looped(
+    start: Callable[[Tensor], Any], step: Callable[[Tensor, Any], tuple], compiled: bool
+) -> Neuron:
+    """A unit step after step; `start` gives the first state, from the first drive."""
+
+    def piece(drive: Tensor, state: Any) -> tuple[Tensor, Any]:
         out = []
         for current in drive.unbind(0):
-            s = current + DECAY * (s * (1 - y))
-            y = Arctan.apply(s - 1)
+            y, state = step(current, state)
             out.append(y)
-        return torch.stack(out)
+        return torch.stack(out), state
 
-    return run
+    def whole(drive: Tensor) -> Tensor:
+        return piece(drive, start(drive[0]))[0]
+
+    if not compiled:
+        return whole
+    fused = torch.compile(piece, dynamic=False)
+
+    def pieces(drive: Tensor) -> Tensor:
+        state, out = start(drive[0]), []
+        padded = F.pad(drive, (0, 0, 0, 0, 0, -len(drive) % PIECE))
+        for part in padded.split(PIECE):
+            y, state = fused(part, state)
+            out.append(y)
+        return torch.cat(out)[: len(drive)]
+
+    return pieces
 
 
-def snntorch() -> Neuron:
+def plain_torch(compiled: bool = False) -> Neuron:
+    def step(current: Tensor, state: tuple[Tensor, Tensor]) -> tuple:
+        s, y = state
+        s = current + DECAY * (s * (1 - y))
+        y = Arctan.apply(s - 1)
+        return y, (s, y)
+
+    return looped(lambda drive: (torch.zeros_like(drive), torch.zeros_like(drive)), step, compiled)
+
+
+def snntorch(compiled: bool = False) -> Neuron:
     import snntorch as snn
 
     cell = snn.Leaky(beta=DECAY, threshold=1.0, reset_mechanism="subtract")
-
-    def run(drive: Tensor) -> Tensor:
-        membrane, out = cell.init_leaky(), []
-        for current in drive.unbind(0):
-            spikes, membrane = cell(current, membrane)
-            out.append(spikes)
-        return torch.stack(out)
-
-    return run
+    return looped(lambda drive: cell.init_leaky(), cell, compiled)
 
 
-def spikingjelly() -> Neuron:
+def spikingjelly(compiled: bool = False) -> Neuron:
     from spikingjelly.activation_based import functional, neuron, surrogate
 
     node = neuron.LIFNode(
@@ -80,32 +103,26 @@ def spikingjelly() -> Neuron:
         decay_input=False,
         v_reset=0.0,
         surrogate_function=surrogate.ATan(),
-        step_mode="m",
+        step_mode="s" if compiled else "m",
     )
+    if compiled:  # the node keeps its state itself
+        stepped = looped(lambda drive: None, lambda current, state: (node(current), None), True)
 
     def run(drive: Tensor) -> Tensor:
         functional.reset_net(node)
-        return node(drive)
+        return stepped(drive) if compiled else node(drive)
 
     return run
 
 
-def norse() -> Neuron:
+def norse(compiled: bool = False) -> Neuron:
     import norse.torch as nt
 
     cell = nt.LIFBoxCell(
         nt.LIFBoxParameters(tau_mem_inv=torch.tensor(1.0), v_th=torch.tensor(1.0), method="super"),
         dt=1 - DECAY,
     )
-
-    def run(drive: Tensor) -> Tensor:
-        state, out = None, []
-        for current in drive.unbind(0):
-            spikes, state = cell(current, state)
-            out.append(spikes)
-        return torch.stack(out)
-
-    return run
+    return looped(lambda drive: None, cell, compiled)
 
 
 def gate(n: int) -> Unit:
@@ -156,9 +173,9 @@ def differs(peer: Peer, shape: tuple[int, int, int] = (60, 4, 128)) -> str | Non
 class PeerLayer(nn.Module):
     """Linear, then the peer's unit."""
 
-    def __init__(self, peer: Peer, n: int) -> None:
+    def __init__(self, peer: Peer, n: int, compiled: bool = False) -> None:
         super().__init__()
-        self.linear, self.neuron = nn.Linear(n, n), peer.neuron()
+        self.linear, self.neuron = nn.Linear(n, n), peer.neuron(compiled=compiled)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.neuron(self.linear(x))

@@ -6,6 +6,10 @@ Forward + backward with the gradient of the input, T=500, B=16.  The rows of a t
 in turn, round after round, in one process; times are medians, ratios are medians of the ratios
 within a round, with their range.  Before anything is timed the kernel tests must be green and the
 kernel must equal the loop on the operands of the tables; peers must fire the same spikes.
+
+    python benchmarks/speed.py --only peers --rounds 3 --json docs/results/speed-peers-cpu.json
+
+Other libraries on spikes of 10 % and on normal numbers, as they are and compiled by torch.
 Peers that are installed take part: pip install 'spikebridge[bench]' --extra-index-url
 https://download.pytorch.org/whl/cpu (without that address SpikingJelly's torchvision brings a CUDA
 build of torch).
@@ -18,7 +22,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,65 +221,106 @@ def _same_spikes(unit: Unit, drive: torch.Tensor) -> None:
         raise SystemExit(f"{unit.label}: the kernel's spikes differ from the loop's")
 
 
+PEER_SHARES = (0.1, 1.0)  # of spikes, and normal numbers
+
+
 def peer_tables(rounds: int) -> Table:
-    """The same layer in other libraries, each in units of our layer with its dynamics."""
+    """The same layer in other libraries, each in units of our layer with its dynamics.
+
+    On random spikes and on normal numbers; the libraries as they are and compiled, whose seconds
+    of compiling stand apart.
+    """
     found, reasons = peers.available()
     for name, reason in reasons.items():
         print(f"{name} is left out: {reason}", flush=True)
     tables = []
-    for n, low in ((512, False), (2048, False), (2048, True)):
-        rows: dict[str, Row] = {"Linear alone": _linear_row(n, low)}
-        alike = {
-            peers.gate: "spikebridge, gate reset",
-            peers.subtract: "spikebridge, subtract reset",
-        }
-        for make, label in alike.items():
-            ours = peers.OurLayer(make(n), n)
-            rows[label] = Row(ours, ours, low)
-        bases = {}
-        for name, peer in found.items():
-            theirs = _peer_rows(name, peer, n, low)
-            bases |= dict.fromkeys(theirs, alike[peer.ours])
-            rows |= theirs
-        times = measure.in_turn(rows, (T, B, n), rounds)
-        table = measure.summary(times, alike[peers.gate], bases)
-        measure.show(f"Peers, N={n}, {'bf16' if low else 'fp32'}", table, "ours")
-        others = {k: v for k, v in table.items() if not k.startswith(("spikebridge", "Linear"))}
-        libraries = {k: v["ratio"] for k, v in others.items() if not k.startswith("plain")}
-        fastest = min(libraries, key=libraries.__getitem__) if libraries else None
-        if fastest:
-            print(f"fastest library: {fastest}, {libraries[fastest]:.2f} times ours")
-        size = {"t": T, "b": B, "n": n, "precision": "bf16" if low else "fp32"}
-        tables.append(size | {"rows": table, "fastest": fastest})
+    for n, low in ((512, False), (512, True), (2048, False), (2048, True)):
+        check(n, low)
+        rows, bases, compile_s = _peer_rows(found, n, low)
+        for share in PEER_SHARES:
+            torch.manual_seed(0)
+            x = torch.randn(T, B, n) if share == 1 else (torch.rand(T, B, n) < share).float()
+            table = measure.summary(measure.in_turn(rows, x, rounds), OURS[peers.gate], bases)
+            what = "normal numbers" if share == 1 else f"{share:.0%} spikes"
+            measure.show(f"Peers, N={n}, {'bf16' if low else 'fp32'}, {what}", table, "ours")
+            for name, seconds in compile_s.items():
+                table[name]["compile_s"] = seconds
+            size = {"t": T, "b": B, "n": n, "precision": "bf16" if low else "fp32", "share": share}
+            tables.append(size | {"rows": table, "fastest": _fastest(table)})
     return {"left_out": reasons, "versions": _versions(), "tables": tables}
 
 
-def _linear_row(n: int, low: bool) -> Row:
+OURS: dict[Callable[[int], Unit], str] = {
+    peers.gate: "spikebridge, gate reset",
+    peers.subtract: "spikebridge, subtract reset",
+}
+
+
+def _peer_rows(
+    found: Mapping[str, peers.Peer], n: int, low: bool
+) -> tuple[dict[str, Row], dict[str, str], dict[str, float]]:
+    """Rows of ours and of the peers, ours that each peer is set against, seconds of compiling."""
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64  # which all peers share
     linear = nn.Linear(n, n)
-    return Row(linear, linear, low)
+    rows = {"Linear alone": Row(linear, linear, low)}
+    bases: dict[str, str] = {}
+    compile_s: dict[str, float] = {}
+    for make, label in OURS.items():
+        ours = peers.OurLayer(make(n), n)
+        rows[label] = Row(ours, ours, low)
+    # In bf16 under autocast and all of it cast; compiled in the mode that is the faster eagerly.
+    modes = ("autocast", "cast") if low else ("",)
+    ways = [(mode, False) for mode in modes] + [(modes[-1], True)]
+    for name, peer in found.items():
+        for mode, compiled in ways:
+            label = ", ".join(filter(None, (name, mode, "compiled" if compiled else "")))
+            row = _peer_row(peer, n, mode, compiled)
+            try:
+                seconds = _first_call(row, n)
+                if compiled and not low and (apart := _apart(peer, row.module, n)) > 1e-2:
+                    raise ValueError(f"its spikes are not the eager ones in {apart:.1%} of places")
+            except Exception as error:  # whatever a library of this version does
+                text = str(error).strip().splitlines() or [""]
+                print(f"{label} is left out: {type(error).__name__}: {text[0]}", flush=True)
+                continue
+            rows[label], bases[label] = row, OURS[peer.ours]
+            if compiled:
+                compile_s[label] = seconds
+                print(f"{label}: compiled in {seconds:.0f} s", flush=True)
+    return rows, bases, compile_s
 
 
-def _peer_rows(name: str, peer: peers.Peer, n: int, low: bool) -> dict[str, Row]:
-    """In bf16 each peer in every mode that it stands: autocast, and all of it cast."""
-    if not low:
-        layer = peers.PeerLayer(peer, n)
-        return {name: Row(layer, layer)}
-    rows = {}
-    for mode in ("autocast", "cast"):
-        layer = peers.PeerLayer(peer, n)
-        if mode == "cast":
-            layer = layer.to(torch.bfloat16)
-        row = Row(
-            layer, layer, mode == "autocast", torch.bfloat16 if mode == "cast" else torch.float32
-        )
-        x = torch.randn(4, 2, n).to(row.dtype).requires_grad_()
-        try:
-            measure.once(row, x, torch.randn(4, 2, n).to(torch.bfloat16))
-        except Exception as error:
-            print(f"{name} fails in bf16 ({mode}): {str(error).splitlines()[0]}")
-        else:
-            rows[f"{name}, {mode}"] = row
-    return rows
+def _peer_row(peer: peers.Peer, n: int, mode: str, compiled: bool) -> Row:
+    layer = peers.PeerLayer(peer, n, compiled)
+    if mode == "cast":
+        layer = layer.to(torch.bfloat16)
+    dtype = torch.bfloat16 if mode == "cast" else torch.float32
+    return Row(layer, layer, mode == "autocast", dtype)
+
+
+def _first_call(row: Row, n: int) -> float:
+    """Seconds of the first pass, forward and backward, in which torch compiles."""
+    x = torch.randn(T, B, n).to(row.dtype).requires_grad_()
+    start = time.perf_counter()
+    measure.once(row, x, torch.randn(T, B, n))
+    return time.perf_counter() - start
+
+
+def _apart(peer: peers.Peer, layer: Any, n: int) -> float:
+    """The share of places in which the spikes of a compiled layer are not those of the loop."""
+    drive = layer.linear(torch.randn(T, B, n))
+    return float((layer.neuron(drive) != peer.neuron()(drive)).float().mean())
+
+
+def _fastest(table: Mapping[str, Mapping[str, float]]) -> str | None:
+    """The library that is nearest to ours."""
+    apart = ("spikebridge", "Linear", "plain")
+    ratios = {name: row["ratio"] for name, row in table.items() if not name.startswith(apart)}
+    fastest = min(ratios, key=ratios.__getitem__, default=None)
+    if fastest:
+        print(f"fastest library: {fastest}, {ratios[fastest]:.2f} times ours", flush=True)
+    return fastest
 
 
 def _versions() -> dict[str, str]:
