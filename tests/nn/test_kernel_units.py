@@ -22,8 +22,8 @@ from test_kernel import (
 )
 
 from spikebridge.nn.gradients import FORMULAS, Surrogate
-from spikebridge.nn.kernels import native, ops
-from spikebridge.nn.kernels.product import linear
+from spikebridge.nn.kernels import native, ops, sparse
+from spikebridge.nn.kernels.product import goes_on, linear
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.scan import scan, unsupported
 from spikebridge.nn.synapses import Dense
@@ -303,18 +303,27 @@ def test_a_step_that_does_not_fit_is_refused(wrong: Callable[[tuple], tuple]) ->
 @pytest.mark.parametrize("formula", ["window", "triangle"])
 @pytest.mark.parametrize(("name", "reset"), UNITS)
 def test_a_gradient_left_out_where_it_counts_nothing_is_that_of_the_loop(
-    name: str, reset: str, formula: str
+    name: str, reset: str, formula: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A narrow surrogate: few neurons are near their threshold, an adapted one."""
+    calls: list[int] = []
+    inner = sparse.input_gradient
+    monkeypatch.setattr(
+        sparse, "input_gradient", lambda *call: (calls.append(call[0].total), inner(*call))[1]
+    )
     unit = unit_of(name, 512, torch.float32, reset, surrogate=Surrogate(formula, 0.1))
     drive, weight, seen = torch.randn(20, 4, 512), torch.randn(512, 512), []
     for backend in ("loop", "native"):
         leaf = drive.clone().requires_grad_()
-        y, _ = scan(unit, leaf, backend=backend)
+        y = goes_on(scan(unit, leaf, backend=backend)[0])
         z, _ = scan(unit, linear(y, weight, "sparse") / 50, backend=backend)
         seen.append(torch.autograd.grad(z.square().sum(), leaf)[0])
     torch.testing.assert_close(*seen, rtol=0, atol=1e-4 * float(seen[0].abs().max()))
     assert seen[0].any()
+    step = ops.step_of(unit)
+    assert step is not None
+    assert len(calls) == (step.argument is not None)
+    assert all(0 < total < 0.35 * drive.numel() for total in calls)
 
 
 class Narrow(AdaptiveUnit):

@@ -51,11 +51,19 @@ class KernelStep(NamedTuple):
     definition: Callable[..., State]  # the pure step that it equals
     name: str  # in SPIKEBRIDGE_UNITS of native/units.h
     numbers: Callable[[Any], list[float]]  # of a unit, in the order of native/units.h
+    # What h takes, of the bias, the states and the numbers, rounded as native/units.h rounds it.
+    # Without it every place of the outputs' gradient is computed.
+    argument: Callable[[Tensor, tuple[Tensor, ...], list[float]], Tensor] | None = None
 
 
 STEPS = (
-    KernelStep(SNUnit.step, "snu", lambda unit: []),
-    KernelStep(AdaptiveUnit.step, "adaptive", lambda unit: [unit.rho, 1 - unit.rho, unit.beta]),
+    KernelStep(SNUnit.step, "snu", lambda unit: [], lambda bias, states, _: states[0] + bias),
+    KernelStep(
+        AdaptiveUnit.step,
+        "adaptive",
+        lambda unit: [unit.rho, 1 - unit.rho, unit.beta],
+        lambda bias, states, numbers: (states[0] + bias).sub_(states[1] * numbers[2]),
+    ),
 )
 
 
@@ -157,15 +165,18 @@ class _Scan(torch.autograd.Function):
     def needed(ctx: Any) -> Marks | None:
         """Where the gradient of y counts at all; None where it may count everywhere.
 
-        A window or a triangle is 0 beyond its width, and what comes back to y goes through it.  It
-        lies around s + b; where an adaptation moves it, the gradient is taken everywhere.
+        A window or a triangle is 0 beyond its width, and what comes back to y goes through it.
         """
-        _, s_all, _, _, _, _, bias = ctx.saved_tensors
-        *_, h, width, _, _, step, _ = ctx.rule
-        if h not in COMPACT or step != "snu":
+        _, s_all, _, _, y0, _, bias = ctx.saved_tensors
+        *_, h, width, _, _, name, numbers = ctx.rule
+        argument = next((step.argument for step in STEPS if step.name == name), None)
+        if h not in COMPACT or argument is None:
             return None
-        n = s_all.shape[-1]
-        return sparse.mark_near(s_all.view(-1, n), bias.expand(n).contiguous(), width)
+        n, states = s_all.shape[-1], s_all.shape[1] // max(len(y0), 1)
+        if states == 1:  # the marks add the bias
+            return sparse.mark_near(s_all.view(-1, n), bias.expand(n).contiguous(), width)
+        x = argument(bias, s_all.chunk(states, 1), numbers)
+        return sparse.mark_near(x.view(-1, n), torch.zeros_like(bias).expand(n).contiguous(), width)
 
 
 # The signatures of the CPU's implementations are the schemas.
