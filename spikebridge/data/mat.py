@@ -1,10 +1,11 @@
-"""Songs out of .mat files, read in a process of its own.
+"""Songs and plain arrays out of .mat files, read in a process of its own.
 
 scipy's reader trusts what a file says: damaged row numbers of a sparse matrix are written to, and a
 small file can ask for any amount of memory.  Whatever becomes of the process that reads, the one
 that asked gets arrays, or a reason.  Files that are known by their checksum are read in place.
 
-As a script, `python mat.py FILE OUT`, this is that other process; it knows nothing of spikebridge.
+As a script, `python mat.py FILE OUT [NAME ...]`, this is that other process; it knows nothing of
+spikebridge.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ import numpy as np
 
 KEYS = ("traindata", "validdata", "testdata")
 NOTES = 88
-MOST_BYTES = 1 << 30  # of all songs, a byte for each note of each frame
+MOST_BYTES = 1 << 30  # of all songs, a byte for each note of each frame; of all plain arrays
 MEMORY_BYTES, CPU_S, WALL_S = 6 << 30, 120, 600
 WRONG = 3  # exit code: what is wrong was written
 
 Songs = dict[str, list[np.ndarray]]
+Arrays = dict[str, np.ndarray]
 
 
 class MatError(ValueError):
@@ -39,15 +42,7 @@ class MatError(ValueError):
 
 def songs_of(path: Path) -> Songs:
     """The songs (length, 88) uint8 of 0 and 1 of a file, by key.  Raises MatError and OSError."""
-    from scipy.io import loadmat
-
-    try:
-        with path.open("rb") as file:
-            contents = loadmat(file, variable_names=list(KEYS))
-    except FileNotFoundError:
-        raise
-    except (Exception, MemoryError) as error:  # scipy raises whatever its parser stumbles over
-        raise _unreadable(f"{type(error).__name__}: {error}") from error
+    contents = _contents(path, KEYS)
     songs: Songs = {}
     left = MOST_BYTES
     for key in KEYS:
@@ -60,6 +55,35 @@ def songs_of(path: Path) -> Songs:
             songs[key].append(_checked(song, f"{key} song {number}", left))
             left -= songs[key][-1].size
     return songs
+
+
+def arrays_of(path: Path, names: Sequence[str]) -> Arrays:
+    """The arrays of numbers of those names in a file.  Raises MatError and OSError."""
+    contents = _contents(path, names)
+    arrays: Arrays = {}
+    for name in names:
+        array = contents.get(name)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+            actual = "none" if array is None else f"{type(array).__name__} {np.shape(array)}"
+            raise MatError(f"an array {name} of numbers", actual)
+        arrays[name] = np.ascontiguousarray(array)
+    size = sum(array.nbytes for array in arrays.values())
+    if size > MOST_BYTES:
+        raise MatError(f"arrays of at most {MOST_BYTES:,} bytes together", f"{size:,} bytes")
+    return arrays
+
+
+def _contents(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    from scipy.io import loadmat
+
+    try:
+        with path.open("rb") as file:
+            contents = loadmat(file, variable_names=list(names))
+    except FileNotFoundError:
+        raise
+    except (Exception, MemoryError) as error:  # scipy raises whatever its parser stumbles over
+        raise _unreadable(f"{type(error).__name__}: {error}") from error
+    return contents
 
 
 def _checked(song: Any, which: str, most_bytes: int) -> np.ndarray:
@@ -88,12 +112,24 @@ def _checked(song: Any, which: str, most_bytes: int) -> np.ndarray:
 
 def songs_apart(path: Path) -> Songs:
     """The same by another process, which may die of the file.  Raises MatError and OSError."""
+    arrays = _apart(path, ())
+    return {key: np.split(arrays[key], arrays[f"{key}_ends"][:-1]) for key in KEYS}
+
+
+def arrays_apart(path: Path, names: Sequence[str]) -> Arrays:
+    """`arrays_of` by another process, which may die of the file.  Raises MatError and OSError."""
+    return _apart(path, names)
+
+
+def _apart(path: Path, names: Sequence[str]) -> Arrays:
+    from spikebridge.base.archives import read_arrays
+
     with path.open("rb"):  # a file that cannot be opened is no matter of its content
         pass
     with tempfile.TemporaryDirectory(prefix="spikebridge-") as folder:
-        out = Path(folder) / "songs"
+        out = Path(folder) / "arrays"
         # -P: the folder of this file is no place for modules that scipy asks for.
-        command = [sys.executable, "-P", __file__, str(path.absolute()), str(out)]
+        command = [sys.executable, "-P", __file__, str(path.absolute()), str(out), *names]
         try:
             done = subprocess.run(
                 command,
@@ -112,30 +148,22 @@ def songs_apart(path: Path) -> Songs:
             raise _unreadable(f"reading it ended by {signal.Signals(-done.returncode).name}")
         if done.returncode:
             raise _unreadable(done.stderr.decode(errors="replace").strip()[-300:])
-        return _taken(out)
+        return read_arrays(out)
 
 
 def _unreadable(why: str) -> MatError:
     return MatError("a whole .mat file", f"a file that cannot be read ({why})")
 
 
-def _put(songs: Songs, out: Path) -> None:
-    arrays: dict[str, Any] = {}
+def _flat(songs: Songs) -> Arrays:
+    arrays: Arrays = {}
     for key, result in songs.items():
         arrays[key] = np.concatenate(result)
         arrays[f"{key}_ends"] = np.cumsum([len(song) for song in result])
-    with out.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    return arrays
 
 
-def _taken(out: Path) -> Songs:
-    from spikebridge.base.archives import read_arrays
-
-    arrays = read_arrays(out)
-    return {key: np.split(arrays[key], arrays[f"{key}_ends"][:-1]) for key in KEYS}
-
-
-def _main(path: Path, out: Path) -> int:
+def _main(path: Path, out: Path, names: Sequence[str]) -> int:
     try:
         import resource
     except ImportError:  # no limits on Windows
@@ -147,13 +175,14 @@ def _main(path: Path, out: Path) -> int:
             limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.setrlimit(kind, (limit, hard))
     try:
-        songs = songs_of(path)
+        arrays = arrays_of(path, names) if names else _flat(songs_of(path))
     except MatError as error:
         out.write_text(json.dumps([error.expected, error.actual]), encoding="utf-8")
         return WRONG
-    _put(songs, out)
+    with out.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(_main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

@@ -61,7 +61,6 @@ class Npz(Task):
         else:
             classes = {split: part.y for split, part in self._splits.items()}
             self.output_size = 1 + max(int(part.max()) for part in classes.values())
-            self.baselines = answers.baseline(train.y, classes["test"])
         self.notes = tuple(self._remarks())
 
     def _describe(self, train: Samples) -> None:

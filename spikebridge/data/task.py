@@ -108,10 +108,16 @@ class Task:
         """Outputs (..., O) as the data have their answers: probabilities, or numbers."""
         return output.double().softmax(-1) if self.metric == "accuracy" else output.double()
 
-    def compared(self) -> list[str]:
-        """The baselines as a sentence, where there are any."""
+    def views(self) -> Mapping[str, Task]:
+        """The same data judged otherwise, by what is judged; a finished run is tested so, too."""
+        return {}
+
+    def compared(self, baselines: Mapping[str, float] | None = None) -> list[str]:
+        """The baselines (None: the task's own) as a sentence, where there are any."""
         metric = METRICS[self.metric]
-        shown = [f"{name} {metric.figure(value)}" for name, value in self.baselines.items()]
+        baselines = self.baselines if baselines is None else baselines
+        unit = " %" if metric.unit == "%" else ""
+        shown = [f"{name} {metric.figure(value)}{unit}" for name, value in baselines.items()]
         return [f"for comparison, test {metric.name}: {', '.join(shown)}"] if shown else []
 
     @property

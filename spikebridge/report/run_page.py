@@ -194,8 +194,11 @@ def cards(run: Run, metric: Metric) -> list[Card]:
             spikes, sent = "none", "this unit sends graded values"
     epochs = plural(result.epochs if result else len(run.epochs), "epoch")
     kept = f"{epochs}, best: {best}" if best is not None else epochs
+    below = metric.below if value != NOTHING else "not known"
+    if result and "largest class" in result.baselines:
+        below += f"; largest class {metric_text(metric, result.baselines['largest class'])}"
     return [
-        Card(f"test {metric.name}", value, metric.below if value != NOTHING else "not known"),
+        Card(f"test {metric.name}", value, below),
         Card(f"published {metric.name}", paper, source),
         Card("parameters", count_text(result and result.parameters), trained),
         Card("spikes per inference", spikes, sent),

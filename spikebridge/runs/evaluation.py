@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from spikebridge.base.archives import write_arrays
+from spikebridge.base.chance import generator
 from spikebridge.base.metrics import from_mean
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.nn.network import load_network
 from spikebridge.nn.units import SNUnit
 from spikebridge.runs import rundir
+from spikebridge.runs.results import Figure
 
 if TYPE_CHECKING:
     from spikebridge.data.task import Batch, Task
@@ -33,6 +35,13 @@ class Score(NamedTuple):
 
     loss: float
     metric: float
+    largest_class: float | None = None
+    """The share of the most frequent class among what was judged; None where no class is asked."""
+
+    def baselines(self, task: Task) -> dict[str, float]:
+        """The task's own, and the largest class where classes are asked."""
+        largest = self.largest_class
+        return dict(task.baselines) | ({} if largest is None else {"largest class": largest})
 
 
 class Activity(NamedTuple):
@@ -119,6 +128,19 @@ def observe(
     )
 
 
+def judged_otherwise(
+    network: Network, task: Task, batch_size: int, eval_seed: int
+) -> dict[str, Figure]:
+    """The test set as each of the task's views judges it."""
+    return {
+        name: Figure(
+            view.metric,
+            evaluate(network, view, "test", batch_size, generator(eval_seed, "test")).metric,
+        )
+        for name, view in task.views().items()
+    }
+
+
 def passes(
     network: Network, task: Task, split: str, batch_size: int, generator: torch.Generator
 ) -> Iterator[tuple[Batch, Observation]]:
@@ -139,6 +161,7 @@ class Tally:
         self.task = task
         self.loss = self.total = 0.0
         self.losses = self.count = 0
+        self.classes = torch.zeros(task.output_size if task.metric == "accuracy" else 0).long()
 
     def add(self, output: Tensor, batch: Batch) -> None:
         if batch.counted == 0:  # of what has no answer the mean would be nan
@@ -148,10 +171,16 @@ class Tally:
         total, count = self.task.score(output, batch)
         self.total += total
         self.count += count
+        if len(self.classes) and not batch.target.is_floating_point():
+            per_step = batch.mask is not None and batch.target.dim() == 2
+            classes = batch.target[batch.mask] if per_step else batch.target.flatten()
+            self.classes += torch.bincount(classes[classes >= 0], minlength=len(self.classes))
 
     def score(self) -> Score:
         mean = self.total / self.count
-        return Score(self.loss / self.losses, from_mean(self.task.metric, mean))
+        known = int(self.classes.sum())
+        largest = float(self.classes.max()) / known if known else None
+        return Score(self.loss / self.losses, from_mean(self.task.metric, mean), largest)
 
 
 def write_examples(

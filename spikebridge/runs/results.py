@@ -8,6 +8,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from spikebridge.base.metrics import METRICS
 from spikebridge.base.records import (
     NEVER,
     UNLESS_DEFAULT,
@@ -64,6 +65,15 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A metric of the test set beside the main one."""
+
+    metric: str
+    """One of metrics.METRICS."""
+    value: float
+
+
+@dataclass(frozen=True)
 class Result:
     """What came out of a run; `result.json` holds the same fields."""
 
@@ -101,9 +111,22 @@ class Result:
     """Where the run lies; not in result.json."""
     notes: tuple[str, ...] = ()
     """What a user should know of the data, and what simple answers would score."""
+    baselines: dict[str, float] = field(default_factory=dict, metadata=UNLESS_DEFAULT)
+    """The metric on the test set of simple ways to answer, such as "largest class"."""
+    figures: dict[str, Figure] = field(default_factory=dict, metadata=UNLESS_DEFAULT)
+    """The test set judged otherwise, by what is judged."""
     sequence: SequenceResult | None = field(default=None, metadata=UNLESS_DEFAULT)
     """What came of each task of a sequence; then `test`, `test_loss` and `valid` are means over all
     tasks after the last one.  Not in result.json of a single task."""
+
+
+def lines_of(figures: dict[str, Figure]) -> list[str]:
+    """The test set judged otherwise, a sentence each."""
+    lines = []
+    for name, shown in figures.items():
+        metric = METRICS[shown.metric]
+        lines.append(f"test {metric.name}, {name}: {metric.figure(shown.value)} {metric.unit}")
+    return lines
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from spikebridge.runs.callbacks import Progress, Silent, board, tell_board
 from spikebridge.runs.continual import EVALUATED_AT_ONCE, Phases, sequence, without_bias
 from spikebridge.runs.divergence import diverged
 from spikebridge.runs.optimizers import Average, best_epoch, finished, learning_rate, make_optimizer
-from spikebridge.runs.results import Epoch, Result
+from spikebridge.runs.results import Epoch, Result, lines_of
 from spikebridge.runs.teacher import Teacher, detached
 from spikebridge.settings import published
 from spikebridge.settings.config import Config, data_name, override, title_of, to_dict
@@ -567,7 +567,9 @@ class _Run:
         return history[best_epoch(history) - 1].valid
 
     def _result(self, test: evaluation.Score, activity: evaluation.Activity) -> Result:
-        history = self.state.history
+        history, baselines = self.state.history, test.baselines(self.task)
+        size, seed = self.judged_at_once, self.train.eval_seed
+        figures = evaluation.judged_otherwise(self.network, self.task, size, seed)
         return Result(
             task=self.task.name,
             data=data_name(self.config),
@@ -586,7 +588,9 @@ class _Run:
             seed=self.train.seed,
             published=published.headline(self.config),
             directory=self.directory,
-            notes=(*self.notes, *self.task.compared()),
+            notes=(*self.notes, *lines_of(figures), *self.task.compared(baselines)),
+            baselines=baselines,
+            figures=figures,
             sequence=None if self.phases is None else self.phases.result(),
             **activity._asdict(),
         )

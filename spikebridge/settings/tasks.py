@@ -325,6 +325,35 @@ class EventsConfig(TaskSettings):
 
 
 @dataclass(frozen=True)
+class EcgConfig(TaskSettings):
+    """Heartbeats of the QT Database as spikes, with a class at each of 1,301 steps."""
+
+    NAME = "ecg"
+    SAMPLE, COUNTED = "recording", "step"
+    METRIC = "accuracy"
+    CLASS = "spikebridge.data.ecg:Ecg"
+    SETS = {
+        "qtdb": DataSet(
+            "QTDB", "heartbeats of the QT Database as spikes, a class at each step", "qtdb/"
+        )
+    }
+    OWN_TITLE = "heartbeats as spikes, {}"
+    SPACE, MEMBRANES = _OWN_SPACE, _OWN_MEMBRANES
+
+    data: Literal["qtdb"] = "qtdb"
+    """Which recordings: qtdb (618 to train and validate, 141 to test; two leads as four trains of
+    spikes)."""
+    data_dir: str = ""
+    """Folder with QTDB_train.mat and QTDB_test.mat; by default qtdb in the data folder."""
+    unlabelled: Literal["class0", "masked"] = "class0"
+    """What a step without a class is in training, validation and test: class0, as in the published
+    figures, or masked, which means that it is not judged.  A finished run is judged both ways."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
 class NpzConfig(TaskSettings):
     """Your own sequences: .npz files that hold x (n, T, I) and y."""
 
@@ -416,7 +445,14 @@ class OwnConfig(TaskSettings):
 
 
 TaskConfig = (
-    DigitsConfig | MusicConfig | TextConfig | EventsConfig | NpzConfig | ForecastConfig | OwnConfig
+    DigitsConfig
+    | MusicConfig
+    | TextConfig
+    | EventsConfig
+    | EcgConfig
+    | NpzConfig
+    | ForecastConfig
+    | OwnConfig
 )
 
 

@@ -23,11 +23,19 @@ from spikebridge.data.forecast import Forecast
 from spikebridge.data.task import UNKNOWN, Batch, Task
 from spikebridge.runs import evaluation, rundir
 from spikebridge.settings.config import Config
-from spikebridge.settings.tasks import DigitsConfig, EventsConfig, ForecastConfig, NpzConfig
+from spikebridge.settings.tasks import (
+    DigitsConfig,
+    EcgConfig,
+    EventsConfig,
+    ForecastConfig,
+    NpzConfig,
+)
 
 __all__ = ["Predictions", "predict"]
 
 FORMATS = (".npz", ".csv")
+# Of these, other data are a folder as for training, of which the test set is taken.
+_FOLDERS = DigitsConfig | EventsConfig | EcgConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +115,9 @@ def predict(run: str | Path, data: str | Path | None = None, *, split: str = "te
     """What the network of a run answers to other data, or to its own.
 
     Args:
-        run: folder of a run of npz, forecast, digits or events.
+        run: folder of a run of npz, forecast, digits, events or ecg.
         data: npz: an .npz file (y may be missing), or a folder with test.npz or a single one;
-            forecast: a table with the columns of the training; digits, events: a folder as for
+            forecast: a table with the columns of the training; the others: a folder as for
             `spikebridge train`, of which the test set is taken.  None: the run's own data.
         split: of the run's own data: test or valid.
 
@@ -171,7 +179,7 @@ def _task(run: Path, config: Config, data: str | Path | None, split: str) -> Tas
     own = config.task
     if split not in ("test", "valid"):
         raise UsageError(f"split={split!r}: choose test or valid; pass --split test")
-    if not isinstance(own, NpzConfig | ForecastConfig | DigitsConfig | EventsConfig):
+    if not isinstance(own, NpzConfig | ForecastConfig | _FOLDERS):
         remedy = {"text": "spikebridge sample", "music": "spikebridge compose"}.get(own.NAME)
         raise UsageError(
             f"{run}: predictions of the task {own.NAME} are not written; "
@@ -181,7 +189,7 @@ def _task(run: Path, config: Config, data: str | Path | None, split: str) -> Tas
         return tasks.load(own)
     if split != "test":
         raise UsageError(f"split={split}: other data are all tested; leave --split out")
-    if isinstance(own, DigitsConfig | EventsConfig):
+    if isinstance(own, _FOLDERS):
         place = {"data_dir": str(data)} | ({"data": own.OWN_DATA} if own.OWN_DATA else {})
         return tasks.load(dataclasses.replace(own, **place))  # type: ignore[arg-type]
     return tasks.other(own, data, _scaling(run))

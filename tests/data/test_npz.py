@@ -251,7 +251,7 @@ def test_classes_that_are_never_trained_are_told(
     shown = rundir.read_result(tmp_path / "run").notes
     assert shown[0].startswith("read 23 to train")
     assert list(shown[1:4]) == notes
-    assert shown[4].startswith("for comparison, test accuracy: the most frequent class")
+    assert shown[4].startswith("for comparison, test accuracy: largest class")
 
 
 def test_a_class_that_only_validation_got_of_the_training_file_is_told(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy_data import KINDS, write_npz, write_recordings
+from helpers.toy_data import KINDS, write_heartbeats, write_npz, write_recordings
 from helpers.toy_music import toy_songs, write_mat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +30,7 @@ from spikebridge.data.music import Music, excerpts, note_log_odds, read_songs
 from spikebridge.data.task import SPLITS, Batch, Task
 from spikebridge.settings.tasks import (
     DigitsConfig,
+    EcgConfig,
     EventsConfig,
     ForecastConfig,
     MusicConfig,
@@ -66,7 +67,7 @@ def jsb() -> Music:
 @pytest.fixture(
     scope="module",
     params=[
-        *("rate", "threshold", "current", "rows", "music", "events", *KINDS),
+        *("rate", "threshold", "current", "rows", "music", "events", "ecg", *KINDS),
         pytest.param("jsb", marks=pytest.mark.data),
     ],
 )
@@ -77,6 +78,8 @@ def task(request: pytest.FixtureRequest, toy_mat: Path) -> Task:
     if request.param == "events":
         folder = write_recordings(toy_mat.parent / "events")
         return tasks.load(EventsConfig(data_dir=str(folder), steps=3))
+    if request.param == "ecg":
+        return tasks.load(EcgConfig(data_dir=str(write_heartbeats(toy_mat.parent / "ecg"))))
     if request.param in KINDS:
         folder = write_npz(toy_mat.parent / request.param, request.param)
         return tasks.load(NpzConfig(data_dir=str(folder)))
@@ -117,7 +120,8 @@ def test_batches_hold_every_sample_once(task: Task, split: str) -> None:
         assert inputs == task.input_size
         assert batch.x.dtype == torch.float32
         assert batch.x.is_contiguous()
-        assert 0 <= batch.x.min() <= batch.x.max() <= 1
+        lowest = -1 if task.name == "ecg" else 0  # crossings of a level in both directions
+        assert lowest <= batch.x.min() <= batch.x.max() <= 1
         leading = (steps, samples) if task.readout == "each" else (samples,)
         if task.metric == "accuracy":
             assert batch.target.shape == leading

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.io import savemat
 
 Event = tuple[int, int, bool, int]
 KINDS = ("class", "class at each step", "numbers", "numbers at each step")
@@ -97,3 +98,20 @@ def write_table(path: Path, columns: dict[str, Sequence[object]], delimiter: str
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
     return path
+
+
+def heartbeats(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """x (n, 12, 4) of spikes and y (n, 12, 6), the first steps without a class."""
+    random = np.random.default_rng(seed)
+    x = random.choice([-1, 0, 1], (count, 12, 4), p=[0.1, 0.8, 0.1]).astype(np.int16)
+    y = np.eye(6, dtype=np.uint8)[np.abs(x).cumsum(1).sum(2) % 6]
+    y[:, : 1 + seed] = 0
+    return {"x": x, "y": y, "max_i": np.full((count, 1), 12, np.uint16)}
+
+
+def write_heartbeats(folder: Path) -> Path:
+    """QTDB_train.mat and QTDB_test.mat as those of the QT Database are laid out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    savemat(folder / "QTDB_train.mat", heartbeats(20))
+    savemat(folder / "QTDB_test.mat", heartbeats(5, seed=1))
+    return folder

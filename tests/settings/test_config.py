@@ -5,16 +5,20 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 import spikebridge
 from spikebridge.base.records import ConfigError
+from spikebridge.nn.network import build
 from spikebridge.settings.config import (
     PRESETS,
     Config,
@@ -37,6 +41,7 @@ from spikebridge.settings.surrogates import FORMULAS
 from spikebridge.settings.tasks import (
     TASKS,
     DigitsConfig,
+    EcgConfig,
     EventsConfig,
     ForecastConfig,
     MusicConfig,
@@ -58,6 +63,7 @@ OTHERS = (
     TextConfig(level="char", steps=70),
     TextConfig(data="files", data_dir="texts", vocabulary=1000),
     EventsConfig(coding="count", shrink=2),
+    EcgConfig(unlabelled="masked"),
     NpzConfig(data_dir="mine", readout="last"),
     ForecastConfig(file="weather.csv", targets=("wind", "rain"), horizon=24),
     OwnConfig(data="adding"),
@@ -308,6 +314,7 @@ def test_every_field_has_a_docstring() -> None:
         ("music", "nottingham"),
         ("text", "ptb"),
         ("events", "nmnist"),
+        ("ecg", "qtdb"),
         ("npz", "npz"),
         ("forecast", "csv"),
     ],
@@ -404,3 +411,24 @@ def test_labels() -> None:
     assert label_of("lstm") == "LSTM"
     assert (label_of("relu"), label_of("tanh")) == ("ReLU", "tanh")
     assert variant_of(ModelConfig(unit="lstm", recurrent=True)) == "lstm"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("steps", [1301, 4000])
+def test_long_sequences_keep_losses_and_gradients_finite(variant: str, steps: int) -> None:
+    """Of presets for sequences that nobody tuned for; also where weights have grown."""
+    model = override(preset("ecg", variant), hidden=(36,)).model
+    torch.manual_seed(0)
+    net = build(model, 4, 6, "each")
+    x = (torch.rand(steps, 4, 4, generator=torch.Generator().manual_seed(1)) < 0.08).float()
+    for factor in (1.0, 2.0):
+        with torch.no_grad():
+            for weight in net.parameters():
+                if weight.dim() == 2:
+                    weight *= factor
+        loss = cross_entropy(net(x)[0].flatten(0, 1), torch.arange(4 * steps) % 6)
+        loss.backward()
+        norms = [p.grad.norm() for p in net.parameters() if p.grad is not None]
+        assert math.isfinite(loss.item())
+        assert math.isfinite(torch.stack(norms).norm().item())
+        net.zero_grad()
