@@ -22,16 +22,65 @@ from spikebridge.nn.units import Unit, make_unit
 
 DECAY = 0.9
 PIECE = 10  # steps that torch compiles as one function; 25 took longer to compile and to run
-Neuron = Callable[[Tensor], Tensor]
+Neuron = Callable[..., Tensor]  # of a drive (T, B, N), and of a matrix where it is recurrent
+Cell = tuple[Callable[[], Any], Callable[[Tensor, Any], tuple[Tensor, Any]]]  # first state, step
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A library's unit as a function of the drive, and the member of our family that equals it."""
+    """A library's unit, and the member of our family that equals it."""
 
-    neuron: Callable[..., Neuron]  # of compiled=False
+    cell: Callable[[], Cell]
     ours: Callable[[int], Unit]
     scale: float = 1.0  # of the drive, where a library scales it inside
+    whole: Callable[[], Neuron] | None = None  # the library's own way through all steps
+
+    def neuron(self, compiled: bool = False) -> Neuron:
+        """The unit over time as a function of the drive."""
+        if self.whole and not compiled:
+            return self.whole()
+        start, step = self.cell()
+        return looped(lambda current: start(), step, compiled)
+
+    def recurrent(self, compiled: bool = False) -> Neuron:
+        """The same with a matrix from the spikes to the next drive, as our layers have it."""
+        start, step = self.cell()
+
+        def both(current: Tensor, state: tuple[Tensor, Any], matrix: Tensor) -> tuple:
+            y, inner = step(current + F.linear(state[0], matrix), state[1])
+            return y, (y, inner)
+
+        return looped(lambda current: (torch.zeros_like(current), start()), both, compiled)
+
+
+def looped(
+    start: Callable[[Tensor], Any], step: Callable[..., tuple], compiled: bool = False
+) -> Neuron:
+    """A unit step after step; `start` gives the first state, from the first drive."""
+
+    def piece(drive: Tensor, state: Any, *matrix: Tensor) -> tuple[Tensor, Any]:
+        out = []
+        for current in drive.unbind(0):
+            y, state = step(current, state, *matrix)
+            out.append(y)
+        return torch.stack(out), state
+
+    def whole(drive: Tensor, *matrix: Tensor) -> Tensor:
+        return piece(drive, start(drive[0]), *matrix)[0]
+
+    if not compiled:
+        return whole
+    fused = torch.compile(piece, dynamic=False)
+
+    def pieces(drive: Tensor, *matrix: Tensor) -> Tensor:
+        state, out = start(drive[0]), []
+        padded = F.pad(drive, (0, 0, 0, 0, 0, -len(drive) % PIECE))
+        for part in padded.split(PIECE):
+            y, state = fused(part, state, *matrix)
+            out.append(y)
+        return torch.cat(out)[: len(drive)]
+
+    return pieces
 
 
 class Arctan(torch.autograd.Function):
@@ -48,81 +97,62 @@ class Arctan(torch.autograd.Function):
         return grad / (1 + x * x)
 
 
-def looped(
-    start: Callable[[Tensor], Any], step: Callable[[Tensor, Any], tuple], compiled: bool
-) -> Neuron:
-    """A unit step after step; `start` gives the first state, from the first drive."""
-
-    def piece(drive: Tensor, state: Any) -> tuple[Tensor, Any]:
-        out = []
-        for current in drive.unbind(0):
-            y, state = step(current, state)
-            out.append(y)
-        return torch.stack(out), state
-
-    def whole(drive: Tensor) -> Tensor:
-        return piece(drive, start(drive[0]))[0]
-
-    if not compiled:
-        return whole
-    fused = torch.compile(piece, dynamic=False)
-
-    def pieces(drive: Tensor) -> Tensor:
-        state, out = start(drive[0]), []
-        padded = F.pad(drive, (0, 0, 0, 0, 0, -len(drive) % PIECE))
-        for part in padded.split(PIECE):
-            y, state = fused(part, state)
-            out.append(y)
-        return torch.cat(out)[: len(drive)]
-
-    return pieces
-
-
-def plain_torch(compiled: bool = False) -> Neuron:
-    def step(current: Tensor, state: tuple[Tensor, Tensor]) -> tuple:
-        s, y = state
+def plain_torch() -> Cell:
+    def step(current: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple:
+        s, y = state or (torch.zeros_like(current), torch.zeros_like(current))
         s = current + DECAY * (s * (1 - y))
         y = Arctan.apply(s - 1)
         return y, (s, y)
 
-    return looped(lambda drive: (torch.zeros_like(drive), torch.zeros_like(drive)), step, compiled)
+    return lambda: None, step
 
 
-def snntorch(compiled: bool = False) -> Neuron:
+def snntorch() -> Cell:
     import snntorch as snn
 
     cell = snn.Leaky(beta=DECAY, threshold=1.0, reset_mechanism="subtract")
-    return looped(lambda drive: cell.init_leaky(), cell, compiled)
+    return cell.init_leaky, cell
 
 
-def spikingjelly(compiled: bool = False) -> Neuron:
-    from spikingjelly.activation_based import functional, neuron, surrogate
+def _node(step_mode: str) -> Any:
+    from spikingjelly.activation_based import neuron, surrogate
 
-    node = neuron.LIFNode(
+    return neuron.LIFNode(
         tau=1 / (1 - DECAY),
         decay_input=False,
         v_reset=0.0,
         surrogate_function=surrogate.ATan(),
-        step_mode="s" if compiled else "m",
+        step_mode=step_mode,
     )
-    if compiled:  # the node keeps its state itself
-        stepped = looped(lambda drive: None, lambda current, state: (node(current), None), True)
+
+
+def spikingjelly() -> Cell:
+    from spikingjelly.activation_based import functional
+
+    node = _node("s")  # keeps its state itself
+    return lambda: functional.reset_net(node), lambda current, state: (node(current), state)
+
+
+def spikingjelly_whole() -> Neuron:
+    from spikingjelly.activation_based import functional
+
+    node = _node("m")
 
     def run(drive: Tensor) -> Tensor:
         functional.reset_net(node)
-        return stepped(drive) if compiled else node(drive)
+        return node(drive)
 
     return run
 
 
-def norse(compiled: bool = False) -> Neuron:
+def norse() -> Cell:
     import norse.torch as nt
 
     cell = nt.LIFBoxCell(
         nt.LIFBoxParameters(tau_mem_inv=torch.tensor(1.0), v_th=torch.tensor(1.0), method="super"),
         dt=1 - DECAY,
     )
-    return looped(lambda drive: None, cell, compiled)
+    return lambda: None, cell
 
 
 def gate(n: int) -> Unit:
@@ -136,7 +166,7 @@ def subtract(n: int) -> Unit:
 PEERS = {
     "plain torch loop": Peer(plain_torch, gate),
     "snnTorch Leaky": Peer(snntorch, subtract),
-    "SpikingJelly LIFNode": Peer(spikingjelly, gate),
+    "SpikingJelly LIFNode": Peer(spikingjelly, gate, whole=spikingjelly_whole),
     "Norse LIFBoxCell": Peer(norse, gate, 1 - DECAY),
 }
 
@@ -175,7 +205,7 @@ class PeerLayer(nn.Module):
 
     def __init__(self, peer: Peer, n: int, compiled: bool = False) -> None:
         super().__init__()
-        self.linear, self.neuron = nn.Linear(n, n), peer.neuron(compiled=compiled)
+        self.linear, self.neuron = nn.Linear(n, n), peer.neuron(compiled)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.neuron(self.linear(x))

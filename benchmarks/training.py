@@ -1,7 +1,7 @@
 """Whole training: the same networks in ours, in the other libraries and in nn.LSTM.
 
     python benchmarks/training.py [--json docs/results/training-cpu.json] [--rounds 3]
-                                  [--only mnist-1024 ...] [--eager]
+                                  [--only mnist-1024 ...] [--eager | --compiled]
 
 All rows of a network have equal dynamics, equal first weights, equal batches, loss and optimiser,
 and are trained in turn, round after round, in one process.  The first weights come from a short
@@ -10,9 +10,10 @@ beside it the same training without the price, with the validation scores of bot
 epoch are medians over the rounds of a few batches, times the batches of an epoch; drawing the
 batches is part of them.  Peak memory is that of a process of its own, less what it held before.
 
-A row is left out where its spikes are not those of ours.  Compiled rows state the seconds of
-their first three steps, in which torch compiles.  Rows with "window" have a surrogate that is zero
-beyond a window around the threshold: our products then leave out what it multiplies.
+A row is left out where its spikes are not those of ours.  Of compiled rows torch compiles the
+neurons, ten steps at a time; the seconds of their first three steps stand apart.
+Rows with "window" have a surrogate that is zero beyond a window around the threshold: our products
+then leave out what it multiplies.
 Peers that are installed take part, see speed.py; real data lie under $SPIKEBRIDGE_DATA.
 """
 
@@ -51,7 +52,8 @@ from spikebridge.settings.tasks import DigitsConfig, MusicConfig, TaskConfig
 KERNEL, POOL = 5, 2
 LR = 2e-3
 APART = 1e-2  # share of spikes that may differ: sums in another order decide near the threshold
-COMPILE_S, COMPILED_STEPS = 90, 3  # a row that takes longer, or more, is left out
+COMPILED = ", compiled"
+COMPILE_S, COMPILED_STEPS = 180, 3  # a row that takes longer, or more, is left out
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ class Case:
         price: factor on the sum of the firing rates of the layers in the loss.
         channels: of convolutions of 5 x 5 with pooling by 2, before the dense layers.
         recurrent: the dense layers have a matrix from their outputs to their drive.
-        compiled: the libraries are also compiled by torch.
     """
 
     task: TaskConfig
@@ -78,7 +79,6 @@ class Case:
     price: float
     channels: tuple[int, ...] = ()
     recurrent: bool = False
-    compiled: bool = True
 
 
 RATES = DigitsConfig(data="mnist", coding="rate", steps=20)
@@ -87,9 +87,8 @@ SMALL = DigitsConfig(data="digits8x8", coding="rate", steps=4)
 CASES = {
     "mnist-256": Case(RATES, (256, 256), 128, 8, 430, 0.8),
     "mnist-1024": Case(RATES, (1024, 1024), 128, 3, 100, 0.8),
-    "mnist-conv": Case(RATES, (), 128, 2, 60, 0.8, channels=(8, 16), compiled=False),
-    # Songs differ in length, and torch would compile each length anew.
-    "jsb-150": Case(MusicConfig(), (150,), 8, 29, 290, 0.0, compiled=False),
+    "mnist-conv": Case(RATES, (), 128, 2, 60, 0.8, channels=(8, 16)),
+    "jsb-150": Case(MusicConfig(), (150,), 8, 29, 290, 0.0),
     "recurrent-512": Case(ROWS, (512,), 128, 4, 100, 0.0, recurrent=True),
 }
 TINY = {
@@ -151,7 +150,9 @@ class Theirs(nn.Module):
 
     def __init__(self, name: str, case: Case, task: Task) -> None:
         super().__init__()
-        self.scale, self.readout_of = peers.PEERS[name].scale, task.readout
+        peer = peers.PEERS[name.removesuffix(COMPILED)]
+        compiled = name.endswith(COMPILED)
+        self.scale, self.readout_of = peer.scale, task.readout
         self.arrays, self.matrices = nn.ModuleList(), nn.ParameterList()
         self.neurons: list[Callable] = []
         shape, features, pad = task_image(task), task.input_size, KERNEL // 2
@@ -159,13 +160,13 @@ class Theirs(nn.Module):
             self.arrays.append(Images(shape, channels, pad))
             shape = (channels, shape[1] // POOL, shape[2] // POOL)
             features = channels * shape[1] * shape[2]
-            self.neurons.append(peers.PEERS[name].neuron())
+            self.neurons.append(peer.neuron(compiled))
         for size in case.hidden:
             self.arrays.append(nn.Linear(features, size, bias=False))
             features = size
             if case.recurrent:
                 self.matrices.append(nn.Parameter(torch.empty(size, size)))
-            self.neurons.append((CELLS[name] if case.recurrent else peers.PEERS[name].neuron)())
+            self.neurons.append((peer.recurrent if case.recurrent else peer.neuron)(compiled))
         self.readout = nn.Linear(features, task.output_size)
 
     def forward(self, x: Tensor) -> Answer:
@@ -221,51 +222,7 @@ def task_image(task: Task) -> tuple[int, int, int]:
     return getattr(task, "image", None) or (1, 1, task.input_size)
 
 
-def _looped(start: Callable[[], Any], step: Callable[[Tensor, Any], tuple]) -> Callable:
-    """Steps with a matrix from the spikes to the next drive, as our recurrent layers have it."""
-
-    def run(drive: Tensor, matrix: Tensor) -> Tensor:
-        state, y, out = start(), torch.zeros_like(drive[0]), []
-        for current in drive.unbind(0):
-            y, state = step(current + F.linear(y, matrix), state)
-            out.append(y)
-        return torch.stack(out)
-
-    return run
-
-
-def _snntorch() -> Callable:
-    import snntorch as snn
-
-    cell = snn.Leaky(beta=peers.DECAY, threshold=1.0, reset_mechanism="subtract")
-    return _looped(cell.init_leaky, cell)
-
-
-def _spikingjelly() -> Callable:
-    from spikingjelly.activation_based import functional, neuron, surrogate
-
-    node = neuron.LIFNode(
-        tau=1 / (1 - peers.DECAY), decay_input=False, v_reset=0.0,
-        surrogate_function=surrogate.ATan(), step_mode="s",
-    )  # fmt: skip
-    return _looped(lambda: functional.reset_net(node), lambda x, state: (node(x), state))
-
-
-def _norse() -> Callable:
-    import norse.torch as nt
-
-    cell = nt.LIFBoxCell(
-        nt.LIFBoxParameters(tau_mem_inv=torch.tensor(1.0), v_th=torch.tensor(1.0), method="super"),
-        dt=1 - peers.DECAY,
-    )
-    return _looped(lambda: None, cell)
-
-
-CELLS = {
-    "snnTorch Leaky": _snntorch,
-    "SpikingJelly LIFNode": _spikingjelly,
-    "Norse LIFBoxCell": _norse,
-}
+LIBRARIES = [name for name in peers.PEERS if not name.startswith("plain")]
 SURROGATES = {"": Surrogate(), ", window": Surrogate("window", width=0.5)}
 OURS = {
     f"spikebridge, {reset} reset{name}": (reset, surrogate)
@@ -277,7 +234,7 @@ LSTM = "nn.LSTM"
 
 def like(name: str) -> str:
     """Our row with the dynamics of a row."""
-    peer = peers.PEERS.get(name.removesuffix(", compiled"))
+    peer = peers.PEERS.get(name.removesuffix(COMPILED))
     subtracts = peer.ours is peers.subtract if peer is not None else "subtract" in name
     reset = "subtract" if subtracts else "gate"
     return f"spikebridge, {reset} reset, window"
@@ -305,10 +262,9 @@ class Row:
 
     def firing(self, batch: Batch) -> float | None:
         """The share of neurons and steps with a spike."""
-        with torch.no_grad():
-            spikes = self.network(batch.x)[1]
+        spikes = self.network(batch.x)[1]  # with a graph: torch would compile anew without it
         count = sum(y.numel() for y in spikes)
-        return sum(float(y.sum()) for y in spikes) / count if spikes else None
+        return sum(float(y.detach().sum()) for y in spikes) / count if spikes else None
 
 
 def make(name: str, case: Case, task: Task, first: Sequence[Tensor] | None) -> Row:
@@ -319,7 +275,7 @@ def make(name: str, case: Case, task: Task, first: Sequence[Tensor] | None) -> R
     elif name in OURS:
         network = Ours(case, task, *OURS[name])
     else:
-        network = Theirs(name.removesuffix(", compiled"), case, task)
+        network = Theirs(name, case, task)
     if first is not None and name != LSTM:
         with torch.no_grad():
             *inner, weight, bias = network.weights()
@@ -328,8 +284,6 @@ def make(name: str, case: Case, task: Task, first: Sequence[Tensor] | None) -> R
             for own in inner:
                 own.div_(getattr(network, "scale", 1.0))
     optimizer = torch.optim.Adam(network.parameters(), LR, fused=True)
-    if name.endswith(", compiled"):
-        network = torch.compile(network)
     return Row(network, optimizer, case.price)
 
 
@@ -367,9 +321,9 @@ def joined(case: Case, task: Task, first: list[Tensor], names: list[str]) -> tup
     for name in names:
         try:
             row = make(name, case, task, first)
-            if name.endswith(", compiled"):
+            if name.endswith(COMPILED):
                 row.about["compile_s"] = compiled(row, task, batch)
-            same = make(name.removesuffix(", compiled"), case, task, first)
+            same = make(name.removesuffix(COMPILED), case, task, first)
             with torch.no_grad():
                 theirs = same.network(batch.x)[1]
             pairs = list(zip(theirs, ours[like(name)] if theirs else [], strict=True))
@@ -482,37 +436,49 @@ def child(case_name: str, name: str, weights: str) -> None:
     print(json.dumps({"peak_bytes": measure.peak_bytes() - before}))
 
 
-def run(name: str, rounds: int, eager: bool, memory: bool) -> dict[str, Any]:
+def run(name: str, rounds: int, kinds: str, memory: bool) -> dict[str, Any]:
     """All that is measured of a case."""
     case = ALL[name]
     task = data.load(case.task)
     torch._dynamo.reset()  # nothing of the networks before counts towards the limit
-    torch._dynamo.config.recompile_limit = 32  # which the libraries share, as one forward pass
+    torch._dynamo.config.recompile_limit = 128  # which all layers of all libraries share
     first, priced = first_training(case, task, case.price)
     about = {"trained": [priced]}
     if case.price:
         about["trained"].append(first_training(case, task, 0.0)[1])
-    names = [*OURS, *CELLS]
-    if case.compiled and not eager:
-        names += [f"{peer}, compiled" for peer in CELLS]
-    if not case.channels and len(set(case.hidden)) == 1:
+    names = [like(""), like("subtract")] if kinds == "compiled" else [*OURS, *LIBRARIES]
+    if kinds != "eager":
+        names += [library + COMPILED for library in LIBRARIES]
+    if kinds != "compiled" and not case.channels and len(set(case.hidden)) == 1:
         names.append(LSTM)
     rows, reasons = joined(case, task, first, names)
     drawing = timed(case, task, rows, rounds)
     epoch = -(-task.size("train") // case.batch_size)
     table = summary(rows, drawing, epoch)
-    weighed = [like(""), *(row for row in rows if row in CELLS or row == LSTM)]
+    weighed = [like(""), *(row for row in rows if row in LIBRARIES or row == LSTM)]
     for row, peak in memories(name, weighed if memory else [], first).items():
         table[row]["peak_bytes"] = peak
-    libraries = [row for row in table if row not in OURS and row != LSTM]
-    fastest = min(libraries, key=lambda row: table[row]["epoch_s"], default=None)
     about |= {
         "batches_of_an_epoch": epoch, "batches_timed": case.batches * rounds,
         "batch_size": case.batch_size, "drawing_s": statistics.median(drawing),
-        "left_out": reasons, "rows": table, "fastest_library": fastest,
+        "left_out": reasons, "rows": table,
     }  # fmt: skip
     show(name, about)
     return about
+
+
+def joined_with(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A case with the compiled rows of a run of their own, whose ratios are to ours in that run."""
+    reasons = {row: why for row, why in kept["left_out"].items() if not row.endswith(COMPILED)}
+    rows = {row: found for row, found in kept["rows"].items() if not row.endswith(COMPILED)}
+    added = {row: found for row, found in new["rows"].items() if row.endswith(COMPILED)}
+    return kept | {"rows": rows | added, "left_out": reasons | new["left_out"]}
+
+
+def fastest(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The library that is nearest to ours."""
+    libraries = [row for row in rows if row not in OURS and row != LSTM]
+    return min(libraries, key=lambda row: rows[row]["ratio"], default=None)
 
 
 def show(name: str, about: Mapping[str, Any]) -> None:
@@ -551,7 +517,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep all figures there")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds of each network")
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(CASES))
-    parser.add_argument("--eager", action="store_true", help="leave compiled rows out")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--eager", dest="kinds", action="store_const", const="eager", default="all",
+        help="leave compiled rows out",
+    )  # fmt: skip
+    kinds.add_argument(
+        "--compiled", dest="kinds", action="store_const", const="compiled",
+        help="compiled rows beside ours only; the other rows of the file stay",
+    )  # fmt: skip
     parser.add_argument("--no-memory", action="store_true", help="leave peaks of memory out")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -559,10 +533,16 @@ def main() -> None:
         child(*options.child)
         return
     content: dict[str, Any] = {"rounds": options.rounds, "versions": versions(), "cases": {}}
-    if options.json and options.json.exists() and set(options.only) != set(CASES):
-        content["cases"] = json.loads(options.json.read_text(encoding="utf-8"))["cases"]
+    if options.json and options.json.exists():
+        kept = json.loads(options.json.read_text(encoding="utf-8"))["cases"]
+        if options.kinds == "compiled" or set(options.only) != set(CASES):
+            content["cases"] = kept
     for name in options.only:
-        content["cases"][name] = run(name, options.rounds, options.eager, not options.no_memory)
+        found = run(name, options.rounds, options.kinds, not options.no_memory)
+        if options.kinds == "compiled" and name in content["cases"]:
+            found = joined_with(content["cases"][name], found)
+        found["fastest_library"] = fastest(found["rows"])
+        content["cases"][name] = found
         if options.json:
             measure.save(options.json, content)
 
