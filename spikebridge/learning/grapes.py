@@ -52,7 +52,7 @@ Importance = Literal["incoming", "outgoing"]
 Control = Literal["none", "gain"]
 # Banks with the rows to read anew; then where factors go, and from where.
 _Plan = tuple[list[tuple[Bank, list[int]]], list[Tensor], list[Tensor]]
-_attached: weakref.WeakSet[Grapes] = weakref.WeakSet()
+_attached: list[weakref.ref[Grapes]] = []  # a WeakSet takes longer to walk through
 # The one post-hook of all optimisers.  One for each of the attached would have to go when they are
 # collected, which may be while torch runs through the hooks.
 _listening: list[Any] = []
@@ -136,7 +136,9 @@ def attach(
     known_layers = nodes(model, output)
     layers, left = {node.name: node.module for node in known_layers}, apart(model, known_layers)
     chosen = _chosen(list(layers), skip, left, outgoing, output is not None)
-    taken = {id(m) for handle in _attached for node in handle._nodes for m in node.module.modules()}
+    taken = {
+        id(m) for handle in _handles() for node in handle._nodes for m in node.module.modules()
+    }
     twice = [n for n in chosen if not taken.isdisjoint(id(m) for m in layers[n].modules())]
     if twice:
         raise RuntimeError(f"GRAPES is attached to {twice} already; detach() that handle first")
@@ -197,7 +199,7 @@ class Grapes:
             loaded = node.module.register_load_state_dict_post_hook(_Loaded(self.refresh))
             self._removable.append(loaded)
         self.refresh()
-        _attached.add(self)
+        _attached.append(weakref.ref(self, _attached.remove))
         if not _listening:
             _listening.append(register_optimizer_step_post_hook(_stepped))
 
@@ -230,7 +232,7 @@ class Grapes:
             for tensor in (getattr(at, "M", None), getattr(at, "P", None), at.states):
                 if tensor is not None:
                     tensor.fill_(1.0)
-        _attached.discard(self)
+        _attached[:] = [known for known in _attached if known() is not self]
         while _listening and not _attached:
             _listening.pop().remove()
 
@@ -267,6 +269,7 @@ class Grapes:
             for population in self._populations
         ]
         self._ids = [frozenset(map(id, watched)) for watched in self._watched]
+        self._held: dict[tuple[int, ...], tuple[int, ...]] = {}  # populations by what is held
         wanted: dict[int, tuple[nn.Parameter, ScaledGradient]] = {}
         local = self._settings.form == "local"
         for node in self._nodes:
@@ -323,8 +326,10 @@ class Grapes:
             first = next(k for k in numbers if k is not None)
             for k, target in node.allocate(*kinds[first]):
                 self._targets[k].append(target)
+        for (bank, row), targets in zip(self._banks, self._targets, strict=True):
+            if targets and bank.lead(row, targets[0]):
+                del targets[0]
 
-    @torch.no_grad()
     def _update(self, which: Sequence[int]) -> None:
         """Read the weights of these populations; at once, where they are on one device."""
         for k in which:
@@ -338,7 +343,9 @@ class Grapes:
         rows, to, values = plan
         for bank, members in rows:
             bank.update(members)
-        torch._foreach_copy_(to, values)
+        if to:
+            with torch.no_grad():
+                torch._foreach_copy_(to, values)
 
     def _plan(self, which: Iterable[int]) -> _Plan:
         rows: dict[int, tuple[Bank, list[int]]] = {}
@@ -355,16 +362,25 @@ class Grapes:
             steps = self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
             if steps % self._settings.refresh_every:
                 return
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        which = [k for k, own in enumerate(self._ids) if not own.isdisjoint(held)]
+        held = tuple([id(p) for group in optimizer.param_groups for p in group["params"]])
+        which = self._held.get(held)
+        if which is None:
+            # Backwards: the weights that an optimiser has updated last are still in the cache.
+            populations = reversed(range(len(self._ids)))
+            which = tuple(k for k in populations if not self._ids[k].isdisjoint(held))
+            self._held = {held: which}
         if which:
             self._update(which)
 
 
 def _stepped(optimizer: Optimizer, *_: Any) -> None:
     """Post-hook of every optimiser there is; it keeps no model alive."""
-    for grapes in list(_attached):
+    for grapes in _handles():
         grapes._stepped(optimizer)
+
+
+def _handles() -> list[Grapes]:
+    return [handle for known in _attached if (handle := known()) is not None]
 
 
 class _Loaded(Hook):

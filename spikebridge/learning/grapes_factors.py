@@ -7,7 +7,7 @@ importance, I_i = sum over j of |W_ij|, and take from it the factor M_i = 2 I_i 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +206,11 @@ class Population:
         return weight.device, torch.promote_types(weight.dtype, torch.float32)
 
 
+# Where a weight lay when a call for it was made: parameters of its owner, name, weight, address,
+# shape.
+_Place = tuple[dict[str, Any], str, Tensor, int, torch.Size]
+
+
 def left_behind(factors: Tensor, x: Tensor) -> bool:
     """Whether the model has gone to another device, or to float64."""
     return factors.device != x.device or x.dtype is torch.float64 is not factors.dtype
@@ -218,6 +223,9 @@ class Bank:
         populations: P of them, of up to N neurons.
         clip: see `factor`.
         gain: every neuron gets the mean factor of its population.
+
+    Attributes:
+        factors: of each population, (size,), in its own memory or where `lead` says.
     """
 
     def __init__(self, populations: Sequence[Population], clip: Clip | None, gain: bool) -> None:
@@ -237,24 +245,72 @@ class Bank:
             counts = torch.tensor(sizes, device=device, dtype=dtype).unsqueeze(1)
             self.mean = (torch.arange(shape[1], device=device) < counts) / counts
         self.rows = [self.sums[k, :size] for k, size in enumerate(sizes)]
-        self.factors = [self.out[k, :size] for k, size in enumerate(sizes)]
+        self.own = [self.out[k, :size] for k, size in enumerate(sizes)]
+        self.factors = list(self.own)
+        self.calls: list[tuple[Callable[[int], None], list[_Place]] | None] = [None] * len(sizes)
 
-    def update(self, which: Iterable[int]) -> None:
-        """Read the weights of these populations anew; `factors` follows.  Under no_grad.
+    def lead(self, k: int, to: Tensor) -> bool:
+        """Write the factors of a population there from now on, if that takes them as they are."""
+        if to.device != self.out.device or to.dtype != self.out.dtype or not to.is_contiguous():
+            return False
+        self.factors[k], self.calls[k] = to, None
+        return True
+
+    def update(self, which: Sequence[int]) -> None:
+        """Read the weights of these populations anew; `factors` follows.
 
         A kernel does a population in one pass over its weights; what it leaves, torch does.
         """
-        left, plain = False, not traced()
+        left, plain, threads = False, not traced(), torch.get_num_threads()
         for k in which:
-            weights = self.populations[k].weights()
-            if not plain or not native.importance(
-                weights, self.rows[k], self.factors[k], self.rule
-            ):
-                self.populations[k].sum_into(weights, self.rows[k], self.scratch)
+            if not (plain and self._by_kernel(k, threads)):
+                self._sum(k)
                 left = True
         if left:
             self.write_factors()
+        if plain:  # what keeps factors for a backward pass learns that they are others
+            torch.autograd.graph.increment_version([self.factors[k] for k in which])
 
+    @torch.no_grad()
+    def _sum(self, k: int) -> None:
+        population = self.populations[k]
+        population.sum_into(population.weights(), self.rows[k], self.scratch)
+
+    def _by_kernel(self, k: int, threads: int) -> bool:
+        """Whether the kernel has done a population.
+
+        Its call is kept while the weights are parameters that stay where they are: to make it takes
+        as long as a sum over a small matrix.
+        """
+        kept = self.calls[k]
+        if kept is not None:
+            call, places = kept
+            for parameters, name, weight, address, shape in places:
+                if (
+                    parameters.get(name) is not weight
+                    or weight.data_ptr() != address
+                    or weight.shape != shape
+                    or weight.dtype is not self.sums.dtype
+                    or not weight.is_contiguous()
+                ):
+                    break
+            else:
+                call(threads)
+                return True
+        self.calls[k] = None
+        population = self.populations[k]
+        weights = population.weights()
+        made = native.importance_call(weights, self.rows[k], self.factors[k], self.rule)
+        if made is None:
+            return False
+        made(threads)
+        pairs = zip(population.sources, weights, strict=True)
+        places = [(s.owner._parameters, s.name, w, w.data_ptr(), w.shape) for s, (w, *_) in pairs]
+        if all(parameters.get(name) is w for parameters, name, w, *_ in places):
+            self.calls[k] = made, places
+        return True
+
+    @torch.no_grad()
     def write_factors(self) -> None:
         """The factors of all populations from the sums."""
         torch.amax(self.sums, 1, keepdim=True, out=self.largest)
@@ -265,6 +321,9 @@ class Bank:
             self.out.masked_fill_(self.largest <= self.no_weights, 1.0)
         if self.mean is not None:
             self.out.copy_((self.out * self.mean).sum(1, keepdim=True).expand_as(self.out))
+        for to, own in zip(self.factors, self.own, strict=True):
+            if to is not own:
+                to.copy_(own)
 
 
 def inner(module: Any) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -189,6 +190,13 @@ class ScaledError(Hook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not torch.is_grad_enabled():
             return output
+        M = self.factors.output
+        if type(output) is Tensor and M is not None and not traced():  # in as few steps as can be
+            alike = M.dtype is output.dtype and M.is_cpu and output.is_cpu
+            if not alike and left_behind(M, output):
+                self.refresh()
+                return self(module, args, output)
+            return _scale_error(output, M)
         y, state = (output, None) if isinstance(output, Tensor) else output
         data = y.data if isinstance(y, PackedSequence) else y
         known = self.factors.states if self.factors.output is None else self.factors.output
@@ -277,10 +285,23 @@ def scale_error(y: Tensor, M: Tensor) -> Tensor:
     """y, whose error d = dL/dy will become M * d, with M as it is now."""
     if traced():
         return modulate(y, _as_wide(M, y))
-    if y.requires_grad:
-        # No copy of y; and what changes y in place afterwards leaves this gradient's place alone.
-        sole = _sole_owners() if y._backward_hooks is None else None
-        y.register_hook(partial(_scaled, M, M._version, sole))
+    if y.requires_grad and M.dim() == 1 and y.shape[-1] != M.shape[0]:
+        y.register_hook(partial(_scaled_wide, M, M._version))
+        return y
+    return _scale_error(y, M)
+
+
+def _scale_error(y: Tensor, M: Tensor) -> Tensor:
+    if not y.requires_grad:
+        return y
+    # No copy of y; and what changes y in place afterwards leaves this gradient's place alone.
+    if y._backward_hooks is None and y.grad_fn is not None and type(y) is Tensor:
+        sole = _sole_owners() if y.numel() >= _SMALL else None
+        # `register_hook` without the handle to remove it by, which takes most of its time.
+        y._backward_hooks = OrderedDict({_OWN: partial(_scaled, M, M._version, sole)})
+        y.grad_fn._register_hook_dict(y)
+    else:
+        y.register_hook(partial(_scaled, M, M._version, None))
     return y
 
 
@@ -295,7 +316,8 @@ def _scaled(
             "the factors of GRAPES have changed between forward and backward: an optimiser's "
             "step, refresh() or detach() came between; run backward() first"
         )
-    M = _as_wide(M if M.dtype is d.dtype else M.to(d.dtype), d)
+    if M.dtype is not d.dtype:
+        M = M.to(d.dtype)
     # A second array as large as the activations is most of what GRAPES costs.
     if sole is None or type(d) is not Tensor or torch.is_grad_enabled():
         return d * M
@@ -303,6 +325,12 @@ def _scaled(
     if isinstance(sole, list) and owners is not None:
         sole.append(owners)
     return d.mul_(M) if owners == sole else d * M
+
+
+def _scaled_wide(M: Tensor, version: int, d: Tensor) -> Tensor | None:
+    """`_scaled` of the error of states (B, k N)."""
+    scaled = _scaled(M, version, None, d.unflatten(-1, (-1, M.shape[0])))
+    return None if scaled is None else scaled.flatten(-2)
 
 
 def _as_wide(M: Tensor, x: Tensor) -> Tensor:
@@ -314,6 +342,8 @@ def _as_wide(M: Tensor, x: Tensor) -> Tensor:
 
 # Who holds a gradient: as a tensor, as memory, as an object of Python.
 _Owners = tuple[int, int, int]
+_OWN = -1  # of a hook among those of a tensor: torch counts its own from 0
+_SMALL = 1 << 15  # numbers; a smaller gradient is multiplied sooner than asked who owns it
 
 
 def _owners(grad: Tensor) -> _Owners | None:

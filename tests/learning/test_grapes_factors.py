@@ -289,6 +289,32 @@ def test_each_layer_may_have_an_optimiser_of_its_own(updates: list) -> None:
         torch.testing.assert_close(a, b)
 
 
+def _transposed(layer: nn.Linear) -> None:
+    layer.weight.data = layer.weight.data.t()  # where it lay, and read in another order
+
+
+def _moved(layer: nn.Linear) -> None:
+    layer.weight.data = torch.randn_like(layer.weight)
+
+
+def _replaced(layer: nn.Linear) -> None:
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+
+
+def _reshaped(layer: nn.Linear) -> None:
+    layer.weight.data = layer.weight.data.view(N * N)[: (N - 1) * N].view(N, N - 1)
+
+
+@pytest.mark.parametrize("change", [_transposed, _moved, _replaced, _reshaped])
+def test_weights_are_read_where_they_lie_now(change: Callable) -> None:
+    model = nn.Sequential(nn.Linear(N, N), nn.ReLU(), nn.Linear(N, 2))
+    with grapes.attach(model) as handle:
+        handle.refresh()
+        change(model[0])
+        handle.refresh()
+        torch.testing.assert_close(handle.factors()["0"], published(model[0].weight))
+
+
 def test_a_change_between_forward_and_backward_is_an_error() -> None:
     model, x = nn.Sequential(nn.Linear(I, N), nn.Linear(N, 2)), torch.randn(B, I)
     handle = grapes.attach(model)

@@ -29,6 +29,13 @@ from spikebridge.nn.synapses import (
 from spikebridge.nn.units import State, make_unit
 from spikebridge.settings.model import ModelConfig
 
+
+@pytest.fixture(autouse=True)
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of these sizes are scaled in place, as large ones are."""
+    monkeypatch.setattr(grapes_hooks, "_SMALL", 0)
+
+
 # Other machinery of torch.
 
 
@@ -123,6 +130,18 @@ def test_an_error_that_nobody_else_holds_takes_no_second_array() -> None:
         y.register_hook(lambda error: where.append(error.data_ptr()))
         Traced.apply(y).sum().backward()
     assert where == [Traced.place]
+
+
+def test_a_small_error_gets_a_second_array_and_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = nn.Sequential(nn.Linear(I, N), nn.ReLU(), nn.Linear(N, 2)), torch.randn(B, I)
+    found = []
+    with grapes.attach(model):
+        for small in (0, 1 << 15):
+            monkeypatch.setattr(grapes_hooks, "_SMALL", small)
+            found.append(torch.autograd.grad(model(x).sum(), list(model.parameters())))
+    assert all(map(torch.equal, *found))
 
 
 def test_attaching_in_inference_mode_counts_owners_as_elsewhere() -> None:

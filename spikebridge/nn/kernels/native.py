@@ -7,7 +7,8 @@ the units is copied; strides of time and batch are handed on as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ __all__ = [
     "empty",
     "forward",
     "importance",
+    "importance_call",
     "instruction_set",
     "missing",
     "openmp",
@@ -171,12 +173,27 @@ def importance(
         factors: (N,), written: 2 sums / max.
         rule: whether factors are clipped, the bounds, whether all get the mean factor.
 
-    Returns False, and writes nothing, where it cannot: other devices, dtypes and layouts, empty
-    weights.
+    Returns False, and writes nothing, where it cannot; see `importance_call`.
+    """
+    call = importance_call(weights, sums, factors, rule)
+    if call is not None:
+        call(torch.get_num_threads())
+    return call is not None
+
+
+def importance_call(
+    weights: Sequence[tuple[Tensor, int, int, int]],
+    sums: Tensor,
+    factors: Tensor | None,
+    rule: tuple[bool, float, float, bool],
+) -> Callable[[int], None] | None:
+    """`importance` as a call that takes the number of threads, for as long as all memory stays.
+
+    None where the kernel cannot: other devices, dtypes and layouts, empty weights.
     """
     name = SUMMED.get(sums.dtype)
     if _native is None or name is None or not (sums.is_cpu and sums.is_contiguous()):
-        return False
+        return None
     result = []
     for weight, axis, gates, repeat in weights:
         if (
@@ -186,13 +203,11 @@ def importance(
             or not (numbers := weight.numel())
             or (axis and weight.dim() != 2)
         ):
-            return False
+            return None
         rows = len(weight)
         result.append((weight.data_ptr(), rows, numbers // rows, axis, gates, repeat))
-    getattr(_native, name)(
-        result, len(sums), sums.data_ptr(), _address(factors), rule, torch.get_num_threads()
-    )
-    return True
+    run = getattr(_native, name)
+    return partial(run, result, len(sums), sums.data_ptr(), _address(factors), rule)
 
 
 def channel_dots(a: Tensor, b: Tensor) -> Tensor:
