@@ -1,16 +1,19 @@
 """Learning online against backpropagation through time: memory, time, and angles of gradients.
 
-    python benchmarks/online.py memory|angles [--save|--draw]      (data: $SPIKEBRIDGE_DATA)
+    python benchmarks/online.py memory|cost|angles [--save|--draw]      (data: $SPIKEBRIDGE_DATA)
 
 memory: the peak of one sequence of T steps, each point in a fresh process; 88-150-88 SNUs, B=8, a
 loss at every step, inputs that are made step by step.  What the interpreter, torch and a sequence
 of 20 steps hold is subtracted.
 
+cost: milliseconds of processor time per step of a sequence of 128, in blocks of 32, B=8, 88 inputs,
+one thread: backpropagation, eligibilities by hand and derived ones take turns; least of the rounds.
+
 angles: between the gradients of OSTL or e-prop and those of backpropagation, on batches of the JSB
 chorales, while backpropagation trains; 1 to 3 hidden layers of 32 SNUs.
 
---save writes docs/results/online-*.json and draws their pictures (needs matplotlib), --draw draws
-them from what is there.
+--save writes docs/results/online-*.json and draws pictures of memory and angles (needs matplotlib),
+--draw draws them from what is there.
 """
 
 from __future__ import annotations
@@ -99,6 +102,70 @@ def memory() -> dict[str, Any]:
                 flush=True,
             )
     return {"n": HIDDEN, "inputs": NOTES, "b": B, "rows": rows}
+
+
+COSTS = [  # unit, neurons, recurrent, rule
+    ("snu", HIDDEN, False, "ostl"),
+    ("softsnu", HIDDEN, False, "ostl"),
+    ("snu", HIDDEN, True, "eprop"),
+    ("snu", WIDTH, True, "ostl"),
+    ("adaptive-snu", HIDDEN, False, "ostl"),
+    ("adaptive-snu", HIDDEN, True, "eprop"),
+    ("adaptive-snu", WIDTH, True, "ostl"),
+]
+ROUNDS, LENGTH = 7, 128
+
+
+def cost() -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    rows = []
+    for unit, size, recurrent, rule in COSTS:
+        ways = _ways(unit, size, recurrent, rule)
+        taken: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(ROUNDS):
+            for way, run in ways.items():
+                start = time.thread_time()
+                run()
+                taken[way].append((time.thread_time() - start) / LENGTH * 1e3)
+        least = {way: min(times) for way, times in taken.items()}
+        row = {"unit": unit, "n": size, "recurrent": recurrent, "rule": rule, "ms": least}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return {"inputs": NOTES, "b": B, "t": LENGTH, "rows": rows}
+
+
+def _ways(unit: str, size: int, recurrent: bool, rule: Any) -> dict[str, Any]:
+    """The gradients of one batch, formed in each of the ways that there are."""
+    import torch
+
+    from spikebridge import build
+    from spikebridge.data.task import Batch
+    from spikebridge.learning.online import Online
+    from spikebridge.learning.online_written import Written
+    from spikebridge.settings.model import ModelConfig
+
+    torch.manual_seed(0)
+    network = build(
+        ModelConfig(unit=unit, hidden=(size,), recurrent=recurrent, train_decay=True),
+        NOTES,
+        NOTES,
+        "each",
+    )
+    batch = Batch((torch.rand(LENGTH, B, NOTES) < 0.1).float(), torch.zeros(LENGTH, B), None)
+
+    def loss(output: torch.Tensor, part: Batch) -> torch.Tensor:
+        return output.square().mean()
+
+    def back() -> None:
+        loss(network(batch.x)[0], batch).backward()
+
+    hand, derived = Online(network, rule), Online(network, rule, eligibilities="derived")
+    ways: dict[str, Any] = {"bptt": back, "derived": lambda: derived.learn(batch, loss)}
+    if hand.layers[0].kind is Written:
+        ways["by hand"] = lambda: hand.learn(batch, loss)
+    return ways
 
 
 def angles() -> dict[str, Any]:
@@ -268,18 +335,22 @@ def main() -> None:
         child(sys.argv[2], int(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=["memory", "angles"])
+    parser.add_argument("study", choices=["memory", "cost", "angles"])
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--draw", action="store_true")
     options = parser.parse_args()
     path = RESULTS / f"online-{options.study}.json"
-    study, draw = {"memory": (memory, draw_memory), "angles": (angles, draw_angles)}[options.study]
+    study, draw = {
+        "memory": (memory, draw_memory),
+        "cost": (cost, None),
+        "angles": (angles, draw_angles),
+    }[options.study]
     found = json.loads(path.read_text(encoding="utf-8")) if options.draw else study()
     if options.save:
         import measure
 
         measure.save(path, found)
-    if options.save or options.draw:
+    if draw is not None and (options.save or options.draw):
         draw(found)
 
 

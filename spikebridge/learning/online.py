@@ -19,8 +19,9 @@ The rules, and what they leave out:
             for recurrent networks of spiking neurons", 2020, with the readout's own weights for
             learning signals).  The way of a neuron's output to its own reset stays.
 
-Without recurrent weights the two are one.  Of a recurrent layer of N neurons eprop carries
-2 B N (I + N + 2) numbers, ostl 2 B N N (I + N + 2).
+Without recurrent weights the two are one.  Of a recurrent layer of N SNUs eprop carries
+2 B N (I + N + 2) numbers, ostl 2 B N N (I + N + 2).  Of other units with k states, C drives and q
+parameters of a neuron it is 2 k + 3 in place of 2, and C (I + N) + q in the brackets.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from spikebridge.nn.units import State, state_dtype
 __all__ = ["Learned", "Online", "OnlineRule", "check"]
 
 OnlineRule = Literal["ostl", "eprop"]
+Eligibilities = Literal["auto", "derived"]
 RULES: tuple[str, ...] = get_args(OnlineRule)
 MIB = 1 << 20
 
@@ -65,19 +67,34 @@ class Online:
     weights once per sequence, and anew after `collect`.
 
     Args:
-        network: dense layers of SNUs, soft SNUs or binary units; see `check`.
+        network: dense layers of units whose neurons do not act on one another within a step, ours
+            or your own; see `check`.
         rule: "ostl" or "eprop"; see the module.
         max_eligibility_MiB: what eligibilities may take before `begin` raises MemoryError.
+        eligibilities: "derived" derives them from each unit's step; "auto" takes for the SNU
+            family those written by hand, which are faster and need less memory.
 
     Raises ValueError for a network that it cannot train.
     """
 
     def __init__(
-        self, network: Network, rule: OnlineRule = "ostl", *, max_eligibility_MiB: float = 256.0
+        self,
+        network: Network,
+        rule: OnlineRule = "ostl",
+        *,
+        max_eligibility_MiB: float = 256.0,
+        eligibilities: Eligibilities = "auto",
     ) -> None:
         check(network, rule)
+        if eligibilities not in get_args(Eligibilities):
+            raise ValueError(
+                f"eligibilities={eligibilities!r} is not known; choose one of "
+                f"{list(get_args(Eligibilities))}"
+            )
         self.network, self.rule, self.limit = network, rule, max_eligibility_MiB
-        self.layers = [Forward(layer, rule == "ostl") for layer in network.layers]
+        self.layers = [
+            Forward(layer, rule == "ostl", eligibilities == "derived") for layer in network.layers
+        ]
         self.sizes = [layer.unit.size for layer in network.layers]
         self.batch = 0
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.online_networks import (
     INPUTS,
     OUTPUTS,
+    OWN,
     B,
     assert_equal,
     data,
+    driven,
     layer_of,
     network_of,
+    own_layer,
     stack,
+    stepped,
     taken,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from spikebridge.data.task import Batch
 from spikebridge.learning.angles import angle_deg
-from spikebridge.learning.online import Online
-from spikebridge.learning.online_eligibility import G_SLOPES
+from spikebridge.learning.online import RULES, Eligibilities, Online
+from spikebridge.learning.online_written import G_SLOPES
 from spikebridge.nn.gradients import FORMULAS, Surrogate
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.network import Network
@@ -47,9 +52,15 @@ def back(network: Network, x: Tensor, target: Tensor, state: Any = None) -> dict
 
 
 def forth(
-    network: Network, x: Tensor, target: Tensor, rule: Any = "ostl", state: Any = None
+    network: Network,
+    x: Tensor,
+    target: Tensor,
+    rule: Any = "ostl",
+    state: Any = None,
+    eligibilities: Any = "auto",
 ) -> dict[str, Tensor]:
-    Online(network, rule).sequence(x, lambda output, t: squared(output, target[t]), state)
+    online = Online(network, rule, eligibilities=eligibilities)
+    online.sequence(x, lambda output, t: squared(output, target[t]), state)
     return taken(network)
 
 
@@ -65,7 +76,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "softsnu-none": {"unit": "softsnu", "reset": "none"},
     "binary-di": {"unit": "binary-di"},
     "binary-ci": {"unit": "binary-ci", "bias": True},
+    "adaptive-snu": {"unit": "adaptive-snu", "rho": 0.7, "threshold": 0.4},
+    "adaptive-trained": {"unit": "adaptive-snu", "reset": "subtract", "subtract": "trained"},
 }
+WRITTEN = [kind for kind in KINDS if not kind.startswith("adaptive")]
 DECAYS: dict[str, dict[str, Any]] = {
     "fixed": {},
     "fixed-per-unit": {"decay": torch.linspace(0.2, 0.9, 7)},
@@ -91,6 +105,8 @@ def test_one_layer_has_the_gradient_of_backpropagation(
         expected = back(network, x, target, begin)
         assert any(bool(g.any()) for n, g in expected.items() if n.startswith("layers"))
         assert_equal(forth(network, x, target, "ostl", begin), expected)
+        if kind in WRITTEN:
+            assert_equal(forth(network, x, target, "ostl", begin, "derived"), expected)
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -105,7 +121,31 @@ def test_every_g_and_surrogate(g: str, formula: str, recurrent: bool) -> None:
     with torch.no_grad():
         layer.array.weight.sub_(0.2)  # membranes on both sides of 0
     x, target = data()
-    assert_equal(forth(network, x, target), back(network, x, target))
+    expected = back(network, x, target)
+    assert_equal(forth(network, x, target), expected)
+    assert_equal(forth(network, x, target, eligibilities="derived"), expected)
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("recurrent", [False, True], ids=["forward", "recurrent"])
+def test_eligibilities_by_hand_are_the_derived_ones(kind: str, recurrent: bool) -> None:
+    """In float32 too, in blocks, and where no step has an error."""
+    layer = layer_of(inputs=INPUTS, size=7, recurrent=recurrent, **KINDS[kind])
+    network = network_of(layer).float()
+    x, target = (part.float() for part in data())
+    batch = Batch(x, target, torch.arange(len(x)).unsqueeze(1) > torch.tensor([2, 5, 3, 7]))
+    for rule in RULES:
+        found = []
+        for eligibilities in get_args(Eligibilities):
+            online = Online(network, rule, eligibilities=eligibilities)
+            online.learn(batch, lambda output, part: output[part.mask].square().sum(), block=2)
+            found.append(taken(network))
+        assert_equal(*found, bound=1e-5)
+
+
+def test_which_eligibilities() -> None:
+    with pytest.raises(ValueError, match="eligibilities='own' is not known"):
+        Online(stack(1), eligibilities="own")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("g", G_FUNCTIONS)
@@ -138,9 +178,32 @@ def test_any_shape(
     assert_equal(forth(network, x, target), back(network, x, target))
 
 
-def test_gradients_of_a_smooth_unit_are_numerical_ones() -> None:
+@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("soft", [False, True], ids=["spiking", "soft"])
+@pytest.mark.parametrize("recurrent", [False, True], ids=["forward", "recurrent"])
+def test_a_unit_of_ones_own_has_the_gradient_of_backpropagation(
+    own: str, soft: bool, recurrent: bool
+) -> None:
+    layer = own_layer(own, INPUTS, 7, recurrent=recurrent, soft=soft)
+    network = network_of(layer)
+    x, target = data()
+    for begin in (None, [part.detach() for part in stepped(network, x + 0.1)[1]]):
+        squared(stepped(network, x, begin)[0], target).backward()
+        expected = taken(network)
+        assert all(bool(g.any()) for g in expected.values())
+        assert_equal(forth(network, x, target, "ostl", begin), expected)
+        if not recurrent:
+            assert_equal(forth(network, x, target, "eprop", begin), expected)
+
+
+@pytest.mark.parametrize("kind", ["softsnu", *OWN])
+def test_gradients_of_a_smooth_unit_are_numerical_ones(kind: str) -> None:
     """Against differences of the loss itself, with no autograd in between."""
-    network = network_of(layer_of("softsnu", INPUTS, 4, recurrent=True, train_decay=True))
+    if kind in OWN:
+        layer = own_layer(kind, INPUTS, 4, recurrent=True, soft=True)
+    else:
+        layer = layer_of(kind, INPUTS, 4, recurrent=True, train_decay=True)
+    network = network_of(layer)
     x, target = data()
     found = forth(network, x, target)
     with torch.no_grad():
@@ -150,7 +213,7 @@ def test_gradients_of_a_smooth_unit_are_numerical_ones() -> None:
                 losses = []
                 for sign in (1, -2):
                     flat[place] += sign * step
-                    losses.append(float(squared(network(x)[0], target)))
+                    losses.append(float(squared(stepped(network, x)[0], target)))
                 flat[place] += step
                 slope = (losses[0] - losses[1]) / (2 * step)
                 assert abs(slope - float(found[name].view(-1)[place])) < 1e-5
@@ -175,10 +238,7 @@ def cut(
             before = states[number]
             if number != place:
                 before = before.detach()
-            drive = layer.array(now)
-            if layer.recurrent is not None:
-                heard = before.y.detach() if rule == "eprop" else before.y
-                drive = drive + F.linear(heard, layer.recurrent)
+            drive = driven(layer, now, before.y.detach() if rule == "eprop" else before.y)
             states[number] = layer.unit.step(before, drive, layer.unit.params(x.dtype))
             now = states[number].y
             sent.append(now)
@@ -192,14 +252,20 @@ def cut(
 @pytest.mark.parametrize("read", [1, 2, 3])
 @pytest.mark.parametrize("rule", ["ostl", "eprop"])
 @pytest.mark.parametrize("recurrent", [False, True], ids=["forward", "recurrent"])
-@pytest.mark.parametrize("unit", ["snu", "softsnu"])
+@pytest.mark.parametrize("unit", ["snu", "softsnu", "adaptive-snu", *OWN])
 def test_a_stack_leaves_out_what_the_rule_says(
     unit: str, recurrent: bool, rule: str, read: int
 ) -> None:
-    network = stack(3, unit=unit, recurrent=recurrent, read=read, train_decay=True, g="elu")
+    if unit in OWN:
+        sizes = pairwise([INPUTS, 7, 6, 8])
+        made = [own_layer(unit, a, b, recurrent=recurrent) for a, b in sizes]
+        network = network_of(*made, read=read)
+    else:
+        network = stack(3, unit=unit, recurrent=recurrent, read=read, train_decay=True, g="elu")
     x, target = data()
-    state = [part.detach() for part in network(x[:2])[1]]
-    found, through = forth(network, x, target, rule, state), back(network, x, target, state)
+    state = [part.detach() for part in stepped(network, x[:2])[1]]
+    squared(stepped(network, x, state)[0], target).backward()
+    through, found = taken(network), forth(network, x, target, rule, state)
     for place in range(3):
         prefix = f"layers.{place}."
         own = {n: g for n, g in found.items() if n.startswith(prefix)}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +25,15 @@ from helpers.online_networks import (
     taken,
 )
 from helpers.toy_music import toy_songs, write_mat
+from torch import Tensor, nn
 
 from spikebridge import build
 from spikebridge.data.music import Music
 from spikebridge.data.task import Batch, Task
 from spikebridge.learning.online import Online
-from spikebridge.nn.layers import Baseline, Readout
+from spikebridge.learning.online_derived import refused
+from spikebridge.learning.online_eligibility import unsupported
+from spikebridge.nn.layers import Baseline, Layer, Readout
 from spikebridge.nn.network import Network
 from spikebridge.nn.synapses import (
     Conv2d,
@@ -35,9 +41,20 @@ from spikebridge.nn.synapses import (
     Embedding,
     Normalised,
 )
-from spikebridge.nn.units import State
+from spikebridge.nn.units import (
+    KINDS,
+    LateralUnit,
+    Params,
+    Rule,
+    SNUnit,
+    State,
+    Unit,
+    make_unit,
+)
 from spikebridge.settings.model import ModelConfig
 from spikebridge.settings.tasks import MusicConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 class Frames(Task):
@@ -198,17 +215,156 @@ def test_eligibilities_that_are_too_large_are_refused() -> None:
     ("layer", "reason"),
     [
         (lambda: made("li-snu"), "lateral inhibition"),
-        (lambda: made("adaptive-snu"), "AdaptiveUnit has no eligibilities"),
+        (lambda: made("adaptive-snu", reset="lateral"), "lateral inhibition"),
         (lambda: made(array=Conv2d((1, 2, 4), 1, 1)), "synapses are a Conv2d; use Dense"),
         (lambda: made(array=Embedding(INPUTS, 8)), "synapses are a Embedding"),
         (lambda: made(array=Normalised(Dense(INPUTS, 8))), "synapses are a Normalised"),
         (lambda: Baseline("gru", INPUTS, 8), "it is a Baseline"),
+        (lambda: named(made(), "norm", nn.LayerNorm(8)), "no eligibilities are known for its norm"),
     ],
 )
 def test_what_it_cannot_train_is_said(layer: Any, reason: str) -> None:
     network = Network([layer()], Readout(8, OUTPUTS, "each"))
     with pytest.raises(ValueError, match=rf"layer 1: .*{reason}"):
         Online(network)
+
+
+def named(layer: Layer, name: str, part: nn.Module) -> Layer:
+    setattr(layer, name, part)
+    return layer
+
+
+class Own(SNUnit):
+    """A unit of one's own, whose step is an SNU's but for one thing."""
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return super().step(state, drive, params)
+
+
+class Crowded(Own):
+    """A neuron hears of its neighbour's last spike, where that has a high membrane too."""
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        loud = ((state.y > 0.5) & (state.s > 1.5)).to(drive.dtype)
+        return super().step(state, drive + loud.roll(1, -1), params)
+
+
+class Even(Own):
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return super().step(state, drive - drive.mean(0), params)
+
+
+class Lent(Own):
+    """A neuron's threshold is its neighbour's."""
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return super().step(state, drive, params._replace(bias=params.bias.roll(1, -1)))
+
+
+class Noisy(Own):
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return super().step(state, drive + torch.randn_like(drive), params)
+
+
+class Reading(Own):
+    def __init__(self, size: int, rule: Rule, **settings: Any) -> None:
+        super().__init__(size, rule, **settings)
+        self.gain_in = nn.Parameter(torch.ones(size))
+
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return super().step(state, self.gain_in * drive, params)
+
+
+class Hard(Own):
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        after = super().step(state, drive, params)
+        return after._replace(y=(after.s + params.bias > 0).to(drive.dtype))
+
+
+class Odd(Own):
+    @property
+    def state_size(self) -> int:
+        return self.size + 1
+
+
+class Square(Own):
+    def params(self, dtype: torch.dtype) -> Params:
+        return super().params(dtype)._replace(amount=torch.ones(self.size, self.size))
+
+
+class InPlace(Own):
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return super().step(state, drive.detach().add_(0.1), params)
+
+
+class Narrow(Own):
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        after = super().step(state, drive, params)
+        return after._replace(s=after.s[:, :-1])
+
+
+class Shaped(Own):
+    def step(self, state: State, drive: Tensor, params: Params) -> State:
+        return super().step(state, drive, params._replace(bias=params.bias.view(self.size)))
+
+
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Own, None),
+        (LateralUnit, "neurons act on one another"),
+        (Crowded, "neurons act on one another"),
+        (Lent, "neurons act on one another"),
+        (Even, "samples of a batch act on one another"),
+        (Noisy, "the step is not pure"),
+        (InPlace, "it changes its arguments, where it must be pure"),
+        (Reading, "reads trained parameters past its arguments"),
+        (Hard, "the outputs have no gradient"),
+        (Odd, r"\d states of . neurons are not as many"),
+        (Square, r"a parameter is \(., .\) in place of \(\) or \(.,\)"),
+        (Shaped, r"the step fails for parameters of \(B, N\): shape"),
+        (Narrow, r"states and an output of .* in place of \(16, .\) each"),
+    ],
+)
+def test_a_step_that_has_no_eligibilities_is_refused(
+    kind: type[Unit], reason: str | None, size: int
+) -> None:
+    state = torch.get_rng_state()
+    unit = kind.make(size)
+    found = refused(unit)
+    assert torch.equal(torch.get_rng_state(), state) == (kind is not Noisy)
+    if reason is None:
+        assert found is None
+    else:
+        assert re.match(rf"{kind.__name__}: .*{reason}", str(found))
+    if kind is not LateralUnit:  # which is known by its rule
+        layer = Layer(Dense(INPUTS, size), unit)
+        assert unsupported(layer) == found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_unit_is_served_or_refused_by_name(kind: str) -> None:
+    reason = unsupported(made(kind))
+    couples = kind == "li-snu"
+    assert (reason is not None) == couples
+    assert (refused(make_unit(kind, 8)) is not None) == couples
+
+
+def test_the_example_of_a_unit_of_ones_own_learns_online() -> None:
+    spec = importlib.util.spec_from_file_location("own_unit", ROOT / "examples" / "own_unit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    unit = example.SynapticUnit(7, Rule())
+    network = network_of(Layer(Dense(INPUTS, 7, unit), unit, recurrent=True, backend="loop"))
+    x, target = data()
+    (network(x)[0] - target).square().sum().backward()
+    expected = taken(network)
+    online = Online(network)
+    online.sequence(x, lambda output, t: (output - target[t]).square().sum())
+    assert_equal(taken(network), expected)
 
 
 def test_other_refusals() -> None:
