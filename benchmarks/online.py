@@ -143,7 +143,7 @@ def _ways(unit: str, size: int, recurrent: bool, rule: Any) -> dict[str, Any]:
     from spikebridge import build
     from spikebridge.data.task import Batch
     from spikebridge.learning.online import Online
-    from spikebridge.learning.online_written import Written
+    from spikebridge.learning.online_by_hand import ByHand
     from spikebridge.settings.model import ModelConfig
 
     torch.manual_seed(0)
@@ -163,7 +163,7 @@ def _ways(unit: str, size: int, recurrent: bool, rule: Any) -> dict[str, Any]:
 
     hand, derived = Online(network, rule), Online(network, rule, eligibilities="derived")
     ways: dict[str, Any] = {"bptt": back, "derived": lambda: derived.learn(batch, loss)}
-    if hand.layers[0].kind is Written:
+    if hand.layers[0].kind is ByHand:
         ways["by hand"] = lambda: hand.learn(batch, loss)
     return ways
 

@@ -1,7 +1,7 @@
 """One layer run forward together with its eligibilities: how its outputs depend on its parameters.
 
 They are derived from the unit's step (`spikebridge.learning.online_derived`), or, for the SNU
-family, written out by hand (`spikebridge.learning.online_written`), which is several times faster
+family, written out by hand (`spikebridge.learning.online_by_hand`), which is twice as fast or more
 and tested against what is derived.
 """
 
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikebridge.learning.online_by_hand import ByHand
 from spikebridge.learning.online_derived import Derived, Ran, Widths, channels, params_of, refused
-from spikebridge.learning.online_written import Written
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.synapses import Dense
 from spikebridge.nn.units import SNUnit, State, Unit, state_dtype
@@ -35,7 +35,7 @@ class Forward:
         self.layer: Any = layer
         unit, matrix = layer.unit, layer.recurrent
         array: Any = layer.array
-        self.kind: type[Derived | Written] = Written if _family(unit) and not derived else Derived
+        self.kind: type[Derived | ByHand] = ByHand if _family(unit) and not derived else Derived
         self.recurrent = matrix is not None
         self.full = full and self.recurrent
         self.of = Widths(

@@ -29,7 +29,7 @@ from torch import Tensor
 from spikebridge.data.task import Batch
 from spikebridge.learning.angles import angle_deg
 from spikebridge.learning.online import RULES, Eligibilities, Online
-from spikebridge.learning.online_written import G_SLOPES
+from spikebridge.learning.online_by_hand import G_SLOPES
 from spikebridge.nn.gradients import FORMULAS, Surrogate
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.network import Network

@@ -1,4 +1,4 @@
-"""Eligibilities of the SNU family written out by hand: several times faster than derived ones.
+"""Eligibilities of the SNU family written out by hand: twice as fast as derived ones, or faster.
 
 For a parameter theta of a layer and the recurrence of `spikebridge.nn.units`
 
@@ -170,7 +170,7 @@ class Full:
         return gradient
 
 
-class Written:
+class ByHand:
     """As `spikebridge.learning.online_derived.Derived`, for the step of an `SNUnit`."""
 
     def __init__(self, batch: int, of: Widths, full: bool, unit: Unit, like: Tensor) -> None:
