@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ __all__ = [
     "call",
     "channel_dots",
     "channel_sums",
+    "checked_backward",
     "checked_forward",
     "empty",
     "forward",
@@ -111,7 +112,7 @@ def checked_forward(
     """`forward` of operands that fit: what `check` asks of them is known to hold."""
     t, b, n = drive.shape
     drive = rows(drive)
-    y = empty((t, b, n), drive.dtype)
+    y = _empty_like(drive)
     s_all = empty((t, *s0.shape), s0.dtype) if keep else None
     # The contiguous copies must outlive the call.
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
@@ -137,10 +138,24 @@ def backward(
     grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
     given = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
     check(g, h, width, states_of(step), s_all=s_all, recurrent=recurrent, **grads, **given)
-    t, (b, n) = len(s_all), y0.shape
     io = s_all.dtype if grad_y is None else grad_y.dtype
     if io not in DTYPES:
         raise TypeError(f"grad_y must be of {TAKES} for the native kernel, got {io}")
+    rule = g, slope, gate, amount, h, width, height, lateral, step, numbers
+    return checked_backward(
+        grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, y0, decay, bias, *rule
+    )
+
+
+def checked_backward(
+    grad_y: Tensor | None, grad_s_last: Tensor | None, grad_y_last: Tensor | None,
+    recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
+    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
+    lateral: bool, step: str, numbers: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`backward` of operands that fit, as what autograd has kept and hands on does."""
+    t, (b, n) = len(s_all), y0.shape
+    io = s_all.dtype if grad_y is None else grad_y.dtype
     grad_drive = empty((t, b, n), io)
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
     grad_s0, grad_y0, share_decay, share_bias = small = [
@@ -255,6 +270,13 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return made
 
 
+def _empty_like(x: Tensor) -> Tensor:
+    """`empty` in the shape and dtype of x; a small and dense one by the shortest way."""
+    if x.is_contiguous() and x.nbytes < BUFFER_BYTES:
+        return torch.empty_like(x)
+    return empty(tuple(x.shape), x.dtype)
+
+
 def call(name: str, dtype: torch.dtype) -> Any:
     """A function of the compiled module for numbers of that type."""
     return getattr(_native, f"{name}_{DTYPES[dtype]}")
@@ -343,5 +365,10 @@ def _strided(x: Tensor) -> tuple[int, int, int]:
 
 
 def _dense(*tensors: Tensor, n: int) -> tuple[Tensor, ...]:
-    """Contiguous; shared parameters () spread to (N,)."""
-    return tuple([(x if x.dim() else x.expand(n)).contiguous() for x in tensors])
+    """Contiguous; shared parameters () spread to (N,), which is read and never written."""
+    return tuple([x.contiguous() if x.dim() else _spread(x.item(), n, x.dtype) for x in tensors])
+
+
+@lru_cache(maxsize=16)
+def _spread(value: float, n: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((n,), value, dtype=dtype, device="cpu")

@@ -159,7 +159,7 @@ class _Scan(torch.autograd.Function):
         # create_graph=True: the op knows how to refuse what would come.
         if torch.is_grad_enabled() or not plain(*grads):
             return _backward(ctx, *grads)
-        return _gradients(native.backward, ctx, grads)
+        return _gradients(native.checked_backward, ctx, grads)
 
     @staticmethod
     def needed(ctx: Any) -> Marks | None:
@@ -276,4 +276,6 @@ _scan_backward.register_autograd(_refused)
 
 
 def _reduced(share: Tensor, like: Tensor) -> Tensor:
-    return share.sum(0) if like.dim() else share.sum()
+    if not like.dim():
+        return share.sum()
+    return share.sum(0) if len(share) != 1 else share.squeeze(0)
