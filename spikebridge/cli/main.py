@@ -46,7 +46,7 @@ DESCRIPTION = (
 
 
 # Tasks that cannot do without data of one's own, and the flag that names them.
-OWN = {"npz": "data_dir", "forecast": "file"}
+OWN = {"npz": "data_dir", "speech": "data_dir", "forecast": "file"}
 PARTS = tuple(part.name for part in dataclasses.fields(Config))
 
 

@@ -29,10 +29,11 @@ class Predict:
     }
 
     run_dir: RunFolder
-    """Folder of a run of npz, forecast, digits or events."""
+    """Folder of a run of npz, speech, forecast, digits, events or ecg."""
     data_dir: Path | None = None
-    """npz: an .npz file (y may be missing) or a folder with test.npz or a single one; digits and
-    events: a folder as for `spikebridge train`.  Without it the run's own data."""
+    """npz: an .npz file (y may be missing) or a folder with test.npz or a single one; speech: a
+    folder with test.csv or with .wav files, or an .h5 file; digits, events and ecg: a folder as for
+    `spikebridge train`.  Without it the run's own data."""
     file: Path | None = None
     """forecast: a table with the columns of the training."""
     split: Literal["test", "valid"] = "test"
@@ -49,11 +50,11 @@ class Predict:
             prediction.check_format(out)
             prediction.refuse_reading(self.run_dir, data, out)
         result = prediction.predict(self.run_dir, data, split=self.split)
-        file = out or self.run_dir / rundir.PREDICTIONS[bool(result.names)]
+        file = out or self.run_dir / rundir.PREDICTIONS[result.of_table]
         with nullcontext() if out else rundir.owning(self.run_dir, "predict"):
             result.write(file)
         metric = METRICS[result.metric]
-        line = plural(len(result.prediction), "row" if result.names else "sample")
+        line = plural(len(result.prediction), "row" if result.of_table else "sample")
         if result.value is None:
             line += ", without answers to judge by"
         else:

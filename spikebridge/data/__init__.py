@@ -48,7 +48,8 @@ def other(
     Args:
         task_config: of the run.
         path: for npz an .npz file (y may be missing) or a folder with test.npz or a single one; for
-            forecast a table, or a folder with a single .csv.
+            speech a folder with test.csv or with .wav files, or an .h5 file; for forecast a table,
+            or a folder with a single .csv.
         scaling: what `Task.scaling` gave in the run, see `rundir.SCALING`; None reads the training
             data again.
 
@@ -57,7 +58,7 @@ def other(
     kind: Any = _class_of(task_config)
     if not hasattr(kind, "other"):
         raise UsageError(
-            f"task={task_config.NAME}: other data can be given to npz and forecast only; "
+            f"task={task_config.NAME}: other data can be given to npz, speech and forecast only; "
             "save them as .npz with x (n, T, I), and train on such files"
         )
     with _explained():

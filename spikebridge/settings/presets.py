@@ -256,7 +256,10 @@ PRESETS |= {
 }
 
 # 36 neurons are those of the published networks on these recordings.
-_UNTUNED_SETS: dict[str, dict[str, Any]] = {"qtdb": {"hidden": (36,)}}
+_UNTUNED_SETS: dict[str, dict[str, Any]] = {
+    "qtdb": {"hidden": (36,)},
+    "speech": {"hidden": (128, 128), "epochs": 20},
+}
 for _data, _own in _UNTUNED_SETS.items():
     PRESETS[_data, ""] = _UNTUNED | _own
     PRESETS |= {(_data, unit): settings for unit, settings in _OF_UNITS.items()}

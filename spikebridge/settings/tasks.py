@@ -354,6 +354,39 @@ class EcgConfig(TaskSettings):
 
 
 @dataclass(frozen=True)
+class SpeechConfig(TaskSettings):
+    """Spoken words: .wav files by way of an ear, or recordings that are spikes already."""
+
+    NAME = "speech"
+    SAMPLE, COUNTED = "recording", "recording"
+    METRIC = "accuracy"
+    CLASS = "spikebridge.data.speech:Speech"
+    OWN_DATA, OWN_TITLE, OWN_ONLY = "speech", "spoken words, {}", True
+    SPACE, MEMBRANES = _OWN_SPACE, _OWN_MEMBRANES
+
+    data: Literal["speech"] = "speech"
+    """The recordings in --data-dir."""
+    data_dir: str = ""
+    """Folder with train.csv, valid.csv and test.csv, whose columns file and class name .wav files
+    below it and their words; or with .h5 files whose names hold train, test and perhaps valid
+    (spikes/times, spikes/units, labels)."""
+    front: Literal["mel", "cochlea"] = "mel"
+    """What makes sequences of sound: mel (log energies in bands) or cochlea (band-pass filters,
+    half-wave, leaky integrate-and-fire: spikes, 0 or 1)."""
+    bands: Annotated[int, Bound("[1, 512]")] = 40
+    """Bands of the ear, at equal distances on the mel scale."""
+    step_ms: Positive = 10.0
+    """Milliseconds of a step."""
+    rate_hz: Annotated[int, Bound("[1000, 384000]")] = 8000
+    """Samples a second; recordings of another rate are resampled to it."""
+    readout: Literal["mean", "last"] = "mean"
+    """What the answer is read from: the mean over time or the last step; over the real steps."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
 class NpzConfig(TaskSettings):
     """Your own sequences: .npz files that hold x (n, T, I) and y."""
 
@@ -450,6 +483,7 @@ TaskConfig = (
     | TextConfig
     | EventsConfig
     | EcgConfig
+    | SpeechConfig
     | NpzConfig
     | ForecastConfig
     | OwnConfig

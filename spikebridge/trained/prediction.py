@@ -29,6 +29,7 @@ from spikebridge.settings.tasks import (
     EventsConfig,
     ForecastConfig,
     NpzConfig,
+    SpeechConfig,
 )
 
 __all__ = ["Predictions", "predict"]
@@ -64,6 +65,11 @@ class Predictions:
         result = np.nan_to_num(self.prediction, nan=-1.0).argmax(-1)
         return np.where(np.isnan(self.prediction[..., 0]), UNKNOWN, result)
 
+    @property
+    def of_table(self) -> bool:
+        """Whether the answers are rows of a table, whose columns have names."""
+        return bool(self.names) and not self.classes
+
     def write(self, path: Path) -> None:
         """Write an .npz with `prediction`, `class`, `target`, or a .csv with a line per answer.
 
@@ -87,7 +93,7 @@ class Predictions:
         outputs = range(self.prediction.shape[-1])
         kind = "p" if self.classes else "y"
         names = list(self.names) or [f"{kind}{number}" for number in outputs]
-        places = ["row"] if self.names else ["sample", "step"][: self.prediction.ndim - 1]
+        places = ["row"] if self.of_table else ["sample", "step"][: self.prediction.ndim - 1]
         head = [*places, *["class"] * self.classes, *names]
         if self.target is not None:
             head += ["target"] if self.classes else [f"target {name}" for name in names]
@@ -115,7 +121,7 @@ def predict(run: str | Path, data: str | Path | None = None, *, split: str = "te
     """What the network of a run answers to other data, or to its own.
 
     Args:
-        run: folder of a run of npz, forecast, digits, events or ecg.
+        run: folder of a run of npz, speech, forecast, digits, events or ecg.
         data: npz: an .npz file (y may be missing), or a folder with test.npz or a single one;
             forecast: a table with the columns of the training; the others: a folder as for
             `spikebridge train`, of which the test set is taken.  None: the run's own data.
@@ -179,7 +185,7 @@ def _task(run: Path, config: Config, data: str | Path | None, split: str) -> Tas
     own = config.task
     if split not in ("test", "valid"):
         raise UsageError(f"split={split!r}: choose test or valid; pass --split test")
-    if not isinstance(own, NpzConfig | ForecastConfig | _FOLDERS):
+    if not isinstance(own, NpzConfig | SpeechConfig | ForecastConfig | _FOLDERS):
         remedy = {"text": "spikebridge sample", "music": "spikebridge compose"}.get(own.NAME)
         raise UsageError(
             f"{run}: predictions of the task {own.NAME} are not written; "

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy_data import KINDS, write_heartbeats, write_npz, write_recordings
+from helpers.toy_data import KINDS, write_heartbeats, write_npz, write_recordings, write_words
 from helpers.toy_music import toy_songs, write_mat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +35,7 @@ from spikebridge.settings.tasks import (
     ForecastConfig,
     MusicConfig,
     NpzConfig,
+    SpeechConfig,
     TextConfig,
 )
 
@@ -67,7 +68,18 @@ def jsb() -> Music:
 @pytest.fixture(
     scope="module",
     params=[
-        *("rate", "threshold", "current", "rows", "music", "events", "ecg", *KINDS),
+        *(
+            "rate",
+            "threshold",
+            "current",
+            "rows",
+            "music",
+            "events",
+            "ecg",
+            "mel",
+            "cochlea",
+            *KINDS,
+        ),
         pytest.param("jsb", marks=pytest.mark.data),
     ],
 )
@@ -78,6 +90,9 @@ def task(request: pytest.FixtureRequest, toy_mat: Path) -> Task:
     if request.param == "events":
         folder = write_recordings(toy_mat.parent / "events")
         return tasks.load(EventsConfig(data_dir=str(folder), steps=3))
+    if request.param in ("mel", "cochlea"):
+        folder = str(write_words(toy_mat.parent / request.param))
+        return tasks.load(SpeechConfig(data_dir=folder, front=request.param, bands=5))
     if request.param == "ecg":
         return tasks.load(EcgConfig(data_dir=str(write_heartbeats(toy_mat.parent / "ecg"))))
     if request.param in KINDS:
@@ -120,8 +135,9 @@ def test_batches_hold_every_sample_once(task: Task, split: str) -> None:
         assert inputs == task.input_size
         assert batch.x.dtype == torch.float32
         assert batch.x.is_contiguous()
-        lowest = -1 if task.name == "ecg" else 0  # crossings of a level in both directions
-        assert lowest <= batch.x.min() <= batch.x.max() <= 1
+        # Of the first, level crossings in both directions; of the other, deviations.
+        most = {"ecg": 1, "speech": 9}.get(task.name, 0)
+        assert -most <= batch.x.min() <= batch.x.max() <= max(most, 1)
         leading = (steps, samples) if task.readout == "each" else (samples,)
         if task.metric == "accuracy":
             assert batch.target.shape == leading

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.io import savemat
+from scipy.io import savemat, wavfile
 
 Event = tuple[int, int, bool, int]
 KINDS = ("class", "class at each step", "numbers", "numbers at each step")
@@ -114,4 +114,26 @@ def write_heartbeats(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     savemat(folder / "QTDB_train.mat", heartbeats(20))
     savemat(folder / "QTDB_test.mat", heartbeats(5, seed=1))
+    return folder
+
+
+def tone(hz: float, seconds: float = 0.2, rate: int = 8000, seed: int = 0) -> np.ndarray:
+    """A tone in noise, int16."""
+    noise = np.random.default_rng(seed).normal(0, 0.05, round(seconds * rate))
+    wave = np.sin(2 * np.pi * hz * np.arange(len(noise)) / rate)
+    return np.asarray(20_000 * (0.5 * wave + noise), np.int16)
+
+
+def write_words(folder: Path, hz: Sequence[float] = (300, 900, 2500)) -> Path:
+    """A folder per word, whose word is the pitch of a tone, with the three lists."""
+    for split, count in (("train", 4), ("valid", 2), ("test", 2)):
+        rows = []
+        for word, pitch in zip(("low", "middle", "high"), hz, strict=True):
+            (folder / word).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                name = f"{word}/{split}_{number}.wav"
+                wavfile.write(folder / name, 8000, tone(pitch, seed=len(rows)))
+                rows.append((name, word))
+        files, words = zip(*rows, strict=True)
+        write_table(folder / f"{split}.csv", {"file": files, "class": words})
     return folder

@@ -47,6 +47,7 @@ from spikebridge.settings.tasks import (
     MusicConfig,
     NpzConfig,
     OwnConfig,
+    SpeechConfig,
     TextConfig,
 )
 
@@ -65,6 +66,7 @@ OTHERS = (
     EventsConfig(coding="count", shrink=2),
     EcgConfig(unlabelled="masked"),
     NpzConfig(data_dir="mine", readout="last"),
+    SpeechConfig(data_dir="words", front="cochlea", bands=20),
     ForecastConfig(file="weather.csv", targets=("wind", "rain"), horizon=24),
     OwnConfig(data="adding"),
 )
@@ -234,7 +236,7 @@ def test_an_online_rule_refuses_what_goes_backwards(name: str) -> None:
     [
         ([], "expected a mapping, found list"),
         ({"task": 1}, "task: expected a mapping, found int"),
-        ({"task": {"name": "speech"}}, "task.name='speech': .* digits, music"),
+        ({"task": {"name": "spech"}}, "task.name='spech': .* digits, music"),
         ({"task": {"name": []}}, "task.name="),
         ({"task": {"name": "music", "steps": 3}}, "task: unknown key 'steps'; .* frames"),
         ({"task": {"name": "digits", "data_dir": "mine"}}, "data_dir='mine': .* --data-dir D"),
@@ -316,6 +318,7 @@ def test_every_field_has_a_docstring() -> None:
         ("events", "nmnist"),
         ("ecg", "qtdb"),
         ("npz", "npz"),
+        ("speech", "speech"),
         ("forecast", "csv"),
     ],
 )
@@ -392,7 +395,7 @@ def test_what_a_unit_has_on_all_data(variant: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("speech",), "task='speech'"),
+        (("spech",), "task='spech'"),
         (("digits", "ssnu"), "unit='ssnu'"),
         (("digits", "recurrent-lstm"), "unit='recurrent-lstm'"),
         (("digits", "recurrent-relu"), "unit='recurrent-relu'"),
