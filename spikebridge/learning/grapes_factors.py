@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from spikebridge.learning.model_layers import CONVOLUTIONS
+from spikebridge.learning.model_layers import CONVOLUTIONS, channels
 from spikebridge.nn.kernels import native
 from spikebridge.nn.kernels.product import traced
 from spikebridge.nn.layers import Layer
@@ -344,19 +344,21 @@ def populations_of(name: str, module: nn.Module) -> list[Population]:
     holder = inner(module)
     if isinstance(holder, nn.RNNBase):
         return _stack(name, holder)
-    size = getattr(holder, "out_features", None) or holder.out_channels
+    drives = channels(module)
+    size = (getattr(holder, "out_features", None) or holder.out_channels) // drives
     axis = 1 if isinstance(holder, Embedding) else 0
     known = isinstance(holder, (Dense, Conv2d, Embedding, nn.Linear, *CONVOLUTIONS))
     weight = _weight_of(holder)
-    rows = 0 if weight is None or weight.dim() < 2 else weight.shape[axis]
+    rows = 0 if weight is None or weight.dim() < 2 else weight.shape[axis] // drives
     if not rows or (size % rows if known else size != rows):
         raise ValueError(
             f"{name!r}: a {type(holder).__name__} has no weight ({size}, ...) with a row for each "
             "neuron; name the layer in skip"
         )
-    sources = [NeuronWeights(holder, "weight", axis, repeat=size // rows)]
+    sources = [NeuronWeights(holder, "weight", axis, drives, size // rows)]
     if isinstance(module, Layer) and module.recurrent is not None:
-        sources.append(NeuronWeights(module, "recurrent"))
+        heard = NeuronWeights(module, "recurrent")
+        sources.append(replace(heard, gates=len(heard.value()) // size) if drives > 1 else heard)
     return [Population(size, tuple(sources))]
 
 

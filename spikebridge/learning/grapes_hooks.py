@@ -33,7 +33,7 @@ from spikebridge.learning.grapes_factors import (
     left_behind,
     populations_of,
 )
-from spikebridge.learning.model_layers import CONVOLUTIONS, Hook
+from spikebridge.learning.model_layers import CONVOLUTIONS, Hook, channels
 from spikebridge.nn.gradients import modulate
 from spikebridge.nn.kernels.product import traced
 from spikebridge.nn.layers import Layer
@@ -166,12 +166,13 @@ class LayerFactors:
             population = int(place[1]) * (len(self.sizes) - self.top) + bool(place[2])
             return Rows(population, gates=parameter.shape[0] // self.sizes[0])
         n, shape = self.sizes[0], tuple(parameter.shape) or (0,)
+        drives = channels(self.module)
         if isinstance(self.holder, Embedding) and name == "weight":
-            return Rows(axis=1)
-        if shape[0] == n:
-            return Rows()
+            return Rows(axis=1, gates=drives)
+        if shape[0] in range(n, drives * n + 1, n):
+            return Rows(gates=shape[0] // n)
         shared = isinstance(self.holder, Conv2d) and shape[0] == self.holder.out_shape[0]
-        return Rows(repeat=n // shape[0]) if shared else None
+        return Rows(gates=drives, repeat=n * drives // shape[0]) if shared else None
 
 
 class ScaledError(Hook):
@@ -253,8 +254,7 @@ class ScaledGradient(Hook):
             self.refresh()
         M = factors.M[population][::repeat].to(dW.dtype)
         if gates > 1:
-            each = dW.unflatten(0, (gates, -1))
-            return (each * M.view(-1, *[1] * (dW.dim() - 1))).flatten(0, 1)
+            M = M.repeat(gates)
         scaled = dW * M.view([-1 if k == axis else 1 for k in range(dW.dim())])
         P = factors.P
         if P is not None and dW.dim() == 2 and dW.shape[1] == P.shape[0]:
@@ -409,11 +409,12 @@ def outgoing_factors(
                 f'{name!r}: importance="outgoing" is for stacks of dense layers without recurrence '
                 'or normalisation; use importance="incoming"'
             )
+    neurons = {name: h.out_features // channels(layers[name]) for name, h in holders.items()}
     for below, above in pairwise(hidden):
-        if holders[below].out_features != holders[above].in_features:
+        if neurons[below] != holders[above].in_features:
             raise ValueError(
                 f"{above!r} has {holders[above].in_features} inputs and {below!r} "
-                f"{holders[below].out_features} neurons, so these are no stack; use "
+                f"{neurons[below]} neurons, so these are no stack; use "
                 'importance="incoming"'
             )
     factors = []
@@ -421,7 +422,7 @@ def outgoing_factors(
         holder = holders[name]
         post = k + 1 if k + 1 < len(hidden) else None
         if name in chosen:
-            size, before = holder.out_features, (k, holder.in_features)
+            size, before = neurons[name], (k, holder.in_features)
             factors.append(LayerFactors(name, layers[name], [post], [size], before=before))
     outgoing = [(h.in_features, NeuronWeights(h, "weight", 1)) for h in holders.values()]
     return factors, [Population(size, (weights,)) for size, weights in outgoing]

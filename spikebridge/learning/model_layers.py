@@ -13,7 +13,7 @@ from torch import nn
 from spikebridge.nn.layers import Baseline, Layer, Plain
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised
 
-__all__ = ["Hook", "Node", "apart", "compile_anew", "named", "nodes", "warn_of"]
+__all__ = ["Hook", "Node", "apart", "channels", "compile_anew", "named", "nodes", "warn_of"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = (Dense, Conv2d, nn.Linear, *CONVOLUTIONS)
@@ -117,6 +117,11 @@ def warn_of(others: dict[str, str], skip: Sequence[str] | None) -> None:
             "them in skip to say that this is meant",
             stacklevel=3,
         )
+
+
+def channels(layer: nn.Module) -> int:
+    """How many drives a neuron takes: rows of so many channels lie one below the other."""
+    return getattr(layer.unit, "drives", 1) if isinstance(layer, Layer) else 1
 
 
 def geometry(array: nn.Module | None) -> nn.Module | None:

@@ -295,7 +295,7 @@ def _trial(
 ) -> tuple[Callable[[list[Tensor]], Any], Callable[[], list[Tensor]]]:
     """A step of (B, N) parts, and what draws them: output, states, drives, parameters."""
     own, k = [leaf.detach() for leaf in params_of(params)], unit.state_size // unit.size
-    drives = channels(unit)
+    drives = getattr(unit, "drives", 1)
 
     def run(parts: list[Tensor]) -> Any:
         y, s = parts[0].clone(), torch.cat(parts[1 : 1 + k], -1)
@@ -355,8 +355,3 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
         torch.equal(a.nan_to_num(nan=0.5), b.nan_to_num(nan=0.5))
         for a, b in zip(one, other, strict=True)
     )
-
-
-def channels(unit: Unit) -> int:
-    """How many drives a neuron takes."""
-    return getattr(unit, "drives", 1)

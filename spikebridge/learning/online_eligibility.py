@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikebridge.learning.model_layers import channels
 from spikebridge.learning.online_by_hand import ByHand
-from spikebridge.learning.online_derived import Derived, Ran, Widths, channels, params_of, refused
+from spikebridge.learning.online_derived import Derived, Ran, Widths, params_of, refused
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.synapses import Dense
 from spikebridge.nn.units import SNUnit, State, Unit, state_dtype
@@ -41,7 +42,7 @@ class Forward:
         self.of = Widths(
             size=unit.size,
             states=unit.state_size // unit.size,
-            drives=channels(unit),
+            drives=channels(layer),
             fed=0 if matrix is None else len(matrix) // unit.size,
             inputs=array.in_features + (array.bias is not None),
             own=len(params_of(unit.params(unit.threshold.dtype))),

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from helpers.own_units import Stepping, own_layer
 from torch import Tensor, nn
 
 from spikebridge.learning import feedback
@@ -63,6 +64,14 @@ def plain_layers() -> Network:
     return Network(layers, Readout(5, 4, "last"), dropout=0.2).double()  # type: ignore[arg-type]
 
 
+def gated() -> Network:
+    layers = [
+        own_layer("gated-by-outputs", 64, 6, recurrent=True, of=Stepping),
+        own_layer("modulated", 6, 5, soft=True, of=Stepping),
+    ]
+    return Network(layers, Readout(5, 4, "mean")).double()
+
+
 FLAT: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "conv": convolutions, "volumes": volumes}
 TIMED: dict[str, Callable[[], nn.Module]] = {
     "recurrent": lambda: network(recurrent=True, dropout=0.2),
@@ -70,6 +79,7 @@ TIMED: dict[str, Callable[[], nn.Module]] = {
     "images": lambda: network(channels=(2, 3), stride=1, pool=2, hidden=(5,), norm=True),
     "each": lambda: network("snu", "each", norm=True, drive_bias=True),
     "plain": plain_layers,
+    "gated": gated,
 }
 SENDING = {**FLAT, **TIMED}
 

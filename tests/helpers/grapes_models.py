@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.own_units import OWN, Stepping, own_layer
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -71,6 +72,24 @@ def snu_case(kind: str, recurrent: bool, **unit: Any) -> Case:
         return [layer.array.weight] + ([layer.recurrent] if recurrent else [])
 
     return Case(make, lambda: torch.randn(T, B, I) * 2, incoming)
+
+
+def own_case(name: str, recurrent: bool) -> Case:
+    """Units of several drives: a neuron has a row of each channel."""
+
+    def incoming(layer: Any) -> list[Tensor]:
+        parts = [layer.array.weight] + ([layer.recurrent] if recurrent else [])
+        return [gates(part, len(part) // N) for part in parts]
+
+    return Case(
+        lambda: own_layer(name, I, N, recurrent=recurrent, of=Stepping).float(), steps, incoming
+    )
+
+
+def conv_gated() -> Layer:
+    array = Conv2d((2, 5, 5), 2 * 3, 3, bias=True)
+    own = own_layer("gated-by-outputs", 50, 27, recurrent=True, array=array, of=Stepping)
+    return own.float()
 
 
 def conv_snu(recurrent: bool) -> Layer:
@@ -144,6 +163,16 @@ CASES: dict[str, Case] = {
     **{f"{kind} recurrent": snu_case(kind, True) for kind in KINDS},
     "trained decay": snu_case("snu", True, train_decay=True, per_unit=True),
     "shared decay": snu_case("snu", True, train_decay=True),
+    **{f"{own}": own_case(own, False) for own in OWN},
+    **{f"{own} recurrent": own_case(own, True) for own in OWN},
+    "conv gated": Case(
+        conv_gated,
+        images,
+        lambda m: [
+            gates(m.array.weight.flatten(1), 2).repeat_interleave(9, 0),
+            gates(m.recurrent, 2),
+        ],
+    ),
     "conv snu": Case(lambda: conv_snu(False), images, lambda m: [m.array.weight], repeat=9),
     "conv snu recurrent": Case(
         lambda: conv_snu(True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from helpers.grapes_models import (
     B,
     I,
     N,
+    T,
     bare,
     dense_stack,
     made,
@@ -21,6 +23,7 @@ from helpers.grapes_models import (
     published,
     same,
 )
+from helpers.own_units import Stepping, own_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -30,6 +33,8 @@ from spikebridge.crossbar.network import to_crossbar
 from spikebridge.learning import grapes
 from spikebridge.learning.grapes_factors import Bank, absolute_sums
 from spikebridge.nn.kernels import native
+from spikebridge.nn.layers import Readout
+from spikebridge.nn.network import Network
 from spikebridge.nn.synapses import (
     noisy_weights,
 )
@@ -188,6 +193,30 @@ def test_outgoing_importance_multiplies_by_both_ends_of_a_weight(control: Any) -
     expected["2.weight"] = plain["2.weight"] * p[4][:, None] * p[2]
     expected["2.bias"] = plain["2.bias"] * p[4]
     expected["4.weight"] = plain["4.weight"] * p[2 + 2]  # P' of the output is 1
+    same(ours, expected)
+
+
+def test_outgoing_importance_of_neurons_with_several_drives() -> None:
+    """All that goes out of a neuron counts, into whichever channel of the layer above."""
+    names = pairwise([I, 7, 6, 5])
+    hidden = [own_layer("gated", a, b, of=Stepping) for a, b in names]
+    model = Network(hidden, Readout(5, 2, "each")).double()
+    x = torch.randn(T, B, I).double()
+
+    def found() -> dict[str, Tensor]:
+        gradients = torch.autograd.grad(model(x)[0].sum(), list(model.parameters()))
+        return dict(zip((n for n, _ in model.named_parameters()), gradients, strict=True))
+
+    p = {k: published(hidden[k].array.weight.T.contiguous(), clip=None) for k in (1, 2)}
+    plain = found()
+    with grapes.attach(model, importance="outgoing"):
+        ours = found()
+    expected = dict(plain)
+    for part in ("array.weight", "array.bias", "unit.threshold"):
+        gradient = plain[f"layers.1.{part}"]
+        rows = p[2].repeat(len(gradient) // 6).view(-1, *[1] * (gradient.dim() - 1))
+        expected[f"layers.1.{part}"] = gradient * rows * (p[1] if part == "array.weight" else 1)
+    expected["layers.2.array.weight"] = plain["layers.2.array.weight"] * p[2]
     same(ours, expected)
 
 

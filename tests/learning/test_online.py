@@ -10,18 +10,16 @@ import torch
 from helpers.online_networks import (
     INPUTS,
     OUTPUTS,
-    OWN,
     B,
     assert_equal,
     data,
-    driven,
     layer_of,
     network_of,
-    own_layer,
     stack,
     stepped,
     taken,
 )
+from helpers.own_units import OWN, driven, own_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
