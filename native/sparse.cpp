@@ -5,6 +5,8 @@
 // depend on the number of threads.
 #include "sparse.h"
 
+#include <type_traits>
+
 #include "pointwise.h"
 #include "scratch.h"
 
@@ -156,17 +158,17 @@ Marks near_rows(const Near<Real>& p, uint64_t* bits, int threads) {
 
 // ---- sums of rows
 
-// to (vectors * lanes) = the sum of the listed rows of a block, each times its value; `more` adds to
-// what is there.
+// to (vectors * lanes) = the sum of the listed rows of a block, each times its value; `more` adds it
+// to `before`.  `to` may lie anywhere in memory.
 template <int vectors, bool ones, bool more, typename Index, typename Real>
 inline void sum_rows(const Real* block, const Index* list, const Real* values, int64_t count,
-                     Real* to) {
+                     const Real* before, Real* to) {
   using Vector = typename Simd<Real>::Vector;
   constexpr int64_t lanes = Simd<Real>::lanes, width = kBlock<Real>;
   Vector sum[vectors];
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; ++v)
-    sum[v] = more ? *reinterpret_cast<const Vector*>(to + v * lanes) : Vector{};
+    sum[v] = more ? *reinterpret_cast<const Vector*>(before + v * lanes) : Vector{};
   for (int64_t i = 0; i < count; ++i) {
     const Real* row = block + static_cast<int64_t>(list[i]) * width;
 #pragma GCC unroll 8
@@ -176,11 +178,11 @@ inline void sum_rows(const Real* block, const Index* list, const Real* values, i
     }
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < vectors; ++v) *reinterpret_cast<Vector*>(to + v * lanes) = sum[v];
+  for (int v = 0; v < vectors; ++v) std::memcpy(to + v * lanes, &sum[v], sizeof sum[v]);
 }
 
 template <bool more, typename Index, typename Real>
-using SumRows = void (*)(const Real*, const Index*, const Real*, int64_t, Real*);
+using SumRows = void (*)(const Real*, const Index*, const Real*, int64_t, const Real*, Real*);
 
 // The narrowest sum that covers so many columns.
 template <bool more, typename Index, typename Real>
@@ -257,15 +259,20 @@ void forward_tile(const SparseForward<Io, Real>& p, const Spans& spans, const Re
     const int64_t columns = least(block, x.outputs - j);
     const auto first = sum_rows_for<false, int32_t, Real>(columns, !x.values);
     const auto later = sum_rows_for<true, int32_t, Real>(columns, !x.values);
+    const bool direct = std::is_same_v<Io, Real> && columns == block;
     for (int64_t span = 0; span < spans.count; ++span) {
       const auto sum = span ? later : first;
+      const bool out = direct && span + 1 == spans.count;  // past the sums, into y
       for (int64_t m = 0; m < rows; ++m) {
         const int64_t at = m * spans.count + span;
         const int32_t start = at ? tile.ends[at - 1] : 0;
+        Real* sums = tile.sums + m * block;
+        Real* to = out ? reinterpret_cast<Real*>(p.y + (from + m) * x.outputs + j) : sums;
         sum(packed + j * x.inputs, tile.list + start, tile.values + start, tile.ends[at] - start,
-            tile.sums + m * block);
+            sums, to);
       }
     }
+    if (direct) continue;
     for (int64_t m = 0; m < rows; ++m)
       copy_out(p.y + (from + m) * x.outputs + j, tile.sums + m * block, columns);
   }
@@ -479,7 +486,7 @@ void weights_block(const SparseWeights<Io, Real>& p, const Columns<Real>& column
     const int64_t base = columns.bases[chunk];
     for (int64_t k = first; k < last; ++k)
       sum(grad, columns.rows + base + starts[k], columns.values + base + starts[k],
-          starts[k + 1] - starts[k], sums + (k - first) * block);
+          starts[k + 1] - starts[k], sums + (k - first) * block, sums + (k - first) * block);
   }
   for (int64_t k = first; k < last; k += kSide)
     for (int64_t i = 0; i < width; ++i)
