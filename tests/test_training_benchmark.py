@@ -57,3 +57,23 @@ def test_peaks_of_memory_come_from_processes_of_their_own(tmp_path: Path) -> Non
     }
     assert {"spikebridge, gate reset, window", "nn.LSTM"} <= set(peaks)
     assert all(peak >= 0 for peak in peaks.values())
+
+
+def test_compiled_rows_join_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import training
+
+    ours, library = training.like(""), "snnTorch Leaky"
+    kept = {
+        "rows": {ours: {"ratio": 1.0}, library: {"ratio": 3.0}, f"{library}, compiled": {}},
+        "left_out": {"Norse LIFBoxCell": "why", "Norse LIFBoxCell, compiled": "old"},
+        "drawing_s": 1,
+    }
+    new = {
+        "rows": {ours: {"ratio": 0.5}, f"{library}, compiled": {"ratio": 2.0}},
+        "left_out": {"SpikingJelly LIFNode, compiled": "new"},
+    }
+    case = training.joined_with(kept, new)
+    assert case["rows"] == kept["rows"] | {f"{library}, compiled": {"ratio": 2.0}}
+    assert set(case["left_out"]) == {"Norse LIFBoxCell", "SpikingJelly LIFNode, compiled"}
+    assert training.fastest(case["rows"]) == f"{library}, compiled"
