@@ -1,6 +1,7 @@
 """What GRAPES costs: whole training steps with and without it, side by side.
 
     python benchmarks/grapes.py [--json docs/results/grapes-cpu.json] [--rounds 30] [--only mlp]
+    python benchmarks/grapes.py --one-thread --only mlp
     python benchmarks/grapes.py --accuracy 5 [--json docs/results/grapes-refresh.json]
 
 A step is forward, backward and the optimiser's update.  All rows of a table are one model, whose
@@ -10,6 +11,8 @@ and its time is that of the fastest of them.  Ratios are medians of the ratios w
 their quartiles; "plain again" says how far to trust them.  Before anything is timed the factors
 must be those of the formula.  "every 100" takes the factors anew at every hundredth step; what is
 timed is a step without that.
+
+--one-thread counts that thread's processor time: for a machine that others use too.
 
 --accuracy trains the first network on MNIST with so many seeds, three epochs of SGD at a rate of
 0.1, with factors taken anew at every step, less often, and never after the start.  It gives the
@@ -119,7 +122,9 @@ def check(model: nn.Module, handle: grapes.Grapes) -> None:
             torch.testing.assert_close(handle.factors()[name], expected)
 
 
-def timed(model: nn.Module, step: Step, options: dict[str, Any] | None) -> float:
+def timed(
+    model: nn.Module, step: Step, options: dict[str, Any] | None, clock: Callable[[], float]
+) -> float:
     """Seconds of a step, with GRAPES in this way or without."""
     handle = None if options is None else grapes.attach(model, **options)
     if handle is not None:
@@ -127,15 +132,15 @@ def timed(model: nn.Module, step: Step, options: dict[str, Any] | None) -> float
     step()
     seconds = []
     for _ in range(STEPS):
-        start = time.perf_counter()
+        start = clock()
         step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     if handle is not None:
         handle.detach()
     return min(seconds)
 
 
-def table(name: str, rounds: int) -> dict[str, Any]:
+def table(name: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     """Medians and ratios of one model."""
     torch.manual_seed(0)
     model, x = MODELS[name]()
@@ -145,7 +150,7 @@ def table(name: str, rounds: int) -> dict[str, Any]:
         gc.collect()
         turn = number % len(names)
         for row in names[turn:] + names[:turn]:
-            times[row].append(timed(model, step, ROWS[row]))
+            times[row].append(timed(model, step, ROWS[row], clock))
     result: dict[str, Any] = {}
     for row, seconds in times.items():
         ratios = [a / b for a, b in zip(seconds, times["plain"], strict=True)]
@@ -215,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="keep all figures there")
     parser.add_argument("--rounds", type=int, default=30, help="rounds of each table, at least 2")
+    parser.add_argument("--one-thread", action="store_true", help="its processor time; see above")
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--accuracy", type=int, metavar="SEEDS", help="at least 2; see above")
     options = parser.parse_args()
@@ -224,9 +230,14 @@ def main() -> None:
         if options.json:
             measure.save(options.json, found)
         return
-    content = {name: table(name, options.rounds) for name in options.only}
+    clock = time.perf_counter
+    if options.one_thread:
+        torch.set_num_threads(1)
+        clock = time.thread_time
+    content = {name: table(name, options.rounds, clock) for name in options.only}
     if options.json:
-        measure.save(options.json, {"rounds": options.rounds, "models": content})
+        settings = {"rounds": options.rounds, "one_thread": options.one_thread}
+        measure.save(options.json, settings | {"models": content})
 
 
 if __name__ == "__main__":

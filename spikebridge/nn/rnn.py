@@ -170,14 +170,17 @@ class _Recurrent(Fresh):
             return leaf(self, x, state)
         if input is not None or hx is not None:
             x, state = _either("x", x, "input", input), _either("state", state, "hx", hx)
-        _check_kind(x)
-        layers: Any = list(self.layers)
-        own = layers[0].unit.threshold.dtype
-        if isinstance(x, PackedSequence):
-            _check_dtype(x.data, own)
-            return self._packed(layers, x, state, own)
+        # Read as attributes, parts of a module take longer than a step of the kernel.
+        layers: Any = list(self._modules["layers"]._modules.values())  # type: ignore[union-attr]
+        own = layers[0]._modules["unit"].threshold.dtype
+        if type(x) is not Tensor or x.layout is not torch.strided or x.is_nested:
+            _check_kind(x)
+            if isinstance(x, PackedSequence):
+                _check_dtype(x.data, own)
+                return self._packed(layers, x, state, own)
         assert isinstance(x, Tensor)
-        _check_dtype(x, own)
+        if x.dtype is not own:
+            _check_dtype(x, own)
         if x.dim() not in (2, 3):
             raise ValueError(
                 f"x must be (T, B, {self.input_size}), or (T, {self.input_size}) for one sequence, "
@@ -188,7 +191,8 @@ class _Recurrent(Fresh):
             x = x.unsqueeze(1)
         elif self.batch_first:
             x = x.transpose(0, 1)
-        state = self._checked(state, None if single else x.shape[1], own)
+        if state is not None:
+            state = self._checked(state, None if single else x.shape[1], own)
         y, last = self._stack(layers, x, state, _run)
         if single:
             return y.squeeze(1), State(*(part.squeeze(1) for part in last))
@@ -215,6 +219,10 @@ class _Recurrent(Fresh):
     ) -> tuple[Tensor, State]:
         """All layers and directions; `run` carries one of them over x."""
         after = []
+        if len(layers) == 1:
+            start = None if state is None else State._make((state.y[0], state.s[0]))
+            y, (last, s) = run(layers[0], x, start, False)
+            return y, State._make((last.unsqueeze(0), s.unsqueeze(0)))
         for depth in range(self.num_layers):
             if depth:
                 x = self.between(x)
@@ -228,8 +236,6 @@ class _Recurrent(Fresh):
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
             if len(outputs) == 1 and depth + 1 < self.num_layers:
                 handed_on(x, self.layers[depth], self.between, self.layers[depth + 1])
-        if len(after) == 1:
-            return x, State(after[0].y.unsqueeze(0), after[0].s.unsqueeze(0))
         return x, State(torch.stack([a.y for a in after]), torch.stack([a.s for a in after]))
 
     def _checked(self, state: Any, batch: int | None, own: torch.dtype) -> State | None:

