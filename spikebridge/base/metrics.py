@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-MetricName = Literal["accuracy", "nll", "perplexity", "bpc", "rmse"]
+MetricName = Literal["accuracy", "nll", "perplexity", "bpc", "rmse", "mse", "mae"]
+OF_NUMBERS = ("rmse", "mse", "mae")
+"""Of outputs that are the numbers themselves."""
 
 DIVERGED = 1e6
 """From here on a value is shown by its power of ten: hundreds of digits help nobody."""
@@ -83,6 +85,24 @@ METRICS: dict[str, Metric] = {
         "standard deviations of the training data, lower is better",
         "RMSE is the root of the mean squared error, in standard deviations of the training data: "
         "lower is better, 1 is what the mean of the training data would reach.",
+        decimals=4,
+    ),
+    "mse": Metric(
+        "MSE",
+        "MSE (variances)",
+        "",
+        "variances of the training data, lower is better",
+        "MSE is the mean squared error of data on the scale of training: lower is better, 1 is "
+        "what the mean of the training data would reach there.",
+        decimals=4,
+    ),
+    "mae": Metric(
+        "MAE",
+        "MAE (standard deviations)",
+        "sd",
+        "standard deviations of the training data, lower is better",
+        "MAE is the mean absolute error, in standard deviations of the training data: lower is "
+        "better.",
         decimals=4,
     ),
 }

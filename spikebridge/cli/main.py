@@ -218,7 +218,7 @@ def _of_run(task: str, folder: Path) -> Config | None:
 
 
 # What of a task decides its preset, beside the name of its data.
-_PLACES = ("data_dir", "file", "level", "protocol")
+_PLACES = ("data_dir", "file", "level", "protocol", "look_back")
 
 
 def _data(task: str, first: _First) -> dict[str, Any]:
@@ -229,6 +229,9 @@ def _data(task: str, first: _First) -> dict[str, Any]:
         known.add("protocol")
     names = known & {name for name in _PLACES if _value(first, name)}
     own: dict[str, Any] = {name: _value(first, name) for name in names}
+    if "look_back" in own:  # what is no number is refused where flags are read
+        count = own.pop("look_back")
+        own |= {"look_back": int(count)} if count.isdigit() else {}
     mine = kind.OWN_DATA if own.keys() & {"data_dir", "file"} else ""
     return {"data": _value(first, "data") or mine or None, **own}
 

@@ -73,7 +73,7 @@ def _class_of(config: TaskConfig) -> Callable[..., Task]:
         )
     with _explained():
         if not isinstance(config, OwnConfig):
-            return named("task", config.CLASS)
+            return named("task", config.place())
         if config.task_class:
             return _own(config)
     raise UsageError(

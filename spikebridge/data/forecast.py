@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,72 @@ from spikebridge.settings.tasks import ForecastConfig
 
 # Where nothing is trained no gradient ends at a chunk's edge, so longer ones only save time.
 JUDGED_STEPS = 250
+
+
+class Series(NamedTuple):
+    """Columns of numbers without gaps, and which of them are to be predicted."""
+
+    path: Path
+    columns: tuple[str, ...]
+    targets: tuple[str, ...]
+    values: np.ndarray  # (rows, columns) float64
+    notes: tuple[str, ...]
+
+    def scale(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (columns,) of the first rows; of a constant column 1."""
+        train = self.values[:rows]
+        constant = train.max(0) == train.min(0)
+        with np.errstate(over="ignore", invalid="ignore"):  # an error of `scaled`, with its column
+            return train.mean(0), np.where(constant, 1.0, train.std(0))
+
+    def scaled(self, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+        """Values on that scale, float32; DataError where there is none."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = ((self.values - mean) / sd).astype(np.float32)
+        for place, name in enumerate(self.columns):
+            if not (np.isfinite(sd[place]) and np.isfinite(scaled[:, place]).all()):
+                raise DataError(
+                    self.path,
+                    f"numbers in column {name} whose mean and standard deviation can be computed",
+                    f"a mean of {mean[place]:g} and a deviation of {sd[place]:g}",
+                    "give the column in another unit, or leave it out",
+                )
+        return scaled
+
+
+def open_table(config: ForecastConfig) -> Series:
+    """The table of a config.  Raises DataError."""
+    if not config.file:
+        raise DataError("--file", "a CSV file", "none", "pass --file with a table")
+    path = Path(config.file).expanduser()
+    table = _read(path, config)
+    targets = tuple(config.targets or table.names)
+    _check_targets(path, targets, table.names)
+    values, _ = fill_forward(table.values)
+    return Series(path, tuple(table.names), targets, values, tuple(_notes(table)))
+
+
+def table_of(
+    path: Path, config: ForecastConfig, columns: Sequence[str], targets: Sequence[str]
+) -> Series:
+    """One more table with the columns of training, which may stand among others.
+
+    Raises DataError.
+    """
+    table = _read(path, config)
+    places = {name: place for place, name in enumerate(table.names)}
+    absent = [name for name in columns if name not in places]
+    if absent:
+        expected = f"the columns of the training: {listed(columns)}"
+        actual = f"columns of numbers: {listed(table.names)}, without {listed(absent)}"
+        raise DataError(path, expected, actual, "give a table with the same columns")
+    own = table.values[:, [places[name] for name in columns]]
+    empty = np.isnan(own).all(0)
+    if empty.any():
+        never = [name for name, none in zip(columns, empty, strict=True) if none]
+        raise DataError(path, "a number in each column", f"none in {listed(never)}", "fill it")
+    notes = tuple(_notes(table._replace(names=tuple(columns), values=own)))
+    return Series(path, tuple(columns), tuple(targets), fill_forward(own)[0], notes)
 
 
 class Forecast(Task):
@@ -40,18 +106,11 @@ class Forecast(Task):
     carries_state = True
 
     def __init__(self, config: ForecastConfig) -> None:
-        if not config.file:
-            raise DataError("--file", "a CSV file", "none", "pass --file with a table")
-        path = Path(config.file).expanduser()
-        table = _read(path, config)
-        self._describe(path, config, table, config.targets or table.names)
-        values, _ = fill_forward(table.values)
-        self._bounds = _bounds(path, len(values), config)
-        train = values[: self._bounds["train"][1]]
-        constant = train.max(0) == train.min(0)
-        with np.errstate(over="ignore", invalid="ignore"):  # an error of `_scaled`, with its column
-            self.mean, self.sd = train.mean(0), np.where(constant, 1.0, train.std(0))
-        self._rows = torch.from_numpy(self._scaled(path, values))
+        table = open_table(config)
+        self._describe(config, table)
+        self._bounds = bounds_of(table.path, len(table.values), config)
+        self.mean, self.sd = table.scale(self._bounds["train"][1])
+        self._rows = torch.from_numpy(table.scaled(self.mean, self.sd))
         self._unknown = 0
         now, ahead = (part.double() for part in self._part("test"))
         self.baselines = {
@@ -59,27 +118,11 @@ class Forecast(Task):
             "mean of the training data": float(ahead.square().mean().sqrt()),
         }
 
-    def _describe(
-        self, path: Path, config: ForecastConfig, table: DataTable, targets: Sequence[str]
-    ) -> None:
-        self.config, self.columns, self.output_names = config, table.names, tuple(targets)
-        self._targets = torch.tensor(_places(path, self.output_names, self.columns))
+    def _describe(self, config: ForecastConfig, table: Series) -> None:
+        self.config, self.columns, self.output_names = config, table.columns, table.targets
+        self._targets = torch.tensor([self.columns.index(name) for name in self.output_names])
         self.input_size, self.output_size = len(self.columns), len(self.output_names)
-        self.notes = tuple(_notes(table))
-
-    def _scaled(self, path: Path, values: np.ndarray) -> np.ndarray:
-        """Values on the scale of the training part, float32; DataError where there is none."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = ((values - self.mean) / self.sd).astype(np.float32)
-        for place, name in enumerate(self.columns):
-            if not (np.isfinite(self.sd[place]) and np.isfinite(scaled[:, place]).all()):
-                raise DataError(
-                    path,
-                    f"numbers in column {name} whose mean and standard deviation can be computed",
-                    f"a mean of {self.mean[place]:g} and a deviation of {self.sd[place]:g}",
-                    "give the column in another unit, or leave it out",
-                )
-        return scaled
+        self.notes = table.notes
 
     def size(self, split: str) -> int:
         """Number of predicted rows of a split."""
@@ -145,30 +188,16 @@ class Forecast(Task):
         Raises DataError.
         """
         scaling = cls(config).scaling() if scaling is None else scaling
-        path = one_file(path, "csv")
-        table = _read(path, config)
-        places = {name: place for place, name in enumerate(table.names)}
-        absent = [name for name in scaling["columns"] if name not in places]
-        if absent:
-            expected = f"the columns of the training: {listed(scaling['columns'])}"
-            actual = f"columns of numbers: {listed(table.names)}, without {listed(absent)}"
-            raise DataError(path, expected, actual, "give a table with the same columns")
-        own = table.values[:, [places[name] for name in scaling["columns"]]]
-        empty = np.isnan(own).all(0)
-        if empty.any():
-            never = [name for name, none in zip(scaling["columns"], empty, strict=True) if none]
-            raise DataError(path, "a number in each column", f"none in {listed(never)}", "fill it")
+        table = table_of(one_file(path, "csv"), config, scaling["columns"], scaling["targets"])
         task = cls.__new__(cls)
-        table = table._replace(names=tuple(scaling["columns"]), values=own)
-        task._describe(path, config, table, scaling["targets"])
+        task._describe(config, table)
         task.mean, task.sd = np.array(scaling["mean"]), np.array(scaling["sd"])
-        values, _ = fill_forward(own)
-        scaled = task._scaled(path, values)
+        scaled = table.scaled(task.mean, task.sd)
         beyond = np.zeros((config.horizon, scaled.shape[1]), np.float32)
         task._rows = torch.from_numpy(np.concatenate([scaled, beyond]))
         task._unknown = config.horizon
         task._bounds = {"test": (config.horizon, len(task._rows))}
-        task.answered = len(values) > config.horizon
+        task.answered = len(table.values) > config.horizon
         return task
 
     def in_units(self, output: Tensor) -> Tensor:
@@ -191,8 +220,17 @@ class Forecast(Task):
         return streams, size // streams
 
 
-def _bounds(path: Path, rows: int, config: ForecastConfig) -> dict[str, tuple[int, int]]:
-    """First and last + 1 of the rows that each part predicts."""
+def bounds_of(path: Path, rows: int, config: ForecastConfig) -> dict[str, tuple[int, int]]:
+    """First and last + 1 of the rows that each part predicts.  Raises DataError."""
+    if config.rows:
+        ends = np.cumsum(config.rows).tolist()
+        if ends[2] > rows:
+            raise DataError(path, f"{ends[2]:,} rows, as --rows says", f"{rows:,}", "mend --rows")
+        return {
+            "train": (config.horizon, ends[0]),
+            "valid": (ends[0], ends[1]),
+            "test": (ends[1], ends[2]),
+        }
     test = rows - round(config.test_share * rows)
     valid = test - round(config.valid_share * rows)
     bounds = {"train": (config.horizon, valid), "valid": (valid, test), "test": (test, rows)}
@@ -206,16 +244,14 @@ def _bounds(path: Path, rows: int, config: ForecastConfig) -> dict[str, tuple[in
     return bounds
 
 
-def _places(path: Path, targets: Sequence[str], names: Sequence[str]) -> list[int]:
-    places = {name: place for place, name in enumerate(names)}
-    if not places.keys() >= set(targets) or len(set(targets)) < len(targets):
+def _check_targets(path: Path, targets: Sequence[str], names: Sequence[str]) -> None:
+    if not set(names) >= set(targets) or len(set(targets)) < len(targets):
         raise DataError(
             path,
             f"columns of numbers, each named once as a target: {listed(targets)}",
             f"columns of numbers: {listed(names)}",
             "mend --targets, or leave it out to predict all columns",
         )
-    return [places[name] for name in targets]
 
 
 def fill_forward(values: np.ndarray) -> tuple[np.ndarray, int]:

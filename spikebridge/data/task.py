@@ -112,6 +112,11 @@ class Task:
         """The same data judged otherwise, by what is judged; a finished run is tested so, too."""
         return {}
 
+    def placed(self, split: str, answers: np.ndarray) -> np.ndarray:
+        """All answers of a split in the units of the data (n, ...), where `in_units` leaves them
+        relative to something that is not the same for all."""
+        return answers
+
     def compared(self, baselines: Mapping[str, float] | None = None) -> list[str]:
         """The baselines (None: the task's own) as a sentence, where there are any."""
         metric = METRICS[self.metric]

@@ -157,7 +157,7 @@ def steps_panel(run: Run, output: np.ndarray, target: np.ndarray, index: int) ->
     right = int((np.nan_to_num(output, nan=-1.0).argmax(axis=-1) == target).sum())
     judged = int((target >= 0).sum())  # -1 is a step without an answer
     chart = example_charts.steps(output, target, run.unit, "time step")
-    tab = f"{run.config.task.SAMPLE} {index + 1}"
+    tab = f"{run.config.task.sample_name()} {index + 1}"
     some = " with an answer" if judged < len(target) else ""
     heading = f"{tab.capitalize()} of the test set: right at {right:,} of {plural(judged, 'step')}"
     return Panel(tab, f"{heading}{some}.", [figure(chart, "Class at each step", STEPS, wide=True)])
@@ -181,8 +181,8 @@ def numbers_panel(
             words += f" Shown are the first {count} of {output.shape[-1]:,} outputs."
     error = number(example_charts.rmse(output, target)) if output.size else None
     known = "" if error is None else f": RMSE {error:.3f} standard deviations"
-    first = f"{run.config.task.SAMPLE} {index + 1}"
-    if run.task == "forecast":
+    first = f"{run.config.task.sample_name()} {index + 1}"
+    if run.task == "forecast" and output.ndim > 1:
         first = f"rows 1 to {len(target):,}"
     heading = f"{first[0].upper()}{first[1:]} of the test set{known}."
     return Panel(first, heading, [figure(chart, title, words, wide=True)])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from spikebridge.base.metrics import OF_NUMBERS
 from spikebridge.report.theme import NEUTRAL, Chart, colour_of, label, shown
 from spikebridge.report.wording import Metric, metric_of, metric_text, number, scaled
 from spikebridge.runs.hardware_results import load_by_steps
@@ -27,14 +28,14 @@ def metric_column(epochs: Sequence[Epoch], metric: Metric) -> list[float | None]
 def loss_axis(run: Run | None) -> str:
     if run is None:
         return "loss"
-    return "mean squared error" if run.metric == "rmse" else f"loss (nats per {run.counted})"
+    return "mean squared error" if run.metric in OF_NUMBERS else f"loss (nats per {run.counted})"
 
 
 def metric_is_loss(run: Run) -> bool:
     """Whether the validation metric is the validation loss, so that one figure shows both."""
     columns = (column(run.epochs, name) for name in ("valid_loss", "valid"))
     pairs = [(a, b) for a, b in zip(*columns, strict=True) if a is not None and b is not None]
-    return run.metric == "nll" and all(abs(a - b) <= 0.002 * abs(a) for a, b in pairs)
+    return run.metric in ("nll", "mse") and all(abs(a - b) <= 0.002 * abs(a) for a, b in pairs)
 
 
 def best_epoch(run: Run) -> int | None:

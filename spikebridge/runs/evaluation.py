@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikebridge.base.archives import write_arrays
 from spikebridge.base.chance import generator
-from spikebridge.base.metrics import from_mean
+from spikebridge.base.metrics import OF_NUMBERS, from_mean
 from spikebridge.base.records import RunError, UsageError
 from spikebridge.nn.network import load_network
 from spikebridge.nn.units import SNUnit
@@ -35,13 +35,13 @@ class Score(NamedTuple):
 
     loss: float
     metric: float
-    largest_class: float | None = None
-    """The share of the most frequent class among what was judged; None where no class is asked."""
+    largest_class: float = 0.0
+    """The share of the most frequent class among what was judged; 0 where none is asked."""
 
     def baselines(self, task: Task) -> dict[str, float]:
         """The task's own, and the largest class where classes are asked."""
-        largest = self.largest_class
-        return dict(task.baselines) | ({} if largest is None else {"largest class": largest})
+        largest = {"largest class": self.largest_class} if self.largest_class else {}
+        return dict(task.baselines) | largest
 
 
 class Activity(NamedTuple):
@@ -179,7 +179,7 @@ class Tally:
     def score(self) -> Score:
         mean = self.total / self.count
         known = int(self.classes.sum())
-        largest = float(self.classes.max()) / known if known else None
+        largest = float(self.classes.max()) / known if known else 0.0
         return Score(self.loss / self.losses, from_mean(self.task.metric, mean), largest)
 
 
@@ -269,7 +269,7 @@ def _as_answers(task: Task, output: Tensor, target: Tensor) -> Tensor:
     """Outputs as what they stand for: the numbers themselves, or probabilities."""
     if not target.is_floating_point():
         return output.softmax(-1)
-    return output if task.metric == "rmse" else output.sigmoid()
+    return output if task.metric in OF_NUMBERS else output.sigmoid()
 
 
 def _chosen(batch: Batch) -> list[int]:

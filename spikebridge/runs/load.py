@@ -117,12 +117,14 @@ class Run:
         if self.task in ("npz", "own") and classes is not None and classes.ndim > 1:
             return "step" if classes.dtype.kind != "f" or classes.ndim == 3 else "sample"
         task = self.config.task
-        return task.step_name() if task.SAMPLE == "stream" else task.COUNTED
+        if (sample := task.sample_name()) == "window":
+            return sample
+        return task.step_name() if sample == "stream" else task.COUNTED
 
     @property
     def inference(self) -> str:
         """What one inference is: a sample, or a step of a stream that never ends."""
-        sample = self.config.task.SAMPLE
+        sample = self.config.task.sample_name()
         return self.counted if sample == "stream" else sample
 
 

@@ -217,8 +217,9 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
 
     task is one of `task_configs.TASKS`; unit a unit or a variant such as "recurrent-softsnu"; data
     one of the task's data sets (None: its default); settings replace those of the preset, and
-    level="char" among them takes the one for characters, protocol="permuted" or "split" the one of
-    sequences of tasks, the same for all images: that of the first public notebook of GRAPES.
+    level="char" among them takes the one for characters, look_back the one of windows of a table,
+    protocol="permuted" or "split" the one of sequences of tasks, the same for all images: that of
+    the first public notebook of GRAPES.
     Raises ConfigError for names that do not exist.
     """
     if task not in TASKS:
@@ -233,8 +234,8 @@ def preset(task: str, unit: str = "snu", data: str | None = None, **settings: An
     rows = [("", ""), (data, ""), ("", unit), (data, unit)]
     if settings.get("protocol", "none") != "none":
         rows = [("sequence", ""), ("sequence", unit)]
-    elif "level" in settings:
-        finer = f"{data} {settings['level']}"
+    elif finer := settings.get("level") or (settings.get("look_back") and "windows"):
+        finer = f"{data} {finer}"
         rows += [(finer, ""), (finer, unit)]
     for row in rows:
         result |= PRESETS.get(row, {})

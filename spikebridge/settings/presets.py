@@ -104,15 +104,16 @@ _UNTUNED: dict[str, Any] = {
     "g": "identity", "decay": 0.8, "decay_to": 0.995, "train_decay": True,
 }
 _NO_RESET: dict[str, Any] = {"reset": "none"}
+# At 2e-2 two such layers on 40 trains of spikes stay at 36 % of ten spoken words, at 5e-3 they
+# reach 79 % (10 epochs, validation); on heartbeats 79 and 78 %.
+_FED_BACK: dict[str, Any] = {"surrogate_height": 0.3, "lr": 5e-3}
 # torch's gates stall at the rate of membranes.
 _OF_UNITS: dict[str, dict[str, Any]] = {
     "snu": _NO_RESET, "adaptive-snu": _NO_RESET, "softsnu": _NO_RESET,
     "recurrent-softsnu": _NO_RESET,
-    "recurrent-snu": _NO_RESET | {"surrogate_height": 0.3},
-    "recurrent-adaptive-snu": _NO_RESET | {"surrogate_height": 0.3},
-    "li-snu": {"g": "leaky_relu"}, "recurrent-li-snu": {"g": "leaky_relu", "surrogate_height": 0.3},
-    "recurrent-binary-di": {"surrogate_height": 0.3},
-    "recurrent-binary-ci": {"surrogate_height": 0.3},
+    "recurrent-snu": _NO_RESET | _FED_BACK, "recurrent-adaptive-snu": _NO_RESET | _FED_BACK,
+    "li-snu": {"g": "leaky_relu"}, "recurrent-li-snu": {"g": "leaky_relu"} | _FED_BACK,
+    "recurrent-binary-di": _FED_BACK, "recurrent-binary-ci": _FED_BACK,
     "rnn": {"lr": 2e-3}, "gru": {"lr": 8e-3}, "lstm": {"lr": 8e-3},
 }
 
@@ -255,11 +256,16 @@ PRESETS |= {
     if data.startswith("ptb")
 }
 
-# 36 neurons are those of the published networks on these recordings.
+# 36 neurons are those of the published networks on heartbeats.  Of windows one is much like the
+# next, so that fewer epochs and larger batches do.
 _UNTUNED_SETS: dict[str, dict[str, Any]] = {
     "qtdb": {"hidden": (36,)},
     "speech": {"hidden": (128, 128), "epochs": 20},
+    "npz": {},
+    "csv windows": {"hidden": (64,), "epochs": 8, "batch_size": 32, "lr": 5e-3},
 }
 for _data, _own in _UNTUNED_SETS.items():
     PRESETS[_data, ""] = _UNTUNED | _own
     PRESETS |= {(_data, unit): settings for unit, settings in _OF_UNITS.items()}
+for _unit in ("gru", "lstm"):
+    PRESETS["csv windows", _unit] = {"lr": 5e-3}

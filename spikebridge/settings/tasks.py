@@ -48,9 +48,17 @@ class TaskSettings:
     MEMBRANES = dict[str, Any]()
     """The same for units with a membrane, in place of what they draw elsewhere."""
 
+    def place(self) -> str:
+        """Where its class is."""
+        return self.CLASS
+
+    def sample_name(self) -> str:
+        """What one sample is called."""
+        return self.SAMPLE
+
     def step_name(self) -> str:
         """What a step of a stream is called, such as "word"; "sample" where samples have an end."""
-        return self.COUNTED if self.SAMPLE == "stream" else "sample"
+        return self.COUNTED if self.sample_name() == "stream" else "sample"
 
     def metric(self) -> str:
         """The metric, one of `metrics.METRICS`; empty where the data or an object say it."""
@@ -440,6 +448,14 @@ class ForecastConfig(TaskSettings):
     """Columns to predict; by default all that are numbers."""
     horizon: Size = 1
     """Rows ahead, at least 1."""
+    look_back: FromTwo = 0
+    """Above 0: each sample is a window of so many rows, after which all of the next --horizon rows
+    are predicted at once, as is customary with ETTh1 (336, 96 and --rows 8640 2880 2880); 0 = one
+    stream, where the row that lies --horizon ahead is predicted at every row."""
+    rows: tuple[int, ...] = ()
+    """Rows to train, validate and test, one after the other from the first; by default shares."""
+    anchor: Literal["last", "none"] = "last"
+    """Of windows: whether values are relative to the last row seen (last), or as they are."""
     steps: Size = 50
     """Steps of truncated backpropagation through time, at least 1; the state is carried on."""
     valid_share: Positive = 0.15
@@ -454,6 +470,20 @@ class ForecastConfig(TaskSettings):
             f"valid_share={self.valid_share}, test_share={self.test_share}: the two together must "
             "be below 0.9; pass --valid-share 0.15 --test-share 0.15",
         )
+        require(
+            not self.rows or (len(self.rows) == 3 and min(self.rows) > 0),
+            f"rows={list(self.rows)}: three numbers above 0, to train, validate and test; pass "
+            "--rows 8640 2880 2880, or leave it out",
+        )
+
+    def place(self) -> str:
+        return "spikebridge.data.windows:Windows" if self.look_back else self.CLASS
+
+    def sample_name(self) -> str:
+        return "window" if self.look_back else self.SAMPLE
+
+    def metric(self) -> str:
+        return "mse" if self.look_back else self.METRIC
 
 
 @dataclass(frozen=True)

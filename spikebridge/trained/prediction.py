@@ -21,6 +21,7 @@ from spikebridge.base.records import UsageError
 from spikebridge.data.files import DataError
 from spikebridge.data.forecast import Forecast
 from spikebridge.data.task import UNKNOWN, Batch, Task
+from spikebridge.data.windows import Windows
 from spikebridge.runs import evaluation, rundir
 from spikebridge.settings.config import Config
 from spikebridge.settings.tasks import (
@@ -150,7 +151,7 @@ def predict(run: str | Path, data: str | Path | None = None, *, split: str = "te
         if task.answered:
             tally.add(seen.output, batch)
         parts.append(_rows(task, seen.output, batch))
-    outputs, targets = _joined(task, parts)
+    outputs, targets = (task.placed(split, part) for part in _joined(task, parts))
     return Predictions(
         prediction=outputs,
         target=targets if task.answered else None,
@@ -158,7 +159,7 @@ def predict(run: str | Path, data: str | Path | None = None, *, split: str = "te
         value=tally.score().metric if task.answered else None,
         classes=task.metric == "accuracy",
         names=tuple(task.output_names),
-        first=task.first_row(split) if isinstance(task, Forecast) else 0,
+        first=task.first_row(split) if isinstance(task, Forecast | Windows) else 0,
     )
 
 

@@ -14,7 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.toy_data import KINDS, write_heartbeats, write_npz, write_recordings, write_words
+from helpers.toy_data import (
+    KINDS,
+    write_heartbeats,
+    write_npz,
+    write_recordings,
+    write_table,
+    write_words,
+)
 from helpers.toy_music import toy_songs, write_mat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,6 +85,7 @@ def jsb() -> Music:
             "ecg",
             "mel",
             "cochlea",
+            "windows",
             *KINDS,
         ),
         pytest.param("jsb", marks=pytest.mark.data),
@@ -93,6 +101,10 @@ def task(request: pytest.FixtureRequest, toy_mat: Path) -> Task:
     if request.param in ("mel", "cochlea"):
         folder = str(write_words(toy_mat.parent / request.param))
         return tasks.load(SpeechConfig(data_dir=folder, front=request.param, bands=5))
+    if request.param == "windows":
+        rows = np.random.default_rng(0).random((60, 2))
+        path = write_table(toy_mat.parent / "rows.csv", {"a": rows[:, 0], "b": rows[:, 1]})
+        return tasks.load(ForecastConfig(file=str(path), look_back=5, horizon=3, anchor="none"))
     if request.param == "ecg":
         return tasks.load(EcgConfig(data_dir=str(write_heartbeats(toy_mat.parent / "ecg"))))
     if request.param in KINDS:
@@ -136,7 +148,7 @@ def test_batches_hold_every_sample_once(task: Task, split: str) -> None:
         assert batch.x.dtype == torch.float32
         assert batch.x.is_contiguous()
         # Of the first, level crossings in both directions; of the other, deviations.
-        most = {"ecg": 1, "speech": 9}.get(task.name, 0)
+        most = {"ecg": 1, "speech": 9, "forecast": 9}.get(task.name, 0)
         assert -most <= batch.x.min() <= batch.x.max() <= max(most, 1)
         leading = (steps, samples) if task.readout == "each" else (samples,)
         if task.metric == "accuracy":
@@ -184,6 +196,7 @@ def test_constant_predictor_has_its_analytic_loss(task: Task) -> None:
             "accuracy": math.log(task.output_size),
             "nll": 88 * math.log(2),
             "rmse": float(batch.target.double().square().mean()),
+            "mse": float(batch.target.double().square().mean()),
         }[task.metric]
         assert task.loss(logits_for(task, batch), batch).item() == pytest.approx(expected, rel=1e-5)
 

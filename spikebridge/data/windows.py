@@ -1,0 +1,184 @@
+"""Time series by the customary protocol: of the last rows of a table, many rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikebridge.base.metrics import MetricName
+from spikebridge.data.files import DataError, one_file
+from spikebridge.data.forecast import Series, bounds_of, open_table, table_of
+from spikebridge.data.task import Batch, Readout, Task, check_split, sample_batches
+from spikebridge.settings.tasks import ForecastConfig
+
+DAY = 24
+
+
+class Windows(Task):
+    """Predict the next `horizon` rows from `look_back` rows; loss and score: squared error.
+
+    The parts follow each other in time.  A window belongs to the part that all its predicted rows
+    lie in; what it sees may reach into the part before.  All columns are put on the scale of the
+    training rows.  An output (B, horizon * O) is the targets of the first row ahead, then of the
+    second, and so on, after the last step.  With `anchor="last"` inputs and answers are relative
+    to the last row that is seen, which the errors do not feel.
+
+    The customary numbers on ETTh1: look_back=336, horizon=96, rows=(8640, 2880, 2880), Zhou et al.
+    2021, arXiv 2012.07436.
+    """
+
+    name = "forecast"
+    readout: Readout = "last"
+    metric: MetricName = "mse"
+
+    def __init__(self, config: ForecastConfig) -> None:
+        table = open_table(config)
+        self._describe(config, table)
+        parts = bounds_of(table.path, len(table.values), config)
+        ends = {split: end for split, (_, end) in parts.items()}
+        starts = {"train": 0, "valid": ends["train"], "test": ends["valid"]}
+        self._first = {split: max(start, config.look_back) for split, start in starts.items()}
+        self._sizes = {
+            split: ends[split] - first - config.horizon + 1 for split, first in self._first.items()
+        }
+        if min(self._sizes.values()) < 1:
+            raise DataError(
+                table.path,
+                f"parts with {config.look_back} rows to see and {config.horizon} to predict",
+                f"{len(table.values):,} rows in parts that end at "
+                f"{', '.join(f'{end:,}' for end in ends.values())}",
+                "give a longer table, a smaller --look-back or --horizon, or other --rows",
+            )
+        self.mean, self.sd = table.scale(ends["train"])
+        self._rows = torch.from_numpy(table.scaled(self.mean, self.sd))
+        counts = ", ".join(f"{n:,} to {verb}" for verb, n in self._sizes.items())
+        self.notes = (*table.notes, f"windows of {config.look_back} rows: {counts}")
+        self.baselines = self._simple()
+
+    def _describe(self, config: ForecastConfig, table: Series) -> None:
+        self.config, self.columns, self.targets = config, table.columns, table.targets
+        self._places = torch.tensor([self.columns.index(name) for name in self.targets])
+        ahead = range(1, config.horizon + 1)
+        self.output_names = tuple(f"{name} +{row}" for row in ahead for name in self.targets)
+        self.input_size, self.output_size = len(self.columns), len(self.output_names)
+        self.notes = table.notes
+
+    def size(self, split: str) -> int:
+        """Number of windows of a split."""
+        return self._sizes[check_split(split)]
+
+    def first_row(self, split: str) -> int:
+        """The first row of the table, counted from 0, that a split predicts."""
+        return self._first[check_split(split)]
+
+    def batches(self, split: str, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Batches of x (look_back, B, I) and target (B, horizon * O) float32; mask None."""
+        samples = sample_batches(self.size(split), split, batch_size, generator)
+        return (self._batch(split, chosen) for chosen in samples)
+
+    def _batch(self, split: str, chosen: Tensor) -> Batch:
+        first, config = self._first[split] + chosen, self.config
+        seen = first + torch.arange(-config.look_back, 0).unsqueeze(1)
+        ahead = first.unsqueeze(1) + torch.arange(config.horizon)
+        x, target = self._rows[seen], self._rows[ahead][..., self._places]
+        if config.anchor == "last":
+            last = x[-1]
+            x, target = x - last, target - last[:, None, self._places]
+        return Batch(x, target.flatten(1), None)
+
+    def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
+        """(sum of squared errors, or of absolute ones where the metric is mae; their number)."""
+        output, target = self.answers(output, batch)
+        error = (output - target).double()
+        return float((error.abs() if self.metric == "mae" else error.square()).sum()), error.numel()
+
+    def views(self) -> Mapping[str, Task]:
+        """The absolute error of the same answers, which is customary beside the squared one."""
+        other = object.__new__(type(self))
+        other.__dict__ |= self.__dict__
+        other.metric = "mae"
+        return {"of the same answers": other}
+
+    def _simple(self) -> dict[str, float]:
+        """Squared errors on the test of a closed-form linear map, and of the last day again."""
+        config, rows = self.config, self._rows.double().numpy()
+        seen, ahead = config.look_back, config.horizon
+
+        def windows(split: str) -> tuple[np.ndarray, np.ndarray]:
+            first = self._first[split]
+            part = rows[first - seen : first + self._sizes[split] - 1 + ahead][:, self._places]
+            both = np.lib.stride_tricks.sliding_window_view(part, seen + ahead, axis=0)
+            return both[..., :seen].reshape(-1, seen), both[..., seen:].reshape(-1, ahead)
+
+        x, y = windows("test")
+        result = {f"linear map of {seen} rows": _linear(windows("train"), x, y)}
+        if seen >= DAY:
+            again = np.tile(x[:, -DAY:], -(-ahead // DAY))[:, :ahead]
+            result[f"last {DAY} rows again"] = float(np.square(again - y).mean())
+        return result
+
+    # Another table, with what training left
+
+    def scaling(self) -> dict[str, Any]:
+        """What `other` needs to know of the training data, as JSON has it."""
+        numbers = {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
+        return {"columns": list(self.columns), "targets": list(self.targets), **numbers}
+
+    @classmethod
+    def other(
+        cls, config: ForecastConfig, path: Path, scaling: Mapping[str, Any] | None
+    ) -> Windows:
+        """All windows of one more table as the split "test".
+
+        Args:
+            config: of the run.
+            path: a table, or a folder with a single .csv, with the columns of the training.
+            scaling: as the run's `scaling` was; None reads the training data again.
+
+        Raises DataError.
+        """
+        scaling = cls(config).scaling() if scaling is None else scaling
+        table = table_of(one_file(path, "csv"), config, scaling["columns"], scaling["targets"])
+        task = cls.__new__(cls)
+        task._describe(config, table)
+        task.mean, task.sd = np.array(scaling["mean"]), np.array(scaling["sd"])
+        task._rows = torch.from_numpy(table.scaled(task.mean, task.sd))
+        task._first = {"test": config.look_back}
+        task._sizes = {"test": len(table.values) - config.look_back - config.horizon + 1}
+        if task._sizes["test"] < 1:
+            expected = f"at least {config.look_back + config.horizon} rows"
+            raise DataError(table.path, expected, f"{len(table.values):,}", "give a longer table")
+        return task
+
+    def in_units(self, output: Tensor) -> Tensor:
+        """Outputs (..., horizon * O) in the units of the table; relative ones stay relative."""
+        scale = torch.from_numpy(self.sd)[self._places].repeat(self.config.horizon)
+        level = torch.from_numpy(self.mean)[self._places].repeat(self.config.horizon)
+        return output.double() * scale + (0 if self.config.anchor == "last" else level)
+
+    def placed(self, split: str, answers: np.ndarray) -> np.ndarray:
+        """Answers (n, horizon * O) that were relative to the last rows seen, on top of them."""
+        if self.config.anchor != "last":
+            return answers
+        first, count = self._first[split], self._sizes[split]
+        last = self._rows[first - 1 : first - 1 + count][:, self._places].double().numpy()
+        places = self._places.numpy()
+        levels = last * self.sd[places] + self.mean[places]
+        return answers + np.tile(levels, self.config.horizon)
+
+
+def _linear(train: tuple[np.ndarray, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
+    """Mean squared error of the affine map that least squares gives on windows of one column.
+
+    All columns share the map.
+    """
+    seen, ahead = (np.asarray(part) for part in train)
+    ones = [np.hstack([part, np.ones((len(part), 1))]) for part in (seen, x)]
+    little = 1e-6 * np.eye(ones[0].shape[1])  # columns may be constant
+    weights = np.linalg.solve(ones[0].T @ ones[0] + little, ones[0].T @ ahead)
+    return float(np.square(ones[1] @ weights - y).mean())
