@@ -7,7 +7,8 @@ loss at every step, inputs that are made step by step.  What the interpreter, to
 of 20 steps hold is subtracted.
 
 cost: milliseconds of processor time per step of a sequence of 128, in blocks of 32, B=8, 88 inputs,
-one thread: backpropagation, eligibilities by hand and derived ones take turns; least of the rounds.
+one thread: backpropagation, eligibilities as they are chosen and, where that makes a difference,
+all of them derived ("derived") take turns; "step": steps one at a time.  Least of the rounds.
 
 angles: between the gradients of OSTL or e-prop and those of backpropagation, on batches of the JSB
 chorales, while backpropagation trains; 1 to 3 hidden layers of 32 SNUs.
@@ -113,7 +114,7 @@ COSTS = [  # unit, neurons, recurrent, rule
     ("adaptive-snu", HIDDEN, True, "eprop"),
     ("adaptive-snu", WIDTH, True, "ostl"),
 ]
-ROUNDS, LENGTH = 7, 128
+ROUNDS, LENGTH = 5, 128
 
 
 def cost() -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _ways(unit: str, size: int, recurrent: bool, rule: Any) -> dict[str, Any]:
     from spikebridge import build
     from spikebridge.data.task import Batch
     from spikebridge.learning.online import Online
-    from spikebridge.learning.online_by_hand import ByHand
+    from spikebridge.learning.online_one_state import OneState
     from spikebridge.settings.model import ModelConfig
 
     torch.manual_seed(0)
@@ -161,10 +162,15 @@ def _ways(unit: str, size: int, recurrent: bool, rule: Any) -> dict[str, Any]:
     def back() -> None:
         loss(network(batch.x)[0], batch).backward()
 
-    hand, derived = Online(network, rule), Online(network, rule, eligibilities="derived")
-    ways: dict[str, Any] = {"bptt": back, "derived": lambda: derived.learn(batch, loss)}
-    if hand.layers[0].kind is ByHand:
-        ways["by hand"] = lambda: hand.learn(batch, loss)
+    chosen, derived = Online(network, rule), Online(network, rule, eligibilities="derived")
+    ways: dict[str, Any] = {
+        "bptt": back,
+        "auto": lambda: chosen.learn(batch, loss),
+        "auto, step": lambda: chosen.learn(batch, loss, block=1),
+    }
+    if chosen.layers[0].kind is OneState:
+        ways["derived"] = lambda: derived.learn(batch, loss)
+        ways["derived, step"] = lambda: derived.learn(batch, loss, block=1)
     return ways
 
 

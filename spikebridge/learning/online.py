@@ -19,9 +19,10 @@ The rules, and what they leave out:
             for recurrent networks of spiking neurons", 2020, with the readout's own weights for
             learning signals).  The way of a neuron's output to its own reset stays.
 
-Without recurrent weights the two are one.  Of a recurrent layer of N SNUs eprop carries
-2 B N (I + N + 2) numbers, ostl 2 B N N (I + N + 2).  Of other units with k states, C drives and q
-parameters of a neuron it is 2 k + 3 in place of 2, and C (I + N) + q in the brackets.
+Without recurrent weights the two are one.  Of a recurrent layer of N neurons with one state, from
+which their output follows, eprop carries 2 B N (C (I + N) + q) numbers for C drives and q
+parameters of a neuron (an SNU: 1 and 2), ostl N times as many; of other units with k states 2 k + 3
+in place of 2.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ class Online:
             or your own; see `check`.
         rule: "ostl" or "eprop"; see the module.
         max_eligibility_MiB: what eligibilities may take before `begin` raises MemoryError.
-        eligibilities: "derived" derives them from each unit's step; "auto" takes for the SNU
-            family those written by hand, which are faster and need less memory.
+        eligibilities: "derived" is the definition, an eligibility of each state and of the output
+            from the unit's step; "auto" carries one number where the output follows from one
+            state, and takes the slopes of the SNU family written by hand, which is faster.
 
     Raises ValueError for a network that it cannot train.
     """

@@ -1,8 +1,7 @@
 """One layer run forward together with its eligibilities: how its outputs depend on its parameters.
 
-They are derived from the unit's step (`spikebridge.learning.online_derived`), or, for the SNU
-family, written out by hand (`spikebridge.learning.online_by_hand`), which is twice as fast or more
-and tested against what is derived.
+They are derived from the unit's step (`spikebridge.learning.online_derived`), and for units of one
+state from which their output follows carried as one number (`.online_one_state`).
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikebridge.learning.model_layers import channels
-from spikebridge.learning.online_by_hand import ByHand
 from spikebridge.learning.online_derived import Derived, Ran, Widths, params_of, refused
+from spikebridge.learning.online_one_state import OneState, family, follows
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.synapses import Dense
-from spikebridge.nn.units import SNUnit, State, Unit, state_dtype
+from spikebridge.nn.units import State, state_dtype
 
 __all__ = ["Forward", "unsupported"]
 
@@ -29,14 +28,16 @@ class Forward:
     Args:
         layer: dense synapses and a unit.
         full: carry the influence of neurons on one another, where the layer is recurrent.
-        derived: derive eligibilities of the SNU family too.
+        derived: carry an output's eligibility beside those of the states for every unit.
     """
 
     def __init__(self, layer: Layer, full: bool, derived: bool = False) -> None:
         self.layer: Any = layer
         unit, matrix = layer.unit, layer.recurrent
         array: Any = layer.array
-        self.kind: type[Derived | ByHand] = ByHand if _family(unit) and not derived else Derived
+        self.kind: type[Derived | OneState] = OneState
+        if derived or not (family(unit) or follows(unit)):
+            self.kind = Derived
         self.recurrent = matrix is not None
         self.full = full and self.recurrent
         self.of = Widths(
@@ -122,10 +123,6 @@ class Forward:
         return pairs
 
 
-def _family(unit: Unit) -> bool:
-    return type(unit).step is SNUnit.step and unit.rule.reset != "lateral"
-
-
 def _fitting(state: State, silence: State) -> State:
     for name in State._fields:
         value, wanted = getattr(state, name), getattr(silence, name)
@@ -151,7 +148,7 @@ def unsupported(layer: Any) -> str | None:
         return 'lateral inhibition couples all neurons; use reset="gate"'
     if unknown := {name for name, _ in layer.named_children()} - {"array", "unit", *_PARTS}:
         return f"no eligibilities are known for its {', '.join(sorted(unknown))}; leave it out"
-    return None if _family(layer.unit) else refused(layer.unit)
+    return None if family(layer.unit) else refused(layer.unit)
 
 
 _PARTS = ("parametrizations",)  # of a recurrent matrix

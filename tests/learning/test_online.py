@@ -27,7 +27,8 @@ from torch import Tensor
 from spikebridge.data.task import Batch
 from spikebridge.learning.angles import angle_deg
 from spikebridge.learning.online import RULES, Eligibilities, Online
-from spikebridge.learning.online_by_hand import G_SLOPES
+from spikebridge.learning.online_derived import Ran
+from spikebridge.learning.online_one_state import G_SLOPES, by_hand, derived, family, follows
 from spikebridge.nn.gradients import FORMULAS, Surrogate
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.network import Network
@@ -36,7 +37,7 @@ from spikebridge.nn.synapses import (
     noisy_weights,
     round_weights,
 )
-from spikebridge.nn.units import G_FUNCTIONS, make_unit
+from spikebridge.nn.units import G_FUNCTIONS, State, make_unit
 
 
 def squared(output: Tensor, target: Tensor) -> Tensor:
@@ -146,6 +147,34 @@ def test_which_eligibilities() -> None:
         Online(stack(1), eligibilities="own")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("g", G_FUNCTIONS)
+def test_slopes_by_hand_are_the_derived_ones(kind: str, g: str) -> None:
+    chosen = KINDS[kind] | ({"g": g} if "binary" not in kind else {})
+    unit = layer_of(inputs=INPUTS, size=7, **chosen).unit
+    assert family(unit)
+    before = State(torch.rand(3, B, 7).double().round(), torch.randn(3, B, 7).double())
+    drive, params = torch.randn(3, B, 7).double(), unit.params(torch.float64)
+    ran = Ran(drive, drive, before, unit.step(before, drive, params))
+    hand, step = by_hand(unit, ran, params), derived(unit, ran, params)
+    # Where a step lets nothing in, what its output would make of that does not matter.
+    enters = hand.drives[0] != 0
+    pairs = [(hand.h * enters, step.h * enters), *zip(hand.drives, step.drives, strict=True)]
+    pairs += [(getattr(hand, n), getattr(step, n)) for n in ("state", "output", "own", "direct")]
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "one"), [("gated", True), ("modulated", False), ("oscillating", False)]
+)
+def test_which_output_follows_from_one_state(name: str, one: bool) -> None:
+    assert follows(own_layer(name, INPUTS, 7).unit) == one
+    assert follows(own_layer(name, INPUTS, 7, soft=True).unit) == one
+    assert not follows(make_unit("adaptive-snu", 7))
+    assert all(follows(make_unit(kind, 7)) for kind in ("snu", "softsnu", "binary-di"))
+
+
 @pytest.mark.parametrize("g", G_FUNCTIONS)
 def test_slopes_of_g_are_its_derivatives(g: str) -> None:
     u = torch.tensor([-3.0, -0.2, 0.0, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
@@ -190,6 +219,7 @@ def test_a_unit_of_ones_own_has_the_gradient_of_backpropagation(
         expected = taken(network)
         assert all(bool(g.any()) for g in expected.values())
         assert_equal(forth(network, x, target, "ostl", begin), expected)
+        assert_equal(forth(network, x, target, "ostl", begin, "derived"), expected)
         if not recurrent:
             assert_equal(forth(network, x, target, "eprop", begin), expected)
 
