@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ _ARRAYS = ("x", "y")
 class Heartbeats(NamedTuple):
     """Some recordings."""
 
-    x: Tensor  # (n, T, 4) int8: 1 and -1 where a lead crossed a level, 0 elsewhere
+    x: Tensor  # (n, T, 4) int8: 1 where a lead crossed a level, -1 at a mark, 0 elsewhere
     y: Tensor  # (n, T) int64, 0 to 5, UNKNOWN where no class is given
 
 
@@ -85,7 +86,8 @@ class Ecg(Task):
 
     def _batch(self, part: Heartbeats) -> Batch:
         y = part.y.clamp(min=0) if self.config.unlabelled == "class0" else part.y
-        return Batch(part.x.transpose(0, 1).float().contiguous(), y.t().contiguous(), None)
+        x = part.x.clamp(min=0) if self.config.coding == "binary" else part.x
+        return Batch(x.transpose(0, 1).float().contiguous(), y.t().contiguous(), None)
 
     def views(self) -> Mapping[str, Task]:
         """The same recordings with the steps without a class left out, and as class 0."""
@@ -94,7 +96,7 @@ class Ecg(Task):
     def _judged(self, unlabelled: str) -> Ecg:
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__
-        other.config = EcgConfig(unlabelled=unlabelled)  # type: ignore[arg-type]
+        other.config = replace(self.config, unlabelled=unlabelled)  # type: ignore[arg-type]
         return other
 
 

@@ -353,6 +353,9 @@ class EcgConfig(TaskSettings):
     spikes)."""
     data_dir: str = ""
     """Folder with QTDB_train.mat and QTDB_test.mat; by default qtdb in the data folder."""
+    coding: Literal["signed", "binary"] = "signed"
+    """What stands where a file has -1, which it has once in a recording: signed (-1, as published)
+    or binary (0, so that all inputs are spikes, as the chip takes them)."""
     unlabelled: Literal["class0", "masked"] = "class0"
     """What a step without a class is in training, validation and test: class0, as in the published
     figures, or masked, which means that it is not judged.  A finished run is judged both ways."""

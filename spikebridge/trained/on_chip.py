@@ -171,7 +171,7 @@ def spikes_of(task: Task, batch: Batch) -> np.ndarray:
     if not bool(((batch.x == 0) | (batch.x == 1)).all()):
         raise UsageError(
             f"the inputs of {task.name} are numbers, and the chip takes spikes, 0 or 1; train with "
-            "inputs by rate or by threshold (digits: --coding rate, events: --coding binary)"
+            "inputs by rate or by threshold (digits: --coding rate, events, ecg: --coding binary)"
         )
     return batch.x.bool().numpy()
 

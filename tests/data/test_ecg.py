@@ -48,6 +48,20 @@ def test_steps_without_a_class_count_as_class_0_or_not(tmp_path: Path) -> None:
         assert known.counted == int((~unlabelled).sum())
 
 
+def test_binary_inputs_are_spikes_that_the_chip_takes(tmp_path: Path) -> None:
+    folder, out = write_heartbeats(tmp_path / "qtdb"), tmp_path / "run"
+    signed = tasks.load(EcgConfig(data_dir=str(folder)))
+    binary = tasks.load(EcgConfig(data_dir=str(folder), coding="binary"))
+    for view in (binary, *binary.views().values()):
+        assert torch.equal(whole(view, "test").x, whole(signed, "test").x.clamp(min=0))
+    assert float(whole(signed, "test").x.min()) == -1
+    words = f"train ecg --data-dir {folder} --hidden 4 --epochs 1 --threads 1 --no-report"
+    assert cli.main(f"{words} --coding binary --out {out}".split()) == 0
+    assert cli.main(f"export {out} --no-report".split()) == 0
+    assert cli.main(f"{words} --out {out} --overwrite".split()) == 0
+    assert cli.main(f"export {out} --no-report".split()) == 2
+
+
 def test_both_figures_are_of_the_same_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
