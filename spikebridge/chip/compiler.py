@@ -27,6 +27,7 @@ from spikebridge.chip.program import (
 )
 from spikebridge.nn.layers import Baseline, Plain, Readout
 from spikebridge.nn.network import Network
+from spikebridge.nn.norms import LayerNormalised
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised
 from spikebridge.nn.units import AdaptiveUnit, Unit
 
@@ -183,6 +184,11 @@ def _amount(unit: Unit) -> np.ndarray:
 def _synapses(array: Any, name: str) -> tuple[np.ndarray, np.ndarray, Geometry | None]:
     """Weights as rows of the chip, constant drive (N or channels,), and the convolution's shape."""
     factor, constant = np.ones(()), None
+    if isinstance(array, LayerNormalised):
+        _refuse(
+            f"the drive of {name} is normalised over the layer, which no weights stand for",
+            "one by running sizes, --norm batch or step",
+        )
     if isinstance(array, Normalised):
         factor, constant = (_array(value) for value in array.folded())
         array = array.array

@@ -189,6 +189,19 @@ def _today(name: str, values: Sequence[str], known: Set[str]) -> str | None:
     return None if now is None or name in known - {"device"} else f"--{now.replace('_', '-')}"
 
 
+# Switches of earlier versions that are choices now, with what they stand for.
+_SWITCHES = {"--norm": ["--norm", "batch"], "--no-norm": ["--norm", "none"]}
+
+
+def switched(argv: Sequence[str]) -> list[str]:
+    """A command line with the value that a choice without one had when it was a switch."""
+    result: list[str] = []
+    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+        bare = word == "--no-norm" or after.startswith("--")
+        result += _SWITCHES.get(word, [word]) if bare else [word]
+    return result
+
+
 # Of every command, and of the command line itself.
 _ALWAYS = ("help", "help_all", "tyro_print_completion", "tyro_write_completion")
 

@@ -91,6 +91,7 @@ def parse(argv: Sequence[str]) -> Any:
 
     Raises SystemExit for wrong flags and for --help, UsageError for wrong settings.
     """
+    argv = flags.switched(argv)
     name, task = [*argv, "", ""][:2]
     if name not in COMMANDS or (_has_tasks(name) and task not in TASKS):
         argv = ["--help" if word == "--help-all" else word for word in argv]

@@ -33,13 +33,13 @@ from spikebridge.nn.layers import (
     handed_on,
     leaf,
 )
+from spikebridge.nn.norms import normalised
 from spikebridge.nn.scan import BACKENDS, Backend
 from spikebridge.nn.synapses import (
     Conv2d,
     Dense,
     Driven,
     Embedding,
-    Normalised,
     real_steps,
     round_weights,
 )
@@ -332,12 +332,13 @@ def _convolution(
 
 
 def _normalised(model: ModelConfig, make: Maker, unit: Driven) -> Any:
-    return Normalised(make(unit), unit, centre=model.centre) if model.norm else make(unit)
+    return normalised(model.norm, make(unit), unit, centre=model.centre)
 
 
 def _drive_bias(model: ModelConfig) -> bool:
     """Whether arrays have a bias of their own; a centred drive has its shift."""
-    return (model.drive_bias or model.unit == "binary-ci") and not model.centre
+    shifted = model.centre or model.norm in ("layer", "step")
+    return (model.drive_bias or model.unit == "binary-ci") and not shifted
 
 
 def unit_of(model: ModelConfig, size: int) -> Unit:

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from spikebridge.nn.fresh import Fresh
 from spikebridge.nn.layers import Dropout, Layer, handed_on, leaf
+from spikebridge.nn.norms import normalised
 from spikebridge.nn.scan import Backend
 from spikebridge.nn.synapses import Dense
 from spikebridge.nn.units import State, make_unit, state_dtype, whole
@@ -59,6 +60,8 @@ class _Recurrent(Fresh):
         proj_size: 0; other values are refused, put a torch.nn.Linear behind instead.
         recurrent: feed each layer's outputs back into it, as an LSTM does.  The SNU of the paper is
             feed-forward by default: its memory is the membrane.
+        norm: "none", "batch", "layer" or "step": how drives are normalised; see
+            `spikebridge.nn.norms`.
         g, slope, reset, amount, subtract, surrogate: see `spikebridge.nn.units.Rule`; the surrogate
             may be a name such as "triangle".
         decay, train_decay, per_unit, threshold, memoryless: see `spikebridge.nn.units.Unit`.
@@ -89,6 +92,7 @@ class _Recurrent(Fresh):
     # What code for torch's layers looks at to learn that a state is a pair of tensors.
     mode = "LSTM"
     proj_size = 0
+    norm: str | bool = "none"  # of layers pickled before there was a choice
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
@@ -107,6 +111,7 @@ class _Recurrent(Fresh):
         *,
         proj_size: int = 0,
         recurrent: bool = ModelConfig.recurrent,
+        norm: str | bool = ModelConfig.norm,
         backend: Backend = "auto",
         recompute: int = 0,
         device: torch.device | str | None = None,
@@ -136,6 +141,7 @@ class _Recurrent(Fresh):
             _switch(bidirectional=bidirectional),
         )
         recurrent = _switch(recurrent=recurrent)
+        self.norm = "batch" if norm is True else norm
         self.directions = 2 if bidirectional else 1
         self.dropout = _checked_dropout(dropout, num_layers)
         self.between = Dropout(self.dropout)
@@ -145,7 +151,7 @@ class _Recurrent(Fresh):
             features = input_size if depth == 0 else hidden_size * self.directions
             for _ in range(self.directions):
                 made = make_unit(self.kind, hidden_size, bias=self.bias, **made_as, **unit)
-                array = Dense(features, hidden_size, made, **made_as)
+                array = normalised(norm, Dense(features, hidden_size, made, **made_as), made)
                 self.layers.append(
                     Layer(array, made, recurrent=recurrent, backend=backend, recompute=recompute)
                 )
@@ -202,6 +208,12 @@ class _Recurrent(Fresh):
         self, layers: list[Layer], x: PackedSequence, state: Any, own: torch.dtype
     ) -> tuple[PackedSequence, State]:
         sizes = _checked_sizes(x)
+        if self.training and sizes[0] != sizes[-1] and self.norm == "batch":
+            raise ValueError(
+                'norm="batch" in training is over all real steps of a batch, and a PackedSequence '
+                'of several lengths runs piece by piece; use norm="layer" or "step", or sequences '
+                "of one length"
+            )
         state = self._checked(state, sizes[0], own)
         if state is not None and x.sorted_indices is not None:
             state = State(*(part[:, x.sorted_indices] for part in state))

@@ -256,6 +256,8 @@ class Normalised(Fresh):
     """
 
     EPS = 1e-6
+    shared = True
+    """Whether in training the samples of a batch share what they are divided by."""
 
     def __init__(
         self,
@@ -290,7 +292,8 @@ class Normalised(Fresh):
     def draw(self) -> None:
         """The size that `gain` gives, and nothing seen yet."""
         redraw(self, "size", lambda size: size.fill_(self.gain / 2))
-        self.mean_square.fill_(1.0)
+        if self.mean_square is not None:
+            self.mean_square.fill_(1.0)
         for zero in (self.mean, self.shift):
             if zero is not None:
                 zero.zero_()
@@ -359,7 +362,7 @@ def real_steps(module: nn.Module, mask: Tensor) -> Iterator[None]:
 
     Raises ValueError where a layer recomputes its drive later, by when the mask is gone.
     """
-    result = [part for part in module.modules() if isinstance(part, Normalised)]
+    result = [part for part in module.modules() if isinstance(part, Normalised) and part.shared]
     if result and any(getattr(layer, "recompute", 0) for layer in module.modules()):
         raise ValueError(
             "recompute with norm: sequences of several lengths are normalised over their real "

@@ -25,7 +25,7 @@ def remarks(network: Network, task: Task, model: ModelConfig, batch_size: int) -
 
 
 def _sizes(batch: Batch, model: ModelConfig) -> Iterator[str]:
-    if not batch.x.is_floating_point() or model.norm:
+    if not batch.x.is_floating_point() or model.norm != "none":
         return
     x = batch.x if batch.mask is None else batch.x[batch.mask]
     x = x[x != 0].double()
@@ -59,9 +59,10 @@ def _silent(network: Network, batch: Batch, model: ModelConfig) -> Iterator[str]
         y = layer.y if batch.mask is None else layer.y[batch.mask]
         if layer.spiking and not bool((y != 0).any()):
             # From 0.1 up weights are drawn in proportion to the threshold: it changes little there.
+            first = "pass --norm, " if model.norm == "none" else ""
             yield (
                 f"no spike in the first batch: no neuron of {layer.name} fires; scale the inputs "
-                f"to about 1, {'' if model.norm else 'pass --norm, '}or lower --threshold below "
+                f"to about 1, {first}or lower --threshold below "
                 f"0.1 (now {model.threshold:g})"
             )
             return  # what follows a silent layer is silent, too

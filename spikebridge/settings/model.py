@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from spikebridge.base.records import Bound, Count, Positive, Share, Size, check_types, require
 from spikebridge.settings.names import (
@@ -22,6 +22,10 @@ from spikebridge.settings.surrogates import FORMULAS
 Fraction = Annotated[float, Bound("[0, 1]")]
 Width = Annotated[float, Bound("[1e-30, 1e30]")]
 """Above 0, as float32 can hold."""
+if TYPE_CHECKING:
+    NormName: TypeAlias = str | bool
+else:  # True and False of earlier versions are batch and none
+    NormName = Literal["none", "batch", "layer", "step"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,15 @@ class ModelConfig:
     """Step of the convolutions: 2 halves the sides of an image in each such layer."""
     pool: Size = 1
     """Side of the squares over which the drive of each convolutional layer is averaged."""
-    norm: bool = False
-    """Whether drives are scaled, feature by feature, to a learned root mean square: in training by
-    that of the batch, in use by a running one, which is a factor on the weights."""
+    norm: NormName = "none"
+    """How drives are normalised.  batch: feature by feature to a learned root mean square, in
+    training that of the batch, in use a running one, which is a factor on the weights; step: the
+    same at each step by itself, with mean and learned shift; layer: over the neurons of the layer
+    at each step (LayerNorm), in use too, which no weights can stand for; none.  Without a value:
+    batch."""
     centre: bool = False
-    """Whether --norm also takes off the mean and adds a learned shift: batch normalisation, which
-    folds into weights and a constant drive; binary-di: into weights and threshold."""
+    """Whether --norm batch also takes off the mean and adds a learned shift: batch normalisation,
+    which folds into weights and a constant drive; binary-di: into weights and threshold."""
     drive_bias: bool = False
     """Whether each neuron (of convolutions: each channel) has a learned constant drive at every
     step; binary-ci always does, and with --centre the shift is it."""
@@ -115,6 +122,8 @@ class ModelConfig:
     alone."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.norm, bool):
+            object.__setattr__(self, "norm", "batch" if self.norm else "none")
         check_types(self)
         if self.unit.startswith("recurrent-"):
             object.__setattr__(self, "unit", self.unit.removeprefix("recurrent-"))
@@ -143,8 +152,18 @@ class ModelConfig:
             "tied=True: there is no embedding to be tied to; pass --embedding 512 or --no-tied",
         )
         require(
-            self.norm or not self.centre,
+            self.norm != "none" or not self.centre,
             "centre=True: the mean is taken off of scaled drives; pass --norm too, or --no-centre",
+        )
+        require(
+            self.norm in ("none", "batch") or not self.centre,
+            f"centre=True: --norm {self.norm} takes the mean off in any case; pass --no-centre, "
+            "or --norm batch",
+        )
+        require(
+            self.norm in ("none", "batch") or self.unit not in BASELINES,
+            f"norm={self.norm}: the drives of {self.unit} stay within torch's own layers; leave "
+            "--norm out, or choose another --unit",
         )
         for name in ("weight_bits", "channels", "drive_bias"):
             flag = name.replace("_", "-")

@@ -73,7 +73,7 @@ class TaskSettings:
 _OWN_MEMBRANES: dict[str, Any] = {
     "decay_to": [0.0, 0.9, 0.98, 0.995],
     "reset": ["gate", "none"],
-    "norm": [False, True],
+    "norm": ["none", "batch"],
 }
 # For unknown data rate, schedule and size of a batch matter most.
 _OWN_SPACE: dict[str, Any] = {

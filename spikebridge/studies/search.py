@@ -60,7 +60,7 @@ SECOND_OF_MEMBRANES: dict[str, Any] = {
     "train_decay": True,
     "g": "identity",
     "reset": "none",
-    "norm": False,
+    "norm": "none",
 }
 
 

@@ -30,6 +30,8 @@ MODELS = {
     "lstm": ModelConfig(unit="lstm", hidden=(5,)),
     "norm": ModelConfig(unit="snu", hidden=(5, 4), norm=True),
     "centre": ModelConfig(unit="snu", hidden=(5, 4), norm=True, centre=True),
+    "step": ModelConfig(unit="snu", hidden=(5, 4), norm="step"),
+    "layer": ModelConfig(unit="snu", hidden=(5, 4), norm="layer"),
 }
 
 
@@ -111,7 +113,7 @@ def test_the_content_of_padding_changes_nothing(
         assert all(torch.equal(a, b) for a, b in zip(other[0], found[0][0], strict=True))
 
 
-@pytest.mark.parametrize("model", ["snu", "softsnu", "lstm"])
+@pytest.mark.parametrize("model", ["snu", "softsnu", "lstm", "layer"])
 @pytest.mark.parametrize("readout", ["mean", "last"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_its_samples_one_by_one_without_padding(
@@ -156,7 +158,7 @@ def test_padding_of_a_network_called_by_hand_changes_nothing(
 ) -> None:
     """Not even where a program of one's own leaves something there."""
     task = task_of(write(tmp_path, kind), readout=readout)
-    for model in ("snu", "norm", "centre"):
+    for model in ("snu", "norm", "centre", "step", "layer"):
         found = []
         for value in (0.0, 1e6):
             network = network_of(task, model)
@@ -179,6 +181,7 @@ def test_steps_that_are_recomputed_cannot_be_normalised_over_real_steps(tmp_path
     (batch,) = task.batches("test", 9, seeded())
     with pytest.raises(ValueError, match=r"recompute with norm: .*leave one of them out"):
         network(batch.x, mask=batch.mask)
+    build(MODELS["layer"], 3, task.output_size, "mean", recompute=2)(batch.x, mask=batch.mask)
 
 
 @pytest.mark.parametrize("kind", ["class", "class at each step", "numbers"])

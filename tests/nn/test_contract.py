@@ -304,6 +304,8 @@ RESET: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "conv": (lambda: Conv2d((1, 4, 4), 2, 3, bias=True), lambda: x_of(T, B, 16)),
     "embedding": (lambda: Embedding(9, H), lambda: torch.randint(9, (T, B))),
     "normalised": (lambda: Normalised(Dense(F, H), centre=True), x_of),
+    "layer norm": (lambda: SNU(F, H, 2, norm="layer"), x_of),
+    "step norm": (lambda: network_of(unit="snu", norm="step"), x_of),
     "readout": (lambda: Readout(F, 3, "last"), x_of),
     "network": (lambda: network_of(unit="snu", recurrent=True, norm=True), x_of),
     "binary": (lambda: network_of(unit="binary-ci", weight_bits=4), x_of),
