@@ -109,6 +109,8 @@ def _all(network: Network) -> list[ProgramLayer]:
         _refuse("its embedding sends numbers", "symbols that drive the first layer, --embedding 0")
     if network.read > 1:
         _refuse("its readout reads several layers", "one that reads the last, --no-read-all")
+    if network.skip:
+        _refuse("its layers get sums of spikes", "one without skip connections, --no-skip")
     hidden = [_hidden(layer, f"layer{n}") for n, layer in enumerate(network.layers, start=1)]
     return [*hidden, _readout(network.readout)]
 

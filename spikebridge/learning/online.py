@@ -426,6 +426,11 @@ def check(network: Network, rule: str = "ostl") -> None:
             "online learning takes numbers (T, B, I), and this network embeds symbols; train it "
             "by backpropagation through time"
         )
+    if network.skip:
+        raise ValueError(
+            "online learning sends errors from each layer to the one before, and skip connections "
+            "go past it; build the network with skip=False, or train it by backpropagation"
+        )
     if not isinstance(network.readout, Readout) or network.readout.bias is not None:
         raise ValueError(
             "online learning needs a Readout with a matrix of its own; build the network with "

@@ -28,6 +28,7 @@ __all__ = [
     "Reduction",
     "dropped",
     "handed_on",
+    "joined",
     "leaf",
 ]
 
@@ -132,6 +133,15 @@ class Layer(Fresh):
     def trace(self, x: Tensor, state: State | None = None) -> Trace:
         """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
         return loop(self.unit, self.array(x), self.recurrent, state)
+
+
+def joined(y: Tensor, x: Tensor) -> Tensor:
+    """What a skip connection sends on: y, outputs of a layer, plus its inputs where they are as
+    wide; else y alone.  Of spikes, counts: numbers from 0 to the layers that are summed.
+    """
+    if not x.is_floating_point() or x.dim() != y.dim() or x.shape[-1] != y.shape[-1]:
+        return y
+    return y + x.to(y.dtype)
 
 
 def handed_on(y: Tensor, layer: nn.Module, *behind: nn.Module) -> None:

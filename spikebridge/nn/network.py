@@ -31,6 +31,7 @@ from spikebridge.nn.layers import (
     Readout,
     Reduction,
     handed_on,
+    joined,
     leaf,
 )
 from spikebridge.nn.norms import normalised
@@ -97,6 +98,8 @@ class Network(Fresh):
         embedding_scale: factor on what it gives.
         tied: the readout takes the embedding's matrix.
         read: the readout is given the outputs of so many last layers, side by side.
+        skip: what goes into a layer goes on, added to its outputs, into the next one where both are
+            as wide; the readout is given outputs alone.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Network(Fresh):
         embedding_scale: float = 1.0,
         tied: bool = False,
         read: int = 1,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         if not layers:
@@ -119,7 +123,7 @@ class Network(Fresh):
         self.readout: Any = readout
         self.embedding = embedding
         self.embedding_scale = embedding_scale
-        self.tied, self.read = tied, read
+        self.tied, self.read, self.skip = tied, read, skip
         self.dropout = Dropout(dropout, same_mask=same_mask)
         self.dropout_in = Dropout(dropout_in, same_mask=same_mask)
         self.description: dict[str, str] | None = None  # what `build` made it from
@@ -182,8 +186,10 @@ class Network(Fresh):
                     handed_on(y, layer, self.dropout, self.layers[number])
                 traces.append(LayerTrace(f"layer{number}", y, s, layer.spiking))
                 after.append(last)
-                x = self.dropout(y)
+                entered, x = x, self.dropout(y)
                 sent.append(x)
+                if self.skip and number < len(self.layers):
+                    x = joined(x, entered)
         if self.read > 1:
             x = torch.cat(sent[-self.read :], -1)
         matrix = self.embedding.weight if self.tied and self.embedding is not None else None
@@ -216,11 +222,11 @@ def build(
     Raises ConfigError where the description does not fit such inputs.
     """
     check_fits(model, input_size, symbols, image)
+    planned = _arrays(model, input_size, symbols, image)
+    _check_skip(model, [(features, size) for _, features, size in planned], symbols)
     layers: list[Layer | Baseline | Plain] = []
     dropped = model.dropout_recurrent
-    for number, (make_array, features, size) in enumerate(
-        _arrays(model, input_size, symbols, image)
-    ):
+    for number, (make_array, features, size) in enumerate(planned):
         if model.unit in BASELINES:
             layers.append(Baseline(model.unit, features, size, dropout_recurrent=dropped))
             continue
@@ -248,6 +254,7 @@ def build(
         embedding_scale=model.embedding_scale,
         tied=model.tied,
         read=read,
+        skip=model.skip,
     )
     if model.weight_bits:
         round_weights(network, model.weight_bits)
@@ -311,6 +318,19 @@ def _arrays(
         result.append((partial(_normalised, model, dense), features, size))
         features = size
     return result
+
+
+def _check_skip(model: ModelConfig, sizes: list[tuple[int, int]], symbols: bool) -> None:
+    """ConfigError where no layer is as wide as what goes into it, but for the last one."""
+    table = symbols and not model.embedding  # a symbol that goes into the first layer has no width
+    wide = [size for number, (features, size) in enumerate(sizes[:-1])
+            if features == size and not (table and number == 0)]  # fmt: skip
+    if model.skip and not wide:
+        raise ConfigError(
+            f"skip=True: nothing to connect, as no layer before the last is as wide as its input "
+            f"(inputs and neurons: {', '.join(f'{i} {n}' for i, n in sizes)}); give a third hidden "
+            f"layer, hidden layers of {sizes[0][0]}, or leave --skip out"
+        )
 
 
 def _convolution(

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from spikebridge.nn.fresh import Fresh
-from spikebridge.nn.layers import Dropout, Layer, handed_on, leaf
+from spikebridge.nn.layers import Dropout, Layer, handed_on, joined, leaf
 from spikebridge.nn.norms import normalised
 from spikebridge.nn.scan import Backend
 from spikebridge.nn.synapses import Dense
@@ -62,6 +62,8 @@ class _Recurrent(Fresh):
             feed-forward by default: its memory is the membrane.
         norm: "none", "batch", "layer" or "step": how drives are normalised; see
             `spikebridge.nn.norms`.
+        skip: what goes into a layer goes on into the next, added to its outputs, where it is as
+            wide: between layers, and into the second one if input_size is the outputs' width.
         g, slope, reset, amount, subtract, surrogate: see `spikebridge.nn.units.Rule`; the surrogate
             may be a name such as "triangle".
         decay, train_decay, per_unit, threshold, memoryless: see `spikebridge.nn.units.Unit`.
@@ -92,7 +94,9 @@ class _Recurrent(Fresh):
     # What code for torch's layers looks at to learn that a state is a pair of tensors.
     mode = "LSTM"
     proj_size = 0
-    norm: str | bool = "none"  # of layers pickled before there was a choice
+    # Of layers pickled before there was a choice.
+    norm: str | bool = "none"
+    skip = False
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
@@ -112,6 +116,7 @@ class _Recurrent(Fresh):
         proj_size: int = 0,
         recurrent: bool = ModelConfig.recurrent,
         norm: str | bool = ModelConfig.norm,
+        skip: bool = ModelConfig.skip,
         backend: Backend = "auto",
         recompute: int = 0,
         device: torch.device | str | None = None,
@@ -143,6 +148,7 @@ class _Recurrent(Fresh):
         recurrent = _switch(recurrent=recurrent)
         self.norm = "batch" if norm is True else norm
         self.directions = 2 if bidirectional else 1
+        self.skip = _checked_skip(skip, num_layers, input_size, hidden_size * self.directions)
         self.dropout = _checked_dropout(dropout, num_layers)
         self.between = Dropout(self.dropout)
         self.layers = nn.ModuleList()
@@ -238,7 +244,8 @@ class _Recurrent(Fresh):
         for depth in range(self.num_layers):
             if depth:
                 x = self.between(x)
-            outputs = []
+                x = joined(x, entered) if self.skip else x
+            entered, outputs = x, []
             for direction in range(self.directions):
                 k = depth * self.directions + direction
                 start = None if state is None else State(state.y[k], state.s[k])
@@ -323,6 +330,16 @@ def _checked_dropout(p: Any, num_layers: int) -> float:
             stacklevel=3,
         )
     return float(p)
+
+
+def _checked_skip(skip: Any, num_layers: int, input_size: int, width: int) -> bool:
+    skip = _switch(skip=skip)
+    if skip and (num_layers < 2 or (num_layers == 2 and input_size != width)):
+        raise ValueError(
+            f"skip=True: nothing to connect with num_layers={num_layers}, {input_size} inputs and "
+            f"{width} outputs of a layer; use 3 layers, or 2 on inputs as wide as the outputs"
+        )
+    return skip
 
 
 def _either(name: str, value: Any, torchs: str, other: Any) -> Any:

@@ -121,6 +121,10 @@ class ModelConfig:
     """Whether the readout reads the outputs of all hidden layers, side by side, not the last one's
     alone."""
 
+    skip: bool = False
+    """Whether what goes into a hidden layer goes on into the next, added to its outputs, where it
+    is as wide (He et al. 2016; of spikes, Fang et al. 2021); hidden layers must be equally wide."""
+
     def __post_init__(self) -> None:
         if isinstance(self.norm, bool):
             object.__setattr__(self, "norm", "batch" if self.norm else "none")
@@ -164,6 +168,16 @@ class ModelConfig:
             self.norm in ("none", "batch") or self.unit not in BASELINES,
             f"norm={self.norm}: the drives of {self.unit} stay within torch's own layers; leave "
             "--norm out, or choose another --unit",
+        )
+        require(
+            not self.skip or len(set(self.hidden)) == 1,
+            f"skip=True: hidden={list(self.hidden)} are added to one another, so they must be "
+            "equally wide; pass equal numbers, or leave --skip out",
+        )
+        require(
+            not self.skip or len(self.hidden) + len(self.channels) > 1,
+            f"skip=True: hidden={list(self.hidden)} leaves no next layer to go on into; give two or "
+            "more, or leave --skip out",
         )
         for name in ("weight_bits", "channels", "drive_bias"):
             flag = name.replace("_", "-")
