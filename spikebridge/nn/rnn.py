@@ -236,7 +236,7 @@ class _Recurrent(Fresh):
         self, layers: list[Layer], x: Tensor, state: State | None, run: Any
     ) -> tuple[Tensor, State]:
         """All layers and directions; `run` carries one of them over x."""
-        after = []
+        after, entered = [], x
         if len(layers) == 1:
             start = None if state is None else State._make((state.y[0], state.s[0]))
             y, (last, s) = run(layers[0], x, start, False)

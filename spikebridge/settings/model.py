@@ -176,8 +176,8 @@ class ModelConfig:
         )
         require(
             not self.skip or len(self.hidden) + len(self.channels) > 1,
-            f"skip=True: hidden={list(self.hidden)} leaves no next layer to go on into; give two or "
-            "more, or leave --skip out",
+            f"skip=True: hidden={list(self.hidden)} leaves no next layer to go on into; give two "
+            "or more, or leave --skip out",
         )
         for name in ("weight_bits", "channels", "drive_bias"):
             flag = name.replace("_", "-")

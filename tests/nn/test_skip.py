@@ -158,7 +158,7 @@ def test_widths_that_do_not_agree_are_refused(settings: dict[str, Any], message:
 
 def test_what_they_do_not_go_with_is_refused_by_name() -> None:
     network = build(ModelConfig(hidden=(6, 6, 6), skip=True), 5, 2, "mean")
-    with pytest.raises(UsageError, match="its layers get sums of spikes; .*--no-skip"):
+    with pytest.raises(UsageError, match=r"its layers get sums of spikes; .*--no-skip"):
         compile(network)
     with pytest.raises(ValueError, match="skip connections go past it"):
         Online(network)
