@@ -168,28 +168,29 @@ bool run_backward(const Arguments& arguments) {
 }
 
 template <typename Io, typename Real>
-void forward(const Sizes& sizes, const Operand& drive, Address recurrent, Address s0, Address y0,
-             Address decay, Address bias, const RuleTuple& rule, Address y, Address s_all,
-             Address s_last, Address y_last, int threads) {
+void forward(const Sizes& sizes, const Operand& drive, Address recurrent, int fed, Address s0,
+             Address y0, Address decay, Address bias, Address own, const RuleTuple& rule, Address y,
+             Address s_all, Address seen, Address s_last, Address y_last, int threads) {
   const Shape shape = shape_of(sizes);
   if (!run_forward(Forward<Io, Real>{shape, rule_of(rule), strided<Io>(drive), at<Real>(recurrent),
-                                     at<Real>(s0), at<Real>(y0), at<Real>(decay), at<Real>(bias),
-                                     at<Io>(y), at<Real>(s_all), at<Real>(s_last),
-                                     at<Real>(y_last), threads}))
+                                     fed, at<Real>(s0), at<Real>(y0), at<Real>(decay), at<Real>(bias),
+                                     at<Real>(own), at<Io>(y), at<Real>(s_all), at<Real>(seen),
+                                     at<Real>(s_last), at<Real>(y_last), threads}))
     throw std::bad_alloc();
 }
 
 template <typename Io, typename Real>
-void backward(const Sizes& sizes, const Operand& grad_y, Address recurrent, Address grad_s_last,
-              Address grad_y_last, Address s_all, Address s0, Address y0, Address decay, Address bias,
-              const RuleTuple& rule, Address grad_drive, const std::vector<Address>& small,
-              int threads) {
+void backward(const Sizes& sizes, const Operand& grad_y, const Operand& drive, Address seen,
+              Address recurrent, int fed, Address grad_s_last, Address grad_y_last, Address s_all, Address s0, Address y0,
+              Address decay, Address bias, Address own, const RuleTuple& rule, Address grad_drive,
+              const std::vector<Address>& small, int threads) {
   const Shape shape = shape_of(sizes);
   if (!run_backward(Backward<Io, Real>{
-          shape, rule_of(rule), strided<Io>(grad_y), at<Real>(recurrent), at<Real>(grad_s_last),
-          at<Real>(grad_y_last), at<Real>(s_all), at<Real>(s0), at<Real>(y0), at<Real>(decay), at<Real>(bias),
-          at<Io>(grad_drive), at<Real>(small.at(0)), at<Real>(small.at(1)), at<Real>(small.at(2)),
-          at<Real>(small.at(3)), threads}))
+          shape, rule_of(rule), strided<Io>(grad_y), strided<Io>(drive), at<Real>(seen), at<Real>(recurrent), fed,
+          at<Real>(grad_s_last), at<Real>(grad_y_last), at<Real>(s_all), at<Real>(s0), at<Real>(y0),
+          at<Real>(decay), at<Real>(bias), at<Real>(own), at<Io>(grad_drive), at<Real>(small.at(0)),
+          at<Real>(small.at(1)), at<Real>(small.at(2)), at<Real>(small.at(3)), at<Real>(small.at(4)),
+          threads}))
     throw std::bad_alloc();
 }
 
@@ -336,9 +337,11 @@ NB_MODULE(_native, m) {
   nb::list surrogates;  // H by its codes
   for (int code = 0; const char* name = baseline::surrogate(code); ++code) surrogates.append(name);
   m.attr("surrogates") = surrogates;
-  nb::list units;  // their steps with the number of states, by their codes
-  for (int code = 0; baseline::unit_name(code).name; ++code)
-    units.append(nb::make_tuple(baseline::unit_name(code).name, baseline::unit_name(code).states));
+  nb::list units;  // their steps by their codes, with what a neuron of each has
+  for (int code = 0; baseline::unit_name(code).name; ++code) {
+    const UnitName unit = baseline::unit_name(code);
+    units.append(nb::make_tuple(unit.name, unit.states, unit.drives, unit.more, unit.reads, unit.every_g));
+  }
   m.attr("units") = units;
 #ifdef SPIKEBRIDGE_OPENMP
   m.attr("openmp") = true;

@@ -7,6 +7,7 @@
 // in the same order.  The gradient of the matrix is one product over all steps, left to torch.
 #include <cstdlib>
 #include <limits>
+#include <type_traits>
 
 #include "product.h"
 #include "units.h"
@@ -106,11 +107,37 @@ inline void gather(Real* to, const Real* from, int64_t rows, int64_t n, int64_t 
   for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * n, from + r * width, n * sizeof(Real));
 }
 
+// What neuron j is given beside its drives and last output.
+template <class U, class Operands>
+inline auto given(const Operands& p, int64_t j) {
+  using Real = std::remove_cv_t<std::remove_reference_t<decltype(*p.decay)>>;
+  typename U::template In<Real> in{};
+  in.decay = p.decay[j];
+  in.bias = p.bias[j];
+  if constexpr (U::more > 0) get(in.own, p.own + j, p.shape.n);
+  return in;
+}
+
+// What the neurons of a row of the batch were given at a step, where the way back reads it.
+template <class U, class Operands>
+inline auto drives_of(const Operands& p, int64_t t, int64_t row) {
+  return U::reads ? p.seen + (t * p.shape.b + row) * U::drives * p.shape.n : nullptr;
+}
+
+// The same as `given` with it.
+template <class U, class Operands, typename Real>
+inline auto given(const Operands& p, const Real* drive, int64_t j) {
+  auto in = given<U>(p, j);
+  if constexpr (U::reads) get(in.drive, drive + j, p.shape.n);
+  return in;
+}
+
 template <class U, H h, G g, typename Io, typename Real>
 bool forward_rows(const Forward<Io, Real>& p, const Real* matrix, int64_t first, int64_t rows) {
   constexpr int64_t states = U::states;
   const int64_t n = p.shape.n, m = p.shape.b * n, width = padded<Real>(n), all = rows * width;
-  Buffer<Real> s(states * all), y(all), sum(all);
+  const int64_t fed = matrix ? p.fed : 1;
+  Buffer<Real> s(states * all), y(all), sum(fed * all);
   Buffer<int32_t> list(n + 1);
   if (!(s && y && sum && list)) return false;
   const Constants<Real> c(p.rule);
@@ -121,22 +148,32 @@ bool forward_rows(const Forward<Io, Real>& p, const Real* matrix, int64_t first,
   const Real shared = lateral ? Real(1) : Real(0);  // a bool would not be vectorised
   for (int64_t t = 0; t < p.shape.t; ++t) {
     if (matrix) {
-      std::memset(sum.get(), 0, all * sizeof(Real));
-      add_recurrent<h != H::sigmoid>(sum.get(), y.get(), matrix, list.get(), rows, n, width, t > 0);
+      std::memset(sum.get(), 0, fed * all * sizeof(Real));
+      for (int64_t i = 0; i < fed; ++i)
+        add_recurrent<h != H::sigmoid>(sum.get() + i * all, y.get(), matrix + i * n * width, list.get(),
+                                       rows, n, width, t > 0);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const Io* drive = p.drive.data + t * p.drive.t + (first + r) * p.drive.b;
       const int64_t at = (first + r) * n;
       Io* to_y = p.y + t * m + at;
+      Real* seen = p.seen ? p.seen + (t * p.shape.b + first + r) * U::drives * n : nullptr;
       Real *s_ = s.get() + r * width, *y_ = y.get() + r * width;
-      const Real *sum_ = sum.get() + r * width, *decay = p.decay, *bias = p.bias;
+      const Real* sum_ = sum.get() + r * width;
       const Real most = lateral ? Largest<Real>(y_, n).value : Real(0);
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) {
         Real own[states], y_own = y_[j];
         get(own, s_ + j, all);
-        const Given<Real> in{decay[j], bias[j], y_own, shared > Real(0) ? most : y_own};
-        step_forward<U, h, g>(c, in, Real(load(drive[j])) + sum_[j], own, y_own);
+        auto in = given<U>(p, j);
+        load_all(in.drive, drive + j, n);
+        in.drive[0] += sum_[j];
+        for (int i = 1; i < U::drives; ++i) in.drive[i] += fed > 1 ? sum_[i * all + j] : Real(0);
+        if constexpr (U::reads)
+          if (seen) put(in.drive, seen + j, n);
+        in.y = y_own;
+        in.by = shared > Real(0) ? most : y_own;
+        U::template step<h, g>(c, in, own, y_own);
         put(own, s_ + j, all);
         y_[j] = y_own;
         store(to_y[j], y_own);
@@ -155,18 +192,25 @@ template <class U, H h, G g, typename Io, typename Real>
 bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t first, int64_t rows) {
   constexpr int64_t states = U::states;
   const int64_t n = p.shape.n, m = p.shape.b * n, width = padded<Real>(n), all = rows * width;
-  Buffer<Real> ds(states * all), dy(all), du(all), out(all), d_decay(all), d_bias(all);
+  constexpr int64_t drives = U::drives, more = U::more;
+  const int64_t fed = matrix ? p.fed : 1;
+  Buffer<Real> ds(states * all), dy(all), du(drives * all), out(all), d_decay(all), d_bias(all);
+  Buffer<Real> d_own(more * all);
   Buffer<Real> y_before(n);
   Buffer<Io> zeros(n);
-  if (!(ds && dy && du && out && d_decay && d_bias && y_before && zeros)) return false;
+  if (!(ds && dy && du && out && d_decay && d_bias && d_own && y_before && zeros)) return false;
   const Constants<Real> c(p.rule);
   for (int64_t i = 0; p.grad_s_last && i < states; ++i)
     spread(ds.get() + i * all, p.grad_s_last + i * m + first * n, rows, n, width);
   if (p.grad_y_last) spread(dy.get(), p.grad_y_last + first * n, rows, n, width);
   for (int64_t r = 0; p.shape.t && r < rows; ++r) {
     const Real* s = p.s_all + (p.shape.t - 1) * states * m + (first + r) * n;
-    for (int64_t j = 0; j < n; ++j)
-      out.get()[r * width + j] = output_of<U, h>(c, p.bias[j], s + j, m);
+    const Real* drive = drives_of<U>(p, p.shape.t - 1, first + r);
+    for (int64_t j = 0; j < n; ++j) {
+      Real now[states];
+      get(now, s + j, m);
+      out.get()[r * width + j] = U::template output_of<h>(c, given<U>(p, drive, j), now);
+    }
   }
   const bool lateral = p.rule.lateral;
   const Real shared = lateral ? Real(1) : Real(0);  // a bool would not be vectorised
@@ -177,15 +221,20 @@ bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t firs
       const Real* s_prev = t ? s - states * m : p.s0 + row;
       const Io* grad_y =
           p.grad_y.data ? p.grad_y.data + t * p.grad_y.t + (first + r) * p.grad_y.b : zeros.get();
-      Io* to = p.grad_drive + t * m + row;
-      const Real *decay = p.decay, *bias = p.bias;
+      const Real* drive = drives_of<U>(p, t, first + r);
+      const Real* earlier = t ? drives_of<U>(p, t - 1, first + r) : nullptr;
+      Io* to = p.grad_drive + (t * p.shape.b + first + r) * drives * n;
       Real *ds_ = ds.get() + r * width, *dy_ = dy.get() + r * width, *du_ = du.get() + r * width;
       Real *out_ = out.get() + r * width, *dd = d_decay.get() + r * width;
-      Real *db = d_bias.get() + r * width, *y_prev = y_before.get();
+      Real *db = d_bias.get() + r * width, *own_ = d_own.get() + r * width, *y_prev = y_before.get();
       if (t == 0) std::memcpy(y_prev, p.y0 + row, n * sizeof(Real));
       else
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j) y_prev[j] = output_of<U, h>(c, bias[j], s_prev + j, m);
+        for (int64_t j = 0; j < n; ++j) {
+          Real before[states];
+          get(before, s_prev + j, m);
+          y_prev[j] = U::template output_of<h>(c, given<U>(p, earlier, j), before);
+        }
       const Real nothing = 0;
       const Largest<Real> largest = lateral ? Largest<Real>(y_prev, n) : Largest<Real>(nothing, nothing);
       const Real most = largest.value;
@@ -195,15 +244,20 @@ bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t firs
         Real now[states], before[states];
         get(now, s + j, m);
         get(before, s_prev + j, m);
-        Flow<Real, states> flow;
+        typename U::template Back<Real> flow{};
         get(flow.s, ds_ + j, all);
         flow.y = dy_[j];
         flow.decay = dd[j];
         flow.bias = db[j];
-        const Given<Real> in{decay[j], bias[j], y_prev[j], shared > Real(0) ? most : y_prev[j]};
-        du_[j] = step_backward<U, h, g>(c, in, Real(load(grad_y[j])), out_[j], now, before, flow);
-        store(to[j], du_[j]);
+        if constexpr (more > 0) get(flow.own, own_ + j, all);
+        auto in = given<U>(p, drive, j);
+        in.y = y_prev[j];
+        in.by = shared > Real(0) ? most : y_prev[j];
+        U::template adjoint<h, g>(c, in, Real(load(grad_y[j])), out_[j], now, before, flow);
+        put(flow.drive, du_ + j, all);
+        store_all(flow.drive, to + j, n);
         put(flow.s, ds_ + j, all);
+        if constexpr (more > 0) put(flow.own, own_ + j, all);
         dy_[j] = shared > Real(0) ? flow.y : flow.by + flow.y;
         to_most += flow.by;
         dd[j] = flow.decay;
@@ -216,25 +270,29 @@ bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t firs
         for (int64_t j = 0; j < n; ++j) dy_[j] += y_prev[j] == most ? share : none;
       }
     }
-    if (matrix) multiply(dy.get(), du.get(), matrix, rows, n, width);
+    for (int64_t i = 0; matrix && i < fed; ++i)
+      multiply(dy.get(), du.get() + i * all, matrix + i * n * width, rows, n, width);
   }
   for (int64_t i = 0; i < states; ++i)
     gather(p.grad_s0 + i * m + first * n, ds.get() + i * all, rows, n, width);
   gather(p.grad_y0 + first * n, dy.get(), rows, n, width);
   gather(p.grad_decay + first * n, d_decay.get(), rows, n, width);
   gather(p.grad_bias + first * n, d_bias.get(), rows, n, width);
+  for (int64_t i = 0; i < more; ++i)
+    gather(p.grad_own + i * m + first * n, d_own.get() + i * all, rows, n, width);
   return true;
 }
 
 // Rows of the batch, even among the threads; false where memory ran out.
 template <typename Real, typename Run>
-bool over_rows(const Shape& shape, const Real* recurrent, bool transposed, int threads, Run&& run) {
+bool over_rows(const Shape& shape, const Real* recurrent, int fed, bool transposed, int threads, Run&& run) {
   const int64_t n = shape.n, width = padded<Real>(n);
   if (shape.b == 0 || n == 0) return true;
-  Buffer<Real> matrix(recurrent ? n * width : 0);
+  Buffer<Real> matrix(recurrent ? fed * n * width : 0);
   if (!matrix) return false;
   // (out, in): transposed, row k is what k sends
-  if (recurrent) pack(matrix.get(), recurrent, n, transposed);
+  for (int64_t i = 0; recurrent && i < fed; ++i)
+    pack(matrix.get() + i * n * width, recurrent + i * n * n, n, transposed);
   const bool small = recurrent ? shape.b * n * n < kSerialWork
                                : shape.t * shape.b * n < kSerialSteps;
   if (small || threads < 1) threads = 1;
@@ -255,7 +313,7 @@ struct RunForward {
   void operator()() const {
     auto rows = p.rule.h == static_cast<int>(H::sigmoid) ? forward_rows<U, H::sigmoid, g, Io, Real>
                                                          : forward_rows<U, H::window, g, Io, Real>;
-    done = over_rows<Real>(p.shape, p.recurrent, true, p.threads,
+    done = over_rows<Real>(p.shape, p.recurrent, p.fed, true, p.threads,
                            [&](const Real* m, int64_t first, int64_t count) {
                              return rows(p, m, first, count);
                            });
@@ -274,7 +332,7 @@ struct RunBackward {
         backward_rows<U, H::sigmoid, g, Io, Real> SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_ROWS)};
 #undef SPIKEBRIDGE_ROWS
     auto rows = all[p.rule.h];
-    done = over_rows<Real>(p.shape, p.recurrent, false, p.threads,
+    done = over_rows<Real>(p.shape, p.recurrent, p.fed, false, p.threads,
                            [&](const Real* m, int64_t first, int64_t count) {
                              return rows(p, m, first, count);
                            });

@@ -96,19 +96,45 @@ inline void stream_fence() {
 #endif
 }
 
+// What a neuron is given beside its drives and last output.
+template <class U, typename Real>
+inline typename U::template In<Real> given(const Real* decay, const Real* bias, const Real* own,
+                                           int64_t apart) {
+  typename U::template In<Real> in{};
+  in.decay = *decay;
+  in.bias = *bias;
+  if constexpr (U::more > 0) get(in.own, own, apart);
+  return in;
+}
+
+// The parameters of a tile, (N) each in memory.
+template <class U, typename Real>
+struct Parameters {
+  static constexpr int64_t width = tile_width<Real>();
+  alignas(64) Real decay[width], bias[width], own[at_least_one(U::more) * width];
+  template <class Operands>
+  Parameters(const Operands& p, const Tile& tile) {
+    fill_parameter(decay, p.decay, tile);
+    fill_parameter(bias, p.bias, tile);
+    for (int64_t i = 0; i < U::more; ++i) fill_parameter(own + i * width, p.own + i * p.shape.n, tile);
+  }
+};
+
 // `steps` time steps of one piece: what goes from one to the next stays in registers between them.
 template <int steps, class U, H h, G g, typename Io, typename Real>
-inline void forward_piece(const Constants<Real>& c, int64_t length, const Io* drive, int64_t stride,
-                          const Real* decay, const Real* bias, Real* s, Real* y, Io* to_y,
-                          Real* to_s) {
+inline void forward_piece(const Constants<Real>& c, int64_t length, int64_t n, const Io* drive,
+                          int64_t stride, const Real* decay, const Real* bias, const Real* own, Real* s,
+                          Real* y, Io* to_y, Real* to_s) {
 #pragma omp simd
   for (int64_t j = 0; j < length; ++j) {
     Real s_[U::states], y_ = y[j];
     get(s_, s + j, tile_width<Real>());
+    auto in = given<U>(decay + j, bias + j, own + j, tile_width<Real>());
 #pragma GCC unroll 4
     for (int k = 0; k < steps; ++k) {
-      const Given<Real> in{decay[j], bias[j], y_, y_};
-      step_forward<U, h, g>(c, in, Real(load(drive[k * stride + j])), s_, y_);
+      load_all(in.drive, drive + k * stride + j, n);
+      in.y = in.by = y_;
+      U::template step<h, g>(c, in, s_, y_);
       store(to_y[k * kPiece + j], y_);
       put(s_, to_s + k * U::states * kPiece + j, kPiece);
     }
@@ -120,15 +146,14 @@ inline void forward_piece(const Constants<Real>& c, int64_t length, const Io* dr
 template <class U, H h, G g, typename Io, typename Real>
 void forward_tile(const Forward<Io, Real>& p, const Tile& tile, bool streaming) {
   constexpr int64_t width = tile_width<Real>(), states = U::states;
-  alignas(64) Real s[states * width], y[width], decay[width], bias[width];
+  alignas(64) Real s[states * width], y[width];
   alignas(64) Io y_rows[kSteps * kPiece];
   alignas(64) Real s_rows[kSteps * states * kPiece];
-  const int64_t m = p.shape.b * p.shape.n;
+  const int64_t n = p.shape.n, m = p.shape.b * n;
   const Constants<Real> c(p.rule);
+  const Parameters<U, Real> own(p, tile);
   for (int64_t i = 0; i < states; ++i) copy(s + i * width, p.s0 + i * m + tile.begin, tile.width);
   copy(y, p.y0 + tile.begin, tile.width);
-  fill_parameter(decay, p.decay, tile);
-  fill_parameter(bias, p.bias, tile);
   auto put_y = streaming ? stream<Io> : copy<Io>;
   auto put_s = streaming ? stream<Real> : copy<Real>;
   for (int64_t t = 0, steps = 0; t < p.shape.t; t += steps) {
@@ -137,8 +162,8 @@ void forward_tile(const Forward<Io, Real>& p, const Tile& tile, bool streaming) 
                                : forward_piece<1, U, h, g, Io, Real>;
     tile.each([&](const Segment& part) {
       const Io* drive = p.drive.data + t * p.drive.t + part.row * p.drive.b + part.column;
-      run(c, part.length, drive, p.drive.t, decay + part.at, bias + part.at, s + part.at,
-          y + part.at, y_rows, s_rows);
+      run(c, part.length, n, drive, p.drive.t, own.decay + part.at, own.bias + part.at,
+          own.own + part.at, s + part.at, y + part.at, y_rows, s_rows);
       const int64_t at = tile.begin + part.at;
       for (int64_t k = 0; k < steps; ++k)
         put_y(p.y + (t + k) * m + at, y_rows + k * kPiece, part.length);
@@ -152,78 +177,111 @@ void forward_tile(const Forward<Io, Real>& p, const Tile& tile, bool streaming) 
 }
 
 // What a tile carries backwards through time.
-template <typename Real, int states>
+template <class U, typename Real>
 struct Adjoint {
   static constexpr int64_t width = tile_width<Real>();
-  alignas(64) Real s[states * width], y[width];  // dL/ds_t and dL/dy_t that come from step t + 1
-  alignas(64) Real decay[width], bias[width];    // sums over time
-  alignas(64) Real output[width];                // y_t, recomputed from s_t
+  // dL/ds_t and dL/dy_t that come from step t + 1
+  alignas(64) Real s[U::states * width], y[width];
+  alignas(64) Real decay[width], bias[width], own[at_least_one(U::more) * width];  // sums over time
+  alignas(64) Real output[width];  // y_t, recomputed from s_t
 };
 
-// `s` is that of the last of these steps, `s_prev` of the one before; both go back by k m a step.
+// What goes back through `steps` steps reads these; pointers to the last of the steps.
+template <typename Io, typename Real>
+struct Seen {
+  const Io *grad_y, *drive;
+  int64_t grad_y_stride, drive_stride, n, m;
+  const Real *s, *s_prev, *y0;  // of the last of these steps, of the one before, of the first of all
+};
+
 template <int steps, bool first, class U, H h, G g, typename Io, typename Real>
-inline void backward_piece(const Constants<Real>& c, int64_t length, int64_t at, int64_t m,
-                           Adjoint<Real, U::states>& adjoint, const Real* decay, const Real* bias,
-                           const Io* grad_y, int64_t stride, const Real* s, const Real* s_prev,
-                           const Real* y0, Io* grad_drive) {
+inline void backward_piece(const Constants<Real>& c, int64_t length, int64_t at,
+                           Adjoint<U, Real>& adjoint, const Parameters<U, Real>& parameters,
+                           const Seen<Io, Real>& seen, Io* grad_drive) {
   constexpr int64_t width = tile_width<Real>();
   Real *ds = adjoint.s + at, *dy = adjoint.y + at, *out = adjoint.output + at;
-  Real *d_decay = adjoint.decay + at, *d_bias = adjoint.bias + at;
+  Real *d_decay = adjoint.decay + at, *d_bias = adjoint.bias + at, *d_own = adjoint.own + at;
+  const Real *decay = parameters.decay + at, *bias = parameters.bias + at, *own = parameters.own + at;
+  const Io *grad_y = seen.grad_y, *drive = seen.drive;
+  const Real *s = seen.s, *s_prev = seen.s_prev, *y0 = seen.y0;
+  const int64_t m = seen.m, n = seen.n, stride = seen.grad_y_stride, drive_stride = seen.drive_stride;
 #pragma omp simd
   for (int64_t j = 0; j < length; ++j) {
-    Flow<Real, U::states> flow;
+    typename U::template Back<Real> flow{};
     get(flow.s, ds + j, width);
     flow.y = dy[j];
     flow.decay = d_decay[j];
     flow.bias = d_bias[j];
+    if constexpr (U::more > 0) get(flow.own, d_own + j, width);
     Real out_ = out[j], now[U::states], before[U::states];
     get(now, s + j, m);
+    auto in = given<U>(decay + j, bias + j, own + j, width);
+    if constexpr (U::reads) load_all(in.drive, drive + j, n);
 #pragma GCC unroll 4
     for (int k = 0; k < steps; ++k) {
       get(before, s_prev + j - k * U::states * m, m);
-      const Real y_prev = first ? y0[j] : output<h>(U::argument(c, bias[j], before));
-      const Given<Real> in{decay[j], bias[j], y_prev, y_prev};
-      Real du = step_backward<U, h, g>(c, in, Real(load(grad_y[j - k * stride])), out_, now, before,
-                                       flow);
+      auto prior = in;
+      if constexpr (U::reads && !first) load_all(prior.drive, drive + j - (k + 1) * drive_stride, n);
+      const Real y_prev = first ? y0[j] : U::template output_of<h>(c, prior, before);
+      in.y = in.by = y_prev;
+      U::template adjoint<h, g>(c, in, Real(load(grad_y[j - k * stride])), out_, now, before, flow);
       flow.y = flow.by + flow.y;
-      store(grad_drive[k * kPiece + j], du);
+      store_all(flow.drive, grad_drive + k * U::drives * kPiece + j, kPiece);
       if constexpr (h == H::sigmoid) out_ = y_prev;  // the slope of a spike does not read its output
       copy_states(now, before, std::make_index_sequence<U::states>());
+      in = prior;
     }
     put(flow.s, ds + j, width);
     dy[j] = flow.y;
     if constexpr (h == H::sigmoid) out[j] = out_;
     d_decay[j] = flow.decay;
     d_bias[j] = flow.bias;
+    if constexpr (U::more > 0) put(flow.own, d_own + j, width);
   }
+}
+
+// The outputs of the last step of all.
+template <class U, H h, typename Io, typename Real>
+void last_outputs(const Backward<Io, Real>& p, const Tile& tile, const Constants<Real>& c,
+                  const Parameters<U, Real>& own, Real* to) {
+  const int64_t n = p.shape.n, m = p.shape.b * n, t = p.shape.t - 1;
+  const Real* s = p.s_all + t * U::states * m + tile.begin;
+  tile.each([&](const Segment& part) {
+    const Io* drive = nullptr;
+    if constexpr (U::reads) drive = p.drive.data + t * p.drive.t + part.row * p.drive.b + part.column;
+    const int64_t at = part.at;
+#pragma omp simd
+    for (int64_t j = 0; j < part.length; ++j) {
+      Real states[U::states];
+      get(states, s + at + j, m);
+      auto in = given<U>(own.decay + at + j, own.bias + at + j, own.own + at + j, tile_width<Real>());
+      if constexpr (U::reads) load_all(in.drive, drive + j, n);
+      to[at + j] = U::template output_of<h>(c, in, states);
+    }
+  });
 }
 
 template <class U, H h, G g, typename Io, typename Real>
 void backward_tile(const Backward<Io, Real>& p, const Tile& tile, bool streaming) {
   constexpr int64_t width = tile_width<Real>(), states = U::states;
-  Adjoint<Real, U::states> adjoint;
-  alignas(64) Real decay[width], bias[width];
-  alignas(64) Io rows[kSteps * kPiece];
+  Adjoint<U, Real> adjoint;
+  alignas(64) Io rows[kSteps * U::drives * kPiece];
   alignas(64) static const Io zeros[kPiece] = {};
-  const int64_t m = p.shape.b * p.shape.n, bytes = tile.width * sizeof(Real);
+  const int64_t n = p.shape.n, m = p.shape.b * n, bytes = tile.width * sizeof(Real);
   const Constants<Real> c(p.rule);
+  const Parameters<U, Real> own(p, tile);
   std::memset(adjoint.y, 0, bytes);
   std::memset(adjoint.decay, 0, bytes);
   std::memset(adjoint.bias, 0, bytes);
+  for (int64_t i = 0; i < U::more; ++i) std::memset(adjoint.own + i * width, 0, bytes);
   for (int64_t i = 0; i < states; ++i) {
     std::memset(adjoint.s + i * width, 0, bytes);
     if (p.grad_s_last)
       copy(adjoint.s + i * width, p.grad_s_last + i * m + tile.begin, tile.width);
   }
   if (p.grad_y_last) copy(adjoint.y, p.grad_y_last + tile.begin, tile.width);
-  fill_parameter(decay, p.decay, tile);
-  fill_parameter(bias, p.bias, tile);
   auto put_row = streaming ? stream<Io> : copy<Io>;
-  if (p.shape.t > 0) {
-    const Real* s = p.s_all + (p.shape.t - 1) * states * m + tile.begin;
-#pragma omp simd
-    for (int64_t j = 0; j < tile.width; ++j) adjoint.output[j] = output_of<U, h>(c, bias[j], s + j, m);
-  }
+  if (p.shape.t > 0) last_outputs<U, h>(p, tile, c, own, adjoint.output);
   for (int64_t t = p.shape.t - 1, steps = 0; t >= 0; t -= steps) {
     steps = t >= kSteps ? kSteps : 1;  // the first step of all begins at s0 and goes alone
     auto run = t == 0            ? backward_piece<1, true, U, h, g, Io, Real>
@@ -232,14 +290,20 @@ void backward_tile(const Backward<Io, Real>& p, const Tile& tile, bool streaming
     const Real* s = p.s_all + t * states * m + tile.begin;
     const Real* s_prev = t ? s - states * m : p.s0 + tile.begin;
     tile.each([&](const Segment& part) {
-      const Io* grad_y = zeros;
-      if (p.grad_y.data)
-        grad_y = p.grad_y.data + t * p.grad_y.t + part.row * p.grad_y.b + part.column;
-      run(c, part.length, part.at, m, adjoint, decay + part.at, bias + part.at, grad_y,
-          p.grad_y.data ? p.grad_y.t : 0, s + part.at, s_prev + part.at,
-          p.y0 + tile.begin + part.at, rows);
-      for (int64_t k = 0; k < steps; ++k)
-        put_row(p.grad_drive + (t - k) * m + tile.begin + part.at, rows + k * kPiece, part.length);
+      Seen<Io, Real> seen{zeros, nullptr, 0, p.drive.t, n, m,
+                          s + part.at, s_prev + part.at, p.y0 + tile.begin + part.at};
+      if (p.grad_y.data) {
+        seen.grad_y = p.grad_y.data + t * p.grad_y.t + part.row * p.grad_y.b + part.column;
+        seen.grad_y_stride = p.grad_y.t;
+      }
+      if constexpr (U::reads)
+        seen.drive = p.drive.data + t * p.drive.t + part.row * p.drive.b + part.column;
+      run(c, part.length, part.at, adjoint, own, seen, rows);
+      for (int64_t k = 0; k < steps * U::drives; ++k) {
+        const int64_t row = (t - k / U::drives) * m + part.row * n;
+        put_row(p.grad_drive + row * U::drives + k % U::drives * n + part.column, rows + k * kPiece,
+                part.length);
+      }
     });
   }
   for (int64_t i = 0; i < states; ++i)
@@ -247,6 +311,8 @@ void backward_tile(const Backward<Io, Real>& p, const Tile& tile, bool streaming
   copy(p.grad_y0 + tile.begin, adjoint.y, tile.width);
   copy(p.grad_decay + tile.begin, adjoint.decay, tile.width);
   copy(p.grad_bias + tile.begin, adjoint.bias, tile.width);
+  for (int64_t i = 0; i < U::more; ++i)
+    copy(p.grad_own + i * m + tile.begin, adjoint.own + i * width, tile.width);
 }
 
 // Cuts (B, N) into tiles, even among the threads and no wider than the cache allows.
@@ -279,7 +345,7 @@ struct RunForward {
   void operator()() const {
     auto tile = p.rule.h == static_cast<int>(H::sigmoid) ? forward_tile<U, H::sigmoid, g, Io, Real>
                                                          : forward_tile<U, H::window, g, Io, Real>;  // any step will do
-    over_tiles<Real>(p.shape, p.drive.b == p.shape.n, p.threads,
+    over_tiles<Real>(p.shape, U::drives == 1 && p.drive.b == p.shape.n, p.threads,
                      [&](const Tile& t, bool streaming) { tile(p, t, streaming); });
   }
 };
@@ -295,7 +361,9 @@ struct RunBackward {
         backward_tile<U, H::sigmoid, g, Io, Real> SPIKEBRIDGE_SURROGATES(SPIKEBRIDGE_TILE)};
 #undef SPIKEBRIDGE_TILE
     auto tile = tiles[p.rule.h];
-    over_tiles<Real>(p.shape, p.grad_y.data && p.grad_y.b == p.shape.n, p.threads,
+    const int64_t n = p.shape.n;
+    const bool flat = U::drives == 1 && p.grad_y.data && p.grad_y.b == n && (!U::reads || p.drive.b == n);
+    over_tiles<Real>(p.shape, flat, p.threads,
                      [&](const Tile& t, bool streaming) { tile(p, t, streaming); });
   }
 };
@@ -311,8 +379,8 @@ const char* surrogate(int code) {
 }
 
 UnitName unit_name(int code) {
-#define SPIKEBRIDGE_NAME(U, name) {name, U::states},
-  static const UnitName names[] = {SPIKEBRIDGE_UNITS(SPIKEBRIDGE_NAME){nullptr, 0}};
+#define SPIKEBRIDGE_NAME(U, name) {name, U::states, U::drives, U::more, U::reads, U::every_g},
+  static const UnitName names[] = {SPIKEBRIDGE_UNITS(SPIKEBRIDGE_NAME){}};
 #undef SPIKEBRIDGE_NAME
   return names[code];
 }

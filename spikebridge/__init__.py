@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from spikebridge.crossbar.network import from_crossbar, to_crossbar
     from spikebridge.crossbar.optimizer import InMemory
     from spikebridge.data.task import Task
+    from spikebridge.nn.dynamics import AdaptiveUnit, DynamicUnit
     from spikebridge.nn.gradients import Formula, Surrogate, forward_as, modulate
     from spikebridge.nn.layers import Layer
     from spikebridge.nn.network import Network, build, load_network, save_network
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from spikebridge.nn.rnn import SNU, SoftSNU
     from spikebridge.nn.scan import loop, scan
     from spikebridge.nn.synapses import Conv2d, Dense, Embedding
-    from spikebridge.nn.units import AdaptiveUnit, Params, Rule, SNUnit, State, Unit, make_unit
+    from spikebridge.nn.units import Params, Rule, SNUnit, State, Unit, make_unit
     from spikebridge.report.theme import Section
     from spikebridge.runs.rundir import Result
     from spikebridge.runs.training import run
@@ -46,6 +47,7 @@ _HOME = {
     "crossbar.network": "from_crossbar to_crossbar",
     "crossbar.optimizer": "InMemory",
     "data.task": "Task",
+    "nn.dynamics": "AdaptiveUnit DynamicUnit",
     "nn.gradients": "Formula Surrogate forward_as modulate",
     "nn.layers": "Layer",
     "nn.network": "Network build load_network save_network",
@@ -53,7 +55,7 @@ _HOME = {
     "nn.rnn": "SNU SoftSNU",
     "nn.scan": "loop scan",
     "nn.synapses": "Conv2d Dense Embedding",
-    "nn.units": "AdaptiveUnit Params Rule SNUnit State Unit make_unit",
+    "nn.units": "Params Rule SNUnit State Unit make_unit",
     "report.theme": "Section",
     "runs.rundir": "Result",
     "runs.training": "run",
@@ -74,6 +76,7 @@ __all__ = [
     "Conv2d",
     "CrossbarConfig",
     "Dense",
+    "DynamicUnit",
     "Embedding",
     "Formula",
     "InMemory",

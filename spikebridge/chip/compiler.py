@@ -25,11 +25,12 @@ from spikebridge.chip.program import (
     ProgramLayer,
     Reduce,
 )
+from spikebridge.nn.dynamics import DynamicUnit
 from spikebridge.nn.layers import Baseline, Plain, Readout
 from spikebridge.nn.network import Network
 from spikebridge.nn.norms import LayerNormalised
 from spikebridge.nn.synapses import Conv2d, Dense, Embedding, Normalised
-from spikebridge.nn.units import AdaptiveUnit, Unit
+from spikebridge.nn.units import Unit
 
 COARSEST = 1 << 22
 """Most that a constant drive or an amount becomes, fraction bits included."""
@@ -127,8 +128,10 @@ def _check_unit(layer: Any, name: str) -> Unit:
     unit = layer.unit
     if not unit.spiking:
         _refuse(f"{name} sends numbers, not spikes", "snu, the spiking form of softsnu")
-    if isinstance(unit, AdaptiveUnit):
-        _refuse(f"the thresholds of {name} move", "snu, whose thresholds stay")
+    if isinstance(unit, DynamicUnit):
+        moves = unit.modulation in ("adaptation", "threshold")
+        reason = f"the thresholds of {name} move" if moves else f"{name} has {unit.variant}"
+        _refuse(reason, "snu, whose decays and thresholds stay")
     if unit.rule.reset == "lateral":
         _refuse(f"a spike resets all of {name}", "snu, where it resets its own neuron")
     if unit.rule.g == "elu":

@@ -35,15 +35,34 @@ def compiled(
     dtype, ys = state.s.dtype, []
     # One copy per sample: gradients add up step by step, and over samples once, at the end.
     params = unit.params(dtype)
-    params = params._replace(
-        **{name: p.expand(state.y.shape) for name, p in params._asdict().items() if p is not None}
-    )
+    own = params.own if params.own is None else params.own.unsqueeze(1)
+    wide = {
+        name: p.expand(state.y.shape)
+        for name, p in params._asdict().items()
+        if p is not None and p.dim() < 2
+    }
+    params = params._replace(**wide, own=own if own is None else own.expand(-1, *state.y.shape))
     matrix = None if recurrent is None else recurrent.to(dtype)
     for piece in drive.split(_pieces(len(drive))):
-        key = kind, len(piece), unit.size, drive.dtype, matrix is None, torch.is_grad_enabled()
+        key = (
+            kind,
+            unit.variant,
+            len(piece),
+            unit.size,
+            drive.dtype,
+            matrix is None,
+            torch.is_grad_enabled(),
+        )
         y, state = _graph(*key)(unit, piece, matrix, state, params)
         ys.append(y)
     return torch.cat(ys), state
+
+
+def fed(unit: Unit, current: Tensor, product: Tensor) -> Tensor:
+    """Currents (B, d N) with what the recurrent matrix adds to the first ones, (B, N) or all."""
+    if unit.drives > 1:  # sizes are not compared: where a call is traced they are no numbers
+        product = torch.nn.functional.pad(product, (0, current.shape[-1] - product.shape[-1]))
+    return current + product
 
 
 def _pieces(steps: int) -> list[int]:
@@ -64,7 +83,7 @@ def _steps(
     ys = []
     for current in drive.unbind(0):
         if matrix is not None:
-            current = current + torch.nn.functional.linear(state.y, matrix)
+            current = fed(unit, current, torch.nn.functional.linear(state.y, matrix))
         state = unit.step(state, current, params)
         ys.append(state.y.to(drive.dtype))
     return torch.stack(ys), state

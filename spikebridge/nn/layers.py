@@ -43,6 +43,8 @@ class Layer(Fresh):
         array: x (T, B, ...) to drive (T, B, N); see `spikebridge.nn.synapses.Array`.
         unit: N neurons.
         recurrent: add a trained (N, N) matrix from the layer's last outputs to its drive.
+        recurrent_gates: that matrix has (d N, N) and reaches all d currents of the unit, those of
+            a gate or a modulation too.
         dropout_recurrent: probability of dropping a weight of that matrix in training, once for
             all of a call's batch and time (DropConnect, Wan et al. 2013).
         backend: "auto", "loop", "native" or "triton"; see `spikebridge.nn.scan.scan`.
@@ -57,15 +59,23 @@ class Layer(Fresh):
         unit: Unit,
         *,
         recurrent: bool = False,
+        recurrent_gates: bool = False,
         dropout_recurrent: float = 0.0,
         backend: Backend = "auto",
         recompute: int = 0,
     ) -> None:
         super().__init__()
-        if array.out_features != unit.size:
+        if array.out_features != unit.size * unit.drives:
+            wants = f"{unit.size}" if unit.drives == 1 else f"{unit.drives} x {unit.size}"
             raise ValueError(
-                f"the array drives {array.out_features} neurons, the unit has {unit.size}; "
+                f"the array drives {array.out_features} neurons, the unit has {wants}; "
                 "make them equal"
+            )
+        if recurrent_gates and (unit.drives == 1 or not recurrent):
+            raise ValueError(
+                f"recurrent_gates=True: {type(unit).__name__} takes {unit.drives} current per "
+                f"neuron, recurrent={recurrent}; it needs a unit with a gate or a modulation and "
+                "recurrent=True"
             )
         self.array, self.unit, self.backend = array, unit, backend
         if backend not in BACKENDS:
@@ -80,15 +90,20 @@ class Layer(Fresh):
         self.recompute, self.dropout_recurrent = recompute, _probability(dropout_recurrent)
         self.spiking = unit.spiking
         if recurrent:
-            self.recurrent = nn.Parameter(unit.threshold.new_empty(unit.size, unit.size))
+            fed = unit.drives if recurrent_gates else 1
+            self.recurrent = nn.Parameter(unit.threshold.new_empty(fed * unit.size, unit.size))
         else:
             self.register_parameter("recurrent", None)
         self.draw()
 
     def draw(self) -> None:
-        """The recurrent matrix."""
+        """The recurrent matrix, for each current by itself."""
         if self.recurrent is not None:
-            redraw(self, "recurrent", lambda matrix: nn.init.orthogonal_(matrix, gain=0.5))
+            redraw(self, "recurrent", self._orthogonal)
+
+    def _orthogonal(self, matrix: Tensor) -> None:
+        for part in matrix.split(self.unit.size):
+            nn.init.orthogonal_(part, gain=0.5)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x (T, B, I) to y (T, B, N), and the state after the last step."""
@@ -124,7 +139,7 @@ class Layer(Fresh):
         return scan(parts["unit"], drive, self.connections(), state, backend=self.backend)
 
     def connections(self) -> Tensor | None:
-        """The recurrent matrix (N, N), in training with some weights dropped; None without one."""
+        """The recurrent matrix, in training with some weights dropped; None without one."""
         matrix: Tensor | None = self.recurrent
         if matrix is None or not (self.training and self.dropout_recurrent):
             return matrix

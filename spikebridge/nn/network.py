@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from spikebridge.base.records import ConfigError
 from spikebridge.base.tensors import TensorFile
+from spikebridge.nn.dynamics import drives_of
 from spikebridge.nn.fresh import EmbeddingTable, Fresh
 from spikebridge.nn.gradients import Surrogate
 from spikebridge.nn.layers import (
@@ -237,8 +238,8 @@ def build(
         array = make_array(unit)
         recurrent = model.recurrent and number >= len(model.channels)
         layer = Layer(
-            array, unit, recurrent=recurrent, dropout_recurrent=dropped if recurrent else 0.0,
-            backend=backend, recompute=recompute,
+            array, unit, recurrent=recurrent, recurrent_gates=recurrent and model.recurrent_gates,
+            dropout_recurrent=dropped if recurrent else 0.0, backend=backend, recompute=recompute,
         )  # fmt: skip
         layers.append(layer)
     width = model.embedding if symbols else 0
@@ -282,7 +283,7 @@ def operations(network: Network) -> int:
         elif isinstance(module, Conv2d):
             total += module.operations
         elif isinstance(module, Layer) and module.recurrent is not None:
-            total += module.unit.size**2
+            total += module.recurrent.numel()
         elif isinstance(module, Baseline):
             total += sum(p.numel() for p in module.parameters() if p.dim() == 2)
         elif isinstance(module, Readout) and module.reduce == "each":
@@ -301,6 +302,7 @@ def _arrays(
     """For each layer: what makes its array once there is a unit, its inputs, its neurons."""
     result: list[tuple[Maker, int, int]] = []
     features, sizes = input_size, list(model.hidden)
+    drives = drives_of(model.memory, model.modulation)
     if model.channels and image is not None:
         shape = (image[0], image[1], image[2])
         for channels in model.channels:
@@ -312,9 +314,10 @@ def _arrays(
         features = model.embedding
     elif symbols:  # each symbol drives the first layer by a row of its own, a constant included
         features = sizes.pop(0)
-        result.append((partial(Embedding, input_size, features), input_size, features))
+        rows = partial(Embedding, input_size, drives * features)
+        result.append((rows, input_size, features))
     for size in sizes:
-        dense = partial(Dense, features, size, bias=_drive_bias(model))
+        dense = partial(Dense, features, drives * size, bias=_drive_bias(model))
         result.append((partial(_normalised, model, dense), features, size))
         features = size
     return result
@@ -377,6 +380,9 @@ def unit_of(model: ModelConfig, size: int) -> Unit:
             "train_decay": model.train_decay,
             "per_unit": model.train_decay,
         }
+    if model.memory != "leak" or model.modulation != "none":
+        settings |= {"memory": model.memory, "modulation": model.modulation}
+        settings |= {"slow_decay": model.slow_decay, "periods": (model.period, model.period_to)}
     return make_unit(model.unit, size, **settings)
 
 

@@ -27,6 +27,7 @@ from spikebridge.settings.model import ModelConfig
 UNIT_OPTIONS = (
     "g", "slope", "reset", "amount", "subtract", "surrogate",
     "decay", "train_decay", "per_unit", "threshold", "memoryless",
+    "memory", "modulation", "rho", "beta", "slow_decay", "periods", "kick",
 )  # fmt: skip
 
 __all__ = ["SNU", "SoftSNU"]
@@ -60,6 +61,9 @@ class _Recurrent(Fresh):
         proj_size: 0; other values are refused, put a torch.nn.Linear behind instead.
         recurrent: feed each layer's outputs back into it, as an LSTM does.  The SNU of the paper is
             feed-forward by default: its memory is the membrane.
+        recurrent_gates: those outputs reach the gate or the modulation too, not the drive alone.
+        memory, modulation, rho, beta, slow_decay, periods, kick: see
+            `spikebridge.nn.dynamics.DynamicUnit`.
         norm: "none", "batch", "layer" or "step": how drives are normalised; see
             `spikebridge.nn.norms`.
         skip: what goes into a layer goes on into the next, added to its outputs, where it is as
@@ -76,7 +80,8 @@ class _Recurrent(Fresh):
         output, (y_n, s_n) = layer(x, state=None), or layer(input=x, hx=state) in torch's words
         x: (T, B, I), with batch_first (B, T, I), one sequence (T, I), or a PackedSequence.
         state: (y, s), each (num_layers * directions, B, N), (.., N) for one sequence; None is
-            silence.  The order of layers and directions is that of torch.nn.LSTM.
+            silence.  A neuron that keeps k numbers has s (.., B, k N).  The order of layers and
+            directions is that of torch.nn.LSTM.
         output: as x with N (2 N if bidirectional) in place of I.
         What comes back as (y_n, s_n) is a State of the same shapes: a pair of tensors, to be passed
         in again; `.detach()` cuts it off from the graph.
@@ -115,6 +120,7 @@ class _Recurrent(Fresh):
         *,
         proj_size: int = 0,
         recurrent: bool = ModelConfig.recurrent,
+        recurrent_gates: bool = ModelConfig.recurrent_gates,
         norm: str | bool = ModelConfig.norm,
         skip: bool = ModelConfig.skip,
         backend: Backend = "auto",
@@ -157,10 +163,14 @@ class _Recurrent(Fresh):
             features = input_size if depth == 0 else hidden_size * self.directions
             for _ in range(self.directions):
                 made = make_unit(self.kind, hidden_size, bias=self.bias, **made_as, **unit)
-                array = normalised(norm, Dense(features, hidden_size, made, **made_as), made)
-                self.layers.append(
-                    Layer(array, made, recurrent=recurrent, backend=backend, recompute=recompute)
-                )
+                rows = made.drives * hidden_size
+                array = normalised(norm, Dense(features, rows, made, **made_as), made)
+                layer = Layer(
+                    array, made, recurrent=recurrent, recurrent_gates=recurrent_gates,
+                    backend=backend, recompute=recompute,
+                )  # fmt: skip
+                self.layers.append(layer)
+        self.state_size = made.state_size
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
@@ -261,14 +271,17 @@ class _Recurrent(Fresh):
         """The state of a batch; of one sequence, batch None, with a batch of 1."""
         if state is None:
             return None
-        rows, kept = (self.num_layers * self.directions,), state_dtype(own)
-        shape = (*rows, self.hidden_size) if batch is None else (*rows, batch, self.hidden_size)
+        kept, count = state_dtype(own), self.num_layers * self.directions
+        rows = (count,) if batch is None else (count, batch)
+        shapes = [(*rows, self.hidden_size), (*rows, self.state_size)]
         if batch is not None and type(state) is State and not torch.jit.is_tracing():
             y, s = state
             tensors = isinstance(y, Tensor) and isinstance(s, Tensor)
-            if tensors and y.shape == s.shape == shape and y.dtype == s.dtype == kept:
+            if tensors and [y.shape, s.shape] == shapes and y.dtype == s.dtype == kept:
                 return state  # as a call has returned it
-        pair = f"state must be (y, s), each {shape}"
+        pair = f"state must be (y, s), each {shapes[0]}"
+        if shapes[0] != shapes[1]:
+            pair = f"state must be (y, s), {shapes[0]} and {shapes[1]}"
         if not isinstance(state, tuple | list):
             what = f"of shape {tuple(state.shape)}" if isinstance(state, Tensor) else repr(state)
             raise TypeError(
@@ -276,7 +289,7 @@ class _Recurrent(Fresh):
                 "has returned, or None for silence"
             )
         result = [tuple(part.shape) if isinstance(part, Tensor) else part for part in state]
-        if not torch.jit.is_tracing() and result != [shape, shape]:
+        if not torch.jit.is_tracing() and result != shapes:
             raise ValueError(
                 f"{pair}, got {result}; give what a call has returned, or None for silence"
             )

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from spikebridge.nn.compiled import compiled
+from spikebridge.nn.compiled import compiled, fed
 from spikebridge.nn.gradients import FORMULAS
-from spikebridge.nn.kernels import ops
+from spikebridge.nn.kernels import native, ops
 from spikebridge.nn.kernels.product import plain, traced
 from spikebridge.nn.units import State, Unit, state_dtype
 
@@ -40,8 +40,10 @@ def loop(
 
     Args:
         unit: N neurons.
-        drive: (T, B, N) input current, without the recurrent term.
-        recurrent: (N, N) matrix H, out by in: H y_prev is added to the drive of each step.
+        drive: (T, B, N) input current, without the recurrent term; (T, B, d N) of a unit that
+            takes d currents.
+        recurrent: (N, N) matrix H, out by in: H y_prev is added to the drive of each step; with
+            (d N, N) to all d currents.
         state: where to begin; None is silence.
 
     Returns:
@@ -53,12 +55,13 @@ def loop(
     ys, ss = [], []
     for current in drive.unbind(0):  # not drive[t]: its backward would cost O(T^2)
         if matrix is not None:
-            current = current + _product(state.y, matrix)
+            current = fed(unit, current, _product(state.y, matrix))
         state = unit.step(state, current, params)
         ys.append(state.y.to(drive.dtype))
         ss.append(unit.membrane(state))
     if not ys:
-        return Trace(drive, drive.to(state.s.dtype), state)
+        none = drive[..., : unit.size]
+        return Trace(none, none.to(state.s.dtype), state)
     return Trace(torch.stack(ys), torch.stack(ss), state)
 
 
@@ -155,7 +158,10 @@ def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | N
         return f"the {backend} kernel takes {kernel.takes}, the drive is {drive.dtype}"
     step = ops.step_of(unit)
     if step is None or step.name not in kernel.steps:
-        return f"{type(unit).__name__} has no {backend} kernel"
+        variant = f" ({unit.variant})" if unit.variant not in ("", "snu") else ""
+        return f"{type(unit).__name__}{variant} has no {backend} kernel"
+    if rule.g in ("relu", "elu") and not native.step(step.name).every_g:
+        return f"the {backend} kernel of {unit.variant} has g identity and leaky_relu, not {rule.g}"
     if not all(isinstance(x, float | int) for x in step.numbers(unit)):
         return f"the {backend} kernel takes plain numbers, {type(unit).__name__} has others"
     if rule.reset == "lateral" and not kernel.couples:
@@ -184,8 +190,10 @@ def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State |
     n, device = unit.size, drive.device
     if torch.jit.is_tracing():  # sizes are tensors there, and warn where they are looked at
         return unit.initial_state(drive.shape[1], drive.dtype) if state is None else state
-    if drive.dim() != 3 or drive.shape[-1] != n:
-        raise ValueError(f"drive must be (T, B, {n}) for this unit, got {tuple(drive.shape)}")
+    if drive.dim() != 3 or drive.shape[-1] != n * unit.drives:
+        raise ValueError(
+            f"drive must be (T, B, {n * unit.drives}) for this unit, got {tuple(drive.shape)}"
+        )
     if not drive.is_floating_point():
         raise TypeError(f"drive must be floating point, got {drive.dtype}; call .float() on it")
     if device != unit.threshold.device:
@@ -193,7 +201,7 @@ def _checked(unit: Unit, drive: Tensor, recurrent: Tensor | None, state: State |
             f"drive is on {device}, the unit on {unit.threshold.device}; move one of them"
         )
     if recurrent is not None:
-        if recurrent.shape != (n, n) or recurrent.device != device:
+        if recurrent.shape not in ((n, n), (n * unit.drives, n)) or recurrent.device != device:
             raise ValueError(
                 f"recurrent must be ({n}, {n}) on {device}, got {tuple(recurrent.shape)} on "
                 f"{recurrent.device}"

@@ -70,6 +70,8 @@ def gain(driven: Driven) -> float:
 class _Weighted(Fresh):
     """A weight, drawn uniformly for what it drives, and a constant drive where there is one."""
 
+    outputs = 0  # the axis of the weight that drives lie along
+
     def __init__(
         self, shape: tuple[int, ...], fan_in: int, unit: Driven, bias: bool = False, **made: Any
     ) -> None:
@@ -78,12 +80,19 @@ class _Weighted(Fresh):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(weight.new_empty(shape[0])) if bias else None
         self.gain, self.fan_in = gain(unit), fan_in
+        self.drives = unit.drives if isinstance(unit, Unit) else 1
         self.draw()
 
     def draw(self) -> None:
-        """The weight uniform, the constant drive 0."""
+        """The weight uniform, that of gates and modulations of gain 1, the constant drive 0."""
         bound = self.gain * math.sqrt(3.0 / self.fan_in)
-        redraw(self, "weight", lambda weight: nn.init.uniform_(weight, -bound, bound))
+
+        def fill(weight: Tensor) -> None:
+            nn.init.uniform_(weight, -bound, bound)
+            for part in weight.chunk(self.drives, self.outputs)[1:]:
+                part.mul_(1.0 / self.gain)
+
+        redraw(self, "weight", fill)
         if self.bias is not None:
             redraw(self, "bias", nn.init.zeros_)
 
@@ -93,7 +102,7 @@ class Dense(_Weighted):
 
     Args:
         in_features: I.
-        out_features: N.
+        out_features: N, or d N for a unit that takes d currents.
         unit: what is driven, a unit or "relu" or "tanh"; sets the scale of the initial weights, see
             `gain`.
         bias: add a trained constant drive c (N,), at first 0, at every step; None as attribute
@@ -196,6 +205,8 @@ class Conv2d(_Weighted):
 
 class Embedding(_Weighted):
     """One row of drive per symbol: x (...) of integers in [0, I) to (..., N)."""
+
+    outputs = 1
 
     def __init__(
         self,

@@ -31,12 +31,12 @@ from spikebridge.base.records import UsageError
 from spikebridge.nn.fresh import Fresh, redraw
 from spikebridge.nn.gradients import Surrogate
 from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.names import DYNAMIC, is_place, unit_class
 from spikebridge.settings.names import SPIKING as KINDS
-from spikebridge.settings.names import is_place, unit_class
+from spikebridge.settings.names import named as named_class
 
 __all__ = [
     "KINDS",
-    "AdaptiveUnit",
     "Params",
     "Rule",
     "SNUnit",
@@ -97,6 +97,7 @@ class Params(NamedTuple):
     decay: Tensor  # in (0, 1]; 0 in memoryless units
     bias: Tensor  # b = -threshold
     amount: Tensor | None = None  # (N,), what a spike takes off; None is that of the rule
+    own: Tensor | None = None  # (P, N): further parameters of a `DynamicUnit`
 
 
 @dataclass(frozen=True)
@@ -159,19 +160,23 @@ class Rule:
         return torch.sigmoid(x) if self.surrogate is None else self.surrogate(x)
 
 
-def membrane(rule: Rule, s: Tensor, y: Tensor, drive: Tensor, params: Params) -> Tensor:
-    """The new membrane state g(u), (B, N), of the old one and the last output."""
+def kept(rule: Rule, s: Tensor, y: Tensor) -> Tensor:
+    """What the last output y leaves of the membrane s, both (B, N)."""
     if rule.reset == "gate":
-        s = s * (1 - y)
-    elif rule.reset == "lateral":
-        s = s * (1 - y.amax(-1, keepdim=True)) if y.shape[-1] else s
-    u = drive + params.decay * s
-    if rule.reset == "subtract":
-        amount = rule.amount if params.amount is None else params.amount
-        if amount is None:
-            raise ValueError('reset="subtract" needs an amount; take the rule of a unit, unit.rule')
-        u = u - amount * y
-    return G_FUNCTIONS[rule.g](u, rule.slope)
+        return s * (1 - y)
+    if rule.reset == "lateral":
+        return s * (1 - y.amax(-1, keepdim=True)) if y.shape[-1] else s
+    return s
+
+
+def taken_off(rule: Rule, u: Tensor, y: Tensor, params: Params) -> Tensor:
+    """u less what a reset by subtraction takes off for the last output y."""
+    if rule.reset != "subtract":
+        return u
+    amount = rule.amount if params.amount is None else params.amount
+    if amount is None:
+        raise ValueError('reset="subtract" needs an amount; take the rule of a unit, unit.rule')
+    return u - amount * y
 
 
 def step(rule: Rule, state: State, drive: Tensor, params: Params) -> State:
@@ -185,7 +190,8 @@ def step(rule: Rule, state: State, drive: Tensor, params: Params) -> State:
 
     Source: Woźniak et al. 2020; the order of operations is that of the authors' toolkit.
     """
-    s = membrane(rule, state.s, state.y, drive, params)
+    u = drive + params.decay * kept(rule, state.s, state.y)
+    s = G_FUNCTIONS[rule.g](taken_off(rule, u, state.y, params), rule.slope)
     return State(rule.fire(s + params.bias), s)
 
 
@@ -257,7 +263,7 @@ class Unit(Fresh):
         start = torch.zeros_like(start) if memoryless else start
         self._start = torch.logit(start.double()).to(start.dtype) if train_decay else start
         self._threshold = float(threshold)
-        self.initial_decay = _mean(_of_logit(self._start) if train_decay else start, 0.8)
+        self.initial_decay = _mean(of_logit(self._start) if train_decay else start, 0.8)
         same = torch.full((), threshold, dtype=start.dtype, device="cpu")
         self.initial_threshold = _mean(same, self._threshold)
         shape = (size,) if per_unit else start.shape
@@ -275,7 +281,11 @@ class Unit(Fresh):
             self.threshold = nn.Parameter(thresholds)
         else:
             self.register_buffer("threshold", thresholds)
+        self._own_parameters(thresholds)
         self.draw()
+
+    def _own_parameters(self, empty: Tensor) -> None:
+        """Registers further parameters like `empty`, (N,)."""
 
     @classmethod
     def make(cls, size: int, *, surrogate: Surrogate | str | None = None, **settings: Any) -> Unit:
@@ -318,7 +328,7 @@ class Unit(Fresh):
         """The decay in force, () or (N,), always inside (0, 1]; 0 in memoryless units."""
         if not self.train_decay:
             return self.fixed_decay
-        return _of_logit(self.decay_logit)
+        return of_logit(self.decay_logit)
 
     def params(self, dtype: torch.dtype) -> Params:
         """Decay, bias and amount in the dtype of the state."""
@@ -328,6 +338,16 @@ class Unit(Fresh):
         if decay.dtype != dtype:
             decay = decay.to(dtype)
         return Params(decay, -threshold, threshold if self.rule.trained else None)
+
+    @property
+    def variant(self) -> str:
+        """Which of the kernels' steps it is, where its step is theirs."""
+        return ""
+
+    @property
+    def drives(self) -> int:
+        """Currents that each neuron takes, d: the drive is (T, B, d N)."""
+        return 1
 
     @property
     def state_size(self) -> int:
@@ -385,6 +405,10 @@ class SNUnit(Unit):
 
     label = "SNU"
 
+    @property
+    def variant(self) -> str:
+        return "snu"
+
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         return step(self.rule, state, drive, params)
 
@@ -396,11 +420,7 @@ class SoftUnit(SNUnit):
 
     @classmethod
     def make(cls, size: int, *, surrogate: Surrogate | str | None = None, **settings: Any) -> Unit:
-        if surrogate is not None:
-            raise ValueError("a soft unit has no surrogate: its output is smooth; leave it out")
-        unit = super().make(size, **settings)
-        unit.rule = replace(unit.rule, surrogate=None)
-        return unit
+        return softened(super().make(size, **settings), surrogate)
 
 
 class LateralUnit(SNUnit):
@@ -472,44 +492,6 @@ class ContinuousUnit(_BinaryUnit):
     label, name, reset, memoryless = "binary CI", "binary-ci", "subtract", False
 
 
-class AdaptiveUnit(Unit):
-    """An SNU whose threshold rises with its own activity: y' = h(s' + b - beta a).
-
-    a' = rho a + (1 - rho) y_prev, as in the adaptive LIF neuron of Bellec et al. 2018 (LSNN).  A
-    state's s is (B, 2 N): the membranes, then the adaptations a.
-
-    Args:
-        rho: share of the adaptation kept per step, in [0, 1).
-        beta: how far full adaptation raises the threshold, not negative.
-    """
-
-    label, reach = "adaptive SNU", 4.5
-
-    def __init__(
-        self, size: int, rule: Rule, *, rho: float = 0.95, beta: float = 1.0, **kwargs: Any
-    ) -> None:
-        super().__init__(size, rule, **kwargs)
-        if not 0 <= rho < 1:
-            raise ValueError(f"rho must be in [0, 1), got {rho}")
-        if not (math.isfinite(beta) and beta >= 0):
-            raise ValueError(f"beta must be finite and not negative, got {beta}")
-        self.rho, self.beta = rho, beta
-
-    @property
-    def state_size(self) -> int:
-        return 2 * self.size
-
-    def membrane(self, state: State) -> Tensor:
-        return state.s[..., : self.size]
-
-    def step(self, state: State, drive: Tensor, params: Params) -> State:
-        s, a = state.s.split(self.size, dim=-1)
-        a = self.rho * a + (1 - self.rho) * state.y
-        s = membrane(self.rule, s, state.y, drive, params)
-        y = self.rule.fire(s + params.bias - self.beta * a)
-        return State(y, torch.cat([s, a], dim=-1))
-
-
 def _settled(rule: Rule, threshold: float) -> Rule:
     """The rule with the number that it takes off; that of a trained threshold changes."""
     if rule.reset != "subtract" or rule.trained or rule.amount is not None:
@@ -522,7 +504,7 @@ def _settled(rule: Rule, threshold: float) -> Rule:
     return replace(rule, amount=float(threshold))
 
 
-def _of_logit(logit: Tensor) -> Tensor:
+def of_logit(logit: Tensor) -> Tensor:
     # bfloat16 has no number between 0.996 and 1: the logit fits, what it stands for does not.
     decay = torch.sigmoid(logit.to(state_dtype(logit.dtype)))
     return decay.clamp(min=torch.finfo(decay.dtype).tiny)
@@ -581,14 +563,26 @@ def make_unit(kind: str, size: int, **settings: Any) -> Unit:
             is the SNU paper's tanh', for binary units a window of half-width 1 and height 1/2.
             g, slope, reset, amount, subtract: see `Rule`; binary-ci takes its threshold off.
             decay, train_decay, per_unit, threshold, bias, memoryless, device, dtype: see `Unit`;
-            rho and beta of adaptive-snu, see `AdaptiveUnit`.
+            rho and beta of adaptive-snu, see `AdaptiveUnit`; memory and modulation of snu and
+            softsnu with what belongs to them, see `spikebridge.nn.dynamics.DynamicUnit`.
 
     Raises ValueError for what a unit does not have, such as another decay of a binary one, and
     UsageError for a module that the user has not named, see `settings.names`.
     """
     if kind not in KINDS and not is_place(kind):
         raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
+    if {"memory", "modulation"} & settings.keys():
+        dynamic: Unit = named_class("unit", DYNAMIC).make(size, kind=kind, **settings)
+        return dynamic
     made = unit_class(kind)
     if not (isinstance(made, type) and issubclass(made, Unit)):
         raise UsageError(f"unit={kind!r}: it must be a subclass of spikebridge.Unit, got {made!r}")
     return made.make(size, **settings)
+
+
+def softened(unit: Unit, surrogate: Any) -> Unit:
+    """The same without a surrogate: its outputs are between 0 and 1."""
+    if surrogate is not None:
+        raise ValueError("a soft unit has no surrogate: its output is smooth; leave it out")
+    unit.rule = replace(unit.rule, surrogate=None)
+    return unit

@@ -90,6 +90,21 @@ class ModelConfig:
     """Above 0: the neurons of a layer start with decays spread evenly from --decay to here."""
     train_decay: bool = False
     """Whether the decay is learned (kept inside (0, 1]), starting at --decay, then below 1."""
+    memory: Literal["leak", "gate", "oscillation"] = "leak"
+    """How the membrane of snu and softsnu goes on: leak (a constant decay), gate (a decay that the
+    inputs set, through rows of their own in each array) or oscillation (a second, slow state that
+    the membrane turns with).  The last two train their decays."""
+    modulation: Literal["none", "adaptation", "threshold", "output"] = "none"
+    """What moves the threshold or the output of snu and softsnu: adaptation (a neuron's own
+    spikes raise its threshold), threshold or output (further synapses do)."""
+    recurrent_gates: bool = False
+    """Whether the fed-back outputs reach the gate and the modulation too, with --recurrent."""
+    slow_decay: Annotated[float, Bound("(0, 1)")] = 0.99
+    """Share of the slow state of --memory oscillation that stays per step, at first."""
+    period: Annotated[float, Bound("(2, inf)")] = 4.0
+    """Steps of an oscillation of the first neuron of a layer, at first."""
+    period_to: Annotated[float, Bound("(2, inf)")] = 200.0
+    """The same of the last neuron; those between lie evenly on a logarithmic scale."""
     reset: Literal["gate", "subtract", "none"] = "gate"
     """What a spike does to the membrane: gate (the kept state is multiplied by 1 - y, as in the SNU
     paper), subtract (the threshold is taken off, see --subtract) or none; not used by binary-di,
@@ -143,6 +158,7 @@ class ModelConfig:
             "decay=1.0: a learned decay must start below 1; pass --decay 0.95 or --no-train-decay",
         )
         self._check_unit()
+        self._check_dynamics()
         self._check_binary()
         self._check_arrays()
 
@@ -218,6 +234,26 @@ class ModelConfig:
             not subtracts or self.threshold >= 0,
             f"threshold={self.threshold}: what reset subtract takes off must not be negative; "
             "pass --threshold 1",
+        )
+
+    def _check_dynamics(self) -> None:
+        for name, usual in (("memory", "leak"), ("modulation", "none")):
+            value = getattr(self, name)
+            require(
+                value == usual or self.unit in ("snu", "softsnu"),
+                f"{name}={value}: {self.unit} has no other; pass --unit snu or softsnu, or leave "
+                f"--{name} out",
+            )
+            require(
+                value == usual or not self.channels,
+                f"{name}={value}: convolutional layers have neither gates nor modulations yet; "
+                f"leave --channels or --{name} out",
+            )
+        gates = self.memory == "gate" or self.modulation in ("threshold", "output")
+        require(
+            not self.recurrent_gates or (self.recurrent and gates),
+            "recurrent_gates=True: there is nothing that it could feed; pass --recurrent and "
+            "--memory gate, or --modulation threshold or output, or leave it out",
         )
 
     def _check_binary(self) -> None:

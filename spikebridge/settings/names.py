@@ -20,12 +20,16 @@ from spikebridge.settings.surrogates import FORMULAS
 BASELINES = ("rnn", "gru", "lstm")
 PLAIN = ("relu", "tanh")
 BINARY = ("binary-di", "binary-ci")
+MEMORIES = ("leak", "gate", "oscillation")
+MODULATIONS = ("none", "adaptation", "threshold", "output")
+DYNAMIC = "spikebridge.nn.dynamics:DynamicUnit"
+"""The class of an snu or a softsnu with another memory or a modulation."""
 # Each unit with its class, which says its label and how its weights begin.
 UNITS = {
     "snu": "spikebridge.nn.units:SNUnit",
     "softsnu": "spikebridge.nn.units:SoftUnit",
     "li-snu": "spikebridge.nn.units:LateralUnit",
-    "adaptive-snu": "spikebridge.nn.units:AdaptiveUnit",
+    "adaptive-snu": "spikebridge.nn.dynamics:AdaptiveUnit",
     "binary-di": "spikebridge.nn.units:DiscontinuousUnit",
     "binary-ci": "spikebridge.nn.units:ContinuousUnit",
     "rnn": "spikebridge.nn.fresh:RNN",

@@ -133,7 +133,7 @@ def test_it_grows_with_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def adaptive_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a unit of one's own is: all of ours have a kernel."""
-    monkeypatch.setattr(ops, "STEPS", [step for step in ops.STEPS if step.name != "adaptive"])
+    monkeypatch.setattr(ops, "STEPS", [step for step in ops.STEPS if step.name != "adaptation"])
 
 
 @pytest.mark.skipif(native.missing is not None, reason=str(native.missing))

@@ -64,7 +64,7 @@ class Oscillating(Unit):
         return state.s[..., : self.size]
 
     def params(self, dtype: torch.dtype) -> Any:
-        decay, bias, _ = super().params(dtype)
+        decay, bias, *_ = super().params(dtype)
         return Turning(decay, bias, self.angle.to(dtype), self.pull.to(dtype))
 
     def step(self, state: State, drive: Tensor, params: Any) -> State:

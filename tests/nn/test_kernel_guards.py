@@ -33,6 +33,7 @@ def operands() -> dict[str, Any]:
         "y0": torch.zeros(B, N),
         "decay": torch.tensor(0.5),
         "bias": torch.full((N,), -1.0),
+        "own": None,
     }
 
 
@@ -44,6 +45,7 @@ def gradients() -> dict[str, Any]:
         "grad_y": torch.randn(T, B, N),
         "grad_s_last": torch.randn(B, N),
         "grad_y_last": torch.randn(B, N),
+        "drive": None,
         "recurrent": given.pop("recurrent"),
         "s_all": torch.randn(T, B, N),
     }
@@ -77,6 +79,7 @@ WRONG: dict[str, list[Tensor]] = {
     "grad_y": [torch.randn(T, B, N + 1), torch.randn(B, N), torch.randn(T, B, N).double()],
     "grad_s_last": [torch.randn(1, N), torch.randn(B, N).bfloat16()],
 }
+WRONG["own"] = [torch.zeros(1, N)]
 for same, as_ in (("y0", "s0"), ("bias", "decay"), ("grad_y_last", "grad_s_last")):
     WRONG[same] = WRONG[as_]
 
@@ -90,7 +93,7 @@ def test_an_op_refuses_what_it_would_read_beyond(op: str, given: Any) -> None:
     run(*given().values(), *RULE, *keep)
     for name in given():
         for value in WRONG[name]:
-            with pytest.raises((ValueError, TypeError), match=r"must be|does not go with"):
+            with pytest.raises((ValueError, TypeError), match=r"must be|does not go with|has no"):
                 run(*(given() | {name: value}).values(), *RULE, *keep)
     for at, wrong in ((0, "softplus"), (4, "gauss"), (5, 1e-39), (5, math.nan)):
         rule = [*RULE]

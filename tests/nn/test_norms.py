@@ -95,8 +95,7 @@ def test_gradients(norm: str, kind: str, masked: bool) -> None:
 
 
 def test_several_currents_are_normalised_each_by_itself() -> None:
-    unit = make_unit("snu", 3)
-    unit.drives = 2  # type: ignore[assignment]
+    unit = make_unit("snu", 3, memory="gate")
     ours = LayerNormalised(Dense(16, 6), unit)
     x = torch.randn(5, 4, 16)
     halves = [nn.functional.layer_norm(part, (3,)) for part in ours.array(x).split(3, -1)]

@@ -124,7 +124,7 @@ def operands(
     real = {"dtype": torch.promote_types(dtype, torch.float32), "device": device}
     s, decay, bias = torch.zeros(b, n, **real), torch.ones((), **real), torch.zeros(n, **real)
     matrix = torch.zeros(n, n, **real) if recurrent else None
-    return torch.zeros(t, b, n, dtype=dtype, device=device), (matrix, s, s, decay, bias)
+    return torch.zeros(t, b, n, dtype=dtype, device=device), (matrix, s, s, decay, bias, None)
 
 
 def rule(g: str, h: str, reset: str = "gate") -> tuple:
@@ -154,7 +154,7 @@ def test_every_g_and_h_compiles_for_sm_90(compiled: Any, dtype: torch.dtype) -> 
         drive, (recurrent, s, *rest) = operands(size, dtype, matrix)
         s_all = s.expand(size).contiguous()
         grads = (None, None) if h == "window" else (s, s)
-        call = (triton.backward, drive, *grads, recurrent, s_all, s, *rest)
+        call = (triton.backward, drive, *grads, None, recurrent, s_all, s, *rest)
         binaries += compiled(*call, *rule(g, h, next(resets)))
     assert len(binaries) == 8 + 7 + 2
     assert all(binary.asm["cubin"] for binary in binaries)
@@ -167,8 +167,9 @@ def test_more_than_two_to_the_31_numbers_take_64_bits(compiled: Any) -> None:
     drive, rest = operands((3, 2**16, 2**16), torch.float32, device="meta")
     forward = compiled(triton.forward, drive, *rest, *rule("identity", "window"), True)
     backward = compiled(
-        triton.backward, None, None, None, rest[0], drive, *rest[1:], *rule("identity", "window")
-    )
+        triton.backward, None, None, None, None, rest[0], drive, *rest[1:],
+        *rule("identity", "window"),
+    )  # fmt: skip
     assert all(each.asm["cubin"] for each in forward + backward)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.dlpack
@@ -69,8 +69,23 @@ OF_THRESHOLD = -1.0
 # "sigmoid" of soft units, then the surrogates in the order of native/pointwise.h.
 _H_NAMES = getattr(_native, "surrogates", ("sigmoid", *FORMULAS))
 H_CODES = {name: code for code, name in enumerate(_H_NAMES)}
-# The steps in the order of native/units.h, each with the number of its states k.
-_STEPS = dict(getattr(_native, "units", [("snu", 1)]))
+
+
+class StepSizes(NamedTuple):
+    """What a neuron of a unit has."""
+
+    states: int  # k
+    drives: int  # d
+    own: int  # parameters beside decay and bias
+    reads: bool  # whether the backward pass needs the drive
+    every_g: bool  # else identity and leaky_relu only
+
+
+# The steps in the order of native/units.h.
+_STEPS = {
+    name: StepSizes(*numbers)
+    for name, *numbers in getattr(_native, "units", [("snu", 1, 1, 0, False, True)])
+}
 STEP_CODES = {name: code for code, name in enumerate(_STEPS)}
 
 
@@ -86,92 +101,121 @@ def openmp() -> bool:
 
 def forward(
     drive: Tensor, recurrent: Tensor | None, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
-    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    lateral: bool, step: str, numbers: Sequence[float], keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    own: Tensor | None, g: str, slope: float, gate: bool, amount: float, h: str, width: float,
+    height: float, lateral: bool, step: str, numbers: Sequence[float], keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """y (T, B, N), the last s (k B, N) and y (B, N), and with `keep` all s (T, k B, N), else none.
 
-    A unit with k states has them one after another, the membranes (B, N) first.
+    drive is (T, B, d N) for d currents.  A unit with k states has them one after another, the
+    membranes (B, N) first.  The fifth is (T, B, d N), the currents with what came back to them,
+    where the backward pass of a coupled layer reads it, else empty.
     """
-    operands = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    states = states_of(step)
-    check(g, h, width, states, drive=drive, recurrent=recurrent, **operands)
+    operands = {"s0": s0, "y0": y0, "decay": decay, "bias": bias, "own": own}
+    check(g, h, width, step, drive=drive, recurrent=recurrent, **operands)
     if drive.dtype not in DTYPES:
         raise TypeError(f"drive must be of {TAKES} for the native kernel, got {drive.dtype}")
     rule = g, slope, gate, amount, h, width, height, lateral, step, numbers
-    made = checked_forward(drive, recurrent, s0, y0, decay, bias, *rule, keep)
-    y, s_last, y_last, s_all = made
-    return y, s_last, y_last, s0.new_empty((0, *s0.shape)) if s_all is None else s_all
+    made = checked_forward(drive, recurrent, s0, y0, decay, bias, own, *rule, keep)
+    y, s_last, y_last, s_all, seen = made
+    s_all = s0.new_empty((0, *s0.shape)) if s_all is None else s_all
+    seen = s0.new_empty((0, *drive.shape[1:])) if seen is None else seen
+    return y, s_last, y_last, s_all, seen
 
 
 def checked_forward(
     drive: Tensor, recurrent: Tensor | None, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
-    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    lateral: bool, step: str, numbers: Sequence[float], keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    own: Tensor | None, g: str, slope: float, gate: bool, amount: float, h: str, width: float,
+    height: float, lateral: bool, step: str, numbers: Sequence[float], keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """`forward` of operands that fit: what `check` asks of them is known to hold."""
-    t, b, n = drive.shape
+    t, (b, n) = drive.shape[0], y0.shape
     drive = rows(drive)
-    y = _empty_like(drive)
+    kind = _STEPS[step]
+    y = _empty_like(drive) if kind.drives == 1 else empty((t, b, n), drive.dtype)
     s_all = empty((t, *s0.shape), s0.dtype) if keep else None
+    coupled = recurrent is not None or lateral
+    seen = empty(tuple(drive.shape), s0.dtype) if keep and coupled and kind.reads else None
     # The contiguous copies must outlive the call.
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
     s_last, y_last = torch.empty_like(s0), torch.empty_like(y0)
     recurrent = None if recurrent is None else recurrent.contiguous()
+    own = None if own is None else own.contiguous()
     rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height, lateral, STEP_CODES[step],
             numbers)  # fmt: skip
     getattr(_native, FORWARD[drive.dtype])(
-        (t, b, n), _strided(drive), _address(recurrent), s0.data_ptr(), y0.data_ptr(),
-        decay.data_ptr(), bias.data_ptr(), rule, y.data_ptr(), _address(s_all),
-        s_last.data_ptr(), y_last.data_ptr(), torch.get_num_threads(),
+        (t, b, n), _strided(drive), _address(recurrent), _fed(recurrent, n), s0.data_ptr(),
+        y0.data_ptr(), decay.data_ptr(), bias.data_ptr(), _address(own), rule, y.data_ptr(),
+        _address(s_all), _address(seen), s_last.data_ptr(), y_last.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
-    return y, s_last, y_last, s_all
+    return y, s_last, y_last, s_all, seen
 
 
 def backward(
     grad_y: Tensor | None, grad_s_last: Tensor | None, grad_y_last: Tensor | None,
-    recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
-    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    lateral: bool, step: str, numbers: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of drive (T, B, N), s0 (k B, N), y0, decay and bias (B, N: one share a sample)."""
+    drive: Tensor | None, recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor,
+    decay: Tensor, bias: Tensor, own: Tensor | None, g: str, slope: float, gate: bool,
+    amount: float, h: str, width: float, height: float, lateral: bool, step: str,
+    numbers: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of drive (T, B, d N), s0 (k B, N), y0, and shares of each sample in those of decay
+    and bias (B, N) and of `own` (P B, N).
+
+    `drive` is what `forward` was given, or of a coupled layer the fifth of what it has returned.
+    """
     grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
-    given = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, states_of(step), s_all=s_all, recurrent=recurrent, **grads, **given)
-    io = s_all.dtype if grad_y is None else grad_y.dtype
+    given = {"s0": s0, "y0": y0, "decay": decay, "bias": bias, "own": own, "drive": drive}
+    check(g, h, width, step, s_all=s_all, recurrent=recurrent, **grads, **given)
+    coupled = recurrent is not None or lateral
+    io = _io(s_all, grad_y, None if coupled else drive)
     if io not in DTYPES:
         raise TypeError(f"grad_y must be of {TAKES} for the native kernel, got {io}")
     rule = g, slope, gate, amount, h, width, height, lateral, step, numbers
     return checked_backward(
-        grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, y0, decay, bias, *rule
+        grad_y, grad_s_last, grad_y_last, drive, recurrent, s_all, s0, y0, decay, bias, own, *rule
     )
 
 
 def checked_backward(
     grad_y: Tensor | None, grad_s_last: Tensor | None, grad_y_last: Tensor | None,
-    recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
-    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    lateral: bool, step: str, numbers: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    drive: Tensor | None, recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor,
+    decay: Tensor, bias: Tensor, own: Tensor | None, g: str, slope: float, gate: bool,
+    amount: float, h: str, width: float, height: float, lateral: bool, step: str,
+    numbers: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`backward` of operands that fit, as what autograd has kept and hands on does."""
-    t, (b, n) = len(s_all), y0.shape
-    io = s_all.dtype if grad_y is None else grad_y.dtype
-    grad_drive = empty((t, b, n), io)
+    t, (b, n), kind = len(s_all), y0.shape, _STEPS[step]
+    coupled = recurrent is not None or lateral
+    io = _io(s_all, grad_y, None if coupled else drive)
+    grad_drive = empty((t, b, kind.drives * n), io)
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
-    grad_s0, grad_y0, share_decay, share_bias = small = [
-        torch.empty_like(like) for like in (s0, y0, y0, y0)
-    ]
+    small = [torch.empty_like(like) for like in (s0, y0, y0, y0)]
+    small.append(y0.new_empty((kind.own * b, n)))
     grad_y = None if grad_y is None else rows(grad_y)
+    if drive is not None:
+        drive = drive.contiguous() if coupled else rows(drive)
     # The contiguous copies must outlive the call.
-    dense = [None if x is None else x.contiguous() for x in (recurrent, grad_s_last, grad_y_last)]
-    operands = [*dense, s_all, s0, y0, decay, bias]
+    dense = [None if x is None else x.contiguous() for x in (grad_s_last, grad_y_last)]
+    recurrent, own = (None if x is None else x.contiguous() for x in (recurrent, own))
+    operands = [*dense, s_all, s0, y0, decay, bias, own]
     rule = (G_CODES[g], slope, gate, amount, H_CODES[h], width, height, lateral, STEP_CODES[step],
             numbers)  # fmt: skip
     getattr(_native, "backward_" + DTYPES[io])(
-        (t, b, n), (0, 0, 0) if grad_y is None else _strided(grad_y), *map(_address, operands),
-        rule, grad_drive.data_ptr(), [x.data_ptr() for x in small], torch.get_num_threads(),
+        (t, b, n), _strided(grad_y), _strided(None if coupled else drive),
+        _address(drive if coupled else None), _address(recurrent), _fed(recurrent, n),
+        *map(_address, operands), rule, grad_drive.data_ptr(), [x.data_ptr() for x in small],
+        torch.get_num_threads(),
     )  # fmt: skip
-    return grad_drive, grad_s0, grad_y0, share_decay, share_bias
+    grad_s0, grad_y0, share_decay, share_bias, share_own = small
+    return grad_drive, grad_s0, grad_y0, share_decay, share_bias, share_own
+
+
+def _io(s_all: Tensor, grad_y: Tensor | None, drive: Tensor | None) -> torch.dtype:
+    """The type of what is kept for all steps but the states."""
+    given = {x.dtype for x in (grad_y, drive) if x is not None}
+    if len(given) > 1:
+        raise TypeError(f"grad_y and drive must be of one dtype, got {sorted(map(str, given))}")
+    return given.pop() if given else s_all.dtype
 
 
 def importance(
@@ -304,37 +348,44 @@ def rows(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-# Axes of the operands, S: states of all samples; decay and bias may be () too.  Only those over
-# time have another dtype.
-_AXES = {"drive": "TBN", "s_all": "TSN", "grad_y": "TBN"} | {
+# Axes of the operands, D: all drives, S: states of all samples, F: N or D, P: further parameters;
+# decay and bias may be () too.  Only those over time have another dtype.
+_AXES = {"drive": "TBD", "s_all": "TSN", "grad_y": "TBN"} | {
     **{"s0": "SN", "y0": "BN", "grad_s_last": "SN", "grad_y_last": "BN"},
-    **{"recurrent": "NN", "decay": "N", "bias": "N"},
+    **{"recurrent": "FN", "decay": "N", "bias": "N", "own": "PN"},
 }
 
 
-def states_of(step: str) -> int:
-    """k of a step of the native kernel; ValueError for one that it does not have."""
-    if step not in _STEPS:
-        raise ValueError(f"step={step!r} is not known; choose one of {list(_STEPS)}")
-    return _STEPS[step]
+def step(name: str) -> StepSizes:
+    """A step of the native kernel; ValueError for one that it does not have."""
+    if name not in _STEPS:
+        raise ValueError(f"step={name!r} is not known; choose one of {list(_STEPS)}")
+    return _STEPS[name]
 
 
-def check(g: str, h: str, width: float, states: int = 1, **operands: Tensor | None) -> None:
+def check(g: str, h: str, width: float, name: str = "snu", **operands: Tensor | None) -> None:
     """ValueError for operands that a kernel cannot walk through: it would read beyond them.
 
     The first, drive or s_all, decides sizes, dtype and device; what is None is not checked.
     """
-    like: Any = operands.get("drive", operands.get("s_all"))
+    states, drives, own, reads, _ = step(name)
+    first = next(iter(operands))
+    like: Any = operands[first]
     if like.dim() != 3:
-        raise ValueError(f"{next(iter(operands))} must be (T, B, N), got {tuple(like.shape)}")
+        raise ValueError(f"{first} must be (T, B, N), got {tuple(like.shape)}")
     device, state, (t, b, n) = like.device, state_dtype(like.dtype), like.shape
-    b = b if "drive" in operands else b // states
-    shapes = {"TBN": (t, b, n), "TSN": (t, states * b, n), "BN": (b, n), "SN": (states * b, n)}
-    shapes |= {"NN": (n, n), "N": (n,)}
+    b, n = (b, n // drives) if first == "drive" else (b // states, n)
+    given = {"own": own, "drive": reads or first == "drive"}
+    for needed, much in given.items():
+        if (operands.get(needed) is None) == bool(much):
+            raise ValueError(f"step={name!r} {'needs' if much else 'has no'} {needed}")
+    sizes = {"T": t, "B": b, "N": n, "D": drives * n, "S": states * b, "P": own}
+    recurrent = operands.get("recurrent")
+    sizes["F"] = drives * n if recurrent is not None and recurrent.shape[0] != n else n
     for name, x in operands.items():
         if x is not None:
             axes = _AXES[name]
-            shape = shapes[axes] if axes != "N" or x.dim() else ()
+            shape = tuple(sizes[axis] for axis in axes) if axes != "N" or x.dim() else ()
             _check_operand(name, x, shape, x.dtype if axes[0] == "T" else state, device)
     grad_y = operands.get("grad_y")
     if grad_y is not None and state_dtype(grad_y.dtype) != like.dtype:
@@ -360,8 +411,13 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _strided(x: Tensor) -> tuple[int, int, int]:
-    return x.data_ptr(), x.stride(0), x.stride(1)
+def _strided(x: Tensor | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def _fed(recurrent: Tensor | None, n: int) -> int:
+    """Of how many currents the recurrent matrix is."""
+    return 1 if recurrent is None or not n else len(recurrent) // n
 
 
 def _dense(*tensors: Tensor, n: int) -> tuple[Tensor, ...]:

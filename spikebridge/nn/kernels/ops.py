@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spikebridge.nn.dynamics import DynamicUnit
 from spikebridge.nn.kernels import native, sparse
 from spikebridge.nn.kernels.product import plain, slow_bfloat16, unwrapped
 from spikebridge.nn.kernels.sparse import Marks
-from spikebridge.nn.units import AdaptiveUnit, Params, SNUnit, State, Unit
+from spikebridge.nn.units import Params, SNUnit, State, Unit
 
 __all__ = ["KERNELS", "STEPS", "Kernel", "KernelStep", "missing", "scan", "step_of"]
 
@@ -49,28 +50,36 @@ class KernelStep(NamedTuple):
     """The step of a unit as the kernels have it."""
 
     definition: Callable[..., State]  # the pure step that it equals
-    name: str  # in SPIKEBRIDGE_UNITS of native/units.h
-    numbers: Callable[[Any], list[float]]  # of a unit, in the order of native/units.h
+    name: str  # in SPIKEBRIDGE_UNITS of native/units.h, `variant` of the unit
     # What h takes, of the bias, the states and the numbers, rounded as native/units.h rounds it.
     # Without it every place of the outputs' gradient is computed.
     argument: Callable[[Tensor, tuple[Tensor, ...], list[float]], Tensor] | None = None
 
+    @staticmethod
+    def numbers(unit: Any) -> list[float]:
+        """The constants of a unit, in the order of native/units.h."""
+        return getattr(unit, "numbers", [])
 
-STEPS = (
-    KernelStep(SNUnit.step, "snu", lambda unit: [], lambda bias, states, _: states[0] + bias),
-    KernelStep(
-        AdaptiveUnit.step,
-        "adaptive",
-        lambda unit: [unit.rho, 1 - unit.rho, unit.beta],
-        lambda bias, states, numbers: (states[0] + bias).sub_(states[1] * numbers[2]),
-    ),
+
+def _membrane(bias: Tensor, states: tuple[Tensor, ...], numbers: list[float]) -> Tensor:
+    return states[0] + bias
+
+
+_ARGUMENTS: dict[str, Any] = {
+    **dict.fromkeys(("snu", "gate", "oscillation"), _membrane),
+    "adaptation": lambda b, s, numbers: _membrane(b, s, numbers).sub_(s[1] * numbers[2]),
+    "threshold": lambda b, s, numbers: _membrane(b, s, numbers).add_(s[1]),
+}
+STEPS = tuple(
+    KernelStep(SNUnit.step if name == "snu" else DynamicUnit.step, name, _ARGUMENTS.get(name))
+    for name in native.STEP_CODES
 )
 
 
 def step_of(unit: Unit) -> KernelStep | None:
     """The kernels' step of a unit; None where they have none."""
     for step in STEPS:
-        if type(unit).step is step.definition:
+        if type(unit).step is step.definition and unit.variant == step.name:
             return step
     return None
 
@@ -101,7 +110,7 @@ def scan(
     if recurrent is not None:
         recurrent = recurrent.to(state.s.dtype)
     first = state.s if states == 1 else _one_after_another(state.s, states, unit.size)
-    operands = (drive, recurrent, first, state.y, params.decay, params.bias)
+    operands = (drive, recurrent, first, state.y, params.decay, params.bias, params.own)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     keep = keep or (not alone and torch.jit.is_tracing())  # what is traced may be trained later
     slope = 1.0 if rule.g == "identity" else rule.slope
@@ -112,10 +121,10 @@ def scan(
         h = formula.formula, formula.width, formula.height
     # The shortest way to the kernel: the machinery of an op takes longer than a small scan.
     run: Any = torch.ops.spikebridge.scan  # where somebody looks on
-    fits = alone and states == native.states_of(step.name) and _per_neuron(params, drive, state)
-    if fits and unwrapped(*operands[1:]):
+    fits = alone and states == native.step(step.name).states and _per_neuron(params, state)
+    if fits and unwrapped(*(x for x in operands[1:] if x is not None)):
         run = _Scan.apply if keep else native.checked_forward
-    y, s_last, y_last, _ = run(
+    y, s_last, y_last, *_ = run(
         *operands, rule.g, slope, rule.reset == "gate", amount, *h,
         rule.reset == "lateral", step.name, step.numbers(unit), keep,
     )  # fmt: skip
@@ -134,10 +143,10 @@ def _side_by_side(s: Tensor, states: int, batch: int) -> Tensor:
     return s.unflatten(0, (states, batch)).transpose(0, 1).flatten(1)
 
 
-def _per_neuron(params: Params, drive: Tensor, state: State) -> bool:
+def _per_neuron(params: Params, state: State) -> bool:
     """Whether decay and bias are (N,), or () for all; the op refuses what else a unit may make."""
-    n, dtype = drive.shape[2:], state.s.dtype
-    decay, bias, _ = params
+    n, dtype = state.y.shape[1:], state.s.dtype
+    decay, bias = params[:2]
     return (
         decay.dtype == bias.dtype == dtype
         and (decay.shape == n or not decay.dim())
@@ -167,9 +176,9 @@ class _Scan(torch.autograd.Function):
 
         A window or a triangle is 0 beyond its width, and what comes back to y goes through it.
         """
-        _, s_all, _, _, y0, _, bias = ctx.saved_tensors
+        _, _, s_all, _, _, y0, _, bias, _ = ctx.saved_tensors
         *_, h, width, _, _, name, numbers = ctx.rule
-        argument = next((step.argument for step in STEPS if step.name == name), None)
+        argument = _ARGUMENTS.get(name)
         if h not in COMPACT or argument is None:
             return None
         n, states = s_all.shape[-1], s_all.shape[1] // max(len(y0), 1)
@@ -206,30 +215,44 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 def _(drive, recurrent, s0, y0, *rest):  # type: ignore[no-untyped-def]
     t = drive.shape[0] if rest[-1] else 0  # keep
     return (
-        drive.new_empty(drive.shape),
+        drive.new_empty((drive.shape[0], *y0.shape)),
         s0.new_empty(s0.shape),
         y0.new_empty(y0.shape),
         s0.new_empty((t, *s0.shape)),
+        s0.new_empty((t if _kept_apart(recurrent, rest[3:-1]) else 0, *drive.shape[1:])),
     )
 
 
 @_scan_backward.register_fake
-def _(grad_y, grad_s_last, grad_y_last, recurrent, s_all, s0, y0, *rest):  # type: ignore[no-untyped-def]
-    like = s_all if grad_y is None else grad_y
+def _(grad_y, grad_s_last, grad_y_last, drive, recurrent, s_all, s0, y0, *rest):  # type: ignore[no-untyped-def]
+    given = [x for x in (grad_y, drive, s_all) if x is not None]
+    like, step, (b, n) = given[0], native.step(rest[-2]), y0.shape
     return (
-        like.new_empty((s_all.shape[0], *y0.shape)),
+        like.new_empty((s_all.shape[0], b, step.drives * n)),
         s0.new_empty(s0.shape),
         *(y0.new_empty(y0.shape) for _ in range(3)),
+        y0.new_empty((step.own * b, n)),
     )
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, recurrent, s0, y0, decay, bias, *rule, keep = inputs
-    y, _, _, s_all = output
+    drive, recurrent, s0, y0, decay, bias, own, *rule, keep = inputs
+    y, _, _, s_all, seen = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(s_all)
-    ctx.save_for_backward(None if recurrent is None else y, s_all, recurrent, s0, y0, decay, bias)
+    ctx.mark_non_differentiable(*(x for x in (s_all, seen) if x is not None))
+    if _kept_apart(recurrent, rule):
+        drive = seen
+    elif not native.step(rule[-2]).reads:
+        drive = None
+    y = None if recurrent is None else y
+    ctx.save_for_backward(y, drive, s_all, recurrent, s0, y0, decay, bias, own)
     ctx.rule, ctx.keep = rule, keep
+
+
+def _kept_apart(recurrent: Tensor | None, rule: Sequence[Any]) -> bool:
+    """Whether the backward pass reads currents that are not the drive alone."""
+    *_, lateral, step, _ = rule
+    return (recurrent is not None or lateral) and native.step(step).reads
 
 
 def _backward(ctx: Any, *grads: Any) -> tuple:
@@ -240,18 +263,19 @@ def _backward(ctx: Any, *grads: Any) -> tuple:
 
 def _gradients(run: Callable[..., tuple[Tensor, ...]], ctx: Any, grads: Sequence[Any]) -> tuple:
     """Those of all inputs, from those of y, the last s and the last y."""
-    y, s_all, recurrent, s0, y0, decay, bias = ctx.saved_tensors
-    drive, s, first_y, share_decay, share_bias = run(
-        *grads[:3], recurrent, s_all, s0, y0, decay, bias, *ctx.rule
+    y, drive, s_all, recurrent, s0, y0, decay, bias, own = ctx.saved_tensors
+    drive, s, first_y, share_decay, share_bias, share_own = run(
+        *grads[:3], drive, recurrent, s_all, s0, y0, decay, bias, own, *ctx.rule
     )
     needs = ctx.needs_input_grad
     return (
         drive if needs[0] else None,
-        _recurrent_gradient(drive, y, y0) if needs[1] else None,
+        _recurrent_gradient(drive[..., : len(recurrent)], y, y0) if needs[1] else None,
         s if needs[2] else None,
         first_y if needs[3] else None,
         _reduced(share_decay, decay) if needs[4] else None,
         _reduced(share_bias, bias) if needs[5] else None,
+        share_own.unflatten(0, (len(own), len(y0))).sum(1) if needs[6] else None,
         *[None] * (len(ctx.rule) + 1),
     )
 

@@ -213,13 +213,13 @@ def _backward(
 
 def forward(
     drive: Tensor, recurrent: Tensor | None, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
-    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    lateral: bool, step: str, numbers: Sequence[float], keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    own: Tensor | None, g: str, slope: float, gate: bool, amount: float, h: str, width: float,
+    height: float, lateral: bool, step: str, numbers: Sequence[float], keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `native.forward`, for the step of the SNU without lateral inhibition."""
     _check_step(lateral, step)
     states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, 1, drive=drive, recurrent=recurrent, **states)
+    check(g, h, width, step, drive=drive, recurrent=recurrent, **states)
     t, b, n = drive.shape
     drive, recurrent = rows(drive), None if recurrent is None else recurrent.contiguous()
     y = torch.empty((t, b, n), dtype=drive.dtype, device=drive.device)
@@ -237,20 +237,21 @@ def forward(
             s_all[first:] if keep else None, steps, n, b * n, drive.stride(0), drive.stride(1),
             *_unit_strides(decay, bias), **rule,
         )  # fmt: skip
-    return y, s, out, s_all
+    return y, s, out, s_all, s.new_empty((0, b, n))
 
 
 def backward(
     grad_y: Tensor | None, grad_s_last: Tensor | None, grad_y_last: Tensor | None,
-    recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor, decay: Tensor, bias: Tensor,
-    g: str, slope: float, gate: bool, amount: float, h: str, width: float, height: float,
-    lateral: bool, step: str, numbers: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    drive: Tensor | None, recurrent: Tensor | None, s_all: Tensor, s0: Tensor, y0: Tensor,
+    decay: Tensor, bias: Tensor, own: Tensor | None, g: str, slope: float, gate: bool,
+    amount: float, h: str, width: float, height: float, lateral: bool, step: str,
+    numbers: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `native.backward`, of the same."""
     _check_step(lateral, step)
     grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
     states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, 1, s_all=s_all, recurrent=recurrent, **grads, **states)
+    check(g, h, width, step, s_all=s_all, recurrent=recurrent, **grads, **states)
     t, b, n = s_all.shape
     s0, y0 = s0.contiguous(), y0.contiguous()
     grad_y = None if grad_y is None else rows(grad_y)
@@ -276,7 +277,7 @@ def backward(
             dy.addmm_(grad_drive[first] if wide is None else wide, recurrent)
         if wide is not None:
             grad_drive[first].copy_(wide)
-    return grad_drive, ds, dy, share_decay, share_bias
+    return grad_drive, ds, dy, share_decay, share_bias, ds.new_empty((0, n))
 
 
 def _check_step(lateral: bool, step: str) -> None:
