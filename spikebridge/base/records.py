@@ -151,7 +151,7 @@ def check_types(record: Any) -> None:
             value = tuple(float(item) if type(item) is int else item for item in value)
         if not _fits(value, annotation):
             choices = get_args(annotation) if get_origin(annotation) is Literal else ()
-            close = near(value, choices) if isinstance(value, str) else ""
+            close = near(value, choices) if choices and isinstance(value, str) else ""
             raise ConfigError(f"{name}={value!r}: expected {_wanted(annotation)}{close}")
         object.__setattr__(record, name, value)
     check_bounds(record)

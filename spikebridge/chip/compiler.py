@@ -128,6 +128,8 @@ def _check_unit(layer: Any, name: str) -> Unit:
     unit = layer.unit
     if not unit.spiking:
         _refuse(f"{name} sends numbers, not spikes", "snu, the spiking form of softsnu")
+    if getattr(layer, "delays", None) is not None:
+        _refuse(f"outputs of {name} come later, and it keeps none", "one without, --delays 0")
     if isinstance(unit, DynamicUnit):
         moves = unit.modulation in ("adaptation", "threshold")
         reason = f"the thresholds of {name} move" if moves else f"{name} has {unit.variant}"

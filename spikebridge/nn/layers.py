@@ -13,11 +13,12 @@ from torch.nn.modules.module import _has_any_global_hook as has_any_hook
 from torch.nn.utils import parametrize
 
 from spikebridge.base.chance import kept
+from spikebridge.nn.delays import Delays
 from spikebridge.nn.fresh import GRU, LSTM, RNN, Fresh, Linear, redraw
 from spikebridge.nn.kernels.product import goes_on, traced
 from spikebridge.nn.recompute import recomputed
 from spikebridge.nn.scan import BACKENDS, Backend, Trace, loop, scan
-from spikebridge.nn.units import ACTIVATIONS, State, Unit
+from spikebridge.nn.units import ACTIVATIONS, State, Unit, state_dtype
 
 __all__ = [
     "Baseline",
@@ -48,6 +49,9 @@ class Layer(Fresh):
         dropout_recurrent: probability of dropping a weight of that matrix in training, once for
             all of a call's batch and time (DropConnect, Wan et al. 2013).
         backend: "auto", "loop", "native" or "triton"; see `spikebridge.nn.scan.scan`.
+        delays: most steps that a neuron's output may take to where the layer's outputs go, which is
+            trained; 0 is none.  See `spikebridge.nn.delays`.  Its own recurrence has no delay.  The
+            outputs still on their way lie behind the unit's state, in s: (B, state_size).
         recompute: k > 0 keeps every k-th state for the backward pass and computes the others
             twice; see `spikebridge.nn.recompute.recomputed`.  Not under torch.compile or
             torch.func, where everything is kept.
@@ -63,6 +67,7 @@ class Layer(Fresh):
         dropout_recurrent: float = 0.0,
         backend: Backend = "auto",
         recompute: int = 0,
+        delays: int = 0,
     ) -> None:
         super().__init__()
         if array.out_features != unit.size * unit.drives:
@@ -89,6 +94,8 @@ class Layer(Fresh):
             )
         self.recompute, self.dropout_recurrent = recompute, _probability(dropout_recurrent)
         self.spiking = unit.spiking
+        kind: dict[str, Any] = {"device": unit.threshold.device, "dtype": unit.threshold.dtype}
+        self.delays = Delays(unit.size, delays, **kind) if delays else None
         if recurrent:
             fed = unit.drives if recurrent_gates else 1
             self.recurrent = nn.Parameter(unit.threshold.new_empty(fed * unit.size, unit.size))
@@ -112,7 +119,7 @@ class Layer(Fresh):
         if not (self.recompute and torch.is_grad_enabled()) or traced():
             return self._run(x, state)
         if state is None:
-            state = self.unit.initial_state(x.shape[1], self.unit.threshold.dtype, x.device)
+            state = self.initial_state(x.shape[1], self.unit.threshold.dtype, x.device)
         parameters = tuple(p for p in self.parameters() if p.requires_grad)
         with parametrize.cached():  # a weight that is read off memory cells is read once
             return recomputed(self._again(), x, state, parameters, self.recompute)
@@ -135,8 +142,41 @@ class Layer(Fresh):
 
     def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         parts: Any = self._modules  # read as attributes they take longer than a step of the kernel
-        drive = parts["array"](x)
-        return scan(parts["unit"], drive, self.connections(), state, backend=self.backend)
+        drive, delays = parts["array"](x), parts.get("delays")
+        if delays is None:
+            return scan(parts["unit"], drive, self.connections(), state, backend=self.backend)
+        state, past = self._parted(state, drive)
+        y, last = scan(parts["unit"], drive, self.connections(), state, backend=self.backend)
+        y, past = delays(y, past)
+        return y, State(last.y, torch.cat([last.s, past], -1))
+
+    @property
+    def state_size(self) -> int:
+        """Numbers per sample in a state's s: the unit's, and those of outputs on their way."""
+        delays: Any = self._modules.get("delays")
+        return self.unit.state_size + (delays.max_delay * self.unit.size if delays else 0)
+
+    def initial_state(
+        self, batch: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> State:
+        """Silence: all zero, for a drive of the given dtype."""
+        y, s = self.unit.initial_state(batch, dtype, device)
+        return State(
+            y, s if s.shape[-1] == self.state_size else s.new_zeros(batch, self.state_size)
+        )
+
+    def _parted(self, state: State | None, drive: Tensor) -> tuple[State | None, Tensor]:
+        """The unit's state, and the outputs that are on their way, (B, D N)."""
+        own = self.unit.state_size
+        if state is None:
+            kind = state_dtype(drive.dtype)
+            return None, drive.new_zeros(drive.shape[1], self.state_size - own, dtype=kind)
+        if state.s.shape[-1] != self.state_size:
+            raise ValueError(
+                f"state.s must be (B, {self.state_size}), {own} of the unit and what is under way, "
+                f"got {tuple(state.s.shape)}; start from layer.initial_state(batch, dtype), or None"
+            )
+        return State(state.y, state.s[..., :own].contiguous()), state.s[..., own:]
 
     def connections(self) -> Tensor | None:
         """The recurrent matrix, in training with some weights dropped; None without one."""
@@ -147,7 +187,14 @@ class Layer(Fresh):
 
     def trace(self, x: Tensor, state: State | None = None) -> Trace:
         """Outputs and membrane states of every step, (T, B, N) each, and the last state."""
-        return loop(self.unit, self.array(x), self.recurrent, state)
+        drive = self.array(x)
+        delays: Any = self._modules.get("delays")
+        if delays is None:
+            return loop(self.unit, drive, self.recurrent, state)
+        own, past = self._parted(state, drive)
+        y, s, last = loop(self.unit, drive, self.recurrent, own)
+        late, past = delays(y, past)
+        return Trace(late, s, State(last.y, torch.cat([last.s, past], -1)))
 
 
 def joined(y: Tensor, x: Tensor) -> Tensor:

@@ -240,6 +240,7 @@ def build(
         layer = Layer(
             array, unit, recurrent=recurrent, recurrent_gates=recurrent and model.recurrent_gates,
             dropout_recurrent=dropped if recurrent else 0.0, backend=backend, recompute=recompute,
+            delays=model.delays,
         )  # fmt: skip
         layers.append(layer)
     width = model.embedding if symbols else 0

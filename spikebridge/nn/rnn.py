@@ -66,6 +66,9 @@ class _Recurrent(Fresh):
             `spikebridge.nn.dynamics.DynamicUnit`.
         norm: "none", "batch", "layer" or "step": how drives are normalised; see
             `spikebridge.nn.norms`.
+        delays: most steps that an output may take to the next layer, or out, which is trained; 0 is
+            none, see `spikebridge.nn.delays`.  The s of a state is then (1 + delays) N wide, and
+            output[-1] is not y_n[-1], which has no delay.
         skip: what goes into a layer goes on into the next, added to its outputs, where it is as
             wide: between layers, and into the second one if input_size is the outputs' width.
         g, slope, reset, amount, subtract, surrogate: see `spikebridge.nn.units.Rule`; the surrogate
@@ -123,6 +126,7 @@ class _Recurrent(Fresh):
         recurrent_gates: bool = ModelConfig.recurrent_gates,
         norm: str | bool = ModelConfig.norm,
         skip: bool = ModelConfig.skip,
+        delays: int = ModelConfig.delays,
         backend: Backend = "auto",
         recompute: int = 0,
         device: torch.device | str | None = None,
@@ -168,9 +172,10 @@ class _Recurrent(Fresh):
                 layer = Layer(
                     array, made, recurrent=recurrent, recurrent_gates=recurrent_gates,
                     backend=backend, recompute=recompute,
+                    delays=whole(delays=delays),
                 )  # fmt: skip
                 self.layers.append(layer)
-        self.state_size = made.state_size
+        self.state_size = layer.state_size
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
@@ -437,7 +442,7 @@ def _run_packed(
     in their state.  Backwards it only grows: rows join in with their initial state.
     """
     if state is None:
-        state = layer.unit.initial_state(sizes[0], data.dtype, data.device)
+        state = layer.initial_state(sizes[0], data.dtype, data.device)
     stretches, begin, t = [], 0, 0
     while t < len(sizes):
         end = t

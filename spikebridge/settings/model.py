@@ -136,6 +136,9 @@ class ModelConfig:
     """Whether the readout reads the outputs of all hidden layers, side by side, not the last one's
     alone."""
 
+    delays: Count = 0
+    """Most steps that a neuron's output takes to the next layer and to the readout, learned for
+    each neuron: between two steps in training, whole steps in use; 0 = none."""
     skip: bool = False
     """Whether what goes into a hidden layer goes on into the next, added to its outputs, where it
     is as wide (He et al. 2016; of spikes, Fang et al. 2021); hidden layers must be equally wide."""
@@ -207,7 +210,12 @@ class ModelConfig:
             not (self.train_decay and self.decay_to == 1),
             "decay_to=1.0: a learned decay must start below 1; pass --decay-to 0.98",
         )
-        for name in ("recurrent", "dropout_recurrent"):
+        require(
+            self.unit not in BASELINES or not self.delays,
+            f"delays={self.delays}: {self.unit} is torch's own and keeps no outputs on their way; "
+            "leave --delays out, or choose another --unit",
+        )
+        for name in ("recurrent", "dropout_recurrent", "delays"):
             require(
                 self.unit not in PLAIN or not getattr(self, name),
                 f"{name}={getattr(self, name)}: {self.unit} keeps nothing from step to step; "

@@ -306,6 +306,7 @@ RESET: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "normalised": (lambda: Normalised(Dense(F, H), centre=True), x_of),
     "layer norm": (lambda: SNU(F, H, 2, norm="layer"), x_of),
     "step norm": (lambda: network_of(unit="snu", norm="step"), x_of),
+    "delays": (lambda: SNU(F, H, 2, recurrent=True, delays=3), x_of),
     "readout": (lambda: Readout(F, 3, "last"), x_of),
     "network": (lambda: network_of(unit="snu", recurrent=True, norm=True), x_of),
     "binary": (lambda: network_of(unit="binary-ci", weight_bits=4), x_of),
