@@ -225,24 +225,10 @@ def build(
     check_fits(model, input_size, symbols, image)
     planned = _arrays(model, input_size, symbols, image)
     _check_skip(model, [(features, size) for _, features, size in planned], symbols)
-    layers: list[Layer | Baseline | Plain] = []
-    dropped = model.dropout_recurrent
-    for number, (make_array, features, size) in enumerate(planned):
-        if model.unit in BASELINES:
-            layers.append(Baseline(model.unit, features, size, dropout_recurrent=dropped))
-            continue
-        if model.unit in PLAIN:
-            layers.append(Plain(make_array(model.unit), model.unit))
-            continue
-        unit = unit_of(model, size)
-        array = make_array(unit)
-        recurrent = model.recurrent and number >= len(model.channels)
-        layer = Layer(
-            array, unit, recurrent=recurrent, recurrent_gates=recurrent and model.recurrent_gates,
-            dropout_recurrent=dropped if recurrent else 0.0, backend=backend, recompute=recompute,
-            delays=model.delays,
-        )  # fmt: skip
-        layers.append(layer)
+    layers = [
+        _layer(model, number, *plan, backend=backend, recompute=recompute)
+        for number, plan in enumerate(planned)
+    ]
     width = model.embedding if symbols else 0
     read = len(model.hidden) if model.read_all else 1
     tied = width if model.tied else 0
@@ -335,6 +321,23 @@ def _check_skip(model: ModelConfig, sizes: list[tuple[int, int]], symbols: bool)
             f"(inputs and neurons: {', '.join(f'{i} {n}' for i, n in sizes)}); give a third hidden "
             f"layer, hidden layers of {sizes[0][0]}, or leave --skip out"
         )
+
+
+def _layer(
+    model: ModelConfig, number: int, make_array: Maker, features: int, size: int, **run: Any
+) -> Layer | Baseline | Plain:
+    dropped = model.dropout_recurrent
+    if model.unit in BASELINES:
+        return Baseline(model.unit, features, size, dropout_recurrent=dropped)
+    if model.unit in PLAIN:
+        return Plain(make_array(model.unit), model.unit)
+    unit = unit_of(model, size)
+    recurrent = model.recurrent and number >= len(model.channels)
+    return Layer(
+        make_array(unit), unit, recurrent=recurrent,
+        recurrent_gates=recurrent and model.recurrent_gates,
+        dropout_recurrent=dropped if recurrent else 0.0, delays=model.delays, **run,
+    )  # fmt: skip
 
 
 def _convolution(
