@@ -40,21 +40,20 @@ class LayerNormalised(Normalised):
 
     def __init__(self, array: Dense | Conv2d, unit: Driven = None) -> None:
         super().__init__(array, unit, centre=True)
-        self.currents = getattr(unit, "drives", 1)
         self.mean_square = self.mean = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""
         drive = self.array(x)
-        features = drive.shape[-1] // self.currents
+        features = drive.shape[-1] // self.drives
         kind = torch.promote_types(drive.dtype, torch.float32)
         assert self.shift is not None
         own = (self.size, self.shift)
         size, shift = (self._each(part, drive.shape[-1]).to(kind) for part in own)
-        if self.currents == 1:
+        if self.drives == 1:
             # In bfloat16 only the result is rounded.
             return F.layer_norm(drive.to(kind), (features,), size, shift, self.EPS).to(drive.dtype)
-        parts = drive.to(kind).unflatten(-1, (self.currents, features))
+        parts = drive.to(kind).unflatten(-1, (self.drives, features))
         each = F.layer_norm(parts, (features,), None, None, self.EPS).flatten(-2)
         return torch.addcmul(shift, each, size).to(drive.dtype)
 
@@ -70,7 +69,7 @@ class LayerNormalised(Normalised):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.groups} features, currents={self.currents}"
+        return f"{self.groups} features, drives={self.drives}"
 
 
 class StepNormalised(Normalised):

@@ -287,7 +287,7 @@ class Normalised(Fresh):
         self.array, self.momentum, self.centre = array, momentum, centre
         self.in_features, self.out_features = array.in_features, array.out_features
         self.groups = array.out_shape[0] if isinstance(array, Conv2d) else array.out_features
-        self.gain = gain(unit)
+        self.gain, self.drives = gain(unit), unit.drives if isinstance(unit, Unit) else 1
         empty = array.weight.new_empty(self.groups)
         self.size = nn.Parameter(empty.clone())
         self.mean_square: Tensor
@@ -302,12 +302,17 @@ class Normalised(Fresh):
     @torch.no_grad()
     def draw(self) -> None:
         """The size that `gain` gives, and nothing seen yet."""
-        redraw(self, "size", lambda size: size.fill_(self.gain / 2))
+        redraw(self, "size", self._sized)
         if self.mean_square is not None:
             self.mean_square.fill_(1.0)
         for zero in (self.mean, self.shift):
             if zero is not None:
                 zero.zero_()
+
+    def _sized(self, size: Tensor) -> None:
+        size.fill_(self.gain / 2)
+        for part in size.chunk(self.drives)[1:]:  # gates and modulations have weights of gain 1
+            part.fill_(1 / 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., N)."""

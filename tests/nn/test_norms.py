@@ -100,6 +100,29 @@ def test_several_currents_are_normalised_each_by_itself() -> None:
     x = torch.randn(5, 4, 16)
     halves = [nn.functional.layer_norm(part, (3,)) for part in ours.array(x).split(3, -1)]
     torch.testing.assert_close(ours(x), torch.cat(halves, -1) * ours.size)
+    torch.testing.assert_close(ours.size[:3], torch.full((3,), unit.gain / 2))
+    torch.testing.assert_close(ours.size[3:], torch.full((3,), 0.5))  # as weights of gates
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("memory", "modulation"), [("gate", "none"), ("oscillation", "none"), ("gate", "output")]
+)
+def test_norms_delays_and_skips_go_together(norm: str, memory: str, modulation: str) -> None:
+    layer = SoftSNU(
+        5, 7, 3, memory=memory, modulation=modulation, norm=norm, delays=3, skip=True,
+        recurrent=True, dtype=torch.float64,
+    )  # fmt: skip
+    x = torch.rand(9, 2, 5, dtype=torch.float64)
+    layer(x)[0].sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+    whole, last = layer.eval()(x)
+    state, pieces = None, []
+    for piece in x.split([1, 0, 3, 5]):
+        y, state = layer(piece, state)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces), whole)
+    torch.testing.assert_close(state, last)
 
 
 @EACH
