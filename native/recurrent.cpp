@@ -107,29 +107,18 @@ inline void gather(Real* to, const Real* from, int64_t rows, int64_t n, int64_t 
   for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * n, from + r * width, n * sizeof(Real));
 }
 
-// What neuron j is given beside its drives and last output.
-template <class U, class Operands>
-inline auto given(const Operands& p, int64_t j) {
-  using Real = std::remove_cv_t<std::remove_reference_t<decltype(*p.decay)>>;
-  typename U::template In<Real> in{};
-  in.decay = p.decay[j];
-  in.bias = p.bias[j];
-  if constexpr (U::more > 0) get(in.own, p.own + j, p.shape.n);
-  return in;
-}
+// What neuron j is given beside its drives and last output.  A loop that sets or copies a whole structure,
+// or has an array filled two calls deep, is not vectorised: hence a macro.
+#define SPIKEBRIDGE_GIVE(in)          \
+  typename U::template In<Real> in;   \
+  in.decay = decay[j];                \
+  in.bias = bias[j];                  \
+  if constexpr (U::more > 0) get(in.own, own + j, n)
 
 // What the neurons of a row of the batch were given at a step, where the way back reads it.
 template <class U, class Operands>
-inline auto drives_of(const Operands& p, int64_t t, int64_t row) {
+SPIKEBRIDGE_INLINE auto drives_of(const Operands& p, int64_t t, int64_t row) {
   return U::reads ? p.seen + (t * p.shape.b + row) * U::drives * p.shape.n : nullptr;
-}
-
-// The same as `given` with it.
-template <class U, class Operands, typename Real>
-inline auto given(const Operands& p, const Real* drive, int64_t j) {
-  auto in = given<U>(p, j);
-  if constexpr (U::reads) get(in.drive, drive + j, p.shape.n);
-  return in;
 }
 
 template <class U, H h, G g, typename Io, typename Real>
@@ -141,6 +130,8 @@ bool forward_rows(const Forward<Io, Real>& p, const Real* matrix, int64_t first,
   Buffer<int32_t> list(n + 1);
   if (!(s && y && sum && list)) return false;
   const Constants<Real> c(p.rule);
+  const Real *decay = p.decay, *bias = p.bias;
+  [[maybe_unused]] const Real* own = p.own;
   for (int64_t i = 0; i < states; ++i)
     spread(s.get() + i * all, p.s0 + i * m + first * n, rows, n, width);
   spread(y.get(), p.y0 + first * n, rows, n, width);
@@ -163,9 +154,9 @@ bool forward_rows(const Forward<Io, Real>& p, const Real* matrix, int64_t first,
       const Real most = lateral ? Largest<Real>(y_, n).value : Real(0);
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) {
-        Real own[states], y_own = y_[j];
-        get(own, s_ + j, all);
-        auto in = given<U>(p, j);
+        Real now[states], y_own = y_[j];
+        get(now, s_ + j, all);
+        SPIKEBRIDGE_GIVE(in);
         load_all(in.drive, drive + j, n);
         in.drive[0] += sum_[j];
         for (int i = 1; i < U::drives; ++i) in.drive[i] += fed > 1 ? sum_[i * all + j] : Real(0);
@@ -173,8 +164,8 @@ bool forward_rows(const Forward<Io, Real>& p, const Real* matrix, int64_t first,
           if (seen) put(in.drive, seen + j, n);
         in.y = y_own;
         in.by = shared > Real(0) ? most : y_own;
-        U::template step<h, g>(c, in, own, y_own);
-        put(own, s_ + j, all);
+        U::template step<h, g>(c, in, now, y_own);
+        put(now, s_ + j, all);
         y_[j] = y_own;
         store(to_y[j], y_own);
       }
@@ -200,6 +191,8 @@ bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t firs
   Buffer<Io> zeros(n);
   if (!(ds && dy && du && out && d_decay && d_bias && d_own && y_before && zeros)) return false;
   const Constants<Real> c(p.rule);
+  const Real *decay = p.decay, *bias = p.bias;
+  [[maybe_unused]] const Real* own = p.own;
   for (int64_t i = 0; p.grad_s_last && i < states; ++i)
     spread(ds.get() + i * all, p.grad_s_last + i * m + first * n, rows, n, width);
   if (p.grad_y_last) spread(dy.get(), p.grad_y_last + first * n, rows, n, width);
@@ -209,7 +202,9 @@ bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t firs
     for (int64_t j = 0; j < n; ++j) {
       Real now[states];
       get(now, s + j, m);
-      out.get()[r * width + j] = U::template output_of<h>(c, given<U>(p, drive, j), now);
+      SPIKEBRIDGE_GIVE(in);
+      if constexpr (U::reads) get(in.drive, drive + j, n);
+      out.get()[r * width + j] = U::template output_of<h>(c, in, now);
     }
   }
   const bool lateral = p.rule.lateral;
@@ -233,7 +228,9 @@ bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t firs
         for (int64_t j = 0; j < n; ++j) {
           Real before[states];
           get(before, s_prev + j, m);
-          y_prev[j] = U::template output_of<h>(c, given<U>(p, earlier, j), before);
+          SPIKEBRIDGE_GIVE(in);
+          if constexpr (U::reads) get(in.drive, earlier + j, n);
+          y_prev[j] = U::template output_of<h>(c, in, before);
         }
       const Real nothing = 0;
       const Largest<Real> largest = lateral ? Largest<Real>(y_prev, n) : Largest<Real>(nothing, nothing);
@@ -244,13 +241,14 @@ bool backward_rows(const Backward<Io, Real>& p, const Real* matrix, int64_t firs
         Real now[states], before[states];
         get(now, s + j, m);
         get(before, s_prev + j, m);
-        typename U::template Back<Real> flow{};
+        typename U::template Back<Real> flow;
         get(flow.s, ds_ + j, all);
         flow.y = dy_[j];
         flow.decay = dd[j];
         flow.bias = db[j];
         if constexpr (more > 0) get(flow.own, own_ + j, all);
-        auto in = given<U>(p, drive, j);
+        SPIKEBRIDGE_GIVE(in);
+        if constexpr (U::reads) get(in.drive, drive + j, n);
         in.y = y_prev[j];
         in.by = shared > Real(0) ? most : y_prev[j];
         U::template adjoint<h, g>(c, in, Real(load(grad_y[j])), out_[j], now, before, flow);

@@ -96,16 +96,13 @@ inline void stream_fence() {
 #endif
 }
 
-// What a neuron is given beside its drives and last output.
-template <class U, typename Real>
-inline typename U::template In<Real> given(const Real* decay, const Real* bias, const Real* own,
-                                           int64_t apart) {
-  typename U::template In<Real> in{};
-  in.decay = *decay;
-  in.bias = *bias;
-  if constexpr (U::more > 0) get(in.own, own, apart);
-  return in;
-}
+// What a neuron is given beside its drives and last output.  A loop that sets or copies a whole structure,
+// or has an array filled two calls deep, is not vectorised: hence a macro.
+#define SPIKEBRIDGE_GIVE(in, at)              \
+  typename U::template In<Real> in;           \
+  in.decay = decay[at];                       \
+  in.bias = bias[at];                         \
+  if constexpr (U::more > 0) get(in.own, own + (at), tile_width<Real>())
 
 // The parameters of a tile, (N) each in memory.
 template <class U, typename Real>
@@ -129,7 +126,7 @@ inline void forward_piece(const Constants<Real>& c, int64_t length, int64_t n, c
   for (int64_t j = 0; j < length; ++j) {
     Real s_[U::states], y_ = y[j];
     get(s_, s + j, tile_width<Real>());
-    auto in = given<U>(decay + j, bias + j, own + j, tile_width<Real>());
+    SPIKEBRIDGE_GIVE(in, j);
 #pragma GCC unroll 4
     for (int k = 0; k < steps; ++k) {
       load_all(in.drive, drive + k * stride + j, n);
@@ -207,7 +204,7 @@ inline void backward_piece(const Constants<Real>& c, int64_t length, int64_t at,
   const int64_t m = seen.m, n = seen.n, stride = seen.grad_y_stride, drive_stride = seen.drive_stride;
 #pragma omp simd
   for (int64_t j = 0; j < length; ++j) {
-    typename U::template Back<Real> flow{};
+    typename U::template Back<Real> flow;
     get(flow.s, ds + j, width);
     flow.y = dy[j];
     flow.decay = d_decay[j];
@@ -215,12 +212,12 @@ inline void backward_piece(const Constants<Real>& c, int64_t length, int64_t at,
     if constexpr (U::more > 0) get(flow.own, d_own + j, width);
     Real out_ = out[j], now[U::states], before[U::states];
     get(now, s + j, m);
-    auto in = given<U>(decay + j, bias + j, own + j, width);
+    SPIKEBRIDGE_GIVE(in, j);     // at this step
+    SPIKEBRIDGE_GIVE(prior, j);  // at the one before
     if constexpr (U::reads) load_all(in.drive, drive + j, n);
 #pragma GCC unroll 4
     for (int k = 0; k < steps; ++k) {
       get(before, s_prev + j - k * U::states * m, m);
-      auto prior = in;
       if constexpr (U::reads && !first) load_all(prior.drive, drive + j - (k + 1) * drive_stride, n);
       const Real y_prev = first ? y0[j] : U::template output_of<h>(c, prior, before);
       in.y = in.by = y_prev;
@@ -229,7 +226,8 @@ inline void backward_piece(const Constants<Real>& c, int64_t length, int64_t at,
       store_all(flow.drive, grad_drive + k * U::drives * kPiece + j, kPiece);
       if constexpr (h == H::sigmoid) out_ = y_prev;  // the slope of a spike does not read its output
       copy_states(now, before, std::make_index_sequence<U::states>());
-      in = prior;
+      if constexpr (U::reads)
+        copy_states(in.drive, prior.drive, std::make_index_sequence<U::drives>());
     }
     put(flow.s, ds + j, width);
     dy[j] = flow.y;
@@ -243,18 +241,19 @@ inline void backward_piece(const Constants<Real>& c, int64_t length, int64_t at,
 // The outputs of the last step of all.
 template <class U, H h, typename Io, typename Real>
 void last_outputs(const Backward<Io, Real>& p, const Tile& tile, const Constants<Real>& c,
-                  const Parameters<U, Real>& own, Real* to) {
+                  const Parameters<U, Real>& parameters, Real* to) {
   const int64_t n = p.shape.n, m = p.shape.b * n, t = p.shape.t - 1;
   const Real* s = p.s_all + t * U::states * m + tile.begin;
   tile.each([&](const Segment& part) {
     const Io* drive = nullptr;
     if constexpr (U::reads) drive = p.drive.data + t * p.drive.t + part.row * p.drive.b + part.column;
     const int64_t at = part.at;
+    const Real *decay = parameters.decay + at, *bias = parameters.bias + at, *own = parameters.own + at;
 #pragma omp simd
     for (int64_t j = 0; j < part.length; ++j) {
       Real states[U::states];
       get(states, s + at + j, m);
-      auto in = given<U>(own.decay + at + j, own.bias + at + j, own.own + at + j, tile_width<Real>());
+      SPIKEBRIDGE_GIVE(in, j);
       if constexpr (U::reads) load_all(in.drive, drive + j, n);
       to[at + j] = U::template output_of<h>(c, in, states);
     }

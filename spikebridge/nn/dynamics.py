@@ -148,15 +148,15 @@ class DynamicUnit(Unit):
 
     @classmethod
     def make(cls, size: int, *, kind: str = "snu", **settings: Any) -> Unit:
-        """As `make_unit`, of the kinds snu and softsnu; of others where nothing is asked for."""
+        """As `make_unit`, of the kinds snu and softsnu; what asks for nothing is the kind itself."""
         asked = {name: settings.get(name, usual) for name, usual in USUAL.items()}
-        if kind not in ("snu", "softsnu"):
-            if asked != USUAL:
-                raise ValueError(
-                    f"{kind} has neither another memory nor a modulation, got {asked}; take snu or "
-                    "softsnu, or leave them out"
-                )
+        if asked == USUAL:
             return make_unit(kind, size, **{k: v for k, v in settings.items() if k not in USUAL})
+        if kind not in ("snu", "softsnu"):
+            raise ValueError(
+                f"{kind} has neither another memory nor a modulation, got {asked}; take snu or "
+                "softsnu, or leave them out"
+            )
         unit = super().make(size, **settings)
         return softened(unit, settings.get("surrogate")) if kind == "softsnu" else unit
 
