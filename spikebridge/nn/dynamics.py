@@ -148,7 +148,7 @@ class DynamicUnit(Unit):
 
     @classmethod
     def make(cls, size: int, *, kind: str = "snu", **settings: Any) -> Unit:
-        """As `make_unit`, of the kinds snu and softsnu; what asks for nothing is the kind itself."""
+        """As `make_unit`, of snu and softsnu; what asks for nothing is the kind itself."""
         asked = {name: settings.get(name, usual) for name, usual in USUAL.items()}
         if asked == USUAL:
             return make_unit(kind, size, **{k: v for k, v in settings.items() if k not in USUAL})
