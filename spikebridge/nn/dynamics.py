@@ -45,7 +45,7 @@ from spikebridge.nn.units import (
 from spikebridge.nn.units import kept as left_by_reset
 from spikebridge.settings.names import MEMORIES, MODULATIONS
 
-__all__ = ["AdaptiveUnit", "DynamicUnit", "drives_of"]
+__all__ = ["AdaptiveUnit", "DynamicUnit", "drives_of", "make_dynamic"]
 
 
 class Extent(NamedTuple):
@@ -145,20 +145,6 @@ class DynamicUnit(Unit):
             kwargs |= {"train_decay": True, "per_unit": True}
         super().__init__(size, rule, **kwargs)
         self.rho, self.beta = rho, beta
-
-    @classmethod
-    def make(cls, size: int, *, kind: str = "snu", **settings: Any) -> Unit:
-        """As `make_unit`, of snu and softsnu; what asks for nothing is the kind itself."""
-        asked = {name: settings.get(name, usual) for name, usual in USUAL.items()}
-        if asked == USUAL:
-            return make_unit(kind, size, **{k: v for k, v in settings.items() if k not in USUAL})
-        if kind not in ("snu", "softsnu"):
-            raise ValueError(
-                f"{kind} has neither another memory nor a modulation, got {asked}; take snu or "
-                "softsnu, or leave them out"
-            )
-        unit = super().make(size, **settings)
-        return softened(unit, settings.get("surrogate")) if kind == "softsnu" else unit
 
     def _own_parameters(self, empty: Tensor) -> None:
         """Further parameters; called by `Unit` before the first draw."""
@@ -280,3 +266,17 @@ class AdaptiveUnit(DynamicUnit):
         self, size: int, rule: Rule, *, rho: float = 0.95, beta: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(size, rule, modulation="adaptation", rho=rho, beta=beta, **kwargs)
+
+
+def make_dynamic(kind: str, size: int, **settings: Any) -> Unit:
+    """As `make_unit`, of snu and softsnu; what asks for nothing is the kind itself."""
+    asked = {name: settings.get(name, usual) for name, usual in USUAL.items()}
+    if asked == USUAL:
+        return make_unit(kind, size, **{k: v for k, v in settings.items() if k not in USUAL})
+    if kind not in ("snu", "softsnu"):
+        raise ValueError(
+            f"{kind} has neither another memory nor a modulation, got {asked}; take snu or "
+            "softsnu, or leave them out"
+        )
+    unit = DynamicUnit.make(size, **settings)
+    return softened(unit, settings.get("surrogate")) if kind == "softsnu" else unit

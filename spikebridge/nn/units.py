@@ -572,7 +572,7 @@ def make_unit(kind: str, size: int, **settings: Any) -> Unit:
     if kind not in KINDS and not is_place(kind):
         raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
     if {"memory", "modulation"} & settings.keys():
-        dynamic: Unit = named_class("unit", DYNAMIC).make(size, kind=kind, **settings)
+        dynamic: Unit = named_class("unit", DYNAMIC)(kind, size, **settings)
         return dynamic
     made = unit_class(kind)
     if not (isinstance(made, type) and issubclass(made, Unit)):

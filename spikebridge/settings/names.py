@@ -22,8 +22,8 @@ PLAIN = ("relu", "tanh")
 BINARY = ("binary-di", "binary-ci")
 MEMORIES = ("leak", "gate", "oscillation")
 MODULATIONS = ("none", "adaptation", "threshold", "output")
-DYNAMIC = "spikebridge.nn.dynamics:DynamicUnit"
-"""The class of an snu or a softsnu with another memory or a modulation."""
+DYNAMIC = "spikebridge.nn.dynamics:make_dynamic"
+"""What makes an snu or a softsnu with another memory or a modulation."""
 # Each unit with its class, which says its label and how its weights begin.
 UNITS = {
     "snu": "spikebridge.nn.units:SNUnit",

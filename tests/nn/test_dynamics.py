@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spikebridge.base.records import ConfigError
-from spikebridge.nn.dynamics import DynamicUnit, drives_of
+from spikebridge.nn.dynamics import AdaptiveUnit, DynamicUnit, drives_of
 from spikebridge.nn.gradients import Surrogate
 from spikebridge.nn.kernels import native
 from spikebridge.nn.network import build
@@ -209,7 +209,9 @@ def test_other_kinds_have_neither(kind: str) -> None:
         make_unit(kind, 3, memory="gate")
     with pytest.raises(ConfigError, match="pass --unit snu or softsnu"):
         ModelConfig(unit=kind, memory="gate")
-    assert type(make_unit(kind, 3, memory="leak")) is type(make_unit(kind, 3))
+    usual = type(make_unit(kind, 3))
+    assert type(make_unit(kind, 3, memory="leak")) is usual
+    assert (usual is AdaptiveUnit) == (kind == "adaptive-snu")
 
 
 @pytest.mark.parametrize(("memory", "modulation"), PAIRS)
