@@ -157,18 +157,13 @@ def unsupported(unit: Unit, drive: Tensor, backend: Backend = "auto") -> str | N
     if drive.dtype not in kernel.dtypes:
         return f"the {backend} kernel takes {kernel.takes}, the drive is {drive.dtype}"
     step = ops.step_of(unit)
-    if step is None or step.name not in kernel.steps:
+    if step is None:
         variant = f" ({unit.variant})" if unit.variant not in ("", "snu") else ""
         return f"{type(unit).__name__}{variant} has no {backend} kernel"
     if rule.g in ("relu", "elu") and not native.step(step.name).every_g:
         return f"the {backend} kernel of {unit.variant} has g identity and leaky_relu, not {rule.g}"
     if not all(isinstance(x, float | int) for x in step.numbers(unit)):
         return f"the {backend} kernel takes plain numbers, {type(unit).__name__} has others"
-    if rule.reset == "lateral" and not kernel.couples:
-        return (
-            f"lateral inhibition couples the units of a layer, and the {backend} kernel carries "
-            "each by itself: it runs in the loop"
-        )
     if rule.surrogate is not None and rule.surrogate.formula not in FORMULAS:
         return f"{rule.surrogate.formula} is a formula of your own and runs in the loop"
     if rule.surrogate is not None and rule.surrogate.relaxed:

@@ -137,5 +137,5 @@ def test_a_surrogate_stands_in_three_files() -> None:
         assert holders == {
             "spikebridge/settings/surrogates.py",
             "native/pointwise.h",
-            "spikebridge/nn/kernels/triton.py",
+            "spikebridge/nn/kernels/triton_units.py",
         }

@@ -552,13 +552,17 @@ def test_the_gpu_kernel_names_what_it_does_not_have(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(ops.KERNELS, "triton", ops.KERNELS["triton"]._replace(device="cpu"))
     drive = torch.randn(3, 2, 4)
     assert unsupported(make_unit("snu", 4), drive, "triton") is None
-    for kind, reason in (
-        ("adaptive-snu", "AdaptiveUnit (adaptation) has no triton kernel"),
-        ("li-snu", "lateral inhibition couples the units of a layer"),
+    for kind in ("adaptive-snu", "li-snu"):
+        assert unsupported(make_unit(kind, 4), drive, "triton") is None
+    both = {"memory": "oscillation", "modulation": "output"}
+    for unit, reason in (
+        (make_unit("snu", 2, **both), "(oscillation+output) has no triton kernel"),
+        (make_unit("snu", 2, memory="gate", g="elu"), "has g identity and leaky_relu, not elu"),
     ):
-        assert reason in unsupported(make_unit(kind, 4), drive, "triton")
+        operand = drive[..., : unit.drives * unit.size]
+        assert reason in unsupported(unit, operand, "triton")
         with pytest.raises(RuntimeError, match=re.escape(reason)):
-            scan(make_unit(kind, 4), drive, backend="triton")
+            scan(unit, operand, backend="triton")
 
 
 def test_without_kernels_the_loop_serves_and_says_so_once() -> None:

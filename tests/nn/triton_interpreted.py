@@ -1,7 +1,7 @@
-"""The laws of test_kernel.py, held to the GPU kernel in Triton's interpreter; see test_triton.py.
+"""The laws of test_kernel.py and test_kernel_units.py for the GPU kernel in Triton's interpreter.
 
-In this process the op's implementation for CPU tensors is the GPU kernel's, so that what calls
-backend="native" runs it, through the op with its autograd.
+test_triton.py starts them.  In this process the op's implementation for CPU tensors is the GPU
+kernel's, so that what calls backend="native" runs it, through the op with its autograd.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 
 import pytest
 import test_kernel as laws
+import test_kernel_units as units
 import torch
 
 from spikebridge.nn.gradients import FORMULAS
@@ -119,3 +120,104 @@ def test_products_inside_are_not_subject_to_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = scan(unit, drive, matrix, backend="native")
     torch.testing.assert_close(y, scan(unit, drive, matrix, backend="loop")[0])
+
+
+def units_in_turn(*axes) -> list[tuple]:
+    """Each unit with all combinations; the dtypes take turns, and are counted on per unit."""
+    return [
+        (*unit, *case, DTYPES[(i + j) % len(DTYPES)])
+        for j, unit in enumerate(units.UNITS)
+        for i, case in enumerate(itertools.product(*axes))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "reset", "soft", "recurrent", "dtype"),
+    [
+        case
+        for case in each_with_a_dtype(
+            units.CLASSES,
+            ("gate", "subtract", "trained", "none", "lateral"),
+            units.SOFT,
+            (False, True),
+        )
+        if case[0] != "snu" or case[1] == "lateral"
+    ],
+)
+def test_every_member_with_more_states_or_currents(
+    name: str, reset: str, soft: bool, recurrent: bool, dtype: torch.dtype
+) -> None:
+    kinds = units.EVERY_G if native.step(name).every_g else units.SOME_G
+    g = kinds[(len(name) + len(reset) + recurrent) % len(kinds)]
+    units.test_every_member_of_the_family(name, g, reset, soft, dtype, recurrent, "")
+
+
+@pytest.mark.parametrize(("name", "reset", "recurrent", "dtype"), units_in_turn((False, True)))
+def test_a_surrogate_for_each_unit(
+    name: str, reset: str, recurrent: bool, dtype: torch.dtype
+) -> None:
+    formula = [*FORMULAS][(units.UNITS.index((name, reset)) + recurrent) % len(FORMULAS)]
+    units.test_every_surrogate(name, reset, formula, dtype, recurrent, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "reset", "size", "dtype"),
+    units_in_turn([(0, 2, 3), (1, 1, 1), (3, 0, 4), (3, 2, 515)]),
+)
+def test_awkward_sizes_of_each_unit(
+    name: str, reset: str, size: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    for recurrent in (False, True):
+        soft = recurrent == (size[0] == 1)
+        units.test_awkward_sizes(name, reset, size, soft, dtype, recurrent, "")
+
+
+@pytest.mark.parametrize("layout", laws.LAYOUTS)
+@pytest.mark.parametrize(("name", "reset"), units.UNITS[::3])
+def test_currents_of_any_stride(name: str, reset: str, layout: str) -> None:
+    units.test_operands_of_any_stride(name, reset, layout, 13)
+
+
+@pytest.mark.parametrize(
+    ("name", "reset", "part", "recurrent", "dtype"),
+    units_in_turn(("y", "s", "last y"), (False, True)),
+)
+def test_each_result_of_a_unit_may_be_all_that_a_loss_depends_on(
+    name: str, reset: str, part: str, recurrent: bool, dtype: torch.dtype
+) -> None:
+    units.test_each_result_may_be_all_that_a_loss_depends_on(name, reset, recurrent, dtype, part)
+
+
+@pytest.mark.parametrize("soft", units.SOFT)
+@pytest.mark.parametrize(("name", "reset"), units.UNITS)
+def test_missing_numbers_of_a_unit_go_the_way_of_the_loop(
+    name: str, reset: str, soft: bool
+) -> None:
+    units.test_missing_numbers_go_the_way_of_the_loop(name, reset, soft)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize(("name", "reset"), units.UNITS)
+def test_a_state_handed_on_continues_the_sequence(name: str, reset: str, recurrent: bool) -> None:
+    units.test_a_state_handed_on_continues_the_sequence(name, reset, recurrent)
+
+
+@pytest.mark.parametrize(("name", "reset"), units.UNITS)
+def test_the_custom_op_of_a_unit_keeps_the_rules_of_torch(name: str, reset: str) -> None:
+    units.test_the_custom_op_keeps_the_rules_of_torch(name, reset)
+
+
+@pytest.mark.parametrize(("name", "reset", "recurrent", "dtype"), units_in_turn((False, True)))
+def test_a_matrix_may_reach_the_first_current_only(
+    name: str, reset: str, recurrent: bool, dtype: torch.dtype
+) -> None:
+    """In memory that is full of NaN before it is written."""
+    unit = units.unit_of(name, 37, dtype, reset, soft=recurrent)
+    drive, state = units.drive_of(unit, 5, 3, dtype), units.wide_state(unit, 3, dtype)
+    matrix = units.matrix_for(unit, dtype, gates=False) if recurrent else None
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        laws.assert_equal_to_loop(unit, drive, state, matrix)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -47,8 +47,10 @@ __all__ = [
     "instruction_set",
     "missing",
     "openmp",
+    "output_dtype",
     "release_buffers",
     "rows",
+    "step",
 ]
 
 BUFFER_BYTES = 1 << 20
@@ -81,11 +83,17 @@ class StepSizes(NamedTuple):
     every_g: bool  # else identity and leaky_relu only
 
 
-# The steps in the order of native/units.h.
-_STEPS = {
-    name: StepSizes(*numbers)
-    for name, *numbers in getattr(_native, "units", [("snu", 1, 1, 0, False, True)])
-}
+# The steps of native/units.h in its order: where that is not built, a GPU has them too.
+_UNITS = [
+    ("snu", 1, 1, 0, False, True),
+    ("adaptation", 2, 1, 0, False, True),
+    ("gate", 1, 2, 0, True, False),
+    ("oscillation", 2, 1, 3, True, False),
+    ("threshold", 2, 2, 0, False, False),
+    ("output", 1, 2, 1, True, False),
+    ("gate+output", 1, 3, 1, True, False),
+]
+_STEPS = {name: StepSizes(*numbers) for name, *numbers in getattr(_native, "units", _UNITS)}
 STEP_CODES = {name: code for code, name in enumerate(_STEPS)}
 
 
@@ -167,7 +175,7 @@ def backward(
     given = {"s0": s0, "y0": y0, "decay": decay, "bias": bias, "own": own, "drive": drive}
     check(g, h, width, step, s_all=s_all, recurrent=recurrent, **grads, **given)
     coupled = recurrent is not None or lateral
-    io = _io(s_all, grad_y, None if coupled else drive)
+    io = output_dtype(s_all, grad_y, None if coupled else drive)
     if io not in DTYPES:
         raise TypeError(f"grad_y must be of {TAKES} for the native kernel, got {io}")
     rule = g, slope, gate, amount, h, width, height, lateral, step, numbers
@@ -186,7 +194,7 @@ def checked_backward(
     """`backward` of operands that fit, as what autograd has kept and hands on does."""
     t, (b, n), kind = len(s_all), y0.shape, _STEPS[step]
     coupled = recurrent is not None or lateral
-    io = _io(s_all, grad_y, None if coupled else drive)
+    io = output_dtype(s_all, grad_y, None if coupled else drive)
     grad_drive = empty((t, b, kind.drives * n), io)
     s0, y0, decay, bias = _dense(s0, y0, decay, bias, n=n)
     small = [torch.empty_like(like) for like in (s0, y0, y0, y0)]
@@ -210,7 +218,7 @@ def checked_backward(
     return grad_drive, grad_s0, grad_y0, share_decay, share_bias, share_own
 
 
-def _io(s_all: Tensor, grad_y: Tensor | None, drive: Tensor | None) -> torch.dtype:
+def output_dtype(s_all: Tensor, grad_y: Tensor | None, drive: Tensor | None) -> torch.dtype:
     """The type of what is kept for all steps but the states."""
     given = {x.dtype for x in (grad_y, drive) if x is not None}
     if len(given) > 1:

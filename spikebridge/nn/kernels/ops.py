@@ -31,18 +31,12 @@ class Kernel(NamedTuple):
     place: str
     dtypes: tuple[torch.dtype, ...]  # of the drive
     takes: str
-    steps: tuple[str, ...]  # names of `KernelStep`
-    couples: bool  # whether units of a layer may inhibit each other
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 KERNELS = {
-    "native": Kernel(
-        "cpu", "the CPU", tuple(native.DTYPES), native.TAKES, tuple(native.STEP_CODES), couples=True
-    ),
-    "triton": Kernel(
-        "cuda", "CUDA", _DTYPES, "float32, float64, bfloat16 and float16", ("snu",), couples=False
-    ),
+    "native": Kernel("cpu", "the CPU", tuple(native.DTYPES), native.TAKES),
+    "triton": Kernel("cuda", "CUDA", _DTYPES, "float32, float64, bfloat16 and float16"),
 }
 
 

@@ -1,10 +1,11 @@
 # mypy: allow-untyped-defs
 """The GPU kernel: what the ops of `ops.py` do on CUDA, one Triton template for the whole family.
 
-(B, N) is cut into blocks; a program carries the state of its block through all of time in
-registers, so that every (T, B, N) tensor moves through memory once.  With a recurrent matrix each
-step is a matrix product followed by the same kernel for one step.  Nothing waits for the host: a
-call can be captured in a CUDA graph (after one call outside, which compiles).
+(B, N) is cut into blocks; a program carries the states of its block through all of time in
+registers, so that every tensor over time moves through memory once.  With a recurrent matrix or
+lateral inhibition each step is a matrix product, or a maximum over the layer, followed by the same
+kernel for one step.  Nothing waits for the host: a call can be captured in a CUDA graph (after one
+call outside, which compiles).
 
 Proved in Triton's interpreter and compiled for sm_90; it has not been run on a GPU yet, and no
 choice in it (block, warps, stages) has been measured.
@@ -20,7 +21,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spikebridge.nn.kernels.native import check, rows
+from spikebridge.nn import dynamics
+from spikebridge.nn.kernels import native
+from spikebridge.nn.kernels.triton_units import (
+    NeuronKind,
+    add_product,
+    add_shares,
+    adjoint,
+    fire,
+    get_currents,
+    get_params,
+    get_states,
+    or_first,
+    put_currents,
+    put_params,
+    put_states,
+    recall,
+    remember,
+)
 
 __all__ = ["backward", "forward"]
 
@@ -33,182 +51,116 @@ LAUNCH = {
 }
 
 
-@triton.jit
-def _logistic(x):
-    """1 / (1 + exp(-x)) from exp(-|x|), which cannot overflow; NaN stays NaN."""
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x > 0, 1.0, e) / (1.0 + e)
-
-
-@triton.jit
-def _expm1(x):
-    """exp(x) - 1 for x <= 0; near 0 by its series, which keeps the relative accuracy."""
-    near = tl.where(x > -0.5, x, 0.0)
-    series = tl.full(x.shape, 1.0, x.dtype)
-    for k in tl.static_range(2, 16):
-        series = 1.0 + series * (near * (1.0 / (17 - k)))
-    return tl.where(x > -0.5, near * series, tl.exp(x) - 1.0)
-
-
-@triton.jit
-def _apply_g(u, G: tl.constexpr, SLOPE: tl.constexpr):
-    if G == "relu":
-        s = tl.where(u <= 0, 0.0, u)  # NaN passes
-    elif G == "leaky_relu":
-        s = tl.where(u > 0, u, u * SLOPE)
-    elif G == "elu":
-        s = tl.where(u > 0, u, _expm1(tl.where(u > 0, 0.0, u)))
-    else:
-        s = u
-    return s
-
-
-@triton.jit
-def _slope_g(s, G: tl.constexpr, SLOPE: tl.constexpr):
-    """g'(u) read off s = g(u): each g keeps the sign."""
-    if G == "relu":
-        below = tl.zeros_like(s)
-    elif G == "leaky_relu":
-        below = tl.full(s.shape, SLOPE, s.dtype)
-    elif G == "elu":
-        below = s + 1.0
-    else:
-        below = tl.full(s.shape, 1.0, s.dtype)
-    return tl.where(s > 0, 1.0, below)
-
-
-@triton.jit
-def _apply_h(x, H: tl.constexpr):
-    return _logistic(x) if H == "sigmoid" else (x > 0).to(x.dtype)
-
-
-@triton.jit
-def _slope_h(x, y, H: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr):
-    """dh/dx at x = s + bias, where y = h(x).  The window's edge must not move by a rounding."""
-    z = x * (1.0 / WIDTH)
-    if H == "sigmoid":
-        slope = y * (1.0 - y)
-    elif H == "window":
-        slope = tl.where(tl.abs(x) < WIDTH, tl.full(x.shape, HEIGHT, x.dtype), 0.0)
-    elif H == "tanh_prime":
-        e = tl.exp(-2.0 * tl.abs(z))  # 1 - tanh(z)^2 without its cancellation
-        slope = 4.0 * HEIGHT * e / ((1.0 + e) * (1.0 + e))
-    elif H == "triangle":
-        slope = HEIGHT * tl.where(tl.abs(z) < 1.0, 1.0 - tl.abs(z), 0.0)
-    elif H == "fast_sigmoid":
-        slope = HEIGHT / ((1.0 + tl.abs(z)) * (1.0 + tl.abs(z)))
-    elif H == "arctan":
-        slope = HEIGHT / (1.0 + z * z)
-    else:
-        tl.static_assert(H == "sigmoid_prime")
-        p = _logistic(z)
-        slope = 4.0 * HEIGHT * p * (1.0 - p)
-    return slope
-
-
 @triton.jit(do_not_specialize=["steps"])
 def _forward(
-    drive, product, decay, bias, s_state, y_state, y, s_all,
+    drive, product, most, decay, bias, own, s_state, y_state, y, s_all, seen,
     steps, units, size, drive_time, drive_batch, decay_unit, bias_unit,
-    G: tl.constexpr, SLOPE: tl.constexpr, GATE: tl.constexpr, AMOUNT: tl.constexpr,
-    H: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    FED: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`steps` steps of a block.  The states (B, N) are read, and written anew at the end.
+    """`steps` steps of a block.  `s_state` (k B, N) and `y_state` (B, N) are read, and written anew
+    at the end.
 
-    drive (steps, B, N) has the strides `drive_time`, `drive_batch` and 1; `product` (B, N), what
-    the recurrent matrix adds to it, may be None, and so may `s_all`.  The rest is dense.
+    drive (steps, B, d N) has the strides `drive_time`, `drive_batch` and 1.  `product` (B, FED N),
+    what the recurrent matrix adds to the currents, and `most` (B,), the largest of the last outputs
+    where that gates the membranes, may be None; so may what is kept: `s_all`, and `seen`, the
+    currents with what was added to them.  The rest is dense.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    unit = at % units
-    keep = tl.load(decay + unit * decay_unit, inside)
-    b = tl.load(bias + unit * bias_unit, inside)
-    s = tl.load(s_state + at, inside)
-    out = tl.load(y_state + at, inside)
-    drive_at = drive + at // units * drive_batch + unit
-    row = at
+    inside, passed = at < size, tl.full((), 0, tl.int64)
+    apart, unit, row = passed + size, at % units, at // units
+    params = get_params(decay, bias, own, unit, decay_unit, bias_unit, units, inside, KIND)
+    states, out = get_states(s_state, at, apart, inside, KIND), tl.load(y_state + at, inside)
+    drive_at, dense = row * drive_batch + unit, row * (KIND.drives * units) + unit
     for _ in tl.range(0, steps, num_stages=STAGES):
-        u = tl.load(drive_at, inside).to(s.dtype)
+        currents = get_currents(drive, drive_at, units, inside, out, KIND)
         if product is not None:
-            u += tl.load(product + at, inside)
-        kept = s
-        if GATE:
-            kept = s * (1.0 - out)
-        u += keep * kept
-        if AMOUNT < 0:
-            u -= -b * out
-        elif AMOUNT != 0:
-            u -= AMOUNT * out
-        s = _apply_g(u, G, SLOPE)
-        out = _apply_h(s + b, H)
-        tl.store(y + row, out.to(y.dtype.element_ty), inside)
+            fed_at = row * (FED * units) + unit
+            currents = add_product(currents, product, fed_at, units, inside, FED, KIND)
+        if seen is not None:
+            seen_at = dense + KIND.drives * passed
+            put_currents(seen, seen_at, units, inside, currents, KIND)
+        by = out
+        if most is not None:
+            by = tl.load(most + row, inside)
+        states = remember(states, currents, out, by, params, KIND)
+        out = fire(states, currents, params, KIND)
+        tl.store(y + at + passed, out.to(y.dtype.element_ty), inside)
         if s_all is not None:
-            tl.store(s_all + row, s, inside)
+            put_states(s_all, at + KIND.states * passed, apart, inside, states, KIND)
         drive_at += drive_time
-        row += size
-    tl.store(s_state + at, s, inside)
+        passed += apart
+    put_states(s_state, at, apart, inside, states, KIND)
     tl.store(y_state + at, out, inside)
+
+
+@triton.jit
+def _outputs(
+    s_all, drive, decay, bias, own, y, units, size, drive_batch, decay_unit, bias_unit,
+    KIND: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """y (B, N) of a step anew."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside, apart = at < size, tl.full((), 0, tl.int64) + size
+    unit, row = at % units, at // units
+    params = get_params(decay, bias, own, unit, decay_unit, bias_unit, units, inside, KIND)
+    drive_at = row * drive_batch + unit
+    step = recall(s_all, at, apart, drive, drive_at, units, inside, params, KIND)
+    tl.store(y + at, step.y, inside)
 
 
 @triton.jit(do_not_specialize=["steps"])
 def _backward(
-    grad_y, decay, bias, s_all, s0, y0, ds_state, dy_state, share_decay, share_bias, grad_drive,
-    steps, units, size, grad_time, grad_batch, decay_unit, bias_unit, FIRST: tl.constexpr,
-    G: tl.constexpr, SLOPE: tl.constexpr, GATE: tl.constexpr, AMOUNT: tl.constexpr,
-    H: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    grad_y, drive, most, to_most, decay, bias, own, s_all, s0, y0, ds_state, dy_state,
+    share_decay, share_bias, share_own, grad_drive,
+    steps, units, size, grad_time, grad_batch, drive_time, drive_batch, decay_unit, bias_unit,
+    FIRST: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """`steps` steps of a block, the last one first; FIRST where they begin with step 0.
 
-    Pointers over time point at the first of these steps.  `ds_state` and `dy_state` (B, N) hold
-    what flows into the last step and get what flows out of the first; the shares are added to.
-    `grad_y` may be None.
+    Pointers over time point at the first of these steps.  `ds_state` (k B, N) and `dy_state` (B, N)
+    hold what flows into the last step and get what flows out of the first; the shares are added to.
+    `grad_y` may be None, and so may `drive`, the currents, where the step does not read them.  With
+    `most` (B,), as in `_forward` and for a single step, what flows to it goes to `to_most` (B, N).
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    unit = at % units
-    keep = tl.load(decay + unit * decay_unit, inside)
-    b = tl.load(bias + unit * bias_unit, inside)
-    s_before, y_before = tl.load(s0 + at, inside), tl.load(y0 + at, inside)
-    ds, dy = tl.load(ds_state + at, inside), tl.load(dy_state + at, inside)
-    d_decay, d_bias = tl.load(share_decay + at, inside), tl.load(share_bias + at, inside)
-    last = (steps - 1).to(tl.int64)
-    row = at + last * size
-    s = tl.load(s_all + row, inside)
-    out = _apply_h(s + b, H)
-    if grad_y is not None:
-        grad_at = grad_y + at // units * grad_batch + unit + last * grad_time
+    inside, apart = at < size, tl.full((), 0, tl.int64) + size
+    unit, row, last = at % units, at // units, (steps - 1).to(tl.int64)
+    passed = last * apart
+    params = get_params(decay, bias, own, unit, decay_unit, bias_unit, units, inside, KIND)
+    sums = get_params(share_decay, share_bias, share_own, at, 1, 1, apart, inside, KIND)
+    ds, dy = get_states(ds_state, at, apart, inside, KIND), tl.load(dy_state + at, inside)
+    first, y_first = get_states(s0, at, apart, inside, KIND), tl.load(y0 + at, inside)
+    grad_at = row * grad_batch + unit + last * grad_time
+    drive_at = row * drive_batch + unit + last * drive_time
+    dense, s_at = row * (KIND.drives * units) + unit, at + KIND.states * passed
+    now = recall(s_all, s_at, apart, drive, drive_at, units, inside, params, KIND)
     for _ in tl.range(0, steps, num_stages=STAGES):
         later = inside  # than step 0
         if FIRST:
-            later = inside & (row >= size)
-        s_prev = tl.where(later, tl.load(s_all + row - size, later), s_before)
-        y_prev = tl.where(later, _apply_h(s_prev + b, H), y_before)
-        dx = dy
+            later = inside & (passed > 0)
+        s_at -= KIND.states * apart
+        drive_at -= drive_time
+        before = recall(s_all, s_at, apart, drive, drive_at, units, later, params, KIND)
+        if FIRST:
+            before = or_first(later, before, first, y_first)
+        by = before.y
+        if most is not None:
+            by = tl.load(most + row, inside)
         if grad_y is not None:
-            dx += tl.load(grad_at, inside).to(s.dtype)
+            dy += tl.load(grad_y + grad_at, inside).to(dy.dtype)
             grad_at -= grad_time
-        dx *= _slope_h(s + b, out, H, WIDTH, HEIGHT)
-        du = (ds + dx) * _slope_g(s, G, SLOPE)
-        tl.store(grad_drive + row, du.to(grad_drive.dtype.element_ty), inside)
-        through = du * keep
-        kept, ds, dy = s_prev, through, tl.zeros_like(through)
-        if GATE:
-            kept, ds = s_prev * (1.0 - y_prev), through * (1.0 - y_prev)
-            dy = -through * s_prev
-        d_bias += dx
-        if AMOUNT < 0:
-            dy -= -b * du
-            d_bias += du * y_prev
-        elif AMOUNT != 0:
-            dy -= AMOUNT * du
-        d_decay += du * kept
-        s, out = s_prev, y_prev
-        row -= size
-    tl.store(ds_state + at, ds, inside)
+        ds, dy, to_by, currents, shares = adjoint(ds, dy, now, before, by, params, KIND)
+        if most is None:
+            dy += to_by
+        else:
+            tl.store(to_most + at, to_by, inside)
+        drive_to = dense + KIND.drives * passed
+        put_currents(grad_drive, drive_to, units, inside, currents, KIND)
+        sums, now = add_shares(sums, shares, KIND), before
+        passed -= apart
+    put_states(ds_state, at, apart, inside, ds, KIND)
     tl.store(dy_state + at, dy, inside)
-    tl.store(share_decay + at, d_decay, inside)
-    tl.store(share_bias + at, d_bias, inside)
+    put_params(share_decay, share_bias, share_own, at, apart, inside, sums, KIND)
 
 
 def forward(
@@ -216,28 +168,35 @@ def forward(
     own: Tensor | None, g: str, slope: float, gate: bool, amount: float, h: str, width: float,
     height: float, lateral: bool, step: str, numbers: Sequence[float], keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `native.forward`, for the step of the SNU without lateral inhibition."""
-    _check_step(lateral, step)
-    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, step, drive=drive, recurrent=recurrent, **states)
-    t, b, n = drive.shape
-    drive, recurrent = rows(drive), None if recurrent is None else recurrent.contiguous()
+    """As `native.forward`."""
+    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias, "own": own}
+    native.check(g, h, width, step, drive=drive, recurrent=recurrent, **states)
+    (t, _, wide), (b, n) = drive.shape, y0.shape
+    drive, coupled = native.rows(drive), lateral or recurrent is not None
     y = torch.empty((t, b, n), dtype=drive.dtype, device=drive.device)
-    s_all = torch.empty((t if keep else 0, b, n), dtype=s0.dtype, device=drive.device)
+    s_all = s0.new_empty((t if keep else 0, *s0.shape))
+    apart = keep and coupled and native.step(step).reads
+    seen = s0.new_empty((t if apart else 0, b, wide))
     s, out = (x.clone(memory_format=torch.contiguous_format) for x in (s0, y0))
     # Which formula replaces the derivative is nothing to the forward pass.
-    rule = {"G": g, "SLOPE": slope, "GATE": gate, "AMOUNT": amount}
-    rule["H"] = "sigmoid" if h == "sigmoid" else "step"
-    product = None if recurrent is None else torch.empty_like(s)
-    for first, steps in _pieces(t, recurrent):
+    kind = _kind(step, numbers, g, slope, gate or lateral, amount, h, 0.0, 0.0)
+    kind = kind._replace(h="sigmoid" if h == "sigmoid" else "step")
+    product = None if recurrent is None else s0.new_empty((b, len(recurrent)))
+    recurrent = None if recurrent is None else recurrent.contiguous()
+    own = None if own is None else own.contiguous()
+    most = s0.new_empty(b) if lateral and n else None
+    for first, steps in _pieces(t, coupled):
         if recurrent is not None:
             torch.mm(out, recurrent.mT, out=product)
+        if most is not None:
+            torch.amax(out, -1, out=most)
         _launch(
-            _forward, s, drive[first:], product, decay, bias, s, out, y[first:],
-            s_all[first:] if keep else None, steps, n, b * n, drive.stride(0), drive.stride(1),
-            *_unit_strides(decay, bias), **rule,
+            _forward, y0, drive[first:], product, most, decay, bias, own, s, out, y[first:],
+            s_all[first:] if keep else None, seen[first:] if apart else None, steps, n, b * n,
+            *drive.stride()[:2], *_unit_strides(decay, bias),
+            FED=0 if product is None else product.shape[1] // max(n, 1), KIND=kind,
         )  # fmt: skip
-    return y, s, out, s_all, s.new_empty((0, b, n))
+    return y, s, out, s_all, seen
 
 
 def backward(
@@ -247,52 +206,103 @@ def backward(
     amount: float, h: str, width: float, height: float, lateral: bool, step: str,
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `native.backward`, of the same."""
-    _check_step(lateral, step)
+    """As `native.backward`."""
     grads = {"grad_y": grad_y, "grad_s_last": grad_s_last, "grad_y_last": grad_y_last}
-    states = {"s0": s0, "y0": y0, "decay": decay, "bias": bias}
-    check(g, h, width, step, s_all=s_all, recurrent=recurrent, **grads, **states)
-    t, b, n = s_all.shape
-    s0, y0 = s0.contiguous(), y0.contiguous()
-    grad_y = None if grad_y is None else rows(grad_y)
-    io = s_all.dtype if grad_y is None else grad_y.dtype
-    grad_drive = torch.empty((t, b, n), dtype=io, device=s_all.device)
+    given = {"s0": s0, "y0": y0, "decay": decay, "bias": bias, "own": own, "drive": drive}
+    native.check(g, h, width, step, s_all=s_all, recurrent=recurrent, **grads, **given)
+    t, (b, n), coupled = len(s_all), y0.shape, lateral or recurrent is not None
+    io = native.output_dtype(s_all, grad_y, None if coupled else drive)
+    s_all, s0, y0 = s_all.contiguous(), s0.contiguous(), y0.contiguous()
+    own = None if own is None else own.contiguous()
+    grad_y, drive = (None if x is None else native.rows(x) for x in (grad_y, drive))
+    kind = _kind(step, numbers, g, slope, gate or lateral, amount, h, width, height)
+    grad_drive = s0.new_empty((t, b, kind.drives * n), dtype=io)
     # The product with the matrix is taken before a gradient is rounded for its way out.
-    wide = None if recurrent is None or io == s_all.dtype else torch.empty_like(s0)
-    ds, dy, share_decay, share_bias = small = [torch.zeros_like(s0) for _ in range(4)]
-    for into, given in ((ds, grad_s_last), (dy, grad_y_last)):
-        if given is not None:
-            into.copy_(given)
-    rule = {"G": g, "SLOPE": slope, "GATE": gate, "AMOUNT": amount}
-    rule |= {"H": h, "WIDTH": width, "HEIGHT": height}
-    for first, steps in reversed(_pieces(t, recurrent)):
-        row = grad_drive[first:] if wide is None else wide
+    wide = recurrent is not None and io != s_all.dtype
+    row = s0.new_empty(grad_drive.shape[1:]) if wide else None
+    ds, dy, share_decay, share_bias = (torch.zeros_like(x) for x in (s0, y0, y0, y0))
+    share_own = y0.new_zeros((kind.own * b, n))
+    for into, of in ((ds, grad_s_last), (dy, grad_y_last)):
+        if of is not None:
+            into.copy_(of)
+    most: Any = s0.new_empty(b) if lateral and n else None
+    to_most: Any = None if most is None else torch.empty_like(y0)
+    params = decay, bias, own
+    for first, steps in reversed(_pieces(t, coupled)):
+        if most is not None:
+            before = y0 if first == 0 else _output_of(first - 1, s_all, drive, y0, params, kind)
+            torch.amax(before, -1, out=most)
+        to = grad_drive[first:] if row is None else row
         _launch(
-            _backward, s0, None if grad_y is None else grad_y[first:], decay, bias, s_all[first:],
-            s0, y0, *small, row, steps, n, b * n,
-            *((0, 0) if grad_y is None else grad_y.stride()[:2]), *_unit_strides(decay, bias),
-            FIRST=first == 0, **rule,
+            _backward, y0, _from(grad_y, first), _from(drive, first), most, to_most, *params,
+            s_all[first:], s0, y0, ds, dy, share_decay, share_bias, share_own, to, steps, n, b * n,
+            *_strides(grad_y), *_strides(drive), *_unit_strides(decay, bias),
+            FIRST=first == 0, KIND=kind,
         )  # fmt: skip
+        if most is not None:
+            _give_to_largest(dy, to_most, before, most)
         if recurrent is not None:
-            dy.addmm_(grad_drive[first] if wide is None else wide, recurrent)
-        if wide is not None:
-            grad_drive[first].copy_(wide)
-    return grad_drive, ds, dy, share_decay, share_bias, ds.new_empty((0, n))
+            dy.addmm_((grad_drive[first] if row is None else row)[:, : len(recurrent)], recurrent)
+        if row is not None:
+            grad_drive[first].copy_(row)
+    return grad_drive, ds, dy, share_decay, share_bias, share_own
 
 
-def _check_step(lateral: bool, step: str) -> None:
-    if lateral or step != "snu":
-        raise ValueError(
-            f"the triton kernel has the step of the SNU only, got step={step!r}, "
-            f'lateral={lateral}; use backend="loop"'
-        )
+def _output_of(
+    t: int,
+    s_all: Tensor,
+    drive: Tensor | None,
+    like: Tensor,
+    params: Sequence[Any],
+    kind: NeuronKind,
+) -> Tensor:
+    """y (B, N) of step t anew."""
+    y, (b, n) = torch.empty_like(like), like.shape
+    _launch(
+        _outputs, like, s_all[t], _from(drive, t), *params, y, n, b * n, _strides(drive)[1],
+        *_unit_strides(*params[:2]), KIND=kind,
+    )  # fmt: skip
+    return y
 
 
-def _pieces(t: int, recurrent: Tensor | None) -> list[tuple[int, int]]:
+def _give_to_largest(dy: Tensor, to_most: Tensor, before: Tensor, most: Tensor) -> None:
+    """Adds to dy (B, N) what is due to the largest of the outputs `before`.
+
+    Equal outputs share it, and NaN reaches the others too, as in torch.
+    """
+    has = before == most.unsqueeze(-1)
+    share = (to_most.sum(-1) / has.sum(-1)).unsqueeze(-1)
+    dy += torch.where(has, share, share * 0.0)
+
+
+def _kind(
+    step: str, numbers: Sequence[float], g: str, slope: float, gate: bool, amount: float, h: str,
+    width: float, height: float,
+) -> NeuronKind:  # fmt: skip
+    parts, sizes = step.split("+"), native.step(step)
+    memory = next((part for part in parts if part in dynamics.MEMORY), "leak")
+    modulation = next((part for part in parts if part in dynamics.MODULATION), "none")
+    rho, rest, beta = (*numbers, 0.0, 0.0, 0.0)[:3]
+    return NeuronKind(
+        memory, modulation, sizes.states, sizes.drives, sizes.own, rho, rest, beta,
+        g, slope, gate, amount, h, width, height,
+    )  # fmt: skip
+
+
+def _pieces(t: int, coupled: bool) -> list[tuple[int, int]]:
     """First step and number of steps of each launch."""
-    if recurrent is None:
+    if not coupled:
         return [(0, t)] if t else []
     return [(first, 1) for first in range(t)]
+
+
+def _from(x: Tensor | None, first: int) -> Tensor | None:
+    return None if x is None else x[first:]
+
+
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    """Over time and batch."""
+    return (0, 0) if x is None else x.stride()[:2]
 
 
 def _unit_strides(*params: Tensor) -> list[int]:
