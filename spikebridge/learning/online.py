@@ -41,7 +41,7 @@ from spikebridge.nn.layers import Dropout, Readout
 from spikebridge.nn.network import Network
 from spikebridge.nn.units import State, state_dtype
 
-__all__ = ["Learned", "Online", "OnlineRule", "check"]
+__all__ = ["Learned", "Online", "OnlineRule", "attach", "check"]
 
 OnlineRule = Literal["ostl", "eprop"]
 Eligibilities = Literal["auto", "derived"]
@@ -415,6 +415,17 @@ def _judged(
             return None, None
         (errors,) = torch.autograd.grad(value, leaf)
     return value.detach(), errors
+
+
+def attach(model: Network, rule: OnlineRule = "ostl", **options: Any) -> Online:
+    """`Online` under the name that other rules have: eligibilities from any pure step of its units.
+
+    Args:
+        model, rule, options: see `Online`; the model is read, nothing is put into it.
+
+    Raises ValueError for a network that it cannot train, with the reason.
+    """
+    return Online(model, rule, **options)
 
 
 def check(network: Network, rule: str = "ostl") -> None:

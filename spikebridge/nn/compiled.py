@@ -35,13 +35,9 @@ def compiled(
     dtype, ys = state.s.dtype, []
     # One copy per sample: gradients add up step by step, and over samples once, at the end.
     params = unit.params(dtype)
-    own = params.own if params.own is None else params.own.unsqueeze(1)
-    wide = {
-        name: p.expand(state.y.shape)
-        for name, p in params._asdict().items()
-        if p is not None and p.dim() < 2
-    }
-    params = params._replace(**wide, own=own if own is None else own.expand(-1, *state.y.shape))
+    decay, bias, amount, own = params
+    wide = [p if p is None else p.expand(state.y.shape) for p in (decay, bias, amount, *own)]
+    params = Params(wide[0], wide[1], wide[2], tuple(wide[3:]))  # type: ignore[arg-type]
     matrix = None if recurrent is None else recurrent.to(dtype)
     for piece in drive.split(_pieces(len(drive))):
         key = (

@@ -193,7 +193,7 @@ class DynamicUnit(Unit):
         return state.s[..., : self.size]
 
     def params(self, dtype: torch.dtype) -> Params:
-        """As of `Unit`; the decay of a gate is its logit, `own` has rows of further parameters."""
+        """As of `Unit`; the decay of a gate is its logit, `own` has its further ones."""
         params, own = super().params(dtype), []
         if self.memory == "gate":
             params = params._replace(decay=self.decay_logit.to(dtype))
@@ -206,13 +206,13 @@ class DynamicUnit(Unit):
             own += [rho, (decay + rho - turn) / (1 - decay), self.kick.to(dtype)]
         if self.modulation == "output":
             own += [self.open.to(dtype)]
-        return params._replace(own=torch.stack(own)) if own else params
+        return params._replace(own=tuple(own))
 
     def step(self, state: State, drive: Tensor, params: Params) -> State:
         rule, states = self.rule, [*state.s.split(self.size, dim=-1)]
         # A product with a plain number would be rounded to the type of the drive.
         drives = drive.to(state.s.dtype).split(self.size, dim=-1)
-        own = [] if params.own is None else [*params.own]
+        own = params.own
         left = left_by_reset(rule, states[0], state.y)
         if self.memory == "leak":
             u = drives[0] + params.decay * left

@@ -97,7 +97,7 @@ class Params(NamedTuple):
     decay: Tensor  # in (0, 1]; 0 in memoryless units
     bias: Tensor  # b = -threshold
     amount: Tensor | None = None  # (N,), what a spike takes off; None is that of the rule
-    own: Tensor | None = None  # (P, N): further parameters of a `DynamicUnit`
+    own: tuple[Tensor, ...] = ()  # further parameters of a `DynamicUnit`, (N,) each
 
 
 @dataclass(frozen=True)

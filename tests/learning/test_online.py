@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -26,9 +27,10 @@ from torch import Tensor
 
 from spikebridge.data.task import Batch
 from spikebridge.learning.angles import angle_deg
-from spikebridge.learning.online import RULES, Eligibilities, Online
+from spikebridge.learning.online import RULES, Eligibilities, Online, attach
 from spikebridge.learning.online_derived import Ran
 from spikebridge.learning.online_one_state import G_SLOPES, by_hand, derived, family, follows
+from spikebridge.nn.dynamics import drives_of
 from spikebridge.nn.gradients import FORMULAS, Surrogate
 from spikebridge.nn.layers import Layer
 from spikebridge.nn.network import Network
@@ -38,6 +40,7 @@ from spikebridge.nn.synapses import (
     round_weights,
 )
 from spikebridge.nn.units import G_FUNCTIONS, State, make_unit
+from spikebridge.settings.names import MEMORIES, MODULATIONS
 
 
 def squared(output: Tensor, target: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ def forth(
     state: Any = None,
     eligibilities: Any = "auto",
 ) -> dict[str, Tensor]:
-    online = Online(network, rule, eligibilities=eligibilities)
+    online = attach(network, rule, eligibilities=eligibilities)
     online.sequence(x, lambda output, t: squared(output, target[t]), state)
     return taken(network)
 
@@ -136,7 +139,7 @@ def test_eligibilities_by_hand_are_the_derived_ones(kind: str, recurrent: bool) 
     for rule in RULES:
         found = []
         for eligibilities in get_args(Eligibilities):
-            online = Online(network, rule, eligibilities=eligibilities)
+            online = attach(network, rule, eligibilities=eligibilities)
             online.learn(batch, lambda output, part: output[part.mask].square().sum(), block=2)
             found.append(taken(network))
         assert_equal(*found, bound=1e-5)
@@ -445,3 +448,25 @@ def test_a_change_of_weights_counts_from_the_next_step() -> None:
     output, _ = online.step(x[1])
     expected, _ = network(x[1:2], before)
     torch.testing.assert_close(output, expected[0], rtol=0, atol=1e-12)
+
+
+MEMBERS = [*itertools.product(MEMORIES, MODULATIONS)][1:]
+
+
+@pytest.mark.parametrize("recurrent", ["forward", "recurrent", "with gates"])
+@pytest.mark.parametrize("kind", ["snu", "softsnu"])
+@pytest.mark.parametrize(("memory", "modulation"), MEMBERS)
+def test_every_member_of_the_family_has_the_gradient_of_backpropagation(
+    memory: str, modulation: str, kind: str, recurrent: str
+) -> None:
+    gates = recurrent == "with gates"
+    if gates and drives_of(memory, modulation) == 1:
+        recurrent, gates = "recurrent", False
+    unit = make_unit(kind, 6, memory=memory, modulation=modulation, reset="gate")
+    array = Dense(INPUTS, unit.drives * 6, unit)
+    layer = Layer(
+        array, unit, recurrent=recurrent != "forward", recurrent_gates=gates, backend="loop"
+    )
+    network = network_of(layer.double())
+    x, target = data()
+    assert_equal(forth(network, x, target), back(network, x, target))

@@ -104,7 +104,8 @@ def scan(
     if recurrent is not None:
         recurrent = recurrent.to(state.s.dtype)
     first = state.s if states == 1 else _one_after_another(state.s, states, unit.size)
-    operands = (drive, recurrent, first, state.y, params.decay, params.bias, params.own)
+    own = torch.stack(params.own) if params.own else None
+    operands = (drive, recurrent, first, state.y, params.decay, params.bias, own)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     keep = keep or (not alone and torch.jit.is_tracing())  # what is traced may be trained later
     slope = 1.0 if rule.g == "identity" else rule.slope
