@@ -196,7 +196,7 @@ _SWITCHES = {"--norm": ["--norm", "batch"], "--no-norm": ["--norm", "none"]}
 def switched(argv: Sequence[str]) -> list[str]:
     """A command line with the value that a choice without one had when it was a switch."""
     result: list[str] = []
-    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, after in zip(argv, [*argv, "--"][1:], strict=True):
         bare = word == "--no-norm" or after.startswith("--")
         result += _SWITCHES.get(word, [word]) if bare else [word]
     return result
