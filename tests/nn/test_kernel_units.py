@@ -133,9 +133,11 @@ def test_every_surrogate(
     assert_law(unit, drive_of(unit, 7, 3, dtype), recurrent)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("soft", SOFT, ids=["spiking", "soft"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(  # the dtypes take turns
+    ("size", "soft", "dtype"),
+    [(*case, DTYPES[turn % 3]) for turn, case in enumerate(itertools.product(SIZES, SOFT))],
+    ids=str,
+)
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 @pytest.mark.parametrize(("name", "reset"), UNITS)
 def test_awkward_sizes(
