@@ -142,7 +142,7 @@ def test_units_without_a_kernel_are_named(adaptive_without_a_kernel: None) -> No
     assert training.looped_by(ModelConfig(unit="lstm")) is None
     assert training.looped_by(ModelConfig(unit="adaptive-snu"), "compiled") is None
     adaptive = training.looped_by(ModelConfig(unit="adaptive-snu"))
-    assert adaptive == "AdaptiveUnit has no native kernel"
+    assert adaptive == "AdaptiveUnit (adaptation) has no native kernel"
 
 
 @pytest.mark.skipif(native.missing is not None, reason=str(native.missing))
@@ -156,7 +156,7 @@ def test_commands_say_it_at_the_beginning(
     line = f"compare digits {TINY} --units snu adaptive-snu --seeds 0 1 --out cmp --no-report"
     assert cli.main(shlex.split(line)) == 0
     said = capsys.readouterr().err
-    loops = "adaptive-snu runs in the Python loop, which is slower: AdaptiveUnit has no native"
+    loops = "adaptive-snu runs in the Python loop, which is slower: AdaptiveUnit (adaptation) has"
     assert loops in said
     total = re.search(r"4 trainings of 2 epochs, about (.+) in all, by a few batches", said)
     assert total
