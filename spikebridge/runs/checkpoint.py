@@ -152,6 +152,8 @@ def _same_run(path: Path, progress: _Progress, settings: Mapping[str, Any]) -> N
     """CheckpointError where a checkpoint belongs to another run."""
     if progress.settings is not None:
         theirs = _leaves(renewed(progress.settings))
+        if isinstance(theirs.get("model.norm"), bool):  # a switch, before it was a choice
+            theirs["model.norm"] = "batch" if theirs["model.norm"] else "none"
         ours = _leaves(json.loads(json.dumps(settings)))
         # What only this version knows had its default then; what only theirs knows, it cannot do.
         other = sorted(name for name in theirs if theirs[name] != ours.get(name, _ABSENT))
