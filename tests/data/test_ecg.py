@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import real
 from helpers.toy_data import heartbeats, write_heartbeats
 from scipy.io import savemat
 
@@ -154,10 +154,7 @@ def test_absent_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.data
 def test_heartbeats_as_published() -> None:
-    root = os.environ.get(files.VARIABLE, "")
-    for name in ("qtdb/QTDB_train.mat", "qtdb/QTDB_test.mat"):
-        if not root or not (Path(root) / name).exists():
-            pytest.skip(f"{name} is not under $SPIKEBRIDGE_DATA ({root or 'not set'})")
+    real("qtdb/QTDB_train.mat", "qtdb/QTDB_test.mat")
     task = tasks.load(EcgConfig(unlabelled="masked"))
     assert [task.size(split) for split in SPLITS] == [556, 62, 141]
     test = whole(task, "test")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import real
 from helpers.toy_data import Event, encode, write_recordings
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -262,13 +262,7 @@ def test_the_picture_tells_the_polarities_apart() -> None:
 
 @pytest.fixture(scope="module")
 def nmnist() -> Path:
-    root = os.environ.get(files.VARIABLE, "")
-    if not root or not (Path(root) / "nmnist").is_dir():
-        pytest.skip(
-            "the real N-MNIST recordings are too large to come along, and no public address serves "
-            f"them singly: set ${files.VARIABLE} to a folder with nmnist/Train and nmnist/Test"
-        )
-    return Path(root) / "nmnist"
+    return real("nmnist/Train", "nmnist/Test") / "nmnist"
 
 
 @pytest.mark.data

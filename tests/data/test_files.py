@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.real_data import real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -248,9 +249,7 @@ def test_cache_folder_is_the_users() -> None:
 @pytest.mark.data
 @pytest.mark.parametrize("name", sorted(files.SOURCES))
 def test_real_files(name: str) -> None:
-    root = os.environ.get(files.VARIABLE)
-    if not root or not (Path(root) / name).exists():
-        pytest.skip(f"{name} is not under $SPIKEBRIDGE_DATA ({root or 'not set'})")
+    real(name)
     source = files.SOURCES[name]
     data = fetch(name).read_bytes()
     assert len(data) == source.size_bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import real
 from helpers.toy_data import tone, write_table, write_words
 from scipy.io import wavfile
 
@@ -313,10 +313,7 @@ def test_files_of_spikes_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_real_words_as_listed() -> None:
-    root = os.environ.get(files.VARIABLE, "")
-    folder = Path(root) / "speech"
-    if not root or not (folder / "train.csv").exists():
-        pytest.skip(f"speech/train.csv is not under $SPIKEBRIDGE_DATA ({root or 'not set'})")
+    folder = real("speech/train.csv") / "speech"
     lists = {split: speech.read_list(folder, split) for split in SPLITS}
     assert [len(lists[split]) for split in SPLITS] == [1800, 600, 600]
     speakers = [{Path(name).name.split("_")[0] for name, _ in lists[split]} for split in SPLITS]

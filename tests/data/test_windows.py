@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import real
 from helpers.toy_data import write_table
 
 from spikebridge import data as tasks
 from spikebridge import load_network
 from spikebridge.base.records import ConfigError
 from spikebridge.cli import main as cli
-from spikebridge.data import files
 from spikebridge.data.files import DataError
 from spikebridge.data.task import SPLITS
 from spikebridge.data.windows import Windows
@@ -145,10 +144,7 @@ def test_rows_are_three() -> None:
 
 @pytest.mark.data
 def test_the_customary_numbers_on_real_data() -> None:
-    root = os.environ.get(files.VARIABLE, "")
-    path = Path(root) / "ett" / "ETTh1.csv"
-    if not root or not path.exists():
-        pytest.skip(f"ett/ETTh1.csv is not under $SPIKEBRIDGE_DATA ({root or 'not set'})")
+    path = real("ett/ETTh1.csv") / "ett/ETTh1.csv"
     task = load(path, look_back=336, horizon=96, rows=(8640, 2880, 2880))
     assert [task.size(split) for split in SPLITS] == [8209, 2785, 2785]
     assert task.baselines == {

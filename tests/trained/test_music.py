@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import re
 import shutil
 import warnings
@@ -17,6 +16,7 @@ from typing import Any
 import mido
 import numpy as np
 import pytest
+from helpers.real_data import real
 from helpers.tiny_runs import tiny
 from helpers.toy_music import toy_songs, write_mat
 from hypothesis import given, settings
@@ -230,9 +230,7 @@ def test_chorales_sound_where_their_scores_are() -> None:
     """In C, as the file has them, and within voices: sopranos go up to a'', basses down to C."""
     from spikebridge.data.music import read_songs
 
-    path = Path(os.environ.get("SPIKEBRIDGE_DATA", "")) / "polymusic/JSB_Chorales.mat"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there, under $SPIKEBRIDGE_DATA")
+    path = real("polymusic/JSB_Chorales.mat") / "polymusic/JSB_Chorales.mat"
     lowest = MusicConfig().lowest
     songs = [song for split in read_songs(path).values() for song in split]
     frames = [frame.nonzero()[0] + lowest for song in songs for frame in song if frame.any()]
