@@ -45,13 +45,18 @@ def speed(measured: dict[str, Any]) -> None:
     for axes, table in zip(grid.flat, wanted, strict=False):
         bars(axes, table["rows"], f"Layer, N={table['n']}, {table['precision']}", "x ours")
     bars(grid[1, 1], rec["rows"], "Recurrent, N=512, fp32", "x nn.RNN(relu)")
+    _finish(figure, measured, "forward + backward", "speed-cpu.png")
+
+
+def _finish(figure: Any, measured: dict[str, Any], what: str, name: str) -> None:
+    """Says what all its parts show and where it was measured, and writes it."""
     where = measured["environment"]
     figure.suptitle(
-        f"One layer, T=500, B=16, forward + backward; {where['cores']} cores, {where['cpu']}, "
+        f"One layer, T=500, B=16, {what}; {where['cores']} cores, {where['cpu']}, "
         f"torch {where['torch']}; medians of {measured['rounds']} rounds in turn",
         fontsize=11,
     )
-    figure.savefig(RESULTS / "speed-cpu.png", dpi=110)
+    figure.savefig(RESULTS / name, dpi=110)
     plt.close(figure)
 
 
@@ -61,14 +66,7 @@ def spiking_peers(measured: dict[str, Any]) -> None:
     tables = [t for t in measured["peers"]["tables"] if t["share"] < 1.0]
     for axes, table in zip(grid.flat, tables, strict=False):
         bars(axes, table["rows"], f"Layer, N={table['n']}, {table['precision']}", "x ours")
-    where = measured["environment"]
-    figure.suptitle(
-        f"One layer, T=500, B=16, 10 % spikes, forward + backward; {where['cores']} cores, "
-        f"{where['cpu']}, torch {where['torch']}; medians of {measured['rounds']} rounds in turn",
-        fontsize=11,
-    )
-    figure.savefig(RESULTS / "speed-peers-cpu.png", dpi=110)
-    plt.close(figure)
+    _finish(figure, measured, "10 % spikes, forward + backward", "speed-peers-cpu.png")
 
 
 def scaling(measured: dict[str, Any]) -> None:
