@@ -197,7 +197,7 @@ def switched(argv: Sequence[str]) -> list[str]:
     """A command line with the value that a choice without one had when it was a switch."""
     result: list[str] = []
     for word, after in zip(argv, [*argv, "--"][1:], strict=True):
-        bare = word == "--no-norm" or after.startswith("--")
+        bare = word == "--no-norm" or after.startswith("-")
         result += _SWITCHES.get(word, [word]) if bare else [word]
     return result
 

@@ -218,17 +218,13 @@ def _of_run(task: str, folder: Path) -> Config | None:
     return config if config and task_name(config) == task else None
 
 
-# What of a task decides its preset, beside the name of its data.
-_PLACES = ("data_dir", "file", "level", "protocol", "look_back")
-
-
 def _data(task: str, first: _First) -> dict[str, Any]:
     """What the flags say of the data, as far as it decides the preset."""
     kind = TASKS[task]
     known = {field.name for field in dataclasses.fields(kind)}
     if task == "digits":
         known.add("protocol")
-    names = known & {name for name in _PLACES if _value(first, name)}
+    names = known & {name for name in (*rundir.PLACES, "protocol") if _value(first, name)}
     own: dict[str, Any] = {name: _value(first, name) for name in names}
     if "look_back" in own:  # what is no number is refused where flags are read
         count = own.pop("look_back")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -94,8 +95,7 @@ class Ecg(Task):
         return {LABELLED: self._judged("masked"), PUBLISHED: self._judged("class0")}
 
     def _judged(self, unlabelled: str) -> Ecg:
-        other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__
+        other = copy.copy(self)
         other.config = replace(self.config, unlabelled=unlabelled)  # type: ignore[arg-type]
         return other
 

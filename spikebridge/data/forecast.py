@@ -226,20 +226,17 @@ def bounds_of(path: Path, rows: int, config: ForecastConfig) -> dict[str, tuple[
         ends = np.cumsum(config.rows).tolist()
         if ends[2] > rows:
             raise DataError(path, f"{ends[2]:,} rows, as --rows says", f"{rows:,}", "mend --rows")
-        return {
-            "train": (config.horizon, ends[0]),
-            "valid": (ends[0], ends[1]),
-            "test": (ends[1], ends[2]),
-        }
-    test = rows - round(config.test_share * rows)
-    valid = test - round(config.valid_share * rows)
+        valid, test, rows = ends
+    else:
+        test = rows - round(config.test_share * rows)
+        valid = test - round(config.valid_share * rows)
     bounds = {"train": (config.horizon, valid), "valid": (valid, test), "test": (test, rows)}
     if any(end - start < 1 for start, end in bounds.values()):
         raise DataError(
             path,
             f"a row to predict {config.horizon} ahead in each of training, validation and test",
             f"{rows:,} rows, of them {valid:,}, {test - valid:,} and {rows - test:,}",
-            "give a longer table, a smaller --horizon or other shares",
+            "give a longer table, a smaller --horizon, other shares or --rows",
         )
     return bounds
 

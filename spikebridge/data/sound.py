@@ -82,11 +82,11 @@ def log_mel(sound: np.ndarray, rate_hz: int, bands: int, step_ms: float) -> np.n
     """Log energies (T, bands) float32 of windows of 25 ms, a step apart, in triangular bands."""
     hop, width = _per(step_ms, rate_hz), _per(WINDOW_MS, rate_hz)
     steps = -(-len(sound) // hop)
-    padded = np.pad(sound, (0, (steps - 1) * hop + width - len(sound) if steps else 0))[
-        : (steps - 1) * hop + width
-    ]
+    padded = np.pad(sound, (0, width))[: (steps - 1) * hop + width]
     frames = np.lib.stride_tricks.sliding_window_view(padded, width)[::hop]
-    size = max(width, 2 * bands)
+    # As fine as the narrowest band: one without a frequency in it would hear nothing.
+    narrowest = float(np.diff(edges_hz(bands, rate_hz)).min())
+    size = max(width, math.ceil(rate_hz / narrowest))
     power = np.abs(np.fft.rfft(frames * np.hanning(width), size)) ** 2 / width
     return np.log(power @ _triangles(bands, rate_hz, size) + FLOOR).astype(np.float32)
 

@@ -193,7 +193,8 @@ class Speech(Task):
         task.config, task.readout = config, _readout(config)
         task.kind = config.front if "words" in scaling else "spikes"
         if task.kind == "spikes":
-            part = read_trains(files.one_file(path, "h5"), config.step_ms)
+            named = train_files(path) if path.is_dir() else {}
+            part = read_trains(named.get("test") or files.one_file(path, "h5"), config.step_ms)
             task.input_size, task.output_size = int(scaling["inputs"]), int(scaling["outputs"])
             if part.units > task.input_size or part.classes.max() >= task.output_size:
                 expected = f"{task.input_size:,} units and {task.output_size:,} classes at most"

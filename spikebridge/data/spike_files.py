@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spikebridge.base.records import UsageError
 from spikebridge.data.files import FRESH_COPY, DataError, single, visible
 from spikebridge.data.task import SPLITS
 
@@ -66,16 +67,17 @@ def read_trains(path: Path, step_ms: float) -> Trains:
     try:
         import h5py
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{path.name} is read by h5py, which is not installed; pip install 'spikebridge[hdf5]'",
-            name="h5py",
+        raise UsageError(
+            f"{path.name} is read by h5py, which is not installed; pip install 'spikebridge[hdf5]'"
         ) from error
     expected = "an HDF5 file with spikes/times, spikes/units and labels"
     try:
         with h5py.File(path, "r") as file:
             times, units = file["spikes/times"][:], file["spikes/units"][:]
             classes = np.asarray(file["labels"][:])
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (
+        OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError,
+    ) as error:  # fmt: skip
         raise DataError(path, expected, f"none ({error})", FRESH_COPY) from error
     count = len(classes)
     if not count or classes.ndim != 1 or classes.dtype.kind not in "iu" or classes.min() < 0:

@@ -22,7 +22,7 @@ from spikebridge.nn.norms import normalised
 from spikebridge.nn.scan import Backend
 from spikebridge.nn.synapses import Dense
 from spikebridge.nn.units import State, make_unit, state_dtype, whole
-from spikebridge.settings.model import ModelConfig
+from spikebridge.settings.model import ModelConfig, norm_of
 
 UNIT_OPTIONS = (
     "g", "slope", "reset", "amount", "subtract", "surrogate",
@@ -156,7 +156,7 @@ class _Recurrent(Fresh):
             _switch(bidirectional=bidirectional),
         )
         recurrent = _switch(recurrent=recurrent)
-        self.norm = "batch" if norm is True else norm
+        self.norm = norm_of(norm)
         self.directions = 2 if bidirectional else 1
         self.skip = _checked_skip(skip, num_layers, input_size, hidden_size * self.directions)
         self.dropout = _checked_dropout(dropout, num_layers)

@@ -26,6 +26,7 @@ from spikebridge.runs.load import read_symbols
 from spikebridge.runs.results import Epoch
 from spikebridge.runs.rundir import METRICS, SYMBOLS, parse_json
 from spikebridge.settings.crossbar import renewed
+from spikebridge.settings.model import norm_of
 
 REMEDY = "start the run anew with --overwrite, or put back a copy of the file"
 FILE = TensorFile("spikebridge-checkpoint", REMEDY, version="1", needs=("progress",))
@@ -152,8 +153,7 @@ def _same_run(path: Path, progress: _Progress, settings: Mapping[str, Any]) -> N
     """CheckpointError where a checkpoint belongs to another run."""
     if progress.settings is not None:
         theirs = _leaves(renewed(progress.settings))
-        if isinstance(theirs.get("model.norm"), bool):  # a switch, before it was a choice
-            theirs["model.norm"] = "batch" if theirs["model.norm"] else "none"
+        theirs["model.norm"] = norm_of(theirs.get("model.norm", "none"))
         ours = _leaves(json.loads(json.dumps(settings)))
         # What only this version knows had its default then; what only theirs knows, it cannot do.
         other = sorted(name for name in theirs if theirs[name] != ours.get(name, _ABSENT))

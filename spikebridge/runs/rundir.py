@@ -144,10 +144,14 @@ def shared_folder(prefix: str, configs: Sequence[Config]) -> Path:
     return FOLDER / "-".join([prefix, folder_name(configs[0]), *marks(result)])
 
 
+# What of a task decides its preset, beside the name of its data.
+PLACES = ("data_dir", "file", "level", "look_back")
+
+
 def others(config: Config) -> dict[str, Any]:
     """The settings that are not those of the preset, without data, unit and seed."""
     variant = variant_of(config.model)
-    own = {name: getattr(config.task, name, "") for name in ("data_dir", "file", "level")}
+    own = {name: getattr(config.task, name, "") for name in PLACES}
     own["protocol"] = config.sequence.protocol if config.sequence.used else ""
     tuned = preset(
         task_name(config),

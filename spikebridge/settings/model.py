@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from spikebridge.base.records import Bound, Count, Positive, Share, Size, check_types, require
 from spikebridge.settings.names import (
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     NormName: TypeAlias = str | bool
 else:  # True and False of earlier versions are batch and none
     NormName = Literal["none", "batch", "layer", "step"]
+
+
+def norm_of(given: Any) -> Any:
+    """A choice of `norm`; it was a switch, which stood for batch."""
+    return ("batch" if given else "none") if isinstance(given, bool) else given
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,7 @@ class ModelConfig:
     is as wide (He et al. 2016; of spikes, Fang et al. 2021); hidden layers must be equally wide."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.norm, bool):
-            object.__setattr__(self, "norm", "batch" if self.norm else "none")
+        object.__setattr__(self, "norm", norm_of(self.norm))
         check_types(self)
         if self.unit.startswith("recurrent-"):
             object.__setattr__(self, "unit", self.unit.removeprefix("recurrent-"))

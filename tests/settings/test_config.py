@@ -433,5 +433,5 @@ def test_long_sequences_keep_losses_and_gradients_finite(variant: str, steps: in
         loss.backward()
         norms = [p.grad.norm() for p in net.parameters() if p.grad is not None]
         assert math.isfinite(loss.item())
-        assert math.isfinite(torch.stack(norms).norm().item())
+        assert torch.stack(norms).norm() < 1e4
         net.zero_grad()

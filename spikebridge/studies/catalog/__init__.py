@@ -11,10 +11,11 @@ from spikebridge.studies.catalog.continual import FORGETTING
 from spikebridge.studies.catalog.entry import Entry, Row
 from spikebridge.studies.catalog.learning import LEARNING
 from spikebridge.studies.catalog.papers import PUBLISHED
+from spikebridge.studies.catalog.sequences import SEQUENCES
 
 __all__ = ["CATALOG", "Entry", "Row", "find"]
 
-CATALOG = (*PUBLISHED, *LEARNING, *FORGETTING)
+CATALOG = (*PUBLISHED, *SEQUENCES, *LEARNING, *FORGETTING)
 
 
 def find(name: str) -> Entry:

@@ -395,32 +395,4 @@ PUBLISHED: tuple[Entry, ...] = (
         minutes=8,
         rows=(Row("binary-ci"), Row("snu")),
     ),
-    Entry(
-        name="ecg",
-        title="QTDB, heartbeats as spikes, a class at each of 1,301 steps",
-        source="balanced resonate-and-fire neurons, 36 units, 400 epochs: 85.52 ± 0.67 %, spiking "
-        "(five seeds, best validation epoch; recomputed from the curves that its authors publish)",
-        task="ecg",
-        data="qtdb",
-        settings={"epochs": 40},
-        grid={"lr": (5e-3, 2e-2)},
-        minutes=15,
-        quick={"epochs": 1},
-        rows=(
-            Row("recurrent-snu"),
-            Row(
-                "recurrent-snu",
-                {"memory": "oscillation"},
-                "oscillating-snu",
-                "SNU, recurrent, oscillating",
-            ),
-            Row(
-                "recurrent-softsnu",
-                {"memory": "gate"},
-                "gated-softsnu",
-                "soft SNU, recurrent, gated by its inputs",
-            ),
-            Row("lstm"),
-        ),
-    ),
 )
