@@ -97,17 +97,11 @@ class Events(Task):
 
 def find_recordings() -> Path:
     """The folder nmnist under $SPIKEBRIDGE_DATA, else in the cache.  Raises DataError."""
-    places = [
-        root / FOLDER for root in (files.data_folder(), files.cache_folder()) if root is not None
-    ]
-    for place in places:
-        if place.is_dir():
-            return place
     remedy = (
         f"{_SOURCE} and pass --data-dir with the folder, or name it {FOLDER} and set {VARIABLE} "
         "to the folder that holds it"
     )
-    raise DataError(places[0], _LAYOUT, "no such folder", remedy)
+    return files.known_folder(FOLDER, _LAYOUT, remedy)
 
 
 def list_recordings(folder: Path, part: str) -> list[tuple[Path, int]]:

@@ -183,6 +183,15 @@ def data_folder() -> Path | None:
     return check_folder(folder, f"the folder that ${VARIABLE} names", remedy)
 
 
+def known_folder(name: str, expected: str, remedy: str) -> Path:
+    """The folder of that name under $SPIKEBRIDGE_DATA, else in the cache.  Raises DataError."""
+    places = [root / name for root in (data_folder(), cache_folder()) if root is not None]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise DataError(places[0], expected, "no such folder", remedy)
+
+
 def check_folder(folder: Path, expected: str, remedy: str) -> Path:
     """The folder itself; DataError where there is none."""
     if not folder.is_dir():

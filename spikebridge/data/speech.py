@@ -14,7 +14,15 @@ import torch
 
 from spikebridge.base.archives import ArchiveError, read_arrays, write_arrays
 from spikebridge.data import answers, files, sound
-from spikebridge.data.files import FRESH_COPY, DataError, check_folder, is_twin, visible
+from spikebridge.data.files import (
+    FRESH_COPY,
+    VARIABLE,
+    DataError,
+    check_folder,
+    is_twin,
+    known_folder,
+    visible,
+)
 from spikebridge.data.spike_files import Trains, read_trains, train_files
 from spikebridge.data.task import (
     SPLITS,
@@ -29,6 +37,7 @@ from spikebridge.data.task import (
 from spikebridge.settings.tasks import SpeechConfig
 
 VALID_SHARE = 0.1
+FOLDER = "speech"
 LAYOUT = (
     "a folder with train.csv, valid.csv and test.csv (columns file and class) and the .wav files "
     "that they name, or with .h5 files whose names hold train and test"
@@ -58,9 +67,11 @@ class Speech(Task):
 
     def __init__(self, config: SpeechConfig) -> None:
         self.config, self.readout = config, _readout(config)
-        if not config.data_dir:
-            raise DataError("--data-dir", LAYOUT, "none", "pass --data-dir with that folder")
-        folder = check_folder(Path(config.data_dir).expanduser(), LAYOUT, "mend --data-dir")
+        if config.data_dir:
+            folder = check_folder(Path(config.data_dir).expanduser(), LAYOUT, "mend --data-dir")
+        else:
+            remedy = f"pass --data-dir with that folder, or name it {FOLDER} under ${VARIABLE}"
+            folder = known_folder(FOLDER, LAYOUT, remedy)
         given = train_files(folder)
         self.kind = "spikes" if given else config.front
         self._splits: dict[str, Words | Trains]

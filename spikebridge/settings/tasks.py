@@ -380,7 +380,7 @@ class SpeechConfig(TaskSettings):
     data_dir: str = ""
     """Folder with train.csv, valid.csv and test.csv, whose columns file and class name .wav files
     below it and their words; or with .h5 files whose names hold train, test and perhaps valid
-    (spikes/times, spikes/units, labels)."""
+    (spikes/times, spikes/units, labels).  By default the folder speech under $SPIKEBRIDGE_DATA."""
     front: Literal["mel", "cochlea"] = "mel"
     """What makes sequences of sound: mel (log energies in bands) or cochlea (band-pass filters,
     half-wave, leaky integrate-and-fire: spikes, 0 or 1)."""

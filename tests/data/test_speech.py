@@ -176,11 +176,14 @@ def test_lists_that_do_not_fit(
         load(tmp_path)
 
 
-def test_a_folder_without_lists(tmp_path: Path) -> None:
+def test_a_folder_without_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"no train.csv"):
         load(tmp_path)
-    with pytest.raises(DataError, match=r"--data-dir: expected a folder with train.csv"):
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
+    with pytest.raises(DataError, match=r"speech: expected a folder with train.csv.*--data-dir"):
         tasks.load(SpeechConfig())
+    write_words(tmp_path / "speech")
+    assert len(tasks.load(SpeechConfig(bands=5)).output_names) == 3
 
 
 # What is kept

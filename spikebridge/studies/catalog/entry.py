@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from spikebridge.settings.config import Config, preset
 
+OURS = "ours; nothing published beside it"
+
 
 @dataclass(frozen=True)
 class Row:

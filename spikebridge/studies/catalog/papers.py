@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikebridge.studies.catalog.entry import JSB, MNIST, NMNIST, Entry, Row
+from spikebridge.studies.catalog.entry import JSB, MNIST, NMNIST, OURS, Entry, Row
 
 _CHART = "Woźniak et al. 2020, Nature Machine Intelligence 2:325, result chart in IBM/neuroaikit: "
-_OURS = "ours; nothing published beside it"
 _YIN = (
     "Yin et al. 2017, arXiv 1709.06206, abstract: over 98 % on MNIST; its table of accuracies is "
     "unknown to us"
@@ -161,7 +160,7 @@ PUBLISHED: tuple[Entry, ...] = (
     MNIST(
         name="mnist-rows",
         title="MNIST row by row: 28 steps of 28 pixels, recurrent units",
-        source=_OURS,
+        source=OURS,
         minutes=12,
         rows=(
             Row("recurrent-snu", _ROW_BY_ROW | {"surrogate_width": 0.5}),
@@ -377,14 +376,14 @@ PUBLISHED: tuple[Entry, ...] = (
                 8,
                 "Bai et al. 2018: LSTM 3.29 and TCN 3.07 with 1 million parameters; SNUs: unknown",
             ),
-            ("musedata", "MuseData", 8, _OURS),
-            ("piano", "Piano-midi.de", 5, _OURS),
+            ("musedata", "MuseData", 8, OURS),
+            ("piano", "Piano-midi.de", 5, OURS),
         )
     ),
     NMNIST(
         name="nmnist",
         title="N-MNIST, recordings of an event camera",
-        source=_OURS,
+        source=OURS,
         minutes=13,
         rows=tuple(Row(unit) for unit in ("snu", "softsnu", "lstm")),
     ),

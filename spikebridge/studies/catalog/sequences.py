@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikebridge.studies.catalog.entry import Entry, Row
+from spikebridge.studies.catalog.entry import MNIST, OURS, Entry, Row
 
 _OSCILLATING: dict[str, Any] = {"memory": "oscillation"}
 _GATED: dict[str, Any] = {"memory": "gate"}
 _BOTH_WAYS: dict[str, Any] = {"memory": "gate", "recurrent_gates": True}
+_ROWS: dict[str, Any] = {"g": "identity", "decay": 0.5, "decay_to": 0.98, "train_decay": True}
 
 SEQUENCES: tuple[Entry, ...] = (
     Entry(
@@ -43,6 +44,74 @@ SEQUENCES: tuple[Entry, ...] = (
                 "soft SNU, recurrent, gated by all",
             ),
             Row("lstm"),
+        ),
+    ),
+    Entry(
+        name="speech",
+        title="Ten spoken words, log-mel frames, speakers of the test unheard in training",
+        source=OURS,
+        task="speech",
+        data="speech",
+        grid={"lr": (5e-3, 1e-2, 2e-2)},
+        trial={"epochs": 10},
+        minutes=60,
+        quick={"epochs": 1},
+        rows=(
+            Row("snu"),
+            Row("snu", _OSCILLATING, "oscillating-snu", "SNU, oscillating"),
+            # As many parameters as the GRU has.
+            Row(
+                "snu",
+                {**_OSCILLATING, "hidden": (375, 375)},
+                "oscillating-snu-375",
+                "SNU, oscillating, 375-375",
+            ),
+            Row("softsnu", _GATED, "gated-softsnu", "soft SNU, gated by its inputs"),
+            Row(
+                "softsnu",
+                {**_OSCILLATING, "hidden": (375, 375)},
+                "oscillating-softsnu-375",
+                "soft SNU, oscillating, 375-375",
+            ),
+            Row("gru"),
+            Row("lstm"),
+        ),
+    ),
+    # As many parameters as an LSTM of 128 units has.
+    MNIST(
+        name="mnist-rows-level",
+        title="MNIST row by row at level terms: 80 to 84 thousand parameters, 15 epochs",
+        source=OURS,
+        settings={
+            "coding": "rows",
+            "epochs": 15,
+            "schedule": "onecycle",
+            "ema": 0.0,
+            "dropout_in": 0.0,
+        },
+        grid={"lr": (5e-3, 1e-2), "dropout": (0.1, 0.4)},
+        trial={"epochs": 4},
+        minutes=60,
+        rows=(
+            Row(
+                "recurrent-snu",
+                {**_ROWS, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (264,)},
+                "oscillating-snu",
+                "SNU, recurrent, oscillating",
+            ),
+            Row(
+                "recurrent-softsnu",
+                {**_ROWS, **_GATED, "reset": "none", "hidden": (256,)},
+                "gated-softsnu",
+                "soft SNU, recurrent, gated by its inputs",
+            ),
+            Row(
+                "recurrent-softsnu",
+                {**_ROWS, **_BOTH_WAYS, "reset": "none", "hidden": (184,)},
+                "both-softsnu",
+                "soft SNU, recurrent, gated by all",
+            ),
+            Row("lstm", {"hidden": (128,)}),
         ),
     ),
 )
