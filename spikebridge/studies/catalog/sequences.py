@@ -12,7 +12,8 @@ from spikebridge.studies.catalog.entry import MNIST, OURS, Entry, Row
 _OSCILLATING: dict[str, Any] = {"memory": "oscillation"}
 _GATED: dict[str, Any] = {"memory": "gate"}
 _BOTH_WAYS: dict[str, Any] = {"memory": "gate", "recurrent_gates": True}
-_ROWS: dict[str, Any] = {"g": "identity", "decay": 0.5, "decay_to": 0.98, "train_decay": True}
+_BAI = "Bai et al. 2018: LSTM 3.29 and TCN 3.07 with 1 million parameters"
+_MEMORIES: dict[str, Any] = {"g": "identity", "decay": 0.5, "decay_to": 0.98, "train_decay": True}
 
 SEQUENCES: tuple[Entry, ...] = (
     Entry(
@@ -95,23 +96,68 @@ SEQUENCES: tuple[Entry, ...] = (
         rows=(
             Row(
                 "recurrent-snu",
-                {**_ROWS, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (264,)},
+                {**_MEMORIES, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (264,)},
                 "oscillating-snu",
                 "SNU, recurrent, oscillating",
             ),
             Row(
                 "recurrent-softsnu",
-                {**_ROWS, **_GATED, "reset": "none", "hidden": (256,)},
+                {**_MEMORIES, **_GATED, "reset": "none", "hidden": (256,)},
                 "gated-softsnu",
                 "soft SNU, recurrent, gated by its inputs",
             ),
             Row(
                 "recurrent-softsnu",
-                {**_ROWS, **_BOTH_WAYS, "reset": "none", "hidden": (184,)},
+                {**_MEMORIES, **_BOTH_WAYS, "reset": "none", "hidden": (184,)},
                 "both-softsnu",
                 "soft SNU, recurrent, gated by all",
             ),
+            Row(
+                "recurrent-softsnu",
+                {**_MEMORIES, **_BOTH_WAYS, "modulation": "output", "reset": "none"}
+                | {"hidden": (150,)},
+                "output-softsnu",
+                "soft SNU, recurrent, memory and output gated by all",
+            ),
             Row("lstm", {"hidden": (128,)}),
         ),
+    ),
+    *(
+        Entry(
+            name=f"{data}-level",
+            title=f"{title} at level terms: 157 thousand parameters, the same search for all",
+            source=source,
+            task="music",
+            data=data,
+            rows=(
+                Row(
+                    "recurrent-snu",
+                    {**_MEMORIES, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (314,)},
+                    "oscillating-snu",
+                    "SNU, recurrent, oscillating",
+                ),
+                Row(
+                    "recurrent-softsnu",
+                    {**_MEMORIES, **_GATED, "reset": "none", "hidden": (284,)},
+                    "gated-softsnu",
+                    "soft SNU, recurrent, gated by its inputs",
+                ),
+                Row(
+                    "recurrent-softsnu",
+                    {**_MEMORIES, **_BOTH_WAYS, "reset": "none", "hidden": (220,)},
+                    "both-softsnu",
+                    "soft SNU, recurrent, gated by all",
+                ),
+                Row("lstm"),
+            ),
+            grid={"lr": (5e-3, 1e-2, 2e-2), "dropout": (0.1, 0.3, 0.5)},
+            minutes=minutes,
+        )
+        for data, title, minutes, source in (
+            ("nottingham", "Nottingham folk tunes", 60, f"{_BAI}; SNUs: unknown"),
+            ("musedata", "MuseData", 60, OURS),
+            ("piano", "Piano-midi.de", 40, OURS),
+            ("jsb", "JSB chorales", 40, "Woźniak et al. 2020: sSNU 8.39, LSTM 8.55"),
+        )
     ),
 )
