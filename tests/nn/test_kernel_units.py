@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
 from test_kernel import (
     DTYPES,
-    INSTRUCTION_SETS,
     LAYOUTS,
     SIZES,
     Watching,
     assert_alike_alone,
     assert_equal_to_loop,
+    in_turn,
     matrix_of,
     resetting,
     results,
@@ -43,14 +42,6 @@ UNITS = [("snu", "lateral"), ("adaptation", "lateral"), *((name, "gate") for nam
 SOFT = [False, True]
 EVERY_G = ("identity", "relu", "leaky_relu", "elu")
 SOME_G = ("identity", "leaky_relu")
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest):
-    usual = native.instruction_set()
-    native._native.choose_instruction_set(request.param)
-    yield request.param
-    native._native.choose_instruction_set(usual)
 
 
 def unit_of(
@@ -98,23 +89,18 @@ def test_every_step_of_the_kernel_is_held_to_its_unit() -> None:
 @pytest.mark.parametrize(
     ("name", "g", "reset", "soft", "dtype"),
     [
-        (*case, dtype)
-        for turn, case in enumerate(
-            itertools.product(
-                CLASSES, EVERY_G, ("gate", "subtract", "trained", "none", "lateral"), SOFT
-            )
+        case
+        for case in in_turn(
+            CLASSES, EVERY_G, ("gate", "subtract", "trained", "none", "lateral"), SOFT
         )
         if (case[0] != "snu" or case[2] == "lateral")
         and case[1] in (EVERY_G if case[0] in ("snu", "adaptation") else SOME_G)
-        # All with the first two, else the dtypes take turns.
-        for dtype in (DTYPES if case[0] in ("snu", "adaptation") else [DTYPES[turn % 3]])
     ],
     ids=str,
 )
 def test_every_member_of_the_family(
-    name: str, g: str, reset: str, soft: bool, dtype: torch.dtype, recurrent: bool,
-    instruction_set: str,
-) -> None:  # fmt: skip
+    name: str, g: str, reset: str, soft: bool, dtype: torch.dtype, recurrent: bool
+) -> None:
     unit = unit_of(name, 37, dtype, reset, soft, g=g)
     if reset == "trained":  # each neuron takes off its own, one of them less than nothing
         with torch.no_grad():
@@ -122,27 +108,21 @@ def test_every_member_of_the_family(
     assert_law(unit, drive_of(unit, 7, 3, dtype), recurrent)
 
 
-@pytest.mark.parametrize("formula", FORMULAS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("unit", "formula", "dtype"), in_turn(UNITS, FORMULAS), ids=str)
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
-@pytest.mark.parametrize(("name", "reset"), UNITS)
 def test_every_surrogate(
-    name: str, reset: str, formula: str, dtype: torch.dtype, recurrent: bool, instruction_set: str
+    unit: tuple[str, str], formula: str, dtype: torch.dtype, recurrent: bool
 ) -> None:
-    unit = unit_of(name, 37, dtype, reset, surrogate=Surrogate(formula, 0.6, 0.8))
-    assert_law(unit, drive_of(unit, 7, 3, dtype), recurrent)
+    layer = unit_of(unit[0], 37, dtype, unit[1], surrogate=Surrogate(formula, 0.6, 0.8))
+    assert_law(layer, drive_of(layer, 7, 3, dtype), recurrent)
 
 
-@pytest.mark.parametrize(  # the dtypes take turns
-    ("size", "soft", "dtype"),
-    [(*case, DTYPES[turn % 3]) for turn, case in enumerate(itertools.product(SIZES, SOFT))],
-    ids=str,
-)
+@pytest.mark.parametrize(("size", "soft", "dtype"), in_turn(SIZES, SOFT), ids=str)
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 @pytest.mark.parametrize(("name", "reset"), UNITS)
 def test_awkward_sizes(
     name: str, reset: str, size: tuple[int, int, int], soft: bool, dtype: torch.dtype,
-    recurrent: bool, instruction_set: str,
+    recurrent: bool,
 ) -> None:  # fmt: skip
     unit = unit_of(name, size[2], dtype, reset, soft, g="leaky_relu")
     assert_law(unit, drive_of(unit, *size[:2], dtype), recurrent)
@@ -190,7 +170,7 @@ def test_the_number_of_threads_changes_no_bit(name: str, reset: str, recurrent: 
 @pytest.mark.parametrize("soft", SOFT, ids=["spiking", "soft"])
 @pytest.mark.parametrize(("name", "reset"), UNITS)
 def test_buffers_that_are_large_and_full_of_nan(
-    name: str, reset: str, soft: bool, monkeypatch: pytest.MonkeyPatch, instruction_set: str
+    name: str, reset: str, soft: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "POISON", True)
     unit = unit_of(name, 5003, torch.float32, reset, soft)
@@ -285,9 +265,10 @@ def test_the_custom_op_keeps_the_rules_of_torch(name: str, reset: str) -> None:
     )
 
 
-@pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 @pytest.mark.parametrize(("name", "reset"), UNITS)
-def test_a_layer_compiles_as_one_graph(name: str, reset: str, recurrent: bool) -> None:
+def test_a_layer_compiles_as_one_graph(name: str, reset: str) -> None:
+    """Feed-forward and recurrent in turn: compiling takes long."""
+    recurrent = UNITS.index((name, reset)) % 2 == 1
     torch._dynamo.reset()
     unit = unit_of(name, 9, torch.float32, reset)
     gates = recurrent and unit.drives > 1

@@ -40,23 +40,30 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+# Of each dtype, unit and surrogate a case, and that a wrong kernel is seen.
+SOME_LAWS = "every_surrogate or surrogate_for_each_unit or kernel_that_is_wrong"
+
+
 @with_triton
 @pytest.mark.timeout(600)
-def test_in_the_interpreter_it_keeps_the_laws_of_the_kernels() -> None:
-    """Apart, because whether Triton interprets is settled when it is imported."""
-    laws = TESTS / "triton_interpreted.py"
-    ran = run_python("-m", "pytest", str(laws), TRITON_INTERPRET="1")
+@pytest.mark.parametrize(
+    ("chosen", "count"),
+    [(("-k", SOME_LAWS), 35), pytest.param((), 400, marks=pytest.mark.long)],
+    ids=["some", "all"],
+)
+def test_in_the_interpreter_it_keeps_the_laws_of_the_kernels(
+    chosen: tuple[str, ...], count: int
+) -> None:
+    """Apart, because whether Triton interprets is settled when it is imported.
+
+    With the script for a GPU, in the interpreter too.
+    """
+    laws = [str(TESTS / name) for name in ("triton_interpreted.py", "gpu_interpreted.py")]
+    ran = run_python("-m", "pytest", *laws, *chosen, TRITON_INTERPRET="1")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = re.search(r"(\d+) passed in", ran.stdout)
+    found = re.search(r"(\d+) passed", ran.stdout)
     assert found is not None, ran.stdout
-    assert int(found[1]) > 400
-
-
-@with_triton
-@pytest.mark.timeout(600)
-def test_the_script_for_a_gpu_runs_in_the_interpreter() -> None:
-    ran = run_python("-m", "pytest", str(TESTS / "gpu_interpreted.py"), TRITON_INTERPRET="1")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert int(found[1]) > count
 
 
 def test_the_script_for_a_gpu_says_where_there_is_none(tmp_path: Path) -> None:
@@ -129,13 +136,18 @@ def rule(g: str, h: str, reset: str = "gate", step: str = "snu") -> tuple:
     return g, 0.1, reset == "gate", amount, h, 0.6, 0.8, reset == "lateral", step, numbers
 
 
+# Compiling takes long, and the dtype changes little of it.
+BY_DTYPE = [
+    pytest.param(dtype, marks=[pytest.mark.long] if turn else [], id=str(dtype))
+    for turn, dtype in enumerate(ops.KERNELS["triton"].dtypes)
+]
 GS = ("identity", "relu", "leaky_relu", "elu")
 SOME_G = ("identity", "leaky_relu")
 HS = ("sigmoid", *FORMULAS)
 
 
 @with_triton
-@pytest.mark.parametrize("dtype", ops.KERNELS["triton"].dtypes, ids=str)
+@pytest.mark.parametrize("dtype", BY_DTYPE)
 def test_every_g_and_h_compiles_for_sm_90(compiled: Any, dtype: torch.dtype) -> None:
     from spikebridge.nn.kernels import triton
 
@@ -159,7 +171,7 @@ def test_every_g_and_h_compiles_for_sm_90(compiled: Any, dtype: torch.dtype) -> 
 
 
 @with_triton
-@pytest.mark.parametrize("dtype", ops.KERNELS["triton"].dtypes, ids=str)
+@pytest.mark.parametrize("dtype", BY_DTYPE)
 def test_every_step_compiles_for_sm_90(compiled: Any, dtype: torch.dtype) -> None:
     """Feed-forward and with a matrix or lateral inhibition in turn, another turn for each dtype."""
     from spikebridge.nn.kernels import triton
@@ -196,9 +208,14 @@ def test_more_than_two_to_the_31_numbers_take_64_bits(compiled: Any) -> None:
 
 
 @with_triton
-@pytest.mark.parametrize("step", ["snu", "oscillation", "adaptation"])
 @pytest.mark.parametrize(
-    ("dtype", "fused"), [(torch.float32, "FFMA"), (torch.float64, "DFMA")], ids=str
+    ("step", "dtype", "fused"),
+    [
+        ("snu", torch.float32, "FFMA"),
+        ("oscillation", torch.float64, "DFMA"),
+        ("adaptation", torch.float32, "FFMA"),
+    ],
+    ids=str,
 )
 def test_membranes_are_rounded_after_each_operation(
     compiled: Any, tmp_path: Path, dtype: torch.dtype, fused: str, step: str
