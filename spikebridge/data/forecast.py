@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,70 @@ def table_of(
     return Series(path, tuple(columns), tuple(targets), fill_forward(own)[0], notes)
 
 
-class Forecast(Task):
+class TableTask(Task):
+    """What forecasts of a table share: its columns, their scale, and other tables on that scale.
+
+    A subclass has `_name_outputs`, and `_test_all`, which makes all of `_rows` the split "test".
+    """
+
+    name = "forecast"
+    config: ForecastConfig
+    columns: tuple[str, ...]
+    targets: tuple[str, ...]
+    mean: np.ndarray
+    sd: np.ndarray
+    _places: Tensor
+    """Of the targets among the columns."""
+    _rows: Tensor
+    """(rows, columns) float32 on the scale of training."""
+    _unknown: int
+    """How many of these, the last ones, lie beyond the table; they are nan."""
+
+    def _describe(self, config: ForecastConfig, table: Series) -> None:
+        self.config, self.columns, self.targets = config, table.columns, table.targets
+        self._places = torch.tensor([self.columns.index(name) for name in self.targets])
+        self.output_names = self._name_outputs()
+        self.input_size, self.output_size = len(self.columns), len(self.output_names)
+        self.notes, self._unknown = table.notes, 0
+
+    def _name_outputs(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def _test_all(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def scaling(self) -> dict[str, Any]:
+        """What `other` needs to know of the training data, as JSON has it."""
+        numbers = {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
+        return {"columns": list(self.columns), "targets": list(self.targets), **numbers}
+
+    @classmethod
+    def other(cls, config: ForecastConfig, path: Path, scaling: Mapping[str, Any] | None) -> Self:
+        """All of one more table as the split "test", and the `horizon` rows after its end.
+
+        Those are predicted and not judged: they have no answers.
+
+        Args:
+            config: of the run.
+            path: a table, or a folder with a single .csv; it must have the columns of the training
+                by their names, in any order and among others.
+            scaling: as the run's `scaling` was; None reads the training data again.
+
+        Raises DataError.
+        """
+        scaling = cls(config).scaling() if scaling is None else scaling  # type: ignore[call-arg]
+        table = table_of(one_file(path, "csv"), config, scaling["columns"], scaling["targets"])
+        task = cls.__new__(cls)
+        task._describe(config, table)
+        task.mean, task.sd = np.array(scaling["mean"]), np.array(scaling["sd"])
+        scaled = table.scaled(task.mean, task.sd)
+        beyond = np.full((config.horizon, scaled.shape[1]), np.nan, np.float32)
+        task._rows, task._unknown = torch.from_numpy(np.concatenate([scaled, beyond])), len(beyond)
+        task._test_all(table.path)
+        return task
+
+
+class Forecast(TableTask):
     """Predict the targets `horizon` rows ahead at every row; loss: squared error, score: RMSE.
 
     The rows are parted in time: first those for training, then for validation, then for the test.
@@ -100,7 +163,6 @@ class Forecast(Task):
     one stream each, whose state begins in silence: the first rows are predicted without a memory.
     """
 
-    name = "forecast"
     readout: Readout = "each"
     metric = cast(MetricName, ForecastConfig.METRIC)
     carries_state = True
@@ -111,18 +173,19 @@ class Forecast(Task):
         self._bounds = bounds_of(table.path, len(table.values), config)
         self.mean, self.sd = table.scale(self._bounds["train"][1])
         self._rows = torch.from_numpy(table.scaled(self.mean, self.sd))
-        self._unknown = 0
         now, ahead = (part.double() for part in self._part("test"))
         self.baselines = {
-            "nothing changes": float((ahead - now[:, self._targets]).square().mean().sqrt()),
+            "nothing changes": float((ahead - now[:, self._places]).square().mean().sqrt()),
             "mean of the training data": float(ahead.square().mean().sqrt()),
         }
 
-    def _describe(self, config: ForecastConfig, table: Series) -> None:
-        self.config, self.columns, self.output_names = config, table.columns, table.targets
-        self._targets = torch.tensor([self.columns.index(name) for name in self.output_names])
-        self.input_size, self.output_size = len(self.columns), len(self.output_names)
-        self.notes = table.notes
+    def _name_outputs(self) -> tuple[str, ...]:
+        return self.targets
+
+    def _test_all(self, path: Path) -> None:
+        """One stream that begins in silence: row t shows what is predicted for t + horizon."""
+        self._bounds = {"test": (self.config.horizon, len(self._rows))}
+        self.answered = len(self._rows) > 2 * self.config.horizon
 
     def size(self, split: str) -> int:
         """Number of predicted rows of a split."""
@@ -163,46 +226,9 @@ class Forecast(Task):
             for (a, b), mask in zip(chunks, masks, strict=True)
         )
 
-    # Another table, with what training left
-
-    def scaling(self) -> dict[str, Any]:
-        """What `other` needs to know of the training data, as JSON has it."""
-        numbers = {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
-        return {"columns": list(self.columns), "targets": list(self.output_names), **numbers}
-
-    @classmethod
-    def other(
-        cls, config: ForecastConfig, path: Path, scaling: Mapping[str, Any] | None
-    ) -> Forecast:
-        """All rows of one more table as the split "test": one stream that begins in silence.
-
-        Row t shows what is predicted for row t + horizon.  The last `horizon` rows are shown too,
-        with a target of 0 that is masked out: their answers lie beyond the table.
-
-        Args:
-            config: of the run.
-            path: a table, or a folder with a single .csv; it must have the columns of the training
-                by their names, in any order and among others.
-            scaling: as the run's `scaling` was; None reads the training data again.
-
-        Raises DataError.
-        """
-        scaling = cls(config).scaling() if scaling is None else scaling
-        table = table_of(one_file(path, "csv"), config, scaling["columns"], scaling["targets"])
-        task = cls.__new__(cls)
-        task._describe(config, table)
-        task.mean, task.sd = np.array(scaling["mean"]), np.array(scaling["sd"])
-        scaled = table.scaled(task.mean, task.sd)
-        beyond = np.zeros((config.horizon, scaled.shape[1]), np.float32)
-        task._rows = torch.from_numpy(np.concatenate([scaled, beyond]))
-        task._unknown = config.horizon
-        task._bounds = {"test": (config.horizon, len(task._rows))}
-        task.answered = len(table.values) > config.horizon
-        return task
-
     def in_units(self, output: Tensor) -> Tensor:
         """Outputs (..., O) in the units of the table."""
-        chosen = self._targets.numpy()
+        chosen = self._places.numpy()
         scale, level = torch.from_numpy(self.sd[chosen]), torch.from_numpy(self.mean[chosen])
         return output.double() * scale + level
 
@@ -210,7 +236,7 @@ class Forecast(Task):
         """All that a split shows (rows, I) and asks for (rows, O), in the order of the file."""
         start, end = self._bounds[check_split(split)]
         ahead = self.config.horizon
-        return self._rows[start - ahead : end - ahead], self._rows[start:end, self._targets]
+        return self._rows[start - ahead : end - ahead], self._rows[start:end, self._places]
 
     def _streams(self, split: str, batch_size: int) -> tuple[int, int]:
         """Number of streams, and the rows of each."""

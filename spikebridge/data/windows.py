@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from spikebridge.base.metrics import MetricName
-from spikebridge.data.files import DataError, one_file
-from spikebridge.data.forecast import Series, bounds_of, open_table, table_of
+from spikebridge.data.files import DataError
+from spikebridge.data.forecast import TableTask, bounds_of, open_table
 from spikebridge.data.task import Batch, Readout, Task, check_split, sample_batches
 from spikebridge.settings.tasks import ForecastConfig
 
 DAY = 24
 
 
-class Windows(Task):
+class Windows(TableTask):
     """Predict the next `horizon` rows from `look_back` rows; loss and score: squared error.
 
     The parts follow each other in time.  A window belongs to the part that all its predicted rows
@@ -33,7 +33,6 @@ class Windows(Task):
     2021, arXiv 2012.07436.
     """
 
-    name = "forecast"
     readout: Readout = "last"
     metric: MetricName = "mse"
 
@@ -61,13 +60,17 @@ class Windows(Task):
         self.notes = (*table.notes, f"windows of {config.look_back} rows: {counts}")
         self.baselines = self._simple()
 
-    def _describe(self, config: ForecastConfig, table: Series) -> None:
-        self.config, self.columns, self.targets = config, table.columns, table.targets
-        self._places = torch.tensor([self.columns.index(name) for name in self.targets])
-        ahead = range(1, config.horizon + 1)
-        self.output_names = tuple(f"{name} +{row}" for row in ahead for name in self.targets)
-        self.input_size, self.output_size = len(self.columns), len(self.output_names)
-        self.notes = table.notes
+    def _name_outputs(self) -> tuple[str, ...]:
+        ahead = range(1, self.config.horizon + 1)
+        return tuple(f"{name} +{row}" for row in ahead for name in self.targets)
+
+    def _test_all(self, path: Path) -> None:
+        """All windows, the last one of the last rows of the table."""
+        rows, seen = len(self._rows) - self._unknown, self.config.look_back
+        if rows < seen:
+            raise DataError(path, f"at least {seen} rows", f"{rows:,}", "give a longer table")
+        self._first, self._sizes = {"test": seen}, {"test": rows - seen + 1}
+        self.answered = rows > seen
 
     def size(self, split: str) -> int:
         """Number of windows of a split."""
@@ -92,11 +95,20 @@ class Windows(Task):
             x, target = x - last, target - last[:, None, self._places]
         return Batch(x, target.flatten(1), None)
 
+    def answers(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Output and target (n, horizon * O), or (n,) without rows beyond the end of a table."""
+        output, target = super().answers(output, batch)
+        if not self._unknown:
+            return output, target
+        known = target.isfinite()
+        return output[known], target[known]
+
     def score(self, output: Tensor, batch: Batch) -> tuple[float, int]:
-        """(sum of squared errors, or of absolute ones where the metric is mae; their number)."""
+        """As of any task, or the sum of absolute errors where the metric is mae; their number."""
+        if self.metric != "mae":
+            return super().score(output, batch)
         output, target = self.answers(output, batch)
-        error = (output - target).double()
-        return float((error.abs() if self.metric == "mae" else error.square()).sum()), error.numel()
+        return float((output - target).abs().sum(dtype=torch.float64)), target.numel()
 
     def views(self) -> Mapping[str, Task]:
         """The absolute error of the same answers, which is customary beside the squared one."""
@@ -127,39 +139,6 @@ class Windows(Task):
                 again.append(np.square(last - y).mean())
         result = {f"linear map of {seen} rows": float(np.mean(linear))}
         return result | ({f"last {DAY} rows again": float(np.mean(again))} if again else {})
-
-    # Another table, with what training left
-
-    def scaling(self) -> dict[str, Any]:
-        """What `other` needs to know of the training data, as JSON has it."""
-        numbers = {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
-        return {"columns": list(self.columns), "targets": list(self.targets), **numbers}
-
-    @classmethod
-    def other(
-        cls, config: ForecastConfig, path: Path, scaling: Mapping[str, Any] | None
-    ) -> Windows:
-        """All windows of one more table as the split "test".
-
-        Args:
-            config: of the run.
-            path: a table, or a folder with a single .csv, with the columns of the training.
-            scaling: as the run's `scaling` was; None reads the training data again.
-
-        Raises DataError.
-        """
-        scaling = cls(config).scaling() if scaling is None else scaling
-        table = table_of(one_file(path, "csv"), config, scaling["columns"], scaling["targets"])
-        task = cls.__new__(cls)
-        task._describe(config, table)
-        task.mean, task.sd = np.array(scaling["mean"]), np.array(scaling["sd"])
-        task._rows = torch.from_numpy(table.scaled(task.mean, task.sd))
-        task._first = {"test": config.look_back}
-        task._sizes = {"test": len(table.values) - config.look_back - config.horizon + 1}
-        if task._sizes["test"] < 1:
-            expected = f"at least {config.look_back + config.horizon} rows"
-            raise DataError(table.path, expected, f"{len(table.values):,}", "give a longer table")
-        return task
 
     def in_units(self, output: Tensor) -> Tensor:
         """Outputs (..., horizon * O) in the units of the table; relative ones stay relative."""

@@ -118,6 +118,20 @@ def test_spellings_of_before_name_the_command_of_today(
     cli.parse(shlex.split(now))
 
 
+@pytest.mark.parametrize(
+    ("line", "now"),
+    [
+        ("--norm -h", "--norm batch -h"),
+        ("--no-norm -h", "--norm none -h"),
+        ("--norm --lr 1", "--norm batch --lr 1"),
+        ("--norm", "--norm batch"),
+        ("--norm layer", "--norm layer"),
+    ],
+)
+def test_a_choice_that_was_a_switch_may_stand_alone(line: str, now: str) -> None:
+    assert flags.switched(line.split()) == now.split()
+
+
 def test_devices_of_torch_are_no_cells(capsys: pytest.CaptureFixture[str]) -> None:
     assert spikebridge("train music --device cuda") == 2
     assert "cells" not in capsys.readouterr().err.partition("; run ")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,19 @@ def test_a_tone_is_loudest_in_its_band(ear: Callable[..., np.ndarray]) -> None:
         assert heard.dtype == np.float32
         assert int(heard.mean(0).argmax()) == band
     assert ear(np.zeros(1, np.float32), 8000, 12, 10.0).shape == (1, 12)
+
+
+def test_steps_may_be_longer_than_the_window() -> None:
+    heard = sound.log_mel(tone(1000) / 32768, 8000, 12, 50.0)
+    assert heard.shape == (4, 12)
+    assert np.ptp(heard.argmax(1)) == 0
+
+
+@pytest.mark.parametrize(("bands", "rate_hz"), [(40, 8000), (128, 8000), (64, 4000)])
+def test_no_band_is_silent_in_noise(bands: int, rate_hz: int) -> None:
+    noise = np.random.default_rng(0).normal(size=rate_hz // 4)
+    quietest = sound.log_mel(noise, rate_hz, bands, 10.0).min(1).mean()
+    assert quietest > np.log(sound.FLOOR) + 3
 
 
 def test_cells_of_the_cochlea_integrate_leak_and_fire() -> None:
@@ -283,7 +297,22 @@ def test_a_run_of_spikes(tmp_path: Path) -> None:
     assert cli.main(f"train speech --data-dir {tmp_path} {FAST} --out {out}".split()) == 0
     line = f"predict {out} --data-dir {tmp_path / 'words_test.h5'} --out {tmp_path / 'p.npz'}"
     assert cli.main(line.split()) == 0
-    assert np.load(tmp_path / "p.npz")["prediction"].shape == (6, 3)
+    of_file = np.load(tmp_path / "p.npz")["prediction"]
+    assert of_file.shape == (6, 3)
+    # Of a folder with files for training and test, the latter.
+    line = f"predict {out} --data-dir {tmp_path} --out {tmp_path / 'q.npz'}"
+    assert cli.main(line.split()) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "q.npz")["prediction"], of_file)
+
+
+def test_without_h5py_the_command_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"words_{split}.h5").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert cli.main(f"train speech --data-dir {tmp_path} --out {tmp_path / 'run'}".split()) == 2
+    assert "pip install 'spikebridge[hdf5]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

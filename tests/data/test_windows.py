@@ -96,12 +96,15 @@ def test_a_run_and_its_predictions(tmp_path: Path, capsys: pytest.CaptureFixture
     assert set(result.baselines) == {"linear map of 24 rows", "last 24 rows again"}
     assert "MSE" in (out / rundir.REPORT).read_text(encoding="utf-8")
     task, network = load(path), load_network(out / rundir.MODEL)
-    for place, first, count in (("", 100, 36), (f"--file {path}", 24, 122)):
+    for place, first, count in (("", 100, 36), (f"--file {path}", 24, 127)):
         assert cli.main(f"predict {out} {place} --out {file}".split()) == 0
         head, *lines = file.read_text().splitlines()
         assert head.startswith("row,a +1,b +1,a +2,")
         assert [int(line.split(",")[0]) for line in lines] == list(range(first, first + count))
-        given = np.array([[float(v) for v in line.split(",")[1:]] for line in lines])
+        given = np.array([[float(v or "nan") for v in line.split(",")[1:]] for line in lines])
+        # Up to the end of the table there are answers, and beyond it predictions.
+        assert np.isfinite(given[:, :10]).all()
+        assert np.isnan(given[:, 10:]).sum() == (2 * (5 + 4 + 3 + 2 + 1) if place else 0)
         given = given[np.arange(100, 136) - first]
         np.testing.assert_allclose(given[:, 10], np.arange(200, 236), atol=1e-3)
         with torch.no_grad():
@@ -129,12 +132,34 @@ def test_another_table_must_fit(tmp_path: Path) -> None:
     scaling = Windows(config).scaling()
     (tmp_path / "other").mkdir()
     for rows, places, message in (
-        (28, ("a", "b"), "at least 29 rows; found 28"),
+        (23, ("a", "b"), "at least 24 rows; found 23"),
         (99, ("a",), "without b"),
     ):
         path = table(tmp_path / "other", rows, places)
         with pytest.raises(DataError, match=message):
             tasks.other(config, path, scaling)
+
+
+def test_what_follows_the_last_row_is_predicted_and_not_judged(tmp_path: Path) -> None:
+    config = ForecastConfig(file=str(table(tmp_path)), **ROWS)
+    scaling = Windows(config).scaling()
+    (tmp_path / "other").mkdir()
+    for rows in (24, 26):
+        task = tasks.other(config, table(tmp_path / "other", rows), scaling)
+        assert isinstance(task, Windows)
+        assert (task.size("test"), task.answered) == (rows - 23, rows > 24)
+        batch = whole(task, "test")
+        assert batch.x.isfinite().all()
+        known = batch.target.isfinite()
+        assert known.sum(1).tolist() == [2 * n for n in range(rows - 24, -1, -1)]
+        output = torch.ones_like(batch.target)
+        errors = (1 - batch.target[known]).double()
+        assert task.score(output, batch) == (
+            pytest.approx(float(errors.square().sum())),
+            len(errors),
+        )
+        absolute = task.views()["of the same answers"]
+        assert absolute.score(output, batch)[0] == pytest.approx(float(errors.abs().sum()))
 
 
 def test_rows_are_three() -> None:
