@@ -30,12 +30,17 @@ from spikebridge.studies.catalog import CATALOG, Entry, Row
 from spikebridge.studies.comparison import Summary
 
 # Symbols or notes of each table whose recurrent units are as large as each other, not as wide.
-BY_PARAMETERS = {
-    "ptb-words": 10_000,
-    "ptb-characters": 51,
-    "nottingham": 88,
-    "musedata": 88,
-    "piano": 88,
+BY_PARAMETERS = {  # inputs and outputs
+    "ptb-words": (10_000, 10_000),
+    "ptb-characters": (51, 51),
+    "nottingham": (88, 88),
+    "musedata": (88, 88),
+    "piano": (88, 88),
+    "nottingham-level": (88, 88),
+    "musedata-level": (88, 88),
+    "piano-level": (88, 88),
+    "jsb-level": (88, 88),
+    "mnist-rows-level": (28, 10),
 }
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SEARCHES = [
@@ -101,21 +106,22 @@ def test_units_of_an_entry_have_equal_widths() -> None:
             models = [entry.config(row).model for row in rows]
             for convolutional in (False, True):
                 widths = {m.hidden for m in models if bool(m.channels) == convolutional}
-                free = (
-                    entry.name in BY_PARAMETERS or entry.chip is not None
-                )  # rows name their widths
+                # Where rows name their widths, titles or labels say so.
+                free = any("hidden" in row.settings for row in rows)
                 assert len(widths) <= 1 or free, entry.name
 
 
 @pytest.mark.parametrize("name", BY_PARAMETERS)
 def test_largest_recurrent_units_have_equally_many_parameters(name: str) -> None:
     entry, numbers = catalog.find(name), dict[str, int]()
+    inputs, outputs = BY_PARAMETERS[name]
     for row in entry.rows:
-        config, size, text = entry.config(row), BY_PARAMETERS[name], entry.task == "text"
+        config, text = entry.config(row), entry.task == "text"
         if "recurrent" in row.unit or row.unit in BASELINES:
-            model = build(config.model, size, size, "each", symbols=text)
+            model = build(config.model, inputs, outputs, "each", symbols=text)
             number = sum(p.numel() for p in model.parameters())
-            numbers[row.unit] = max(number, numbers.get(row.unit, 0))
+            kind = row.name if name.endswith("-level") else row.unit
+            numbers[kind] = max(number, numbers.get(kind, 0))
     assert len(numbers) > 1
     assert max(numbers.values()) < 1.02 * min(numbers.values())
 

@@ -96,7 +96,7 @@ SEQUENCES: tuple[Entry, ...] = (
         rows=(
             Row(
                 "recurrent-snu",
-                {**_MEMORIES, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (264,)},
+                {**_MEMORIES, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (266,)},
                 "oscillating-snu",
                 "SNU, recurrent, oscillating",
             ),
@@ -108,7 +108,7 @@ SEQUENCES: tuple[Entry, ...] = (
             ),
             Row(
                 "recurrent-softsnu",
-                {**_MEMORIES, **_BOTH_WAYS, "reset": "none", "hidden": (184,)},
+                {**_MEMORIES, **_BOTH_WAYS, "reset": "none", "hidden": (187,)},
                 "both-softsnu",
                 "soft SNU, recurrent, gated by all",
             ),
