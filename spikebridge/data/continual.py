@@ -71,7 +71,7 @@ def permuted(config: DigitsConfig, tasks: int, seed: int) -> list[Part]:
     Source: Goodfellow et al. 2013, arXiv 1312.6211.  Raises DataError.
     """
     data = Digits(config)
-    rows = data.steps if config.coding == "rows" else 1
+    rows = data.steps if config.serial else 1
     drawn = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(rows * data.input_size, generator=drawn) for _ in range(tasks - 1)]
     return [Part(data, data.output_size, order=order) for order in (None, *orders)]

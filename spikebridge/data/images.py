@@ -1,4 +1,4 @@
-"""Images as sequences: spikes at a rate or by a threshold, a current, or rows."""
+"""Images as sequences: spikes at a rate or by a threshold, a current, rows, or single pixels."""
 
 from __future__ import annotations
 
@@ -55,16 +55,18 @@ class Digits(Task):
             for split, images in splits.items()
         }
         *colours, rows, columns = splits["train"].pixels.shape[1:]
-        by_rows = config.coding == "rows"
-        self.steps: int = rows if by_rows else config.steps
-        self.input_size: int = columns if by_rows else math.prod((*colours, rows, columns))
-        self.image = None if by_rows else (math.prod(colours), rows, columns)
+        by_rows, pixels = config.coding == "rows", math.prod((*colours, rows, columns))
+        self.steps: int = rows if by_rows else pixels if config.serial else config.steps
+        self.input_size: int = columns if by_rows else 1 if config.serial else pixels
+        self.image = None if config.serial else (math.prod(colours), rows, columns)
+        self._order = torch.from_numpy(permutation(pixels, config.permutation))
         if config.data in COLOUR:
             self.output_names = cifar.NAMES
         self.output_size = 1 + max(int(labels.max()) for labels in self._labels.values())
         if config.data == DigitsConfig.OWN_DATA:
             self.notes = (*_stored(config), *answers.remarks(self._labels))
-        # Row by row, the class is known only once the last row has been seen.
+        # Row by row, the class is known only once the last row has been seen.  Of single pixels the
+        # mean over all steps is read, as in the public table of permuted pixels.
         self.readout = "last" if by_rows else "mean"
 
     def size(self, split: str) -> int:
@@ -95,6 +97,9 @@ class Digits(Task):
         if self.config.coding == "rows":
             return value.transpose(0, 1).contiguous()
         value = value.flatten(1)
+        if self.config.serial:
+            value = value[:, self._order] if self.config.coding == "permuted" else value
+            return value.t().unsqueeze(2).contiguous()
         if self.config.coding == "threshold":
             value = value.ge(0.5).to(value.dtype)
             return value.expand(steps, -1, -1).contiguous()

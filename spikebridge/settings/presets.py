@@ -262,6 +262,8 @@ _UNTUNED_SETS: dict[str, dict[str, Any]] = {
     "qtdb": {"hidden": (36,)},
     "speech": {"hidden": (128, 128), "epochs": 20},
     "npz": {},
+    "adding-bits": {"hidden": (128, 128), "batch_size": 64, "lr": 5e-3},
+    "adding-numbers": {"hidden": (128, 128), "batch_size": 64, "lr": 5e-3},
     "csv windows": {"hidden": (64,), "epochs": 8, "batch_size": 32, "lr": 5e-3},
 }
 for _data, _own in _UNTUNED_SETS.items():

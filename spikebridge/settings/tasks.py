@@ -7,66 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from spikebridge.base.records import Amount, Bound, Count, Positive, Size, check_types, require
 from spikebridge.settings.names import is_place
+from spikebridge.settings.task_settings import DataSet, TaskSettings
 
 FromTwo = Annotated[int, Bound("[2, inf)", or_zero=True)]
 # Images of three colours.
 COLOUR = ("cifar10", "cifar10-small")
-
-
-class DataSet(NamedTuple):
-    """What tables call a data set, what a page says of it, and how its files begin."""
-
-    name: str
-    title: str
-    files: str = ""
-
-
-class TaskSettings:
-    """What each record says of its task, beside its settings."""
-
-    NAME = ""
-    """What the command line calls it."""
-    CLASS = ""
-    """Where its class is, "module:Class"."""
-    SAMPLE, COUNTED = "sample", "sample"
-    """What one sample is called, and what its loss is a mean over."""
-    METRIC = ""
-    """One of `metrics.METRICS`; empty where the data or an object say it."""
-    SETS = dict[str, DataSet]()
-    """The data sets that it brings."""
-    OWN_DATA, OWN_TITLE = "", "{}"
-    """The name of the user's own data among its data sets, and what a page says of them."""
-    OWN_ONLY = False
-    """Whether all its data are the user's."""
-    SPACE = dict[str, Any]()
-    """What the trials of a search draw: a list is a choice, a pair of numbers a range on a
-    logarithmic axis."""
-    MEMBRANES = dict[str, Any]()
-    """The same for units with a membrane, in place of what they draw elsewhere."""
-
-    def place(self) -> str:
-        """Where its class is."""
-        return self.CLASS
-
-    def sample_name(self) -> str:
-        """What one sample is called."""
-        return self.SAMPLE
-
-    def step_name(self) -> str:
-        """What a step of a stream is called, such as "word"; "sample" where samples have an end."""
-        return self.COUNTED if self.sample_name() == "stream" else "sample"
-
-    def metric(self) -> str:
-        """The metric, one of `metrics.METRICS`; empty where the data or an object say it."""
-        return self.METRIC
-
-    def space(self) -> dict[str, Any]:
-        """What the trials of a search draw."""
-        return self.SPACE
 
 
 # How long a memory must be is not known of data of one's own; a reset by the gate may cut it off.
@@ -121,13 +70,17 @@ class DigitsConfig(TaskSettings):
     """Folder with images and labels in the idx format, for training and test, gzipped or not, such
     as train-images-idx3-ubyte and t10k-images-idx3-ubyte; labels of any whole numbers, or of
     QMNIST's eight columns."""
-    coding: Literal["rate", "threshold", "current", "rows"] = "rate"
+    coding: Literal["rate", "threshold", "current", "rows", "pixels", "permuted"] = "rate"
     """How a pixel p in [0, 1] becomes a sequence: rate (a spike with probability gain x p, drawn
     afresh at each step), threshold (a spike at each step where gain x p is 0.5 or more, without
-    chance), current (the value gain x p at every step) or rows (step t is image row t, times the
-    gain)."""
+    chance), current (the value gain x p at every step), rows (step t is image row t, times the
+    gain), pixels (step t is pixel t, row by row) or permuted (the pixels in an order that is drawn
+    once for all images)."""
+    permutation: Count = 0
+    """Which order --coding permuted has; it hangs on no other seed."""
     steps: Size = 20
-    """Time steps per image, at least 1; coding rows has one step per row instead."""
+    """Time steps per image, at least 1; coding rows has one step per row instead, pixels and
+    permuted one per pixel."""
     steps_test: Count = 0
     """Time steps per image in validation and test; 0 = as many as --steps."""
     gain: Positive = 1.0
@@ -150,8 +103,8 @@ class DigitsConfig(TaskSettings):
         )
         if self.data in COLOUR:
             require(
-                self.coding != "rows",
-                f"coding=rows, data={self.data}: a row of pixels has one colour only; "
+                not self.serial,
+                f"coding={self.coding}, data={self.data}: a step of pixels has one colour only; "
                 "pass --coding current, rate or threshold",
             )
             require(
@@ -165,6 +118,16 @@ class DigitsConfig(TaskSettings):
             f"transpose=True, data={self.data}: images of {self.data} stand upright; leave "
             "--transpose out, or pass --data idx --data-dir D",
         )
+        require(
+            self.coding == "permuted" or not self.permutation,
+            f"permutation={self.permutation}, coding={self.coding}: the pixels keep their order; "
+            "pass --coding permuted, or leave --permutation out",
+        )
+
+    @property
+    def serial(self) -> bool:
+        """Whether each step shows another part of the image."""
+        return self.coding in ("rows", "pixels", "permuted")
 
 
 _NEXT_FRAME = "predicting the notes of the next frame"
@@ -398,6 +361,42 @@ class SpeechConfig(TaskSettings):
 
 
 @dataclass(frozen=True)
+class AddingConfig(TaskSettings):
+    """The adding problem: what stands at a few marked steps of a long sequence, in all."""
+
+    NAME = "adding"
+    CLASS = "spikebridge.data.adding:Adding"
+    SAMPLE, COUNTED = "sequence", "sequence"
+    SETS = {
+        "adding-bits": DataSet(
+            "adding, bits", "sequences of bits, how many ones there are at nine marked steps"
+        ),
+        "adding-numbers": DataSet(
+            "adding, numbers", "sequences of numbers, the sum of those at two marked steps"
+        ),
+    }
+    OWN_TITLE = "the adding problem, {}"
+    SPACE, MEMBRANES = _OWN_SPACE, _OWN_MEMBRANES
+
+    data: Literal["adding-bits", "adding-numbers"] = "adding-bits"
+    """What is added: adding-bits (nine marked bits, ten classes; the public benchmark's binary
+    adding) or adding-numbers (two marked numbers in [0, 1), their sum; Hochreiter and Schmidhuber
+    1997)."""
+    steps: Annotated[int, Bound("[20, inf)")] = 100
+    """Length of a sequence, at least 20."""
+    sequences: Annotated[int, Bound("[1000, inf)")] = 50_000
+    """Sequences to train, at least 1000; 2,000 validate and 2,000 test."""
+    draw_seed: Count = 0
+    """Seed of all sequences; it hangs on no run's seed."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    def metric(self) -> str:
+        return "accuracy" if self.data == "adding-bits" else "rmse"
+
+
+@dataclass(frozen=True)
 class NpzConfig(TaskSettings):
     """Your own sequences: .npz files that hold x (n, T, I) and y."""
 
@@ -517,6 +516,7 @@ TaskConfig = (
     | EventsConfig
     | EcgConfig
     | SpeechConfig
+    | AddingConfig
     | NpzConfig
     | ForecastConfig
     | OwnConfig

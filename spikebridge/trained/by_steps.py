@@ -65,7 +65,7 @@ def with_steps(config: Config, directory: Path, count: int) -> dict[str, int]:
     Raises UsageError where the number of steps is not a choice.
     """
     task = config.task
-    if not isinstance(task, DigitsConfig | EventsConfig) or task.coding == "rows":
+    if not isinstance(task, DigitsConfig | EventsConfig) or getattr(task, "serial", False):
         raise UsageError(
             f"{directory}: its inputs have as many steps as the data give them; the number of "
             "steps is a choice only for images by rate, threshold or current, and for events"

@@ -32,6 +32,7 @@ from spikebridge.data.images import Digits
 from spikebridge.data.music import Music
 from spikebridge.data.task import SPLITS, Batch, Task
 from spikebridge.settings.tasks import (
+    AddingConfig,
     DigitsConfig,
     EcgConfig,
     EventsConfig,
@@ -40,6 +41,73 @@ from spikebridge.settings.tasks import (
     NpzConfig,
     SpeechConfig,
 )
+
+PERMUTED_8X8 = [
+    19,
+    38,
+    29,
+    23,
+    60,
+    63,
+    25,
+    40,
+    18,
+    50,
+    56,
+    6,
+    26,
+    36,
+    24,
+    12,
+    30,
+    49,
+    51,
+    34,
+    4,
+    45,
+    43,
+    39,
+    15,
+    47,
+    22,
+    44,
+    21,
+    10,
+    16,
+    53,
+    52,
+    61,
+    41,
+    48,
+    32,
+    9,
+    2,
+    35,
+    5,
+    57,
+    14,
+    37,
+    28,
+    42,
+    11,
+    31,
+    46,
+    1,
+    20,
+    8,
+    59,
+    17,
+    7,
+    33,
+    58,
+    62,
+    0,
+    3,
+    13,
+    54,
+    55,
+    27,
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +135,10 @@ def jsb() -> Music:
             "threshold",
             "current",
             "rows",
+            "pixels",
+            "permuted",
+            "adding-bits",
+            "adding-numbers",
             "music",
             "events",
             "ecg",
@@ -92,6 +164,8 @@ def task(request: pytest.FixtureRequest, toy_mat: Path) -> Task:
         rows = np.random.default_rng(0).random((60, 2))
         path = write_table(toy_mat.parent / "rows.csv", {"a": rows[:, 0], "b": rows[:, 1]})
         return tasks.load(ForecastConfig(file=str(path), look_back=5, horizon=3, anchor="none"))
+    if request.param.startswith("adding"):
+        return tasks.load(AddingConfig(data=request.param, steps=20, sequences=1000))
     if request.param == "ecg":
         return tasks.load(EcgConfig(data_dir=str(write_heartbeats(toy_mat.parent / "ecg"))))
     if request.param in KINDS:
@@ -288,6 +362,12 @@ def test_codings_of_one_image() -> None:
     torch.testing.assert_close(current, (2.5 * image).flatten(1).expand(4, -1, -1))
     rows = first(coding="rows", gain=0.5).x
     torch.testing.assert_close(rows, 0.5 * image.transpose(0, 1))
+    pixels = first(coding="pixels", gain=0.5).x
+    torch.testing.assert_close(pixels, 0.5 * image.flatten(1).t().unsqueeze(2))
+    permuted, other = (first(coding="permuted", permutation=k, gain=0.5).x for k in (0, 1))
+    assert not torch.equal(permuted, other)
+    # The order must never change: figures of other days and machines stand beside each other.
+    assert permuted[:, 3, 0].tolist() == pixels[PERMUTED_8X8, 3, 0].tolist()
     rate = first(coding="rate", steps=400, gain=0.5).x
     assert set(rate.unique().tolist()) == {0.0, 1.0}
     assert (rate.mean(0) - 0.5 * image.flatten(1)).abs().max() < 5 * 0.5 / 400**0.5

@@ -40,6 +40,7 @@ from spikebridge.settings.names import BINARY, PLAIN, UNITS, VARIANTS
 from spikebridge.settings.surrogates import FORMULAS
 from spikebridge.settings.tasks import (
     TASKS,
+    AddingConfig,
     DigitsConfig,
     EcgConfig,
     EventsConfig,
@@ -64,6 +65,7 @@ OTHERS = (
     TextConfig(level="char", steps=70),
     TextConfig(data="files", data_dir="texts", vocabulary=1000),
     EventsConfig(coding="count", shrink=2),
+    AddingConfig(data="adding-numbers", draw_seed=3),
     EcgConfig(unlabelled="masked"),
     NpzConfig(data_dir="mine", readout="last"),
     SpeechConfig(data_dir="words", front="cochlea", bands=20),
@@ -317,6 +319,8 @@ def test_every_field_has_a_docstring() -> None:
         ("text", "ptb"),
         ("events", "nmnist"),
         ("ecg", "qtdb"),
+        ("adding", "adding-bits"),
+        ("adding", "adding-numbers"),
         ("npz", "npz"),
         ("speech", "speech"),
         ("forecast", "csv"),
