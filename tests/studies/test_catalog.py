@@ -36,6 +36,8 @@ BY_PARAMETERS = {  # inputs and outputs
     "nottingham": (88, 88),
     "musedata": (88, 88),
     "piano": (88, 88),
+    "ptb-words-level": (10_000, 10_000),
+    "ptb-characters-level": (51, 51),
     "nottingham-level": (88, 88),
     "musedata-level": (88, 88),
     "piano-level": (88, 88),

@@ -160,4 +160,77 @@ SEQUENCES: tuple[Entry, ...] = (
             ("jsb", "JSB chorales", 40, "Woźniak et al. 2020: sSNU 8.39, LSTM 8.55"),
         )
     ),
+    *(
+        Entry(
+            name=f"ptb-{level}-level",
+            title=f"{title} at level terms: {parameters} parameters, the same search for all",
+            source=source,
+            task="text",
+            data="ptb",
+            rows=(
+                Row(
+                    "recurrent-snu",
+                    {**_OSCILLATING, "surrogate_width": 0.5, "hidden": widths[0]},
+                    "oscillating-snu",
+                    "SNU, recurrent, oscillating",
+                ),
+                Row(
+                    "recurrent-softsnu",
+                    {**_BOTH_WAYS, "reset": "none", "hidden": widths[1]},
+                    "both-softsnu",
+                    "soft SNU, recurrent, gated by all",
+                ),
+                Row(
+                    "recurrent-softsnu",
+                    {**_BOTH_WAYS, "modulation": "output", "reset": "none", "hidden": widths[2]},
+                    "output-softsnu",
+                    "soft SNU, recurrent, memory and output gated by all",
+                ),
+                Row("lstm", {"hidden": widths[3]}),
+            ),
+            settings=settings,
+            grid={"lr": rates},
+            trial={"epochs": trial_epochs},
+            minutes=minutes,
+            seeds=3,
+            quick=quick,
+        )
+        for (
+            level,
+            title,
+            parameters,
+            source,
+            widths,
+            settings,
+            rates,
+            trial_epochs,
+            minutes,
+            quick,
+        ) in (
+            (
+                "words",
+                "Penn Treebank, words",
+                "9.86 million",
+                "Woźniak et al. 2020, chart: LSTM 112.4, recurrent sSNU 108.4, with weight tying",
+                ((1024, 1024), (733, 733), (596, 596), (512, 512)),
+                {},
+                (1.5e-3, 3e-3, 6e-3),
+                2,
+                600,
+                {"epochs": 1, "hidden": (64,), "embedding": 64, "sampled": 300},
+            ),
+            (
+                "characters",
+                "Penn Treebank, characters",
+                "327 thousand",
+                "Bai et al. 2018: LSTM 1.36 and TCN 1.31 with 3 million parameters; SNUs: unknown",
+                ((512,), (360,), (290,), (248,)),
+                {"level": "char"},
+                (4e-3, 8e-3, 1.6e-2, 3.2e-2),
+                1,
+                90,
+                {"epochs": 1, "hidden": (64,), "embedding": 0},
+            ),
+        )
+    ),
 )
