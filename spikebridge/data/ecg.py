@@ -21,7 +21,7 @@ from spikebridge.data.task import (
     Readout,
     Task,
     check_split,
-    permutation,
+    held_out,
     sample_batches,
 )
 from spikebridge.settings.tasks import EcgConfig
@@ -30,7 +30,6 @@ INPUTS, CLASSES = 4, 6
 FILES = {"train": "QTDB_train.mat", "test": "QTDB_test.mat"}
 LABELLED = "labelled steps only"
 PUBLISHED = "unlabelled steps as class 0, as published"
-VALID_SHARE = 0.1
 _ARRAYS = ("x", "y")
 
 
@@ -62,13 +61,8 @@ class Ecg(Task):
         if train.x.shape[1] != test.x.shape[1]:
             steps = f"{train.x.shape[1]:,} steps, as in {FILES['train']}"
             raise DataError(FILES["test"], steps, f"{test.x.shape[1]:,}", FRESH_COPY)
-        order = torch.from_numpy(permutation(len(train.x)))
-        held = max(1, round(VALID_SHARE * len(order)))
-        self._splits = {
-            "train": _taken(train, order[held:].sort().values),
-            "valid": _taken(train, order[:held].sort().values),
-            "test": test,
-        }
+        trains, validates = (_taken(train, torch.from_numpy(p)) for p in held_out(len(train.x)))
+        self._splits = {"train": trains, "valid": validates, "test": test}
         shares = [
             f"{100 * float((self._splits[split].y == UNKNOWN).double().mean()):.1f} % to {verb}"
             for split, verb in zip(SPLITS, ("train", "validate", "test"), strict=True)

@@ -112,16 +112,15 @@ def _checked(song: Any, which: str, most_bytes: int) -> np.ndarray:
 
 def songs_apart(path: Path) -> Songs:
     """The same by another process, which may die of the file.  Raises MatError and OSError."""
-    arrays = _apart(path, ())
+    arrays = arrays_apart(path, ())
     return {key: np.split(arrays[key], arrays[f"{key}_ends"][:-1]) for key in KEYS}
 
 
 def arrays_apart(path: Path, names: Sequence[str]) -> Arrays:
-    """`arrays_of` by another process, which may die of the file.  Raises MatError and OSError."""
-    return _apart(path, names)
+    """`arrays_of` by another process, which may die of the file; of no names, songs laid flat.
 
-
-def _apart(path: Path, names: Sequence[str]) -> Arrays:
+    Raises MatError and OSError.
+    """
     from spikebridge.base.archives import read_arrays
 
     with path.open("rb"):  # a file that cannot be opened is no matter of its content

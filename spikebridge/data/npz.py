@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,12 +21,10 @@ from spikebridge.data.task import (
     Readout,
     Task,
     check_split,
-    permutation,
+    held_out,
     sample_batches,
 )
 from spikebridge.settings.tasks import NpzConfig
-
-_VALID_SHARE = 0.1
 
 
 class Npz(Task):
@@ -211,7 +208,5 @@ def _split_off(train: Samples, path: Path) -> tuple[Samples, Samples]:
     if count < 2:
         actual, remedy = "1 sample", "save more samples, or a valid.npz beside it"
         raise DataError(path, "at least 2 samples, one of them for validation", actual, remedy)
-    order = permutation(count)
-    held = max(1, round(_VALID_SHARE * count))
-    validates = train.take(np.sort(order[:held]))._replace(unanswered=0)
-    return train.take(np.sort(order[held:])), validates
+    trains, validates = map(train.take, held_out(count))
+    return trains, validates._replace(unanswered=0)

@@ -31,12 +31,11 @@ from spikebridge.data.task import (
     Readout,
     Task,
     check_split,
-    permutation,
+    held_out,
     sample_batches,
 )
 from spikebridge.settings.tasks import SpeechConfig
 
-VALID_SHARE = 0.1
 FOLDER = "speech"
 LAYOUT = (
     "a folder with train.csv, valid.csv and test.csv (columns file and class) and the .wav files "
@@ -91,10 +90,7 @@ class Speech(Task):
             if train.size < 2:
                 path, remedy = given["train"], "give more of them, or a file for validation"
                 raise DataError(path, "at least 2 recordings, one to validate", "1", remedy)
-            order = permutation(train.size)
-            held = max(1, round(VALID_SHARE * train.size))
-            trains["train"] = train.take(np.sort(order[held:]))
-            trains["valid"] = train.take(np.sort(order[:held]))
+            trains["train"], trains["valid"] = map(train.take, held_out(train.size))
         self.input_size = max(part.units for part in trains.values())
         self._splits = {split: trains[split] for split in SPLITS}
 

@@ -19,6 +19,7 @@ from spikebridge.base.metrics import METRICS, MetricName
 Readout = Literal["mean", "last", "each"]
 
 SPLITS = ("train", "valid", "test")
+VALID_SHARE = 0.1
 UNKNOWN = -1
 """Stands in a target of classes where there is no answer: such a one is not judged."""
 
@@ -222,6 +223,16 @@ def permutation(size: int, which: int = 0) -> np.ndarray:
     """An order of samples that hangs on no run's seed: which of them train and which validate."""
     # RandomState is numpy's generator whose stream is frozen for good (NEP 19).
     return np.random.RandomState(1812 + which).permutation(size)
+
+
+def held_out(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of at least 2 samples train and which validate, one in ten; in the order of the data.
+
+    The same ones whatever the seed (`permutation(size)`).
+    """
+    order = permutation(size)
+    held = max(1, round(VALID_SHARE * size))
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def sample_batches(

@@ -42,7 +42,7 @@ class Published:
     source: str
 
 
-SPIKES = tuple(unit for unit in SPIKING if unit != "softsnu")
+_SPIKING_UNITS = tuple(unit for unit in SPIKING if unit != "softsnu")
 
 # Data, unit, figure, source; of several the first is shown.  MNIST: rate-coded, feed-forward; L =
 # layers of weights.  The chart's stand beside networks of four or seven layers only.
@@ -73,7 +73,7 @@ _ROWS = (
     ("mnist", "binary-ci", 0.98, _YIN),
     ("mnist convolutions", "snu", 0.9921, f"{_WOZNIAK}: CNN of SNUs, sd 0.07"),
     (_ELASTIC, "snu", 0.9953, f"{_WOZNIAK}: CNN of SNUs with elastic distortions, sd 0.03"),
-    *(("qtdb", unit, 0.855, _HIGUCHI) for unit in SPIKES),
+    *(("qtdb", unit, 0.855, _HIGUCHI) for unit in _SPIKING_UNITS),
     ("ptb char", "lstm", 1.36, f"{_BAI_CHARACTERS}: LSTM"),
     ("ptb char", "gru", 1.37, f"{_BAI_CHARACTERS}: GRU"),
     ("ptb char", "rnn", 1.48, f"{_BAI_CHARACTERS}: RNN"),

@@ -29,6 +29,7 @@ from spikebridge.settings.config import (
     unit_in_path,
     variant_of,
 )
+from spikebridge.settings.model import norm_of
 from spikebridge.settings.names import BASELINES, BINARY, PLAIN
 from spikebridge.settings.tasks import TASKS
 
@@ -146,7 +147,7 @@ def _go_on(
         if number == 1 and base.task.OWN_ONLY:
             study.enqueue_trial(_second(drawn))
         trial = study.ask()
-        chosen = {} if number == 0 else {name: _draw(trial, name, drawn[name]) for name in drawn}
+        chosen = {} if number == 0 else _chosen(trial, drawn, study.user_attrs["space"])
         valid = None
         try:
             best, seconds = _tried(override(base, **chosen), folds)
@@ -248,7 +249,9 @@ def _study(folder: Path, base: Config, drawn: dict[str, Any], metric: Metric) ->
         study.set_user_attr("base", to_dict(base))
         study.set_user_attr("space", to_plain(drawn))
     kept = study.user_attrs
-    if kept.get("space") != to_plain(drawn):
+    space = kept.get("space", {})
+    named = space | {"norm": [norm_of(choice) for choice in space.get("norm", ())]}
+    if named != {"norm": []} | to_plain(drawn):
         raise UsageError(
             f"{folder}: the search there draws from another space; give another folder"
         )
@@ -257,6 +260,13 @@ def _study(folder: Path, base: Config, drawn: dict[str, Any], metric: Metric) ->
         if not trial.state.is_finished():  # cut off in its middle: it is done anew
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     return study
+
+
+def _chosen(trial: Any, drawn: dict[str, Any], space: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a trial, of norms by the names that a search began with: those must stay."""
+    options = drawn | ({"norm": space["norm"]} if "norm" in drawn else {})
+    chosen = {name: _draw(trial, name, options[name]) for name in drawn}
+    return chosen | ({"norm": norm_of(chosen["norm"])} if "norm" in chosen else {})
 
 
 def _draw(trial: Any, name: str, options: Any) -> Any:

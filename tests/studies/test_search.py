@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,23 @@ def test_the_second_trial_of_own_data_is_what_suited_others(tmp_path: Path) -> N
     settings = content["trials"][1]["settings"]
     assert search._second(drawn).items() <= settings.items()
     assert set(settings) == set(drawn)
+
+
+def test_a_search_with_norms_as_switches_goes_on(tmp_path: Path) -> None:
+    write_npz(tmp_path / "mine", "class")
+    line = f"search npz --data-dir mine --units snu {FAST} --out found --trials"
+    assert spikebridge(f"{line} 2") == 0
+    journal = Path("found/snu") / search.JOURNAL
+    choices = re.sub(r'(\\?")none\1, ?\1batch\1', "false, true", journal.read_text())
+    text = re.sub(
+        r'"norm": ?"(none|batch)"', lambda m: f'"norm":{json.dumps(m[1] == "batch")}', choices
+    )
+    assert '"batch"' not in text
+    journal.write_text(text)
+    assert spikebridge(f"{line} 4") == 0
+    trials = json.loads(Path("found/snu/search.json").read_text())["trials"]
+    assert len(trials) == 4
+    assert {trial["settings"]["norm"] for trial in trials[2:]} <= {"none", "batch"}
 
 
 @pytest.mark.parametrize(
