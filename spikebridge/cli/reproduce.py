@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spikebridge.studies import catalog
     from spikebridge.studies.comparison import Summary
     from spikebridge.studies.plan import Planned
-    from spikebridge.studies.tune import Trial
+    from spikebridge.studies.tune import Trial, Work
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,16 @@ def _make(
     quick, jobs, overwrite = options.quick, options.jobs, options.output.overwrite
     contenders = plan.of_entry(entry, quick=quick)
     seeds = options.all_seeds(entry.seeds)
+    ahead = tune.work(entry, contenders, out, seeds=seeds, quick=quick, anew=overwrite)
+    for line in _takes(entry, ahead, jobs, quick):
+        say(line)
     contenders = tune.tune(
         entry, contenders, out, seeds=seeds, quick=quick, jobs=jobs, anew=overwrite, tell=_say_trial
     )
     planned = plan.plan(contenders, seeds, out, jobs=jobs)
     kept = 0 if overwrite else sum(run.complete for run in planned)
-    takes = "" if quick or not entry.minutes else f"; about {entry.minutes:,.0f} min on 2 cores"
     complete = f"; {kept} are complete" if kept else ""
-    say(f"{plural(len(planned), 'run')} in {out}{takes}{complete}")
+    say(f"{plural(len(planned), 'run')} in {out}{complete}")
     content = run_all(
         planned,
         out,
@@ -112,12 +114,40 @@ def _make(
         about=entry.title,
         finish=lambda run: _on_hardware(entry, run, quick),
         by_steps=() if quick else entry.by_steps,
-        more=lambda: by_role(entry, planned, out),
+        more=lambda: {"printed": entry.printed, **by_role(entry, planned, out)},
     )
     from spikebridge.report import still
 
     pictures = still.write(content, out, entry.source)
     return content, [("table", out / still.TABLE), *(("plot", path) for path in pictures)]
+
+
+def _takes(entry: catalog.Entry, rows: Sequence[Work], jobs: int, quick: bool) -> Iterator[str]:
+    """What a table takes before it begins: runs and trials with their epochs, and the time."""
+    for row in rows:
+        parts = [f"{plural(row.runs, 'run')} x {plural(row.epochs, 'epoch')}{_of(row.runs_done)}"]
+        if row.trials:
+            trials = f"{plural(row.trials, 'trial')} x {plural(row.trial_epochs, 'epoch')}"
+            parts.insert(0, f"{trials}{_of(row.trials_done)}")
+        if row.epoch_s and not quick:
+            parts.append(f"{_hours(row.left * row.epoch_s)} left on one core")
+        yield f"{row.row}: {', '.join(parts)}"
+    whole, left = sum(row.whole for row in rows), sum(row.left for row in rows)
+    text = f"in all {left:,} of {whole:,} epochs to do"
+    if not quick and all(row.epoch_s for row in rows):
+        seconds = sum(row.left * row.epoch_s for row in rows) / max(jobs, 1)
+        text += f", about {_hours(seconds)} with --jobs {jobs}"
+    elif not quick and entry.minutes:
+        text += f", about {_hours(60 * entry.minutes * left / whole)} on 2 cores"
+    yield text
+
+
+def _of(done: int) -> str:
+    return f" ({done} done)" if done else ""
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
 
 
 def _on_hardware(entry: catalog.Entry, run: Planned, quick: bool) -> None:

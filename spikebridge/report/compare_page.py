@@ -31,8 +31,9 @@ from spikebridge.report.wording import (
 from spikebridge.runs.hardware_results import Outcome
 from spikebridge.runs.load import Run
 from spikebridge.settings.config import to_dict
+from spikebridge.settings.published import Printed
 from spikebridge.settings.tasks import data_label, data_title
-from spikebridge.studies.comparison import ChipMeans, Compared, Comparison
+from spikebridge.studies.comparison import ChipMeans, Compared, Comparison, Summary
 
 IN_MEMORY = (
     "Mean ± standard deviation over {networks} networks x {chips} chips. Energy per inference; "
@@ -55,6 +56,7 @@ ACTIVITY = (
 BY_STEPS = (
     "The same networks, shown their inputs for fewer or more time steps at the test; trained with"
 )
+PRINTED = "Other neurons in networks of the same budget, as their authors printed them."
 BAND = "Line: mean over the seeds still running. Band: from the lowest to the highest."
 
 
@@ -66,6 +68,7 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
     sections = (
         *continual.sections(facts, rows, comparison.directory),
         study_tables.section(facts),
+        printed_section(facts, metric),
         cells_section(rows, metric),
         chip_section(rows, metric, facts.rtl),
         Section("Results and cost", "", (result_figures(rows, metric),)),
@@ -121,6 +124,22 @@ def results(rows: Sequence[Compared], metric: Metric, higher_is_better: bool) ->
     number = best(range(len(rows)), key=lambda index: rows[index].facts.test_mean, default=None)
     colours = tuple(colour_of(row.look) for row in rows)
     return table(rows, columns, colours=colours, best=number if len(rows) > 1 else None)
+
+
+def printed_section(facts: Summary, metric: Metric) -> Section | None:
+    """A published table, where one stands beside ours; its source is named with the results."""
+    if not facts.printed:
+        return None
+    names = dict.fromkeys(name for line in facts.printed for name in line.values)
+
+    def at(name: str) -> Callable[[Printed], str]:
+        return lambda line: (
+            metric_text(metric, line.values[name], unit=False) if name in line.values else NOTHING
+        )
+
+    columns: dict[str, Callable[[Printed], str]] = {"published": lambda line: line.label}
+    columns |= {f"{name}, test {metric.axis}": at(name) for name in names}
+    return Section("As published", PRINTED, (Block(table=table(facts.printed, columns)),))
 
 
 def published_text(row: Compared, metric: Metric) -> str:

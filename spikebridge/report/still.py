@@ -73,6 +73,7 @@ def markdown(content: Summary, rows: Sequence[Compared], metric: Metric, source:
         compare_page.cells_section(rows, metric),
         continual.forgetting_section(content, rows),
         study_tables.section(content),
+        compare_page.printed_section(content, metric),
     ]
     return "\n".join([text, *(section.markdown() for section in sections if section)])
 

@@ -42,6 +42,15 @@ class Published:
     source: str
 
 
+@dataclass(frozen=True)
+class Printed:
+    """A line of a published table that stands below one of ours."""
+
+    label: str
+    values: dict[str, float]
+    """By column, in the scale of the metric: accuracies are shares of 1."""
+
+
 _SPIKING_UNITS = tuple(unit for unit in SPIKING if unit != "softsnu")
 
 # Data, unit, figure, source; of several the first is shown.  MNIST: rate-coded, feed-forward; L =

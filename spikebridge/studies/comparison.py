@@ -14,7 +14,7 @@ from spikebridge.base.records import (
 from spikebridge.runs import rundir
 from spikebridge.runs.hardware_results import Outcome
 from spikebridge.runs.load import ReportError, Run, load_run, reported
-from spikebridge.settings.published import Published
+from spikebridge.settings.published import Printed, Published
 from spikebridge.studies.contrasts import Contrast
 
 COMPARE = "compare.json"
@@ -196,6 +196,8 @@ class Summary:
     title: str | None = field(default=None, metadata=UNLESS_DEFAULT)
     learning: Several[RuleResult] = field(default=(), metadata=UNLESS_DEFAULT)
     contrasts: Several[RuleContrast] = field(default=(), metadata=UNLESS_DEFAULT)
+    printed: Several[Printed] = field(default=(), metadata=UNLESS_DEFAULT)
+    """A published table that stands below."""
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,65 @@ def tune(
     ]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a row of a table takes: trials before its runs, and its runs."""
+
+    row: str
+    trials: int
+    trials_done: int
+    trial_epochs: int
+    """Of each trial."""
+    runs: int
+    runs_done: int
+    epochs: int
+    """Of each run."""
+    epoch_s: float
+    """Seconds of an epoch on one core; 0 = unknown."""
+
+    @property
+    def whole(self) -> int:
+        """Epochs of all trials and runs."""
+        return self.trials * self.trial_epochs + self.runs * self.epochs
+
+    @property
+    def left(self) -> int:
+        """Epochs of those that are not done."""
+        trials, runs = self.trials - self.trials_done, self.runs - self.runs_done
+        return trials * self.trial_epochs + runs * self.epochs
+
+
+def work(
+    entry: Entry,
+    contenders: Sequence[Contender],
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    quick: bool = False,
+    anew: bool = False,
+) -> list[Work]:
+    """What each row takes, before anything is begun.  Arguments as those of `tune`."""
+    planned = list(_grid(entry, contenders, quick)) if entry.grid else []
+    known = {} if anew else _known(out)
+    result = []
+    for row, contender in zip(entry.rows, contenders, strict=True):
+        trials = [config for name, _, config in planned if name == contender.name]
+        runs = [out / f"{contender.name}-{seed}" for seed in seeds]
+        result.append(
+            Work(
+                row=contender.label,
+                trials=len(trials),
+                trials_done=sum((contender.name, config) in known for config in trials),
+                trial_epochs=trials[0].epochs if trials else 0,
+                runs=len(runs),
+                runs_done=0 if anew else sum(map(rundir.is_complete, runs)),
+                epochs=contender.config.epochs,
+                epoch_s=row.epoch_s,
+            )
+        )
+    return result
+
+
 def at_edge(entry: Entry, row: Row, chosen: Mapping[str, Any]) -> list[str]:
     """The settings at the first or the last value that was tried: a better one may lie beyond."""
     grid = {**entry.grid, **row.grid}

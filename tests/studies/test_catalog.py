@@ -24,6 +24,7 @@ from spikebridge.runs import rundir, training
 from spikebridge.runs.results import Epoch, SearchResult
 from spikebridge.settings.config import flatten, from_dict, override, preset, to_dict, variant_of
 from spikebridge.settings.names import BASELINES, BINARY, PLAIN
+from spikebridge.settings.published import Printed
 from spikebridge.settings.tasks import TASKS
 from spikebridge.studies import catalog, compare, plan, search
 from spikebridge.studies.catalog import CATALOG, Entry, Row
@@ -126,6 +127,67 @@ def test_largest_recurrent_units_have_equally_many_parameters(name: str) -> None
             numbers[kind] = max(number, numbers.get(kind, 0))
     assert len(numbers) > 1
     assert max(numbers.values()) < 1.02 * min(numbers.values())
+
+
+# What the public table's networks have; inputs, outputs.
+BUDGETS = {
+    "sequence-adding": (18_186, 2, 10),
+    "sequence-adding-recurrent": (34_570, 2, 10),
+    "sequence-psmnist": (85_130, 1, 10),
+    "sequence-psmnist-recurrent": (154_762, 1, 10),
+    "sequence-ptb": (4_700_000, 10_000, 10_000),
+    "sequence-ptb-recurrent": (6_000_000, 10_000, 10_000),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_rows_of_the_public_benchmark_stay_within_its_budgets(name: str) -> None:
+    entry, (budget, inputs, outputs) = catalog.find(name), BUDGETS[name]
+    for row in entry.rows:
+        config, text = entry.config(row), entry.task == "text"
+        model = build(config.model, inputs, outputs, "each", symbols=text)
+        number = sum(p.numel() for p in model.parameters())
+        assert 0.96 * budget < number <= budget, (row.label, number)
+    assert len({len(entry.grid | row.grid) for row in entry.rows}) == 1
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_the_table_of_the_public_benchmark_has_13_neurons(name: str) -> None:
+    entry = catalog.find(name)
+    neurons = [line for line in entry.printed if line.label != "LIF, e-prop"]
+    assert len(neurons) == 13
+    best = {"ptb": min, "adding": max, "psmnist": max}[name.split("-")[1]]
+    figures = {
+        "ptb": (104.10, 97.22),
+        "adding": (1.0, 1.0),
+        "psmnist": (0.9776, 0.9766),
+    }[name.split("-")[1]]
+    for column, figure in zip(("feed-forward", "recurrent"), figures, strict=True):
+        known = [line.values[column] for line in neurons if column in line.values]
+        assert best(known) == pytest.approx(figure)
+
+
+def test_what_a_table_takes_is_said_before_it_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = (Printed("LIF", {"feed-forward": 0.5, "recurrent": 0.25}), Printed("PLIF", {}))
+    rows = tuple(replace(row, epoch_s=3600.0) for row in SMALL.rows)
+    tuned = replace(SMALL, name="told", grid={"lr": (1e-2, 2e-2)}, printed=printed, rows=rows)
+    tuned = replace(tuned, by_steps=(), trial={"epochs": 1})
+    monkeypatch.setattr(catalog, "CATALOG", (tuned,))
+    assert spikebridge("reproduce told --jobs 1 --count 1") == 0
+    said = capsys.readouterr().err
+    assert "SNU: 4 trials x 1 epoch, 1 run x 2 epochs, 6.0 h left on one core" in said
+    assert "in all 12 of 12 epochs to do, about 12.0 h with --jobs 1" in said
+    out = Path("runs/reproduce-told")
+    table = (out / TABLE).read_text(encoding="utf-8")
+    assert "### As published" in table
+    assert "| LIF | 50.00 | 25.00 |" in table
+    assert "As published" in (out / rundir.REPORT).read_text(encoding="utf-8")
+    assert spikebridge("reproduce told --jobs 1 --count 2") == 0
+    said = capsys.readouterr().err
+    assert "SNU: 4 trials x 1 epoch (4 done), 2 runs x 2 epochs (1 done), 2.0 h left" in said
+    assert "in all 4 of 16 epochs to do" in said
 
 
 @pytest.mark.parametrize(

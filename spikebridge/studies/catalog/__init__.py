@@ -7,6 +7,7 @@ preset of its data and unit (presets.py).
 from __future__ import annotations
 
 from spikebridge.base.records import UsageError
+from spikebridge.studies.catalog.benchmark import BENCHMARK
 from spikebridge.studies.catalog.continual import FORGETTING
 from spikebridge.studies.catalog.entry import Entry, Row
 from spikebridge.studies.catalog.learning import LEARNING
@@ -15,7 +16,7 @@ from spikebridge.studies.catalog.sequences import SEQUENCES
 
 __all__ = ["CATALOG", "Entry", "Row", "find"]
 
-CATALOG = (*PUBLISHED, *SEQUENCES, *LEARNING, *FORGETTING)
+CATALOG = (*PUBLISHED, *SEQUENCES, *BENCHMARK, *LEARNING, *FORGETTING)
 
 
 def find(name: str) -> Entry:

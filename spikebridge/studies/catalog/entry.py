@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from spikebridge.settings.config import Config, preset
+from spikebridge.settings.published import Printed
 
 OURS = "ours; nothing published beside it"
 
@@ -33,6 +34,8 @@ class Row:
     (ewc, si)."""
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """What is tried for this row on top of the entry's grid, or in its place where names agree."""
+    epoch_s: float = 0.0
+    """Seconds of an epoch on one core, measured on a few batches or reckoned; 0 = unknown."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Entry:
     rows: tuple[Row, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What all rows share."""
+    printed: tuple[Printed, ...] = ()
+    """The lines of a published table that stand below ours."""
     seeds: int = 5
     minutes: float = 0.0
     """What all rows, seeds and trials take on two cores: measured, or reckoned from one run."""
