@@ -199,7 +199,7 @@ BENCHMARK: tuple[Entry, ...] = (
     _PSMNIST(
         name="sequence-psmnist-recurrent",
         title="Permuted pixels of MNIST, recurrent, 155 thousand parameters, and e-prop",
-        minutes=285,
+        minutes=615,
         seeds=1,
         rows=(
             *_rows(
@@ -215,7 +215,7 @@ BENCHMARK: tuple[Entry, ...] = (
                 {**_LONG, **_LOW, "hidden": (53, 214, 214), "rule": "eprop"},
                 "eprop-snu",
                 "SNU, recurrent, e-prop",
-                epoch_s=700,
+                epoch_s=5600,
             ),
         ),
         printed=_printed(2, 0.01),
