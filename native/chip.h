@@ -10,6 +10,8 @@ namespace spikebridge {
 
 enum class Factor { zero, one, other };  // of all neurons of a layer; the first two need no product
 
+enum class Slow { none, oscillation, adaptation };
+
 struct ConvTap {
   int32_t tap, out;  // column (or row) of the kernel, and of the image that comes out
 };
@@ -31,6 +33,9 @@ struct ChipLayer {
   int shift;  // fraction bits
   int bits;   // behind the point of factors
   const int32_t *bias, *threshold, *decay, *amount;  // (pixels * lanes)
+  Slow slow;
+  const int32_t *rho, *pull, *kick;  // the same, where there is a slow state
+  int32_t slow_top;                  // it saturates at -slow_top - 1 and slow_top
   int32_t slope;
   Factor slopes, decays;
   bool gate;  // otherwise `amount` is taken off
@@ -51,8 +56,9 @@ struct ChipKernels {
   void (*add_rows)(const ChipLayer&, const int32_t* events, int64_t count, int64_t first, int32_t* v);
   Reached (*add_taps)(const ChipLayer&, const int32_t* events, int64_t count, int32_t* v);
   // Leak, comparison and reset.  Writes the numbers of the neurons that fire, in the order of
-  // memory, and says how many; `s`, the membranes before the reset, is written unless it is null.
-  int64_t (*fire)(const ChipLayer&, int32_t* v, int32_t* s, int32_t* fired);
+  // memory, and says how many; `s`, the membranes before the reset, is written unless it is null;
+  // `w` has the slow states, where there are any.
+  int64_t (*fire)(const ChipLayer&, int32_t* v, int32_t* w, int32_t* s, int32_t* fired);
   // The numbers of the ones of a row of 0 and 1.
   int64_t (*ones_of_bytes)(const uint8_t* x, int64_t count, int32_t* numbers);
   int64_t (*ones_of_floats)(const float* x, int64_t count, int32_t* numbers);

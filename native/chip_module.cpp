@@ -37,7 +37,7 @@ class Chip {
   void add_layer(nb::ndarray<const int16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> weight,
                  nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> parameters,
                  int64_t inputs, int slope, bool gate, bool recurrent, int reduce,
-                 const std::vector<int64_t>& geometry) {
+                 const std::vector<int64_t>& geometry, int slow, int slow_bits) {
     rule(!started_, "it runs already");
     rule(0 <= reduce && reduce <= 3, "no such readout");
     rule(layers_.empty() || layers_.back().neurons() == inputs, "layers do not fit together");
@@ -51,6 +51,11 @@ class Chip {
     view.bits = bits_;
     view.slope = slope;
     view.gate = gate;
+    rule(0 <= slow && slow <= 2, "no such slow state");
+    view.slow = static_cast<Slow>(slow);
+    rule(slow == 0 || (2 <= slow_bits && slow_bits <= 29 && geometry.empty() && reduce == 0),
+         "slow states are those of dense hidden layers, of 2 to 29 bits");
+    view.slow_top = slow ? (1 << (slow_bits - 1)) - 1 : 0;
     view.recurrent = recurrent;
     view.convolution = !geometry.empty();
     rule(0 <= inputs && inputs < kMost && 1 <= view.width && view.width < kMost, "a layer has a size that cannot be");
@@ -65,7 +70,7 @@ class Chip {
                                           : inputs + (recurrent ? view.width : 0);
     rule(static_cast<int64_t>(weight.shape(0)) == rows, "weights do not fit the inputs");
     take_weights(made, weight.data(), rows);
-    rule(parameters.shape(0) == 4 && static_cast<int64_t>(parameters.shape(1)) == made.neurons(),
+    rule(parameters.shape(0) == (slow ? 7 : 4) && static_cast<int64_t>(parameters.shape(1)) == made.neurons(),
          "parameters do not fit the neurons");
     take_parameters(made, parameters.data());
     layers_.push_back(std::move(made));
@@ -217,9 +222,18 @@ class Chip {
     };
     view.decays = kind(decay, decay + n);
     view.slopes = kind(&view.slope, &view.slope + 1);
-    made.parameters = Buffer<int32_t>(4 * size);
-    int32_t* to[4];
-    for (int64_t part = 0; part < 4; ++part) {
+    const bool slow = view.slow != Slow::none;
+    const int64_t parts = slow ? 7 : 4;
+    if (slow) {
+      const int32_t* rho = from + 4 * n;
+      const int32_t* pull = from + 5 * n;
+      rule(std::all_of(rho, rho + n, [one](int32_t r) { return 0 <= r && r <= one; }) &&
+               std::all_of(pull, pull + n, [one](int32_t p) { return 0 <= p && p <= 4 * one; }),
+           "factors of slow states lie in 0 to " + std::to_string(one) + " and to four times that");
+    }
+    made.parameters = Buffer<int32_t>(parts * size);
+    int32_t* to[7] = {};
+    for (int64_t part = 0; part < parts; ++part) {
       to[part] = made.parameters.data() + part * size;
       if (part == 1) std::fill(to[1], to[1] + size, INT32_MAX);  // nothing is above it
       for (int64_t i = 0; i < n; ++i) to[part][made.place(i)] = from[part * n + i];
@@ -228,6 +242,9 @@ class Chip {
     view.threshold = to[1];
     view.decay = to[2];
     view.amount = to[3];
+    view.rho = to[4];
+    view.pull = to[5];
+    view.kick = to[6];
   }
 
   State silent(bool keep) const {
@@ -235,6 +252,7 @@ class Chip {
     for (const OwnedLayer& layer : layers_) {
       State::Part part;
       part.v = Buffer<int32_t>(layer.size());
+      if (layer.view.slow != Slow::none) part.w = Buffer<int32_t>(layer.size());
       if (keep) part.s = Buffer<int32_t>(layer.size());
       part.fired = Buffer<int32_t>(layer.neurons() + kSpare);
       state.parts.push_back(std::move(part));
@@ -249,6 +267,8 @@ class Chip {
     state.step = 0;
     for (size_t l = 0; l < layers_.size(); ++l) {
       std::memcpy(state.parts[l].v.data(), layers_[l].view.bias, static_cast<size_t>(layers_[l].size()) * 4);
+      if (layers_[l].view.slow != Slow::none)
+        std::memset(state.parts[l].w.data(), 0, static_cast<size_t>(layers_[l].size()) * 4);
       state.parts[l].heard = 0;
     }
   }
@@ -286,7 +306,7 @@ class Chip {
         read_out(layer, v, outputs);
         break;
       }
-      count = kernels.fire(layer.view, v, part.s.data(), part.fired.data());
+      count = kernels.fire(layer.view, v, part.w.data(), part.s.data(), part.fired.data());
       events = part.fired.data();
       part.heard = part.shown = count;
       part.tally.spikes += count;
@@ -385,7 +405,8 @@ void bind_chip(nb::module_& m) {
   nb::class_<Chip>(m, "Chip", "See spikebridge/chip/engine.py, which is the way to it.")
       .def(nb::init<int, int, int64_t>(), "decay_bits"_a, "fraction_bits"_a, "max_steps"_a)
       .def("add_layer", &Chip::add_layer, "weight"_a.noconvert(), "parameters"_a.noconvert(), "inputs"_a,
-           "slope"_a, "gate"_a, "recurrent"_a, "reduce"_a, "geometry"_a)
+           "slope"_a, "gate"_a, "recurrent"_a, "reduce"_a, "geometry"_a,
+           "slow"_a = 0, "slow_bits"_a = 0)
       .def("start", &Chip::start)
       .def("step", &Chip::step, nb::arg().noconvert(), nb::arg())
       .def("reset", &Chip::reset)

@@ -78,7 +78,7 @@ struct OwnedLayer {
   ChipLayer view{};
   Reduce reduce = Reduce::none;
   Buffer<int8_t> weight;
-  Buffer<int32_t> parameters;  // bias, threshold, decay, amount
+  Buffer<int32_t> parameters;  // bias, threshold, decay, amount; rho, pull, kick of a slow state
   Axis rows, columns;
 
   int64_t neurons() const { return view.width * view.pixels; }
@@ -96,7 +96,7 @@ struct Tally {
 // One sample under way.
 struct State {
   struct Part {
-    Buffer<int32_t> v, s, fired;
+    Buffer<int32_t> v, w, s, fired;
     int64_t heard = 0;  // spikes of the last step, until the sample ends
     int64_t shown = 0;  // the same, also afterwards
     Tally tally;

@@ -157,6 +157,15 @@ inline Ints product(Ints a, Ints factor, int bits) {
   return (a >> bits) * factor + ((low * factor) >> bits);
 }
 
+// floor((w rho + k pull) / 2^bits + 1/2), as `product` does it; pull is up to 2^(bits + 2).
+inline Ints two_products(Ints w, Ints rho, Ints k, Ints pull, int bits) {
+  const int32_t mask = (1 << bits) - 1, half = 1 << (bits - 1);
+  return (w >> bits) * rho + (k >> bits) * pull +
+         (((w & mask) * rho + (k & mask) * pull + half) >> bits);
+}
+
+inline Ints chosen(Ints mask, Ints yes, Ints no) { return (yes & mask) | (no & ~mask); }
+
 // Appends first + i * step for each lane i whose mask is -1.
 inline int64_t append(Ints mask, int32_t first, int32_t step, int32_t* list, int64_t n) {
 #if defined(__AVX512F__)
@@ -208,6 +217,32 @@ int64_t fire_as(const ChipLayer& layer, int32_t* v, int32_t* s_out, int32_t* fir
   return n;
 }
 
+// With slow states: a dense layer, whose factors are all multiplied.
+int64_t fire_slow(const ChipLayer& layer, int32_t* v, int32_t* w_at, int32_t* s_out, int32_t* fired) {
+  const Ints top = layer.slow_top - Ints{}, bottom = ~top, slope = layer.slope - Ints{};
+  const bool adapts = layer.slow == Slow::adaptation;
+  int64_t n = 0;
+  for (int64_t at = 0; at < layer.lanes; at += kLanes) {
+    Ints s = load<Ints>(v + at), w = load<Ints>(w_at + at), limit = load<Ints>(layer.threshold + at);
+    s = chosen(s < 0, product(s, slope, layer.bits), s);
+    if (adapts) limit += w;
+    const Ints y = s > limit;
+    const Ints left = layer.gate ? s & ~y : s;
+    Ints kept = product(left, load<Ints>(layer.decay + at), layer.bits);
+    if (!layer.gate) kept -= load<Ints>(layer.amount + at) & y;
+    w = two_products(w, load<Ints>(layer.rho + at), left, load<Ints>(layer.pull + at), layer.bits);
+    w += load<Ints>(layer.kick + at) & y;
+    w = chosen(w > top, top, w);
+    w = chosen(w < bottom, bottom, w);
+    store(w_at + at, w);
+    if (!adapts) kept -= w;
+    if (s_out) store(s_out + at, s);
+    store(v + at, kept + load<Ints>(layer.bias + at));
+    n = append(y, static_cast<int32_t>(at), 1, fired, n);
+  }
+  return n;
+}
+
 template <Factor kSlope, Factor kDecay>
 int64_t fire_reset(const ChipLayer& layer, int32_t* v, int32_t* s, int32_t* fired) {
   if (layer.gate)
@@ -224,7 +259,8 @@ int64_t fire_decay(const ChipLayer& layer, int32_t* v, int32_t* s, int32_t* fire
   return fire_reset<kSlope, Factor::other>(layer, v, s, fired);
 }
 
-int64_t fire(const ChipLayer& layer, int32_t* v, int32_t* s, int32_t* fired) {
+int64_t fire(const ChipLayer& layer, int32_t* v, int32_t* w, int32_t* s, int32_t* fired) {
+  if (layer.slow != Slow::none) return fire_slow(layer, v, w, s, fired);
   if (layer.slopes == Factor::zero) return fire_decay<Factor::zero>(layer, v, s, fired);
   if (layer.slopes == Factor::one) return fire_decay<Factor::one>(layer, v, s, fired);
   return fire_decay<Factor::other>(layer, v, s, fired);

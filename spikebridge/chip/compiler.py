@@ -13,17 +13,20 @@ from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spikebridge.base.records import UsageError
-from spikebridge.chip.bounds import bits_for, bounds
+from spikebridge.chip.bounds import bits_for, bounds, slow_bits, slow_range
 from spikebridge.chip.program import (
     MEMBRANE_BITS,
+    SLOW_BITS,
     ChipConfig,
     Geometry,
     Program,
     ProgramLayer,
     Reduce,
+    SlowState,
 )
 from spikebridge.nn.dynamics import DynamicUnit
 from spikebridge.nn.layers import Baseline, Plain, Readout
@@ -51,36 +54,64 @@ def compile(network: Network, chip: ChipConfig | None = None) -> Program:
     """The program of a trained network.
 
     Args:
-        network: SNU, binary-di or binary-ci layers, dense, recurrent or convolutional, and a
-            linear readout.
+        network: SNU, binary-di or binary-ci layers, dense, recurrent or convolutional, SNUs with an
+            oscillation or an adaptation, and a linear readout.
         chip: bits, lanes and so on.
 
     Returns:
-        A program with membranes just wide enough that nothing can overflow, which `bounds` proves.
+        A program with membranes just wide enough that nothing can overflow, which `bounds` proves;
+        slow states saturate where a reset lets them go further than without it.
 
     Raises UsageError for what the chip cannot do, with the reason and the nearest that it can.
     """
     chip = chip or ChipConfig()
     wanted = _all(network)
-    fraction = chip.fraction_bits
-    if fraction < 0:
-        fraction = 4 if any(layer.decay.any() for layer in wanted[:-1]) else 0
+    decay_bits, fraction = _bits(wanted, chip)
+    rounded = [_rounded(layer, chip.weight_bits, decay_bits, fraction) for layer in wanted]
     layers, ends, forever = [], [0], True
-    for layer in (_rounded(layer, chip, fraction) for layer in wanted):
-        low, high, holds = bounds(layer, chip.decay_bits, fraction, chip.max_steps)
+    for layer in _with_slow_bits(rounded, decay_bits, fraction, chip.max_steps):
+        low, high, holds = bounds(layer, decay_bits, fraction, chip.max_steps)
         forever = forever and holds
-        ends += [low.min(), high.max(), -layer.amount.max(), -layer.amount.min()]
         # Beyond what membranes can reach, all thresholds decide the same.
-        layers.append(replace(layer, threshold=layer.threshold.clip(low - 1, high)))
+        adapts = layer.slow is not None and layer.slow.kind == "adaptation"
+        least, most = slow_range(layer.slow, decay_bits) if layer.slow and adapts else (0, 0)
+        threshold = layer.threshold.clip(low - 1 - most, high - least)
+        ends += [low.min(), high.max(), -layer.amount.max(), -layer.amount.min()]
+        ends += [threshold.min(), threshold.max()]
+        layers.append(replace(layer, threshold=threshold))
     bits = bits_for(min(ends) - 1, max(ends))
-    if bits > MEMBRANE_BITS:
+    limit = SLOW_BITS if any(layer.slow for layer in layers) else MEMBRANE_BITS
+    if bits > limit:
         raise UsageError(
             f"membranes would need {bits} bits for {chip.max_steps} steps, the chip has "
-            f"{MEMBRANE_BITS}; pass fewer --weight-bits, --fraction-bits or --max-steps"
+            f"{limit}; pass fewer --weight-bits, --fraction-bits or --max-steps"
         )
     steps = 0 if forever else chip.max_steps
-    numbers = (chip.weight_bits, chip.decay_bits, fraction, bits, steps)
-    return Program(tuple(layers), *numbers, chip).check()
+    return Program(tuple(layers), chip.weight_bits, decay_bits, fraction, bits, steps, chip).check()
+
+
+def _bits(wanted: list[ProgramLayer], chip: ChipConfig) -> tuple[int, int]:
+    """Bits behind the point of factors, and of a membrane below the last of a weight."""
+    decay_bits, fraction = chip.decay_bits, chip.fraction_bits
+    if decay_bits < 0:
+        decay_bits = 14 if any(layer.slow for layer in wanted) else 8
+    if fraction < 0:
+        fraction = 4 if any(layer.decay.any() for layer in wanted[:-1]) else 0
+    return decay_bits, fraction
+
+
+def _with_slow_bits(
+    layers: list[ProgramLayer], decay_bits: int, fraction: int, max_steps: int
+) -> list[ProgramLayer]:
+    """The layers, their slow states all as wide as the widest needs."""
+    numbers = decay_bits, fraction, max_steps
+    bits = max(
+        (slow_bits(layer, layer.slow, *numbers) for layer in layers if layer.slow), default=0
+    )
+    return [
+        replace(layer, slow=replace(layer.slow, bits=bits)) if layer.slow else layer
+        for layer in layers
+    ]
 
 
 def losses(network: Network, program: Program) -> list[Loss]:
@@ -131,14 +162,45 @@ def _check_unit(layer: Any, name: str) -> Unit:
     if getattr(layer, "delays", None) is not None:
         _refuse(f"outputs of {name} come later, and it keeps none", "one without, --delays 0")
     if isinstance(unit, DynamicUnit):
-        moves = unit.modulation in ("adaptation", "threshold")
-        reason = f"the thresholds of {name} move" if moves else f"{name} has {unit.variant}"
-        _refuse(reason, "snu, whose decays and thresholds stay")
+        _check_memory(unit, name)
     if unit.rule.reset == "lateral":
         _refuse(f"a spike resets all of {name}", "snu, where it resets its own neuron")
     if unit.rule.g == "elu":
         _refuse(f"{name} has g=elu", "leaky_relu, relu or identity")
     return unit
+
+
+def _check_memory(unit: DynamicUnit, name: str) -> None:
+    if unit.memory == "gate":
+        _refuse(
+            f"the leak of {name} depends on its input, and the chip multiplies by constants only",
+            "a slow state, --memory oscillation",
+        )
+    if unit.modulation in ("threshold", "output"):
+        _refuse(
+            f"the {unit.modulation} of {name} has a current of its own, and a neuron of the chip "
+            "adds up one",
+            "thresholds that rise with spikes, --modulation adaptation",
+        )
+    if unit.memory == "oscillation" and unit.modulation == "adaptation":
+        _refuse(
+            f"neurons of {name} have two slow states, and those of the chip one",
+            "one of the two, --memory oscillation or --modulation adaptation",
+        )
+
+
+def _slow(unit: Unit) -> SlowState | None:
+    """The slow state in the units of the membrane, before rounding."""
+    if not isinstance(unit, DynamicUnit):
+        return None
+    if unit.modulation == "adaptation":
+        values = (np.full(unit.size, n) for n in (unit.rho, 0.0, unit.beta * (1 - unit.rho)))
+        return SlowState("adaptation", 0, *values)
+    params = unit.params(torch.float64)
+    rho, pull, kick = (_array(value) for value in params.own)
+    # The drive and all of w reach the membrane by 1 - decay; here it is part of both.
+    share = 1 - _array(params.decay)
+    return SlowState("oscillation", 0, rho, pull * share, kick * share)
 
 
 def _hidden(layer: Any, name: str) -> ProgramLayer:
@@ -148,9 +210,12 @@ def _hidden(layer: Any, name: str) -> ProgramLayer:
     inputs = math.prod(geometry.in_shape) if geometry is not None else len(weight)
     if layer.recurrent is not None:
         weight = np.concatenate([weight, _array(layer.recurrent).T])
-    drive, decay = (_each(value, unit.size) for value in (drive, _array(unit.decay)))
-    threshold = _array(unit.threshold)
-    if not decay.any():  # without a memory a constant drive is a shift of the threshold
+    params = unit.params(torch.float64)
+    drive, decay = (_each(value, unit.size) for value in (drive, _array(params.decay)))
+    threshold, slow = _array(unit.threshold), _slow(unit)
+    if slow is not None and slow.kind == "oscillation":
+        weight, drive = weight * (1 - decay), drive * (1 - decay)
+    elif not decay.any():  # without a memory a constant drive is a shift of the threshold
         threshold, drive = threshold - drive, 0 * drive
     return ProgramLayer(
         name=name,
@@ -165,6 +230,7 @@ def _hidden(layer: Any, name: str) -> ProgramLayer:
         reset=rule.reset,  # type: ignore[arg-type]
         recurrent=layer.recurrent is not None,
         geometry=geometry,
+        slow=slow,
     )
 
 
@@ -228,19 +294,32 @@ def _each(values: np.ndarray, size: int) -> np.ndarray:
     return np.repeat(values, size // values.size)
 
 
-def _rounded(wanted: ProgramLayer, chip: ChipConfig, fraction: int) -> ProgramLayer:
-    weight, scale = _weights(wanted, chip.weight_bits, fraction)
+def _rounded(
+    wanted: ProgramLayer, weight_bits: int, decay_bits: int, fraction: int
+) -> ProgramLayer:
+    weight, scale = _weights(wanted, weight_bits, fraction)
     scale = _each(scale, len(wanted.threshold))
-    per_unit, unity = (1 << fraction) / scale, 1 << chip.decay_bits
+    per_unit, unity = (1 << fraction) / scale, 1 << decay_bits
     top = 1 << MEMBRANE_BITS - 1
     # A sum of whole weights is above a threshold where it is above the whole number below it.
     threshold = np.floor(wanted.threshold * per_unit).clip(-top, top - 1)
+    decay, slow = _whole(wanted.decay * unity), wanted.slow
+    if slow is not None:
+        # A share of 1 would keep a state for ever.
+        slow = replace(
+            slow,
+            rho=_whole(slow.rho * unity).clip(max=unity - 1),
+            pull=_whole(slow.pull * unity),
+            kick=_whole(slow.kick * per_unit),
+        )
+        decay = decay.clip(max=unity - 1)
     return replace(
         wanted,
+        slow=slow,
         weight=weight,
         bias=_whole(wanted.bias * per_unit),
         threshold=threshold.astype(np.int64),
-        decay=_whole(wanted.decay * unity),
+        decay=decay,
         amount=_whole(wanted.amount * per_unit),
         scale=scale,
         slope=round(wanted.slope * unity),
@@ -265,6 +344,8 @@ def _weights(wanted: ProgramLayer, bits: int, fraction: int) -> tuple[np.ndarray
     scale = np.where(largest > 0, largest, 1.0) / levels
     if wanted.reduce is None:
         beside = np.maximum(np.abs(wanted.bias), np.abs(wanted.amount))
+        if wanted.slow is not None:
+            beside = np.maximum(beside, np.abs(wanted.slow.kick))
         beside = beside.reshape(len(scale), -1).max(1)
         scale = np.maximum(scale, beside * (1 << fraction) / COARSEST)
     return np.rint(wanted.weight / scale).astype(np.int32), scale

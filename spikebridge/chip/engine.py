@@ -35,6 +35,7 @@ __all__ = ["Backend", "Engine", "EngineResult", "missing"]
 
 Backend = Literal["auto", "numpy", "native"]
 INT64 = np.dtype(np.int64)
+SLOWS = (None, "oscillation", "adaptation")
 REDUCES = (None, "each", "last", "sum")
 _warned: set[str] = set()
 
@@ -231,17 +232,19 @@ class _NativeRunner:
                 "16 are possible; compile the network again"
             )
         amount = layer.amount if layer.reset == "subtract" else np.zeros_like(layer.amount)
-        parameters = np.stack([layer.bias, layer.threshold, layer.decay, amount])
-        g = layer.geometry
+        rows = [layer.bias, layer.threshold, layer.decay, amount]
+        g, slow = layer.geometry, layer.slow
+        rows += [slow.rho, slow.pull, slow.kick] if slow else []
         self.chip.add_layer(
             np.ascontiguousarray(layer.weight, np.int16).reshape(layer.weight_rows, layer.width),
-            np.ascontiguousarray(parameters, np.int32),
+            np.stack(rows).astype(np.int32),
             layer.inputs,
             int(layer.slope),
             layer.reset == "gate",
             layer.recurrent,
             REDUCES.index(layer.reduce),
             [*g.in_shape, *g.out_shape[1:], g.kernel, g.stride, g.padding, g.pool] if g else [],
+            *((SLOWS.index(slow.kind), slow.bits) if slow else ()),
         )
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from spikebridge.base.archives import MOST_BYTES, read_arrays, write_arrays
 from spikebridge.chip.bounds import bounds
-from spikebridge.chip.program import ChipConfig, Geometry, Program, ProgramLayer
+from spikebridge.chip.program import ChipConfig, Geometry, Program, ProgramLayer, SlowState
 
 FORMAT = "spikebridge-program-1"
 ARRAYS = ("weight", "bias", "threshold", "decay", "amount", "scale")
+SLOW_ARRAYS = ("rho", "pull", "kick")
 NUMBERS = ("weight_bits", "decay_bits", "fraction_bits", "membrane_bits", "max_steps")
 
 
@@ -26,9 +27,9 @@ def save_program(program: Program, path: str | Path) -> None:
     head |= {name: getattr(program, name) for name in NUMBERS}
     head["layers"] = [_plain(layer) for layer in program.layers]
     arrays = {
-        f"{number}.{name}": getattr(layer, name)
+        f"{number}.{name}": array
         for number, layer in enumerate(program.layers)
-        for name in ARRAYS
+        for name, array in _arrays(layer).items()
     }
     arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     write_arrays(Path(path), arrays)
@@ -67,12 +68,12 @@ def load_program(path: str | Path) -> Program:
 
 
 def _program(head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Program:
-    layers = tuple(
-        _layer(plain, {name: arrays[f"{number}.{name}"] for name in ARRAYS})
-        for number, plain in enumerate(head["layers"])
-    )
+    layers = []
+    for number, plain in enumerate(head["layers"]):
+        names = (*ARRAYS, *(SLOW_ARRAYS if "slow" in plain else ()))
+        layers.append(_layer(plain, {name: arrays[f"{number}.{name}"] for name in names}))
     numbers = {name: head[name] for name in NUMBERS}
-    return Program(layers=layers, chip=ChipConfig(**head["chip"]), **numbers).check()
+    return Program(layers=tuple(layers), chip=ChipConfig(**head["chip"]), **numbers).check()
 
 
 def digest(program: Program) -> str:
@@ -81,8 +82,8 @@ def digest(program: Program) -> str:
     hashed.update(repr([getattr(program, name) for name in NUMBERS]).encode())
     for layer in program.layers:
         hashed.update(repr(_plain(layer)).encode())
-        for name in ARRAYS:
-            hashed.update(np.ascontiguousarray(getattr(layer, name)).tobytes())
+        for array in _arrays(layer).values():
+            hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()
 
 
@@ -101,7 +102,16 @@ def _plain(layer: ProgramLayer) -> dict[str, Any]:
     names = ("name", "inputs", "reset", "slope", "recurrent", "reduce")
     plain = {name: getattr(layer, name) for name in names}
     plain["geometry"] = None if layer.geometry is None else dataclasses.asdict(layer.geometry)
+    if layer.slow is not None:
+        plain["slow"] = {"kind": layer.slow.kind, "bits": layer.slow.bits}
     return plain
+
+
+def _arrays(layer: ProgramLayer) -> dict[str, np.ndarray]:
+    arrays = {name: getattr(layer, name) for name in ARRAYS}
+    if layer.slow is not None:
+        arrays |= {name: getattr(layer.slow, name) for name in SLOW_ARRAYS}
+    return arrays
 
 
 def _layer(plain: dict[str, Any], arrays: dict[str, Any]) -> ProgramLayer:
@@ -110,4 +120,7 @@ def _layer(plain: dict[str, Any], arrays: dict[str, Any]) -> ProgramLayer:
         for name in ("in_shape", "out_shape"):
             geometry[name] = tuple(geometry[name])
         geometry = Geometry(**geometry)
+    slow = plain.pop("slow", None)
+    if slow is not None:
+        plain["slow"] = SlowState(**slow, **{name: arrays.pop(name) for name in SLOW_ARRAYS})
     return ProgramLayer(geometry=geometry, **plain, **arrays)

@@ -44,6 +44,7 @@ class Golden:
     def reset(self) -> None:
         """Silence, as before the first step."""
         self.v = [silent(layer) for layer in self.program.layers]
+        self.w = [np.zeros(layer.neurons, np.int64) for layer in self.program.layers]
         self.fired = [np.zeros(0, np.int64) for _ in self.program.layers]
 
     def step(self, events: np.ndarray, last: bool = False) -> Step:
@@ -96,16 +97,19 @@ class Golden:
     def _fire(
         self, number: int, layer: ProgramLayer, v: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Membranes and spikes; leaves the membranes for the next step in place."""
+        """Membranes and spikes; leaves the states for the next step in place."""
         bits = self.program.decay_bits
         s = np.where(v >= 0, v, (v * layer.slope) >> bits)
-        y = s > layer.threshold
-        kept = (s * layer.decay) >> bits
-        if layer.reset == "gate":
-            kept[y] = 0
-        elif layer.reset == "subtract":
-            kept[y] -= layer.amount[y]
-        self.v[number] = kept + layer.bias
+        w, slow = self.w[number], layer.slow
+        y = s > layer.threshold + (w if slow and slow.kind == "adaptation" else 0)
+        left = np.where(y, 0, s) if layer.reset == "gate" else s
+        self.v[number] = ((left * layer.decay) >> bits) + layer.bias
+        if layer.reset == "subtract":
+            self.v[number][y] -= layer.amount[y]
+        if slow:
+            self.w[number] = slow.after(w, left, y, bits)
+            if slow.kind == "oscillation":
+                self.v[number] -= self.w[number]
         return s, y
 
 
@@ -138,17 +142,22 @@ def dense_counts(program: Program, layer: ProgramLayer, events: int) -> ChipCoun
 
     The chip goes through the neurons chunk by chunk, `lanes` at once: it fetches the membranes of
     a chunk and its parameters, adds a row of weights for each event, one per cycle through two
-    stages, and sends the membranes back, so that each is read and written once a step.
+    stages, and sends the membranes back, so that each is read and written once a step.  Slow states
+    lie in memories of their own, beside the membranes and at the same time.
     """
-    chunks = program.chunks(layer)
+    chunks, slow = program.chunks(layer), program.slow_rows(layer)
     return ChipCounts(
         weight_reads=chunks * events,
         additions=layer.width * events,
         membrane_reads=chunks,
         membrane_writes=chunks,
         parameter_reads=chunks,
+        slow_reads=slow,
+        slow_writes=slow,
+        slow_parameter_reads=slow,
         event_reads=chunks * events,
         updates=layer.neurons,
+        slow_updates=layer.neurons if slow else 0,
         cycles=2 + chunks * (events + 4),
     )
 

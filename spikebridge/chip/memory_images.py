@@ -32,6 +32,9 @@ class ImageSizes:
     fraction: int
     factor: int  # bits behind the point of factors
     multiply: int  # 1 where decays need a multiplier, plus 2 where slopes do
+    slow: int  # bits of a slow state, 0 = none
+    slow_rows: int
+    slow_index: int
     convolve: int  # 0 or 1
     max_steps: int
     code: int  # bits of an event
@@ -61,11 +64,12 @@ class ImageSizes:
     @property
     def descriptor_bits(self) -> int:
         """Bits of the word that says what a layer is."""
-        return 16 * self.address + 4 * self.coordinate + self.factor + 12
+        return 17 * self.address + 4 * self.coordinate + self.factor + 14
 
     def memory_bits(self) -> dict[str, int]:
         """Bits of each memory of the core, rows filled up."""
         row = self.lanes * self.membrane
+        slow = {"slow_states": self.slow, "slow_parameters": self.slow_parameter}
         return {
             "weights": self.weight_rows * self.lanes * self.weight,
             "membranes": self.membrane_rows * row,
@@ -73,7 +77,13 @@ class ImageSizes:
             "events": self.event_words * self.code,
             "descriptors": self.layers * self.descriptor_bits,
             "queue": (self.code + 2) << self.queue_index,
+            **{name: self.slow_rows * self.lanes * n for name, n in slow.items() if self.slow},
         }
+
+    @property
+    def slow_parameter(self) -> int:
+        """Bits of a rho, a pull and a kick."""
+        return 2 * self.factor + 4 + max(1, self.slow)
 
 
 def index_bits(words: int) -> int:
@@ -119,6 +129,7 @@ def sizes(program: Program) -> ImageSizes:
     weight_rows = max(2, sum(p.weight_rows * program.chunks(p) for p in program.layers))
     membrane_rows = sum(program.rows(layer) for layer in program.layers)
     event_words = lists(program)[-1][0]
+    slow_rows = sum(program.slow_rows(layer) for layer in program.layers)
     counted = max(weight_rows, membrane_rows, event_words, lanes)
     return ImageSizes(
         layers=len(program.layers),
@@ -129,6 +140,9 @@ def sizes(program: Program) -> ImageSizes:
         fraction=program.fraction_bits,
         factor=program.decay_bits,
         multiply=decays + 2 * slopes,
+        slow=program.slow_bits,
+        slow_rows=slow_rows,
+        slow_index=index_bits(slow_rows),
         max_steps=program.max_steps,
         code=code,
         address=max(counted.bit_length(), code + 1, fields["coordinate"] + 1),
@@ -240,13 +254,31 @@ def parameter_image(program: Program, size: ImageSizes) -> np.ndarray:
     return np.concatenate(images)
 
 
+def slow_image(program: Program, size: ImageSizes) -> np.ndarray:
+    """Bits of the memory of slow parameters: of each lane {kick, pull, rho}, lane 0 lowest."""
+    images = [np.zeros((0, size.lanes * size.slow_parameter), np.uint8)]
+    wide = (size.slow, size.factor + 3, size.factor + 1)
+    for layer in program.layers:
+        if layer.slow is not None:
+            values = (layer.slow.kick, layer.slow.pull, layer.slow.rho)
+            parts = [
+                bits(rows(program, layer, value), width).reshape(-1, size.lanes, width)
+                for value, width in zip(values, wide, strict=True)
+            ]
+            images.append(np.concatenate(parts, 2).reshape(len(parts[0]), -1))
+    return np.concatenate(images)
+
+
 def descriptor_image(program: Program, size: ImageSizes) -> np.ndarray:
     """Bits of the descriptor memory, a word per layer."""
-    weight_at = row_at = 0
+    weight_at = row_at = slow_at = 0
     words = []
     for number, layer in enumerate(program.layers):
-        fields = _fields(program, number, size) | {"weight": weight_at, "row": row_at}
-        words.append(_word(fields, size))
+        places = {"weight": weight_at, "row": row_at, "first_slow": slow_at}
+        if layer.slow is not None:
+            places[layer.slow.kind] = 1
+        words.append(_word(_fields(program, number, size) | places, size))
+        slow_at += program.slow_rows(layer)
         weight_at += layer.weight_rows * program.chunks(layer)
         row_at += program.rows(layer)
     return np.stack(words)
@@ -302,12 +334,12 @@ def _fields(program: Program, number: int, size: ImageSizes) -> dict[str, int]:
 def _word(fields: dict[str, int], size: ImageSizes) -> np.ndarray:
     """The fields as `sb_core` takes them apart, highest bit first."""
     widths = {
-        "row_y row_x weight_y weight_x code_y code_x last_x list_b list_a": size.address,
+        "first_slow row_y row_x weight_y weight_x code_y code_x last_x list_b list_a": size.address,
         "own_weights chunk_weights weight row lanes_used last_chunk last_row": size.address,
         "height width padding kernel": size.coordinate,
         "slope": size.factor + 1,
         "pool stride": 2,
-        "subtract gate each sum readout recurrent conv": 1,
+        "adaptation oscillation subtract gate each sum readout recurrent conv": 1,
     }
     order = [(name, width) for names, width in widths.items() for name in names.split()]
     parts = [bits(np.array([[fields.get(name, 0)]]), width)[0] for name, width in order]

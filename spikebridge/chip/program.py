@@ -9,6 +9,13 @@ behind the point of factors, and `>>` rounding towards minus infinity:
     k <- (s * decay) >> D,   for reset "gate" 0 where y,   for "subtract" less amount where y
     v <- k + bias
 
+A layer may give each neuron a slow state w, which is 0 before the first step and saturates at B
+bits.  With k = s, or 0 where a reset "gate" acts, the third line and the last become
+
+    y <- 1[s > threshold + w]                                      of an "adaptation"
+    w <- ((w * rho + k * pull + 2^(D-1)) >> D) + kick where y,     saturated
+    v <- v - w                                                     of an "oscillation"
+
 and v = bias before the first step.  That is the recurrence of `spikebridge.nn.units`, put so that
 the membrane which waits for the next step is what weights are added to at once: an event costs one
 row of weights, and nothing is done for inputs that are silent.  The last layer is the readout: no
@@ -28,8 +35,13 @@ from spikebridge.base.records import require
 
 Reset = Literal["gate", "subtract", "none"]
 Reduce = Literal["each", "last", "sum"]
+Slow = Literal["oscillation", "adaptation"]
 MEMBRANE_BITS = 32
 """Most bits of a membrane: what the engines hold, with room for one product."""
+SLOW_BITS = 29
+"""Most bits of a slow state, and of membranes beside one: w + 4 v fits into 32 bits."""
+PULL = 4
+"""Most that a membrane pulls; the largest of an oscillation is (sqrt(decay) + sqrt(rho))^2."""
 MOST_INPUTS = 1 << 24
 """Of a layer, and longest side of a convolution."""
 
@@ -40,8 +52,9 @@ class ChipConfig:
 
     weight_bits: int = 8
     """Bits of a weight, sign included, 2 to 16."""
-    decay_bits: int = 8
-    """Bits behind the point of decays and of the slope of leaky_relu, 1 to 14."""
+    decay_bits: int = -1
+    """Bits behind the point of decays and of the slope of leaky_relu, 1 to 14; -1 = 14 where
+    neurons have a slow state, else 8."""
     fraction_bits: int = -1
     """Bits of a membrane below the last bit of a weight, 0 to 8; -1 = 4 where a hidden layer
     keeps its membranes from step to step, else 0; biases are rounded to them, the readout's too."""
@@ -64,8 +77,9 @@ class ChipConfig:
             ("queue", 2, 1 << 16),
         ):
             value = getattr(self, name)
+            unset = value == ChipConfig.__dataclass_fields__[name].default
             require(
-                isinstance(value, int) and low <= value <= high,
+                isinstance(value, int) and (unset or low <= value <= high),
                 f"{name}={value}: it must be a whole number from {low} to {high}; "
                 f"pass --{name.replace('_', '-')} {ChipConfig.__dataclass_fields__[name].default}",
             )
@@ -116,6 +130,27 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
+class SlowState:
+    """A second state of each neuron of a layer; see the module."""
+
+    kind: Slow
+    bits: int  # it saturates at, of all layers the same
+    rho: np.ndarray  # (N,) int64, in units of 2^-D, kept per step
+    pull: np.ndarray  # (N,) int64, in units of 2^-D, of the membrane
+    kick: np.ndarray  # (N,) int64, of a spike
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Lowest and highest value."""
+        return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
+
+    def after(self, w: np.ndarray, kept: np.ndarray, y: np.ndarray, decay_bits: int) -> np.ndarray:
+        """The slow states of the next step, from those of this, what resets left, and spikes."""
+        moved = w * self.rho + kept * self.pull + (1 << decay_bits - 1)
+        return ((moved >> decay_bits) + np.where(y, self.kick, 0)).clip(*self.ends)
+
+
+@dataclass(frozen=True, eq=False)
 class ProgramLayer:
     """One layer of N neurons, each with parameters of its own, also in a convolution.
 
@@ -136,6 +171,7 @@ class ProgramLayer:
     recurrent: bool = False
     geometry: Geometry | None = None
     reduce: Reduce | None = None  # of the readout; None where there are spikes
+    slow: SlowState | None = None
 
     @property
     def neurons(self) -> int:
@@ -188,9 +224,18 @@ class Program:
         return decays, any(layer.slope not in whole for layer in self.layers)
 
     @property
+    def slow_bits(self) -> int:
+        """Bits of a slow state; 0 where there is none."""
+        return max(layer.slow.bits if layer.slow else 0 for layer in self.layers)
+
+    def slow_rows(self, layer: ProgramLayer) -> int:
+        """Rows of slow states."""
+        return self.rows(layer) if layer.slow else 0
+
+    @property
     def multiplies(self) -> bool:
         """Whether any factor needs a multiplier."""
-        return any(self.multipliers)
+        return any(self.multipliers) or bool(self.slow_bits)
 
     def chunks(self, layer: ProgramLayer) -> int:
         """Rows of `lanes` neurons that one row of weights fills."""
@@ -202,12 +247,16 @@ class Program:
 
     @property
     def memories(self) -> dict[str, tuple[int, int]]:
-        """Rows, and bits of a row, of each memory: weight, membrane, parameter, event."""
+        """Rows, and bits of a row, of each memory.
+
+        weight, membrane, parameter, event; slow and slow_parameter where neurons have a slow state.
+        """
         lanes, hidden = self.chip.lanes, self.layers[:-1]
         weights = sum(layer.weight_rows * self.chunks(layer) for layer in self.layers)
         rows = sum(self.rows(layer) for layer in self.layers)
         spikes = sum(layer.neurons * (2 if layer.recurrent else 1) for layer in hidden)
-        return {
+        slow = sum(self.slow_rows(layer) for layer in hidden)
+        shapes = {
             "weight": (weights, lanes * self.weight_bits),
             "membrane": (rows, lanes * self.membrane_bits),
             # Of each lane a threshold, an amount, a constant drive and a decay.
@@ -215,6 +264,12 @@ class Program:
             # Lists of spikes between layers, two of them where a layer hears itself.
             "event": (self.inputs + spikes, self.event_bits),
         }
+        if slow:
+            shapes["slow"] = (slow, lanes * self.slow_bits)
+            # Of each lane a rho, a pull below 8 and a kick.
+            factors = 2 * self.decay_bits + 1 + PULL.bit_length()
+            shapes["slow_parameter"] = (slow, lanes * (factors + self.slow_bits))
+        return shapes
 
     @property
     def memory_bits(self) -> dict[str, int]:
@@ -246,9 +301,13 @@ class ChipCounts:
     membrane_reads: int = 0  # rows of `lanes` membranes
     membrane_writes: int = 0
     parameter_reads: int = 0  # rows of thresholds, amounts, drives and decays
+    slow_reads: int = 0  # rows of slow states
+    slow_writes: int = 0
+    slow_parameter_reads: int = 0  # rows of their factors and kicks
     event_reads: int = 0
     event_writes: int = 0
     updates: int = 0  # neurons x steps: leak, comparison, reset
+    slow_updates: int = 0  # of slow states
     outputs: int = 0
     cycles: int = 0
 
@@ -299,6 +358,7 @@ def _check(program: Program) -> None:
         )
     for layer in layers:
         _check_layer(program, layer)
+        _check_slow(program, layer)
     for before, after in pairwise(layers):
         _rule(before.reduce is None, f"{before.name}: only the last layer may be a readout")
         _rule(
@@ -344,6 +404,32 @@ def _check_layer(program: Program, layer: ProgramLayer) -> None:
             -top <= value.min() and value.max() < top,
             f"{name}: {part} does not fit into {program.membrane_bits} bits",
         )
+
+
+def _check_slow(program: Program, layer: ProgramLayer) -> None:
+    name, slow = layer.name, layer.slow
+    if slow is None:
+        return
+    _rule(
+        isinstance(slow, SlowState) and slow.kind in get_args(Slow), f"{name}: no such slow state"
+    )
+    plain = layer.geometry is None and layer.reduce is None
+    _rule(plain, f"{name}: only dense hidden layers have slow states")
+    _rule(
+        _whole(slow.bits) and slow.bits == program.slow_bits and 2 <= slow.bits <= SLOW_BITS,
+        f"{name}: slow states have {slow.bits!r} bits, and must have 2 to {SLOW_BITS}, all alike",
+    )
+    widest = f"{name}: membranes beside a slow state have {SLOW_BITS} bits at most"
+    _rule(program.membrane_bits <= SLOW_BITS, widest)
+    unity = 1 << program.decay_bits
+    limits = {"rho": (0, unity), "pull": (0, PULL * unity), "kick": slow.ends}
+    for part, (low, high) in limits.items():
+        value = getattr(slow, part)
+        _rule(
+            value.dtype.kind == "i" and value.shape == (layer.neurons,),
+            f"{name}: {part} holds {value.dtype} of shape {value.shape}",
+        )
+        _rule(low <= value.min() and value.max() <= high, f"{name}: {part} leaves {low} to {high}")
 
 
 def _check_kinds(layer: ProgramLayer) -> None:

@@ -30,7 +30,7 @@ FORMAT = "spikebridge-verilog-1"
 SOURCES = Path(__file__).parent / "rtl"
 BENCH = "rtl/sb_bench.v"
 README = SOURCES / "README.template.md"
-IMAGES = ("weights.mem", "parameters.mem", "descriptors.mem", "program.vh")
+IMAGES = ("weights.mem", "parameters.mem", "slow.mem", "descriptors.mem", "program.vh")
 BENCH_FILES = ("bench.vh", "stimulus.txt", "rows.txt", "outputs.txt", "samples.txt")
 # What lies in such a folder, with what the README's commands build there.
 WRITTEN = (*IMAGES, "README.md", "program.json", "rtl", *BENCH_FILES, "bench.vvp", "build")
@@ -172,6 +172,7 @@ def _write_all(
     for name, make in (
         ("weights.mem", memory_images.weight_image),
         ("parameters.mem", memory_images.parameter_image),
+        ("slow.mem", memory_images.slow_image),
         ("descriptors.mem", memory_images.descriptor_image),
     ):
         digits = hexadecimal(make(program, size))

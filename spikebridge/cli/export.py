@@ -36,14 +36,14 @@ class Export:
     MAIN: ClassVar[tuple[str, ...]] = ("to", "weight_bits", "fraction_bits", "samples", "out")
 
     run_dir: RunFolder
-    """Folder of a finished run of snu, binary-di or binary-ci."""
+    """Folder of a finished run of snu, adaptive-snu, binary-di or binary-ci."""
     to: Literal["program", "verilog"] = "program"
     """program tests the network in integers and writes program.npz and digital.json; verilog also
     writes the design with memory images and a self-checking test bench."""
     weight_bits: int = 0
     """Bits of a weight, 2 to 16; 0 = as trained with --weight-bits, else 8."""
-    decay_bits: int = 8
-    """Bits behind the point of decays, 1 to 14."""
+    decay_bits: int = -1
+    """Bits behind the point of decays, 1 to 14; -1 = 14 where neurons have a slow state, else 8."""
     fraction_bits: int = -1
     """Bits of a membrane below those of a weight, 0 to 8; -1 = 4, or 0 where no membrane is kept
     from step to step.  Biases are rounded to them, those of the readout above all: more bits round
@@ -127,7 +127,8 @@ def text_of(content: OnChip) -> list[str]:
         f"{content.split} {metric.axis}: {metric.figure(content.integer)} in integers, "
         f"{metric.figure(content.software)} in software ({content.samples:,} {per}s)",
         f"{program.weight_bits}-bit weights in {program.memory_bits['weight'] / 8192:,.1f} KiB, "
-        f"membranes of {program.membrane_bits} bits",
+        f"membranes of {program.membrane_bits} bits"
+        + (f", slow states of {program.slow_bits}" if program.slow_bits else ""),
     ]
     for layer in content.layers:
         same = "" if layer.same_spikes is None else f", {layer.same_spikes:.3%} same spikes"
@@ -148,6 +149,10 @@ def text_of(content: OnChip) -> list[str]:
         f"additions, {content.each('cycles'):,.0f} cycles ({in_si(energy.nominal.seconds_s, 's')})"
     )
     lines.append(f"energy per {per}, 40 nm: {nominal} ({low} to {high})")
+    if content.parts:
+        low, nominal, high = (in_si(pJ * 1e-12, "J") for pJ in content.part_pJ.values())
+        each = f"{content.parts:.3g} in a {per}"
+        lines.append(f"energy per {content.part}, 40 nm: {nominal} ({low} to {high}); {each}")
     lines.append(f"area, 40 nm: {sum(content.area_mm2.values()):.2f} mm² and wires")
     for row in energy.nominal.rows:
         if row.energy_pJ:

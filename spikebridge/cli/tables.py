@@ -49,7 +49,7 @@ def chip_table(content: Summary) -> Table | None:
         if not chip:
             rows.append((row.label, *["-"] * 6))
             continue
-        low, nominal, high = (_nanojoules(chip.energy_pJ[name]) for name in ENDS)
+        low, nominal, high = (_nanojoules((chip.part_pJ or chip.energy_pJ)[name]) for name in ENDS)
         mean = _spread(metric, chip.mean, chip.std)
         software, cycles = metric.figure(chip.software_mean), f"{chip.cycles:,.0f}"
         bits, ends = str(chip.weight_bits), f"{low} to {high}"
@@ -57,7 +57,8 @@ def chip_table(content: Summary) -> Table | None:
     title = (
         f"On the digital chip, 40 nm, {first.lanes} lanes at {first.clock_MHz:g} MHz: "
         f"{metric.axis}, mean of {plural(first.networks, 'network')}; "
-        f"nJ and cycles per {first.per}"
+        + (f"nJ per {first.part}, cycles per {first.per}" if first.part else "")
+        + ("" if first.part else f"nJ and cycles per {first.per}")
     )
     columns = ("bits", "in software", "in integers", "nJ", "low to high", "cycles")
     return _table(title, columns, rows)

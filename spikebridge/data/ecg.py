@@ -31,6 +31,8 @@ FILES = {"train": "QTDB_train.mat", "test": "QTDB_test.mat"}
 LABELLED = "labelled steps only"
 PUBLISHED = "unlabelled steps as class 0, as published"
 _ARRAYS = ("x", "y")
+QR, RS = 2, 3
+"""Classes before and after the R peak, of P, PQ, QR, RS, ST and TP."""
 
 
 class Heartbeats(NamedTuple):
@@ -54,6 +56,7 @@ class Ecg(Task):
     name = "ecg"
     input_size, output_size = INPUTS, CLASSES
     readout: Readout = "each"
+    part = "heartbeat"
 
     def __init__(self, config: EcgConfig) -> None:
         self.config = config
@@ -83,6 +86,11 @@ class Ecg(Task):
         y = part.y.clamp(min=0) if self.config.unlabelled == "class0" else part.y
         x = part.x.clamp(min=0) if self.config.coding == "binary" else part.x
         return Batch(x.transpose(0, 1).float().contiguous(), y.t().contiguous(), None)
+
+    def parts_in(self, batch: Batch) -> int:
+        """R peaks: steps of class RS that follow one of class QR."""
+        before, after = batch.target[:-1], batch.target[1:]
+        return int(((before == QR) & (after == RS)).sum())
 
     def views(self) -> Mapping[str, Task]:
         """The same recordings with the steps without a class left out, and as class 0."""

@@ -72,6 +72,9 @@ class Task:
     prior: Tensor | None = None
     """(O,) outputs that are right before anything was seen, from the training data; the readout's
     bias starts there."""
+    part: str = ""
+    """What a sample has several of by which its energy is told, such as a heartbeat; `parts_in`
+    counts them."""
     output_names: tuple[str, ...] = ()
     """What the outputs (O,) are called on a page, where they have names."""
     baselines: Mapping[str, float] = MappingProxyType({})
@@ -108,6 +111,10 @@ class Task:
     def in_units(self, output: Tensor) -> Tensor:
         """Outputs (..., O) as the data have their answers: probabilities, or numbers."""
         return output.double().softmax(-1) if self.metric == "accuracy" else output.double()
+
+    def parts_in(self, batch: Batch) -> int:
+        """How many of `part` a batch has."""
+        return 0
 
     def views(self) -> Mapping[str, Task]:
         """The same data judged otherwise, by what is judged; a finished run is tested so, too."""

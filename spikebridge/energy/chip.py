@@ -18,6 +18,9 @@ from spikebridge.energy.memories import (
     sram,
 )
 
+SLOW_ADDERS, SLOW_MULTIPLIERS = 3, 2
+"""Of a lane whose neurons have a slow state, beside the others."""
+
 
 def on_chip(
     counts: ChipCounts,
@@ -40,15 +43,19 @@ def on_chip(
 
     Every update is charged an addition of the bias, one of the amount where a layer resets by
     subtraction, and a comparison; multiplications only where the program needs a multiplier, one
-    for decays and one for slopes, of a membrane by a factor.  Time is cycles / clock.
+    for decays and one for slopes, of a membrane by a factor.  An update of a slow state is charged
+    two more of them and three additions: of both products, of the kick, and to the membrane or the
+    threshold.  Time is cycles / clock.
 
     Raises ValueError for an unknown deck, logic or size of macros, and for a clock out of range.
     """
     path = _datapath(program)
+    slow = (SLOW_ADDERS, SLOW_MULTIPLIERS) if program.slow_bits else (0, 0)
+    adders, multipliers = path.adders - slow[0], path.multipliers - slow[1]
     done = Done(
-        additions=counts.additions + (path.adders - 1) * counts.updates,
+        additions=counts.additions + (adders - 1) * counts.updates + slow[0] * counts.slow_updates,
         comparisons=counts.updates,
-        multiplications=path.multipliers * counts.updates,
+        multiplications=multipliers * counts.updates + slow[1] * counts.slow_updates,
         cycles=counts.cycles,
     )
     clock = program.chip.clock_MHz if clock_MHz is None else clock_MHz
@@ -102,7 +109,7 @@ def _parts(counts: ChipCounts, program: Program, deck: str, bank_KB: int) -> lis
     """The memories, each with the reads and writes of its rows."""
     return [
         SramUse(
-            f"{name} memory",
+            f"{name.replace('_', ' ')} memory",
             sram(*shape, deck, bank_KB),
             getattr(counts, f"{name}_reads"),
             getattr(counts, f"{name}_writes", None),  # weights and parameters are only read
@@ -117,12 +124,13 @@ def _datapath(program: Program) -> Datapath:
     word = program.event_bits + 1  # whether it is the last of a step
     control = int(CONTROL_BITS.value)
     flip_flops = chip.lanes * (program.membrane_bits + program.weight_bits + 1)
+    slow, bits = bool(program.slow_bits), max(program.membrane_bits, program.slow_bits)
     return Datapath(
         lanes=chip.lanes,
-        bits=program.membrane_bits,
-        adders=3 if subtracts else 2,
-        multipliers=sum(program.multipliers),
-        widths=(program.membrane_bits, program.decay_bits + 1),
+        bits=bits,
+        adders=(3 if subtracts else 2) + SLOW_ADDERS * slow,
+        multipliers=sum(program.multipliers) + SLOW_MULTIPLIERS * slow,
+        widths=(bits, program.decay_bits + 1),
         flip_flops=flip_flops + chip.queue * word + control,
         counted=f"{chip.lanes} lanes x ({program.membrane_bits} of a membrane + "
         f"{program.weight_bits} of a weight + 1 of a spike), {chip.queue} x {word} of the queue, "

@@ -196,6 +196,11 @@ def chip_section(rows: Sequence[Compared], metric: Metric, rtl: Outcome | None) 
         "low to high": of(
             lambda chip: " to ".join(joules(chip.energy_pJ[end]) for end in ("low", "high"))
         ),
+        **(
+            {f"per {first.part}": of(lambda chip: joules(chip.part_pJ["nominal"]))}
+            if first.part
+            else {}
+        ),
         "cycles": of(lambda chip: count_text(round(chip.cycles))),
         "time": of(lambda chip: si_text(chip.cycles / chip.clock_MHz * 1e-6, "s")),
         "additions": of(lambda chip: count_text(round(chip.additions))),

@@ -52,9 +52,13 @@ COUNTED = {
     "membrane_reads": "rows read from the membrane memory, one membrane per lane",
     "membrane_writes": "rows written back to it",
     "parameter_reads": "rows of thresholds, decays, amounts and biases",
+    "slow_reads": "rows read from the memory of slow states",
+    "slow_writes": "rows written back to it",
+    "slow_parameter_reads": "rows of their factors and kicks",
     "event_reads": "numbers of spikes taken from the lists between layers",
     "event_writes": "numbers of spikes put into them",
     "updates": "neurons × time steps: leak, comparison, reset",
+    "slow_updates": "slow states × time steps",
     "cycles": "of the clock",
 }
 ENERGY = (
@@ -109,12 +113,14 @@ def about(result: OnChip, per: str) -> str:
         if program.multiplies
         else "nothing is multiplied"
     )
+    slow = f"slow states of {program.slow_bits} bits, " if program.slow_bits else ""
     which = {"test": "test", "valid": "validation"}.get(result.split, result.split)
     return (
         f"The trained network, compiled to integers for an event-driven chip that adds one row of "
         f"weights to the membranes for each spike: weights of {program.weight_bits} bits, "
         f"membranes of {program.membrane_bits} bits ({program.fraction_bits} of them below those "
-        f"of a weight), {plural(chip.lanes, 'lane')} (neurons that are added to at the same time), "
+        f"of a weight), {slow}{plural(chip.lanes, 'lane')} (neurons that are added to at the same "
+        f"time), "
         f"{chip.clock_MHz:g}\u00a0MHz, {kib_text(sum(program.memory_bits.values()))} of memory; "
         f"{multiplier}. Tested in integers and in software on the same "
         f"{plural(result.samples, per)} of the {which} set."
@@ -144,9 +150,15 @@ def cards(result: OnChip, metric: Metric, per: str) -> list[Card]:
     if dense:  # what a chip that does not wait for spikes would add
         share = share_text(result.each("additions"), dense)
         of_dense = f"of {count_text(round(dense))} dense: {share}"
+    parts = []
+    if result.parts:
+        ends = " to ".join(joules(result.part_pJ[end]) for end in ("low", "high"))
+        each = joules(result.part_pJ["nominal"])
+        parts = [Card(f"energy per {result.part}", each, f"{ends}; {result.parts:.3g} in a {per}")]
     return [
         Card(f"{metric.name} in integers", integer, software),
         Card(f"energy per {per}", nominal, f"{low} to {high}; 40\u00a0nm"),
+        *parts,
         Card(f"time per {per}", seconds, f"{cycles} cycles at {result.chip.clock_MHz:g}\u00a0MHz"),
         Card(f"additions per {per}", additions, of_dense),
         Card("area", area_text(area), f"40\u00a0nm, without wires; {lanes}"),
@@ -270,12 +282,17 @@ def count_table(result: OnChip, per: str) -> Table:
         "what is counted": COUNTED.__getitem__,
     }
     steps = ["time steps", count_text(result.steps), f"{result.counts.steps:,}", ""]
-    return table(COUNTED, columns, first=steps, text=(3,))
+    slow = bool(result.program.slow_bits)
+    counted = [name for name in COUNTED if slow or not name.startswith("slow_")]
+    return table(counted, columns, first=steps, text=(3,))
 
 
 def area_table(result: OnChip) -> Table:
     """Each part with its area and, for memories, what the program puts into them."""
-    held = {f"{name} memory": bits for name, bits in result.program.memory_bits.items()}
+    held = {
+        f"{name.replace('_', ' ')} memory": bits
+        for name, bits in result.program.memory_bits.items()
+    }
     total = sum(result.area_mm2.values())
     columns = {
         "part": lambda name: name,

@@ -208,9 +208,10 @@ class ChipSettings:
     lanes: int
     clock_MHz: Amount
     weight_bits: int = 0
-    decay_bits: int = 0
-    fraction_bits: float = -1
+    decay_bits: float = 0
     """As asked for: -1 leaves it to the program."""
+    fraction_bits: float = -1
+    """The same."""
     max_steps: int = 0
     queue: int = 0
 
@@ -230,11 +231,15 @@ class Sizes:
     event_memory_bits: int
     inputs: int
     multiplies: bool
+    slow_bits: int = 0
+    slow_memory_bits: int = 0
+    slow_parameter_memory_bits: int = 0
 
     @property
     def memory_bits(self) -> dict[str, int]:
         """Of each memory."""
-        names = ("weight", "membrane", "parameter", "event")
+        names = ["weight", "membrane", "parameter", "event"]
+        names += ["slow", "slow_parameter"] if self.slow_bits else []
         return {name: getattr(self, f"{name}_memory_bits") for name in names}
 
 
@@ -296,6 +301,10 @@ class OnChip:
     """What a sample is: "sample", or "step" where a stream never ends."""
     energy: Range
     area_mm2: dict[str, Amount]
+    part: str = ""
+    """What a sample has several of by which energy is told too, such as a heartbeat; "" = none."""
+    parts: Amount = 0.0
+    """How many of them a sample has, the mean."""
     asked: dict[str, Any] = field(default_factory=dict)
     """The plan that this is the result of."""
 
@@ -304,6 +313,12 @@ class OnChip:
             raise ValueError('"samples" of "counts" is 0')
         if not self.area_mm2:
             raise ValueError('"area_mm2" is empty')
+
+    @property
+    def part_pJ(self) -> dict[str, float]:
+        """Energy of each part, at the ends of the range; empty without parts."""
+        ends = self.energy.ends.items()
+        return {name: end.total_pJ / self.parts for name, end in ends} if self.parts else {}
 
     def each(self, name: str) -> float:
         """A count per sample."""

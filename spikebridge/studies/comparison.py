@@ -90,6 +90,9 @@ class ChipMeans:
     energy_pJ: dict[str, float]
     cycles: float
     additions: float
+    part: str = ""
+    """What energy is told by too, such as a heartbeat; "" = nothing."""
+    part_pJ: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,6 +218,9 @@ def _on_chip(runs: Sequence[Planned]) -> ChipMeans | None:
         },
         cycles=statistics.fmean(r.each("cycles") for r in result),
         additions=statistics.fmean(r.each("additions") for r in result),
+        part_pJ={
+            name: statistics.fmean(r.part_pJ[name] for r in result) for name in result[0].part_pJ
+        },
     )
 
 
@@ -226,6 +229,7 @@ def _shared(result: OnChip) -> dict[str, Any]:
     return {
         "split": result.split,
         "per": result.per,
+        "part": result.part,
         "samples": result.counts.samples,
         "lanes": result.chip.lanes,
         "clock_MHz": result.chip.clock_MHz,

@@ -119,6 +119,8 @@ def measure(directory: Path, plan: ChipPlan) -> tuple[Program, OnChip]:
         layers=_layers(network, program, trial.agreement()),
         counts=trial.counts,
         per="step" if task.carries_state else "sample",
+        part=task.part if trial.parts else "",
+        parts=trial.parts / trial.counts.samples,
         energy=_energy(trial.counts, program),
         area_mm2={name: part.value for name, part in silicon.area_mm2(program).items()},
         asked=dataclasses.asdict(plan),
@@ -129,7 +131,7 @@ def _sizes(program: Program) -> Sizes:
     held: dict[str, Any] = {
         f"{name}_memory_bits": bits for name, bits in program.memory_bits.items()
     }
-    rest = [entry.name for entry in dataclasses.fields(Sizes) if entry.name not in held]
+    rest = [e.name for e in dataclasses.fields(Sizes) if not e.name.endswith("_memory_bits")]
     return Sizes(**held, **{name: getattr(program, name) for name in rest})
 
 
@@ -205,7 +207,7 @@ class _Trial:
     ) -> None:
         self.network, self.program, self.task, self.plan = network, program, task, plan
         self.size, self.judge = config.train.batch_size, config.train.eval_seed
-        self.counts = ChipCounts()
+        self.counts, self.parts = ChipCounts(), 0
         scale = program.readout.scale / (1 << program.fraction_bits)
         self.scale = torch.from_numpy(scale).float()
         self.software, self.integer = self._both()
@@ -226,6 +228,7 @@ class _Trial:
                 before = state if engines else None
                 output, state = self.network(batch.x, before, mask=batch.mask)
                 x = spikes_of(self.task, batch)
+                self.parts += self.task.parts_in(batch)
                 result = engines.run(x) if engines else self._run(x, batch)
                 for total, answer in zip(sums, (output, self._readout(result, batch)), strict=True):
                     score, count = self.task.score(answer, batch)

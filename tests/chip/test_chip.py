@@ -20,11 +20,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spikebridge.base.records import ConfigError, UsageError
-from spikebridge.chip.bounds import bits_for, bounds
+from spikebridge.chip.bounds import bits_for, bounds, slow_bits
 from spikebridge.chip.compiler import compile, losses
 from spikebridge.chip.files import load_program, save_program
 from spikebridge.chip.golden import Golden
-from spikebridge.chip.program import ChipConfig, Program, with_chip
+from spikebridge.chip.program import ChipConfig, Program, ProgramLayer, SlowState, with_chip
 from spikebridge.nn.layers import Layer, Readout
 from spikebridge.nn.network import Network, build
 from spikebridge.nn.synapses import Conv2d, Dense
@@ -57,7 +57,7 @@ def test_no_membrane_leaves_its_bounds(program: Program, seed: int, density: flo
 
 
 @settings(max_examples=20, deadline=None)
-@given(programs(convolutions=False), SEEDS)
+@given(programs(convolutions=False, slow=False), SEEDS)
 def test_bounds_of_one_step_are_reached(program: Program, seed: int) -> None:
     """They are no guess: the inputs with positive weights drive a neuron to its highest."""
     layer = program.layers[0]
@@ -69,6 +69,41 @@ def test_bounds_of_one_step_are_reached(program: Program, seed: int) -> None:
     weight = layer.weight[: layer.inputs, neuron]
     done = Golden(program).step(np.flatnonzero(weight > 0))
     assert done.layers[0].membrane[neuron] == top
+
+
+@settings(max_examples=12, deadline=None)
+@given(SEEDS, st.floats(0.1, 0.98), st.floats(0.5, 0.999), st.floats(0.01, 3.1))
+def test_an_oscillation_that_nothing_resets_stays_in_bounds_that_it_nearly_reaches(
+    seed: int, decay: float, rho: float, angle: float
+) -> None:
+    """Inputs that push in time with the turn find the worst case, and nothing saturates."""
+    rng, one, fraction = np.random.default_rng(seed), 1 << 14, 4
+    pull = decay + rho - 2 * math.sqrt(decay * rho) * math.cos(angle)
+    factors = [np.array([round(n * one)]) for n in (decay, rho, pull)]
+    slow = SlowState("oscillation", 2, *factors[1:], rng.integers(-90, 90, 1) << fraction)
+    nothing = np.zeros(1, np.int64)
+    layer = ProgramLayer(
+        "one", np.array([[100], [-100]], np.int32), nothing, nothing + 40, factors[0], nothing,
+        nothing + 1.0, 2, reset="none", slope=one, slow=slow,
+    )  # fmt: skip
+    layer = replace(layer, slow=replace(slow, bits=slow_bits(layer, slow, 14, fraction, 200)))
+    low, high, _ = bounds(layer, 14, fraction, 200)
+    readout = make.dense(rng, 1, 1, reduce="last")
+    readout = replace(readout, **dict.fromkeys(("bias", "threshold", "decay", "amount"), nothing))
+    bits = bits_for(int(low[0]), int(high[0]))
+    program = Program(
+        (layer, replace(readout, scale=nothing + 1.0)), 8, 14, fraction, bits, 200, ChipConfig()
+    )
+    turn = np.array([[decay - pull, -rho], [pull, rho]])
+    pushes = [np.linalg.matrix_power(turn, 199 - t)[0, 0] > 0 for t in range(200)]
+    golden, reached = Golden(program), 0
+    for push in pushes:
+        done = golden.step(np.array([0 if push else 1]))
+        reached = int(done.layers[0].membrane[0])
+        assert low[0] <= reached <= high[0]
+        assert abs(int(golden.w[0][0])) < layer.slow.ends[1]
+    kicks = abs(int(slow.kick[0])) + 2
+    assert reached * (1 + 2 * kicks / (100 << fraction)) > 0.6 * high[0]
 
 
 @settings(max_examples=20, deadline=None)
@@ -160,10 +195,17 @@ def test_what_fits_is_compiled_without_loss(unit: str, reset: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ["snu", "binary-di", "binary-ci"])
-@pytest.mark.parametrize("form", ["dense", "recurrent", "conv", "pooled", "normalised"])
+@pytest.mark.parametrize(
+    "form",
+    ["dense", "recurrent", "conv", "pooled", "normalised", "oscillation", "adaptation"],
+)
 def test_sixteen_bits_do_what_the_network_does(unit: str, form: str) -> None:
     torch.manual_seed(1)
-    shape = {"hidden": (30, 20), "recurrent": form == "recurrent"}
+    if form in ("oscillation", "adaptation") and unit != "snu":
+        pytest.skip("a unit without a slow state")
+    shape = {"hidden": (30, 20), "recurrent": form in ("recurrent", "oscillation")}
+    if form in ("oscillation", "adaptation"):
+        shape |= {"memory" if form == "oscillation" else "modulation": form, "g": "identity"}
     if form in ("conv", "pooled"):
         pool = 2 if form == "pooled" else 1
         shape = {"channels": (4, 6), "hidden": (20,), "kernel_size": 3, "pool": pool}
@@ -174,7 +216,8 @@ def test_sixteen_bits_do_what_the_network_does(unit: str, form: str) -> None:
         for layer in network.layers:
             if getattr(layer.array, "bias", None) is not None:
                 layer.array.bias.uniform_(-0.2, 0.2)
-    chip = ChipConfig(weight_bits=12, decay_bits=14, fraction_bits=8, max_steps=10)
+    bits = (10, 6) if form == "oscillation" else (12, 8)  # its membranes go further
+    chip = ChipConfig(weight_bits=bits[0], decay_bits=14, fraction_bits=bits[1], max_steps=10)
     program = compile(network, chip)
     x = (torch.rand(10, 6, 64) < 0.3).float()
     with torch.no_grad():
@@ -209,7 +252,12 @@ def test_rounded_weights_stay_what_they_were() -> None:
         ({"unit": "lstm"}, "one of torch's own.*snu"),
         ({"unit": "relu"}, "layer1 sends numbers, not spikes.*binary-di"),
         ({"unit": "li-snu"}, "a spike resets all of layer1"),
-        ({"unit": "adaptive-snu"}, "thresholds of layer1 move"),
+        ({"unit": "snu", "memory": "gate"}, "leak of layer1 depends on its input.*oscillation"),
+        ({"unit": "snu", "modulation": "output"}, "a current of its own.*adaptation"),
+        (
+            {"unit": "snu", "memory": "oscillation", "modulation": "adaptation"},
+            "two slow states",
+        ),
         ({"unit": "snu", "g": "elu"}, "g=elu.*leaky_relu"),
         ({"unit": "snu", "read_all": True, "hidden": (5, 5)}, "reads several layers"),
     ],

@@ -65,6 +65,19 @@ def small(seed: int = 0, **settings: Any) -> Program:
     return make.finish(rng, layers, **{"fraction_bits": 4, **settings})
 
 
+def slow(seed: int = 0, **settings: Any) -> Program:
+    """Slow states of both kinds, of several rows; each reset is there."""
+    rng = np.random.default_rng(seed)
+    layers = [
+        make.dense(rng, 9, 11, recurrent=True, reset="none", slope=1 << 14, slow="oscillation"),
+        make.dense(rng, 11, 6),
+        make.dense(rng, 6, 9, reset="gate", slow="oscillation"),
+        make.dense(rng, 9, 7, recurrent=True, reset="subtract", slow="adaptation"),
+        make.dense(rng, 7, 5, reduce="each"),
+    ]
+    return make.finish(rng, layers, **settings)
+
+
 def pictures(seed: int = 0, **settings: Any) -> Program:
     """Two convolutions, of which chunks are not full, a recurrent layer and a readout."""
     rng = np.random.default_rng(seed)
@@ -105,7 +118,9 @@ def test_random_programs_run_as_the_model_does(
 @needs("icarus")
 @needs("verilator")
 @pytest.mark.timeout(600)  # a compiler runs for some seconds, on a busy machine for minutes
-@pytest.mark.parametrize("program", [small(), pictures(lanes=4)], ids=["dense", "convolutions"])
+@pytest.mark.parametrize(
+    "program", [slow(), pictures(lanes=4)], ids=["slow states", "convolutions"]
+)
 def test_both_simulators_agree_with_the_model(tmp_path: Path, program: Program) -> None:
     verilog.write(program, tmp_path / "chip", spikes(program))
     found = run(tmp_path / "chip", "icarus", "verilator", lint=True, stall=25)
@@ -259,6 +274,29 @@ def test_the_bench_finds_a_fault_of_the_core(
     program = replace(small(), layers=tuple(layers), membrane_bits=20).check()
     directory = verilog.write(program, tmp_path / "chip", spikes(program, samples=6))
     source = directory / "rtl" / file
+    assert source.read_text().count(right) == 1
+    source.write_text(source.read_text().replace(right, wrong))
+    monkeypatch.setattr(verify, "SOURCES", directory / "rtl")
+    assert verdict(signed(directory)).startswith("FAIL")
+
+
+@needs("icarus")
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("next_slow > TOP ? TOP", "next_slow > TOP ? next_slow"),
+        ("+ HALF) >>> FACTOR", ") >>> FACTOR"),
+        ("gate && spike ? ZERO : s;", "s;"),
+        ("pass && !last && (", "pass && ("),
+        ("adapts ? {{", "oscillates ? {{"),
+    ],
+)
+def test_the_bench_finds_a_fault_of_a_slow_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
+) -> None:
+    program = slow(slow_bits=9)
+    directory = verilog.write(program, tmp_path / "chip", spikes(program, samples=6))
+    source = directory / "rtl/sb_lane.v"
     assert source.read_text().count(right) == 1
     source.write_text(source.read_text().replace(right, wrong))
     monkeypatch.setattr(verify, "SOURCES", directory / "rtl")
@@ -428,10 +466,12 @@ def test_nothing_here_loads_torch() -> None:
 
 
 def test_memories_are_as_large_as_the_program_says() -> None:
-    for program in (small(), pictures(), with_chip(pictures(), lanes=1)):
+    for program in (small(), pictures(), with_chip(pictures(), lanes=1), slow()):
         found = memory_images.sizes(program).memory_bits()
         for name in ("weight", "membrane", "parameter"):
             assert found[f"{name}s"] == program.memory_bits[name]
+        assert found.get("slow_states") == program.memory_bits.get("slow")
+        assert found.get("slow_parameters") == program.memory_bits.get("slow_parameter")
 
 
 # ----------------------------------------------------------------------------------- tools

@@ -62,6 +62,16 @@ def test_binary_inputs_are_spikes_that_the_chip_takes(tmp_path: Path) -> None:
     assert cli.main(f"export {out} --no-report".split()) == 2
 
 
+def test_heartbeats_are_counted_by_their_r_peaks(tmp_path: Path) -> None:
+    folder = str(write_heartbeats(tmp_path))
+    for unlabelled in ("class0", "masked"):
+        task = tasks.load(EcgConfig(data_dir=folder, unlabelled=unlabelled))  # type: ignore[arg-type]
+        batch = whole(task, "test")
+        target = torch.tensor([[2, 1], [3, 2], [3, 3], [-1, 2], [2, 0], [3, 3]])
+        assert task.parts_in(batch._replace(target=target)) == 3
+    assert task.part == "heartbeat"
+
+
 def test_both_figures_are_of_the_same_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

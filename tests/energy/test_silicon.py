@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebridge import energy as silicon
-from spikebridge.chip.program import ChipConfig, ChipCounts, Program, ProgramLayer
+from spikebridge.chip.program import ChipConfig, ChipCounts, Program, ProgramLayer, SlowState
 from spikebridge.energy.costs import MARKS, Energy
 from spikebridge.energy.figures import ADDITIONS, LOGIC, MACROS, MULTIPLICATIONS
 
 LOP = "itrs-lop"
 
 
-def program(sizes=(4, 3, 2), decay=0, slope=0, reset="gate", **chip) -> Program:
-    """Dense layers of weights 0; membranes of 20 bits, factors of 8."""
+def program(sizes=(4, 3, 2), decay=0, slope=0, reset="gate", slow=False, **chip) -> Program:
+    """Dense layers of weights 0; membranes of 20 bits, factors of 8, slow states of 12."""
     layers = []
     for number, (inputs, neurons) in enumerate(pairwise(sizes)):
         zeros = np.zeros(neurons, np.int64)
@@ -40,6 +40,7 @@ def program(sizes=(4, 3, 2), decay=0, slope=0, reset="gate", **chip) -> Program:
                 reset=reset,
                 slope=slope,
                 reduce="last" if readout else None,
+                slow=SlowState("oscillation", 12, *[zeros] * 3) if slow and not readout else None,
             )
         )
     hardware = ChipConfig(**({"lanes": 4} | chip))
@@ -102,6 +103,11 @@ def test_only_what_a_program_needs_is_charged() -> None:
     assert decaying["multiplications"] == pytest.approx(5 * product_pJ)
     both = silicon.on_chip(SOME, program(decay=200, slope=10)).parts_pJ
     assert both["multiplications"] == pytest.approx(10 * product_pJ)
+    turning = silicon.on_chip(replace(SOME, slow_updates=3), program(slow=True)).parts_pJ
+    assert turning["multiplications"] == pytest.approx(2 * 3 * product_pJ)
+    added = 3 * 3 * 0.0857 * 20 / 32
+    assert turning["additions"] == pytest.approx(plain["additions"] + added)
+    assert turning["slow memory reads"] == turning["slow parameter memory reads"] == 0
     assert both["leakage of logic"] > decaying["leakage of logic"] > plain["leakage of logic"]
 
 
@@ -170,8 +176,13 @@ def test_decks_are_ordered_as_in_their_table() -> None:
 
 NUMBERS = st.integers(0, 1 << 40)
 COUNTS = st.builds(ChipCounts, **{entry.name: NUMBERS for entry in fields(ChipCounts)})
-PROGRAMS = [SMALL, BIG, program((30, 20, 5), decay=3, slope=7, reset="subtract", weight_bits=4)]
-programs = pytest.mark.parametrize("of", PROGRAMS, ids=["small", "big", "leaky"])
+PROGRAMS = [
+    SMALL,
+    BIG,
+    program((30, 20, 5), decay=3, slope=7, reset="subtract", weight_bits=4),
+    program(decay=3, slow=True),
+]
+programs = pytest.mark.parametrize("of", PROGRAMS, ids=["small", "big", "leaky", "slow"])
 
 
 @programs
@@ -195,7 +206,8 @@ def test_more_of_anything_costs_more(of: Program, name: str) -> None:
     more = silicon.on_chip(replace(SOME, **{name: getattr(SOME, name) + 1}), of)
     before = silicon.on_chip(SOME, of)
     # What is free has a price through the accesses and cycles that come with it.
-    assert (more.total_pJ > before.total_pJ) == (name not in FREE)
+    free = name in FREE or (name.startswith("slow_") and not of.slow_bits)
+    assert (more.total_pJ > before.total_pJ) == (not free)
     assert (more.seconds_s > before.seconds_s) == (name == "cycles")
 
 

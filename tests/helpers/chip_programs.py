@@ -10,16 +10,33 @@ from hypothesis import strategies as st
 
 from spikebridge.chip.bounds import bits_for, bounds
 from spikebridge.chip.golden import Golden, Step
-from spikebridge.chip.program import ChipConfig, Geometry, Program, ProgramLayer
+from spikebridge.chip.program import (
+    PULL,
+    SLOW_BITS,
+    ChipConfig,
+    Geometry,
+    Program,
+    ProgramLayer,
+    Slow,
+    SlowState,
+)
 
 Samples = list[list[np.ndarray]]  # per sample, per step: rising numbers of inputs
 
 
 def dense(
-    rng: np.random.Generator, inputs: int, neurons: int, *, weight_bits: int = 4, **settings: Any
+    rng: np.random.Generator,
+    inputs: int,
+    neurons: int,
+    *,
+    weight_bits: int = 4,
+    slow: Slow | None = None,
+    **settings: Any,
 ) -> ProgramLayer:
     """A dense layer with random weights; parameters follow from `finish`."""
     own = neurons if settings.get("recurrent") else 0
+    if slow is not None:
+        settings["slow"] = SlowState(slow, 0, *[np.zeros(0, np.int64)] * 3)
     weight = weights(rng, (inputs + own, neurons), weight_bits)
     return layer("dense", weight, inputs, settings)
 
@@ -78,14 +95,22 @@ def finish(
     lanes: int = 4,
     queue: int = 4,
     whole: bool = False,
+    slow_bits: int = 12,
 ) -> Program:
     """A program of these layers, with random parameters and as many membrane bits as it needs.
 
     With `whole`, all factors are 0 or 1, which needs no multiplier.
     """
     made = [_drawn(rng, part, fraction_bits, decay_bits, whole) for part in layers]
+    made = [_slow(rng, part, decay_bits, slow_bits) for part in made]
     reached = [bounds(part, decay_bits, fraction_bits, max_steps) for part in made]
     ends = [(int(low.min()), int(high.max())) for low, high, _ in reached]
+    if max(bits_for(*each) for each in ends) > SLOW_BITS and any(part.slow for part in made):
+        layers = [replace(part, slow=None) for part in layers]  # none beside so wide membranes
+        return finish(
+            rng, layers, fraction_bits=fraction_bits, decay_bits=decay_bits, whole=whole,
+            weight_bits=weight_bits, max_steps=max_steps, lanes=lanes, queue=queue,
+        )  # fmt: skip
     for part in made:
         ends += [(int(a.min()), int(a.max())) for a in (part.threshold, part.amount)]
     return Program(
@@ -115,8 +140,25 @@ def _drawn(
     )
 
 
+def _slow(rng: np.random.Generator, part: ProgramLayer, decay_bits: int, bits: int) -> ProgramLayer:
+    """The layer with a random slow state, where it has one."""
+    if part.slow is None:
+        return part
+    one, size, top = 1 << decay_bits, part.neurons, 1 << bits - 1
+    kick = int(np.clip(np.abs(part.threshold).max(), 1, top))
+    pull = rng.integers(0, PULL * one + 1, size)
+    if part.slow.kind == "adaptation":
+        pull, least = 0 * pull, 0
+    else:
+        least = -kick
+        # Half of them as weak as those that turn slowly are.
+        pull = np.where(rng.random(size) < 0.5, pull, pull >> 4)
+    rho, kicks = rng.integers(0, one, size), rng.integers(least, kick, size)
+    return replace(part, slow=SlowState(part.slow.kind, bits, rho, pull, kicks))
+
+
 @st.composite
-def programs(draw: st.DrawFn, convolutions: bool = True) -> Program:
+def programs(draw: st.DrawFn, convolutions: bool = True, slow: bool = True) -> Program:
     """Programs of up to 4 layers of every kind."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     bits = draw(st.integers(2, 9))
@@ -126,6 +168,8 @@ def programs(draw: st.DrawFn, convolutions: bool = True) -> Program:
     for _ in range(draw(st.integers(0 if layers else 1, 2))):
         neurons = draw(st.integers(1, 20))
         settings = _kind(draw) | {"recurrent": draw(st.booleans())}
+        if slow:
+            settings["slow"] = draw(st.sampled_from([None, None, "oscillation", "adaptation"]))
         layers.append(dense(rng, width, neurons, weight_bits=bits, **settings))
         width = neurons
     reduce = draw(st.sampled_from(["each", "last", "sum"]))
@@ -140,6 +184,7 @@ def programs(draw: st.DrawFn, convolutions: bool = True) -> Program:
         lanes=draw(st.sampled_from([1, 2, 4, 8, 16])),
         queue=draw(st.sampled_from([2, 4, 64])),
         whole=draw(st.booleans()),
+        slow_bits=draw(st.sampled_from([2, 9, 16])),
     )
 
 

@@ -45,9 +45,13 @@ COUNTS = {
     "membrane_reads": 20_000,
     "membrane_writes": 20_000,
     "parameter_reads": 20_000,
+    "slow_reads": 0,
+    "slow_writes": 0,
+    "slow_parameter_reads": 0,
     "event_reads": 600_000,
     "event_writes": 380_000,
     "updates": 1_064_000,
+    "slow_updates": 0,
     "outputs": 2000,
     "cycles": 1_000_000,
 }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.tiny_runs import tiny
-from helpers.toy_data import write_npz, write_recordings
+from helpers.toy_data import write_heartbeats, write_npz, write_recordings
 from helpers.toy_music import toy_songs, write_mat
 
 from spikebridge.base.records import ConfigError, UsageError, to_plain
@@ -48,6 +48,8 @@ def other_tasks(folder: Path) -> dict[str, Any]:
     events = small | {"data_dir": str(write_recordings(folder / "events")), "steps": 5}
     events |= {"decay": 0.8, "decay_to": 0.0}  # longer memories need wider membranes than these
     npz = small | {"data_dir": str(write_npz(folder / "npz", "class"))}
+    ecg = small | {"data_dir": str(write_heartbeats(folder / "ecg")), "coding": "binary"}
+    ecg |= {"memory": "oscillation"}
     text = small | {"embedding": 0, "tied": False, "sampled": 0, "level": "word"}
     text |= {"data_dir": str(write_text(folder / "text"))}
     return {
@@ -56,10 +58,11 @@ def other_tasks(folder: Path) -> dict[str, Any]:
         "events": preset("events", "snu", **events),
         "npz": preset("npz", "snu", **npz),
         "text": preset("text", "snu", "files", **text),
+        "ecg": preset("ecg", "recurrent-snu", **ecg),
     }
 
 
-@pytest.mark.parametrize("name", ["music", "recurrent", "events", "npz", "text"])
+@pytest.mark.parametrize("name", ["music", "recurrent", "events", "npz", "text", "ecg"])
 def test_integers_answer_as_software_does(name: str, tmp_path: Path) -> None:
     config = other_tasks(tmp_path)[name]
     training.run(config, tmp_path / "run")
@@ -70,6 +73,7 @@ def test_integers_answer_as_software_does(name: str, tmp_path: Path) -> None:
     counts = content["counts"]
     assert counts["steps"] >= counts["samples"] > 0
     assert content["per"] == ("step" if name == "text" else "sample")
+    assert content["part"] == ("heartbeat" if content["parts"] else "")
     low, nominal, high = (content["energy"][k]["total_pJ"] for k in ("low", "nominal", "high"))
     assert 0 < low <= nominal <= high
     assert content["layers"][-1]["same_spikes"] is None

@@ -22,6 +22,8 @@ module sb_core #(
     parameter FRACTION = 0,   // bits of a membrane below the last bit of a weight
     parameter FACTOR = 8,     // bits of factors behind the point
     parameter MULTIPLY = 3,   // multipliers: 1 of decays, 2 of slopes; else factors are 0 or 1
+    parameter SLOW = 0,       // bits of a slow state, 0: no layer has one
+    parameter SLOW_ROWS = 2, parameter SLOW_INDEX = 1,
     parameter CONVOLVE = 1,   // 0: all layers are dense
     parameter TRACE = 0,      // 1: the trace port shows every row at its threshold
     parameter MAX_STEPS = 0,  // of a sample, 0 = any number
@@ -42,6 +44,7 @@ module sb_core #(
     parameter LAYER_INDEX = 1,
     parameter WEIGHT_IMAGE = "weights.mem",
     parameter PARAMETER_IMAGE = "parameters.mem",
+    parameter SLOW_IMAGE = "slow.mem",
     parameter DESCRIPTOR_IMAGE = "descriptors.mem"
 ) (
     input wire clk,
@@ -68,12 +71,16 @@ module sb_core #(
         LATCH = 4'd5, THRESHOLD = 4'd6, EMIT = 4'd7, READ = 4'd8, DECODE = 4'd9, TAP = 4'd10,
         ADD = 4'd11;
     localparam WIDE = LANES * MEMBRANE;
-    localparam FIELDS = 16 * ADDRESS + 4 * COORDINATE + FACTOR + 12;
+    localparam FIELDS = 17 * ADDRESS + 4 * COORDINATE + FACTOR + 14;
+    localparam SLOWWIDE = SLOW == 0 ? 1 : SLOW;
+    localparam TURN = 2 * FACTOR + 4 + SLOWWIDE; // bits of a rho, a pull and a kick
     localparam [ADDRESS-1:0] ZERO = 0, ONE = 1, LANES_A = LANES;
 
     // ------------------------------------------------------------------------------ the layer
     wire [FIELDS-1:0] fields;
     wire is_conv, is_recurrent, is_readout, is_sum, is_each, is_gate, is_subtract;
+    wire oscillates, adapts;
+    wire [ADDRESS-1:0] first_slow;              // address of its slow states
     wire [1:0] stride, pool;                    // their logarithms
     wire [FACTOR:0] slope;
     wire [COORDINATE-1:0] kernel, padding, height, width;
@@ -87,10 +94,10 @@ module sb_core #(
     wire [ADDRESS-1:0] code_x, code_y;          // added to events: to the next pixel, next line
     wire [ADDRESS-1:0] weight_x, weight_y;      // rows of weights from one tap to the next
     wire [ADDRESS-1:0] row_x, row_y;            // rows of membranes from one pixel to the next
-    assign {row_y, row_x, weight_y, weight_x, code_y, code_x, last_x, list_b, list_a, own_weights,
+    assign {first_slow, row_y, row_x, weight_y, weight_x, code_y, code_x, last_x, list_b, list_a, own_weights,
             chunk_weights, first_weight, first_row, lanes_used, last_chunk, last_row,
             height, width, padding, kernel, slope, pool, stride,
-            is_subtract, is_gate, is_each, is_sum, is_readout, is_recurrent, is_conv} = fields;
+            adapts, oscillates, is_subtract, is_gate, is_each, is_sum, is_readout, is_recurrent, is_conv} = fields;
     wire convolve = CONVOLVE != 0 && is_conv;
 
     // -------------------------------------------------------------------------------- state
@@ -195,6 +202,28 @@ module sb_core #(
              .INDEX(MEMBRANE_INDEX), .ADDRESS(ADDRESS), .IMAGE(PARAMETER_IMAGE)) parameter_memory (
         .clk(clk), .enable(state == ROW), .address(row_address), .q(parameters));
 
+    wire [LANES*SLOWWIDE-1:0] slow_states;
+    reg [LANES*SLOWWIDE-1:0] slow_data;
+    wire [LANES*TURN-1:0] slow_parameters;
+    wire has_slow = oscillates || adapts;
+    wire [ADDRESS-1:0] slow_address = first_slow + row;
+    generate
+        if (SLOW != 0) begin : slow_memories
+            sb_ram #(.WIDTH(LANES * SLOWWIDE), .DEPTH(SLOW_ROWS), .INDEX(SLOW_INDEX),
+                     .ADDRESS(ADDRESS)) slow_memory (
+                .clk(clk), .enable(has_slow && (state == ROW || threshold)), .write(threshold),
+                .address(slow_address), .data(slow_data), .q(slow_states));
+            sb_rom #(.WIDTH(LANES * TURN), .DEPTH(SLOW_ROWS), .INDEX(SLOW_INDEX),
+                     .ADDRESS(ADDRESS), .IMAGE(SLOW_IMAGE)) slow_parameter_memory (
+                .clk(clk), .enable(has_slow && state == ROW), .address(slow_address),
+                .q(slow_parameters));
+        end else begin : no_slow_memories
+            wire [LANES*SLOWWIDE+ADDRESS:0] unused_slow = {slow_data, slow_address, has_slow};
+            assign slow_states = 0;
+            assign slow_parameters = 0;
+        end
+    endgenerate
+
     // ---------------------------------------------------------------------------- the lanes
     reg fresh, adding;                // stages of the pipeline: membranes, weights have come
     wire send = state == EMIT && is_readout;
@@ -206,6 +235,7 @@ module sb_core #(
         for (lane = 0; lane < LANES; lane = lane + 1) begin : lanes
             localparam [ADDRESS-1:0] LANE = lane;
             wire [MEMBRANE-1:0] next, here, here_s;
+            wire [SLOWWIDE-1:0] here_slow;
             if (lane == LANES - 1) begin : end_of_row
                 assign next = {MEMBRANE{1'b0}};
             end else begin : in_row
@@ -213,7 +243,7 @@ module sb_core #(
             end
             assign present[lane] = chunk != last_chunk || LANE < lanes_used;
             sb_lane #(.WEIGHT(WEIGHT), .MEMBRANE(MEMBRANE), .FRACTION(FRACTION), .FACTOR(FACTOR),
-                      .MULTIPLY(MULTIPLY)) one (
+                      .SLOW(SLOW), .SLOWWIDE(SLOWWIDE), .MULTIPLY(MULTIPLY)) one (
                 .clk(clk), .take(fresh), .accumulate(adding), .add(state == ADD), .pass(threshold),
                 .send(send), .shift(send && sent),
                 .membrane(membranes[lane*MEMBRANE +: MEMBRANE]),
@@ -222,10 +252,16 @@ module sb_core #(
                 .amount(parameters[WIDE + lane*MEMBRANE +: MEMBRANE]),
                 .bias(parameters[2*WIDE + lane*MEMBRANE +: MEMBRANE]),
                 .decay(parameters[3*WIDE + lane*(FACTOR+1) +: FACTOR+1]),
+                .slow(slow_states[lane*SLOWWIDE +: SLOWWIDE]),
+                .rho(slow_parameters[lane*TURN +: FACTOR+1]),
+                .pull(slow_parameters[lane*TURN + FACTOR + 1 +: FACTOR+3]),
+                .kick(slow_parameters[lane*TURN + 2*FACTOR + 4 +: SLOWWIDE]),
+                .oscillates(oscillates), .adapts(adapts), .slow_data(here_slow),
                 .slope(slope), .readout(is_readout), .sum(is_sum), .gate(is_gate),
                 .subtract(is_subtract), .last(last), .s(here_s),
                 .spike(spiking[lane]), .data(here));
             always @* data[lane*MEMBRANE +: MEMBRANE] = here;
+            always @* slow_data[lane*SLOWWIDE +: SLOWWIDE] = here_slow;
             always @* level[lane*MEMBRANE +: MEMBRANE] = here_s;
         end
     endgenerate
