@@ -11,6 +11,8 @@
 //   convolution    for each event and tap: fetch a row of membranes and one of weights, add,
 //                  write back; then all rows pass the threshold
 //
+// Layers that oscillate or adapt have a slow state beside each membrane, in a memory of its own.
+//
 // After a reset, a pass over all layers writes the bias to all membranes; so does the last step of
 // a sample.  Memories have one port each, of which a cycle uses at most one.
 module sb_core #(
