@@ -100,7 +100,7 @@ def test_existing_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("train digits --unit ssnu", "invalid choice 'ssnu'"),
         ("train digits --epochs many", "many"),
         ("train digits --learning-rate 1", "--learning-rate"),
-        ("train speech", "speech"),
+        ("train shapes", "shapes"),
         ("train", "digits"),
         ("", "train"),
         ("fly", "fly"),
