@@ -117,6 +117,14 @@ _OF_UNITS: dict[str, dict[str, Any]] = {
     "rnn": {"lr": 2e-3}, "gru": {"lr": 8e-3}, "lstm": {"lr": 8e-3},
 }
 
+# Rates: of the feed-forward ones on spoken words, of the recurrent ones on heartbeats and words.
+_CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "snu": {"memory": "oscillation"},
+    "softsnu": {"memory": "oscillation"},
+    "recurrent-snu": {"memory": "oscillation", "lr": 2e-2},
+    "recurrent-softsnu": {"memory": "gate", "recurrent_gates": True},
+}
+
 # (data, variant) -> settings; variant "" holds for every unit of that data set, data "" for a unit
 # on all data, before what is said of the two together.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -259,7 +267,7 @@ PRESETS |= {
 # 36 neurons are those of the published networks on heartbeats.  Of windows one is much like the
 # next, so that fewer epochs and larger batches do.
 _UNTUNED_SETS: dict[str, dict[str, Any]] = {
-    "qtdb": {"hidden": (36,)},
+    "qtdb": {"hidden": (36,), "epochs": 60},
     "speech": {"hidden": (128, 128), "epochs": 20},
     "npz": {},
     "adding-bits": {"hidden": (128, 128), "batch_size": 64, "lr": 5e-3},
@@ -271,3 +279,11 @@ for _data, _own in _UNTUNED_SETS.items():
     PRESETS |= {(_data, unit): settings for unit, settings in _OF_UNITS.items()}
 for _unit in ("gru", "lstm"):
     PRESETS["csv windows", _unit] = {"lr": 5e-3}
+# Sequences that are to be classified gain most by a further state, see docs/units.md.
+for _data in ("qtdb", "speech", "npz"):
+    PRESETS |= {
+        (_data, unit): PRESETS[_data, unit] | own for unit, own in _CLASSIFIERS.items()
+    }
+PRESETS["qtdb", "recurrent-snu"] |= {"lr": 4e-2}
+PRESETS["qtdb", "recurrent-softsnu"] |= {"lr": 4e-2}
+PRESETS["qtdb", "lstm"] = {"lr": 1e-2}
