@@ -20,7 +20,75 @@ _SPIKING = Row("recurrent-snu", _OSCILLATING, "oscillating-snu", "SNU, recurrent
 _SOFT = Row(
     "recurrent-softsnu", _GATED, "gated-softsnu", "soft SNU, recurrent, gated by its inputs"
 )
+_JSB = "Woźniak et al. 2020: sSNU 8.39, LSTM 8.55; Bai et al. 2018: LSTM 8.45"
 _MEMORIES: dict[str, Any] = {"g": "identity", "decay": 0.5, "decay_to": 0.98, "train_decay": True}
+
+
+def _songs(data: str, title: str, source: str, drop: str, minutes: int) -> Entry:
+    """A set of songs, 88 notes in and out; `drop` is what the search regularises with."""
+    return Entry(
+        name=f"{data}-level",
+        title=f"{title} at level terms: 157 thousand parameters, the same search for all",
+        source=source,
+        task="music",
+        data=data,
+        rows=(
+            Row(
+                "recurrent-snu",
+                {**_MEMORIES, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (314,)},
+                "oscillating-snu",
+                "SNU, recurrent, oscillating",
+            ),
+            Row(
+                "recurrent-softsnu",
+                {**_MEMORIES, **_GATED, "reset": "none", "hidden": (284,)},
+                "gated-softsnu",
+                "soft SNU, recurrent, gated by its inputs",
+            ),
+            Row(
+                "recurrent-softsnu",
+                {**_MEMORIES, **_BOTH_WAYS, "reset": "none", "hidden": (220,)},
+                "both-softsnu",
+                "soft SNU, recurrent, gated by all",
+            ),
+            Row("lstm"),
+        ),
+        grid={"lr": (5e-3, 1e-2, 2e-2), drop: (0.1, 0.3, 0.5)},
+        minutes=minutes,
+    )
+
+
+def _text(level: str, widths: tuple[tuple[int, ...], ...], **entry: Any) -> Entry:
+    """A level of Penn Treebank; widths are those of the four rows."""
+    return Entry(
+        name=f"ptb-{level}-level",
+        task="text",
+        data="ptb",
+        rows=(
+            Row(
+                "recurrent-snu",
+                {**_OSCILLATING, "surrogate_width": 0.5, "hidden": widths[0]},
+                "oscillating-snu",
+                "SNU, recurrent, oscillating",
+            ),
+            Row(
+                "recurrent-softsnu",
+                {**_BOTH_WAYS, "reset": "none", "hidden": widths[1]},
+                "both-softsnu",
+                "soft SNU, recurrent, gated by all",
+            ),
+            Row(
+                "recurrent-softsnu",
+                {**_BOTH_WAYS, "modulation": "output", "reset": "none", "hidden": widths[2]},
+                "output-softsnu",
+                "soft SNU, recurrent, memory and output gated by all",
+            ),
+            Row("lstm", {"hidden": widths[3]}),
+        ),
+        seeds=3,
+        **entry,
+    )
+
 
 SEQUENCES: tuple[Entry, ...] = (
     Entry(
@@ -150,115 +218,29 @@ SEQUENCES: tuple[Entry, ...] = (
             Row("lstm", {"hidden": (128,)}),
         ),
     ),
-    *(
-        Entry(
-            name=f"{data}-level",
-            title=f"{title} at level terms: 157 thousand parameters, the same search for all",
-            source=source,
-            task="music",
-            data=data,
-            rows=(
-                Row(
-                    "recurrent-snu",
-                    {**_MEMORIES, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (314,)},
-                    "oscillating-snu",
-                    "SNU, recurrent, oscillating",
-                ),
-                Row(
-                    "recurrent-softsnu",
-                    {**_MEMORIES, **_GATED, "reset": "none", "hidden": (284,)},
-                    "gated-softsnu",
-                    "soft SNU, recurrent, gated by its inputs",
-                ),
-                Row(
-                    "recurrent-softsnu",
-                    {**_MEMORIES, **_BOTH_WAYS, "reset": "none", "hidden": (220,)},
-                    "both-softsnu",
-                    "soft SNU, recurrent, gated by all",
-                ),
-                Row("lstm"),
-            ),
-            grid={"lr": (5e-3, 1e-2, 2e-2), "dropout": (0.1, 0.3, 0.5)},
-            minutes=minutes,
-        )
-        for data, title, minutes, source in (
-            ("nottingham", "Nottingham folk tunes", 60, f"{_BAI}; SNUs: unknown"),
-            ("musedata", "MuseData", 60, OURS),
-            ("piano", "Piano-midi.de", 40, OURS),
-            ("jsb", "JSB chorales", 40, "Woźniak et al. 2020: sSNU 8.39, LSTM 8.55"),
-        )
+    _songs("nottingham", "Nottingham folk tunes", f"{_BAI}; SNUs: unknown", "dropout", 60),
+    _songs("musedata", "MuseData", OURS, "dropout", 60),
+    _songs("piano", "Piano-midi.de", OURS, "dropout", 40),
+    _songs("jsb", "JSB chorales", _JSB, "dropout_recurrent", 40),
+    _text(
+        "words",
+        ((1024, 1024), (733, 733), (596, 596), (512, 512)),
+        title="Penn Treebank, words, at level terms: 9.86 million parameters, one search for all",
+        source="Woźniak et al. 2020, chart: LSTM 112.4, recurrent sSNU 108.4, with weight tying",
+        grid={"lr": (1.5e-3, 3e-3, 6e-3)},
+        trial={"epochs": 2},
+        minutes=600,
+        quick={"epochs": 1, "hidden": (64,), "embedding": 64, "sampled": 300},
     ),
-    *(
-        Entry(
-            name=f"ptb-{level}-level",
-            title=f"{title} at level terms: {parameters} parameters, the same search for all",
-            source=source,
-            task="text",
-            data="ptb",
-            rows=(
-                Row(
-                    "recurrent-snu",
-                    {**_OSCILLATING, "surrogate_width": 0.5, "hidden": widths[0]},
-                    "oscillating-snu",
-                    "SNU, recurrent, oscillating",
-                ),
-                Row(
-                    "recurrent-softsnu",
-                    {**_BOTH_WAYS, "reset": "none", "hidden": widths[1]},
-                    "both-softsnu",
-                    "soft SNU, recurrent, gated by all",
-                ),
-                Row(
-                    "recurrent-softsnu",
-                    {**_BOTH_WAYS, "modulation": "output", "reset": "none", "hidden": widths[2]},
-                    "output-softsnu",
-                    "soft SNU, recurrent, memory and output gated by all",
-                ),
-                Row("lstm", {"hidden": widths[3]}),
-            ),
-            settings=settings,
-            grid={"lr": rates},
-            trial={"epochs": trial_epochs},
-            minutes=minutes,
-            seeds=3,
-            quick=quick,
-        )
-        for (
-            level,
-            title,
-            parameters,
-            source,
-            widths,
-            settings,
-            rates,
-            trial_epochs,
-            minutes,
-            quick,
-        ) in (
-            (
-                "words",
-                "Penn Treebank, words",
-                "9.86 million",
-                "Woźniak et al. 2020, chart: LSTM 112.4, recurrent sSNU 108.4, with weight tying",
-                ((1024, 1024), (733, 733), (596, 596), (512, 512)),
-                {},
-                (1.5e-3, 3e-3, 6e-3),
-                2,
-                600,
-                {"epochs": 1, "hidden": (64,), "embedding": 64, "sampled": 300},
-            ),
-            (
-                "characters",
-                "Penn Treebank, characters",
-                "327 thousand",
-                "Bai et al. 2018: LSTM 1.36 and TCN 1.31 with 3 million parameters; SNUs: unknown",
-                ((512,), (360,), (290,), (248,)),
-                {"level": "char"},
-                (4e-3, 8e-3, 1.6e-2, 3.2e-2),
-                1,
-                90,
-                {"epochs": 1, "hidden": (64,), "embedding": 0},
-            ),
-        )
+    _text(
+        "characters",
+        ((512,), (360,), (290,), (248,)),
+        title="Penn Treebank, characters, at level terms: 327 thousand parameters, one search",
+        source="Bai et al. 2018: LSTM 1.36 and TCN 1.31 with 3 million parameters; SNUs: unknown",
+        settings={"level": "char"},
+        grid={"lr": (4e-3, 8e-3, 1.6e-2, 3.2e-2)},
+        trial={"epochs": 1},
+        minutes=90,
+        quick={"epochs": 1, "hidden": (64,), "embedding": 0},
     ),
 )
