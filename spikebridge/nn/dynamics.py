@@ -133,8 +133,12 @@ class DynamicUnit(Unit):
             raise ValueError(f"beta must be finite and not negative, got {beta}")
         if not 0 < slow_decay < 1:
             raise ValueError(f"slow_decay must be in (0, 1), got {slow_decay}")
-        if not all(2 < period < math.inf for period in periods) or len(periods) != 2:
-            raise ValueError(f"periods must be two numbers of steps above 2, got {periods}")
+        pair = isinstance(periods, tuple | list) and len(periods) == 2
+        if not pair or not all(2 < period < math.inf for period in periods):
+            raise ValueError(
+                f"periods must be two numbers of steps above 2, got {periods}; give those of the "
+                "first and of the last neuron, such as (4, 200)"
+            )
         if not math.isfinite(kick):
             raise ValueError(f"kick must be finite, got {kick}")
         self.memory, self.modulation = memory, modulation

@@ -534,7 +534,8 @@ def _checked_decay(decay: float | Tensor, size: int, train_decay: bool) -> Tenso
         raise ValueError(f"decay must be in (0, 1], got {value.tolist()}")
     if train_decay and bool((value == 1).any()):
         raise ValueError(
-            "a trained decay starts inside (0, 1), got 1: use 0.999, or train_decay=False"
+            "a trained decay starts inside (0, 1), got 1: use 0.999, or train_decay=False with a "
+            "leak as memory"
         )
     return value
 

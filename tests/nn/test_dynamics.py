@@ -202,6 +202,8 @@ def test_the_usual_memory_is_the_unit_itself() -> None:
         ({"memory": "gates"}, "memory='gates' is not known"),
         ({"modulation": "soma"}, "modulation='soma' is not known"),
         ({"memory": "oscillation", "periods": (2.0, 9.0)}, "periods must be two numbers"),
+        ({"memory": "oscillation", "periods": 9.0}, "periods must be two numbers"),
+        ({"memory": "oscillation", "decay": 1.0}, "with a leak as memory"),
         ({"memory": "oscillation", "slow_decay": 1.0}, "slow_decay must be in"),
         ({"memory": "oscillation", "kick": math.inf}, "kick must be finite"),
         ({"modulation": "threshold", "rho": 1.0}, "rho must be in"),
@@ -271,3 +273,32 @@ def test_no_member_falls_out_of_the_vectors() -> None:
     torch.set_num_threads(threads)
     assert len(served) == 7
     assert max(times.values()) < 5 * min(times.values()), times
+
+
+@pytest.mark.skipif(native.missing is not None, reason=str(native.missing))
+@pytest.mark.parametrize(
+    ("memory", "modulation", "buffers"),
+    [
+        ("leak", "none", 1),
+        ("leak", "adaptation", 2),
+        ("leak", "threshold", 2),
+        ("leak", "output", 3),
+        ("gate", "none", 3),
+        ("gate", "output", 4),
+        ("oscillation", "none", 3),
+    ],
+)
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_what_is_kept(memory: str, modulation: str, buffers: int, recurrent: bool) -> None:
+    """Numbers per output that the backward pass keeps, beside input and matrices."""
+    layer = SoftSNU(8, 32, memory=memory, modulation=modulation, recurrent=recurrent)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 3 and tensor.shape[-1] % 32 == 0:
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(torch.randn(50, 8, 8))
+    assert sum(kept.values()) == (buffers + recurrent) * 50 * 8 * 32
