@@ -64,6 +64,14 @@ MODULATION = {
     "output": Extent(0, 1, 1),
 }
 USUAL = {"memory": "leak", "modulation": "none"}
+# Settings that only some members have: of which choice, and where it is one of these.
+OF_MEMBERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "rho": ("modulation", ("adaptation", "threshold")),
+    "beta": ("modulation", ("adaptation",)),
+    "slow_decay": ("memory", ("oscillation",)),
+    "periods": ("memory", ("oscillation",)),
+    "kick": ("memory", ("oscillation",)),
+}
 # A decay of the oscillation comes no nearer to 1: what is pulled would grow without bound.
 SLOWEST = 1e-4
 
@@ -275,6 +283,13 @@ class AdaptiveUnit(DynamicUnit):
 def make_dynamic(kind: str, size: int, **settings: Any) -> Unit:
     """As `make_unit`, of snu and softsnu; what asks for nothing is the kind itself."""
     asked = {name: settings.get(name, usual) for name, usual in USUAL.items()}
+    for name in OF_MEMBERS.keys() & settings.keys():
+        choice, members = OF_MEMBERS[name]
+        if asked[choice] not in members:
+            raise ValueError(
+                f"{name}={settings[name]!r} belongs to {choice}={' or '.join(map(repr, members))}, "
+                f"but {choice}={asked[choice]!r}; leave {name} out, or choose that {choice}"
+            )
     if asked == USUAL:
         return make_unit(kind, size, **{k: v for k, v in settings.items() if k not in USUAL})
     if kind not in ("snu", "softsnu"):

@@ -386,6 +386,7 @@ def unit_of(model: ModelConfig, size: int) -> Unit:
         }
     if model.memory != "leak" or model.modulation != "none":
         settings |= {"memory": model.memory, "modulation": model.modulation}
+    if model.memory == "oscillation":
         settings |= {"slow_decay": model.slow_decay, "periods": (model.period, model.period_to)}
     return make_unit(model.unit, size, **settings)
 

@@ -572,7 +572,8 @@ def make_unit(kind: str, size: int, **settings: Any) -> Unit:
     """
     if kind not in KINDS and not is_place(kind):
         raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
-    if {"memory", "modulation"} & settings.keys():
+    further = ("memory", "modulation", "rho", "beta", "slow_decay", "periods", "kick")
+    if any(name in settings for name in further[: None if kind in ("snu", "softsnu") else 2]):
         dynamic: Unit = named_class("unit", DYNAMIC)(kind, size, **settings)
         return dynamic
     made = unit_class(kind)

@@ -122,7 +122,7 @@ _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "snu": {"memory": "oscillation"},
     "softsnu": {"memory": "oscillation"},
     "recurrent-snu": {"memory": "oscillation", "lr": 2e-2},
-    "recurrent-softsnu": {"memory": "gate", "recurrent_gates": True},
+    "recurrent-softsnu": {"memory": "gate"},
 }
 
 # (data, variant) -> settings; variant "" holds for every unit of that data set, data "" for a unit

@@ -208,6 +208,10 @@ def test_the_usual_memory_is_the_unit_itself() -> None:
         ({"memory": "oscillation", "kick": math.inf}, "kick must be finite"),
         ({"modulation": "threshold", "rho": 1.0}, "rho must be in"),
         ({"memory": "gate", "memoryless": True}, "memoryless"),
+        ({"rho": 0.5}, "rho=0.5 belongs to modulation='adaptation' or 'threshold'.*leave rho out"),
+        ({"memory": "gate", "kick": 0.1}, "kick=0.1 belongs to memory='oscillation', but"),
+        ({"modulation": "threshold", "beta": 1.0}, "beta=1.0 belongs to modulation='adaptation'"),
+        ({"memory": "leak", "periods": (4, 9)}, "leave periods out"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(wrong: dict, message: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from spikebridge.studies.catalog.entry import MNIST, OURS, Entry, Row
 
-_LEAK: dict[str, Any] = {"memory": "leak", "recurrent_gates": False}
+_LEAK: dict[str, Any] = {"memory": "leak"}
 _OSCILLATING: dict[str, Any] = {"memory": "oscillation"}
-_GATED: dict[str, Any] = {"memory": "gate", "recurrent_gates": False}
+_GATED: dict[str, Any] = {"memory": "gate"}
 _BOTH_WAYS: dict[str, Any] = {"memory": "gate", "recurrent_gates": True}
 _BAI = "Bai et al. 2018: LSTM 3.29 and TCN 3.07 with 1 million parameters"
 # The chip takes spikes only; the rate is the best of the trials of `ecg`.
