@@ -100,6 +100,16 @@ def context(comparison: Comparison, page: Path) -> dict[str, Any]:
     }
 
 
+def _figure(name: str) -> Callable[[Compared], str]:
+    """The test judged otherwise, of a row."""
+
+    def text(row: Compared) -> str:
+        found = row.facts.figures.get(name)
+        return spread_text(metric_of(found.metric), found.mean, found.std) if found else NOTHING
+
+    return text
+
+
 def results(rows: Sequence[Compared], metric: Metric, higher_is_better: bool) -> Table:
     """What came out for each unit, and what it cost."""
 
@@ -111,6 +121,7 @@ def results(rows: Sequence[Compared], metric: Metric, higher_is_better: bool) ->
         f"test {metric.axis}": lambda row: spread_text(
             metric, row.facts.test_mean, row.facts.test_std
         ),
+        **{name: _figure(name) for name in dict.fromkeys(n for r in rows for n in r.facts.figures)},
         "seeds": of("n"),
         "parameters": of("parameters"),
         "operations per step": of("operations"),

@@ -31,6 +31,16 @@ class MeanSpread:
 
 
 @dataclass(frozen=True)
+class FigureMeans:
+    """The test set judged otherwise, over the runs of a row."""
+
+    metric: str
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class SequenceMeans:
     """Of T tasks one after the other: the measures of each run, and accuracies as means."""
 
@@ -116,6 +126,8 @@ class RowResult:
     memory: CellMeans | None = None
     chip: ChipMeans | None = None
     by_steps: StepMeans | None = None
+    figures: dict[str, FigureMeans] = field(default_factory=dict, metadata=UNLESS_DEFAULT)
+    """The test set judged otherwise, by what is judged, where that differs."""
     sequence: SequenceMeans | None = None
     runs: Several[str]
     seeds: Several[int] = ()

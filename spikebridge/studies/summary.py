@@ -29,6 +29,7 @@ from spikebridge.studies.catalog import Entry, Row
 from spikebridge.studies.comparison import (
     CellMeans,
     ChipMeans,
+    FigureMeans,
     MeanSpread,
     RowResult,
     RuleContrast,
@@ -100,6 +101,7 @@ def _row(runs: Sequence[Planned], cells: CellMeans | None, chip: ChipMeans | Non
         memory=cells,
         chip=chip,
         by_steps=_by_steps(runs),
+        figures=_figures(results),
         sequence=_sequence(results),
         runs=tuple(run.name for run in runs),
         seeds=tuple(run.config.train.seed for run in runs),
@@ -109,6 +111,18 @@ def _row(runs: Sequence[Planned], cells: CellMeans | None, chip: ChipMeans | Non
 
 def _results(runs: Sequence[Planned]) -> list[Result]:
     return [rundir.read_result(run.directory) for run in runs]
+
+
+def _figures(results: Sequence[Result]) -> dict[str, FigureMeans]:
+    """What all runs were judged by besides; not what is the test itself under another name."""
+    means = {}
+    for name, first in results[0].figures.items():
+        of_runs = [result.figures.get(name) for result in results]
+        values = [figure.value for figure in of_runs if figure and figure.metric == first.metric]
+        if len(values) == len(results) and values != [result.test for result in results]:
+            mean, std = statistics.fmean(values), _deviation(values)
+            means[name] = FigureMeans(first.metric, mean, std, tuple(values))
+    return means
 
 
 def _deviation(values: Sequence[float]) -> float | None:
