@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import shutil
 import statistics
 import threading
 import time
@@ -15,14 +16,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from spikebridge.base.metrics import METRICS
 from spikebridge.base.records import RunError, UsageError, from_content, to_plain
 from spikebridge.cli import tables
+from spikebridge.report import compare_page
 from spikebridge.report import page as pages
 from spikebridge.runs import environment, rundir, training
 from spikebridge.runs.results import Epoch
 from spikebridge.settings.config import Config, override, preset
 from spikebridge.studies import compare, plan
-from spikebridge.studies.comparison import Summary
+from spikebridge.studies.comparison import Compared, Summary
 from spikebridge.studies.plan import Contender
 
 TINY = {"hidden": (8,), "steps": 4, "epochs": 2, "batch_size": 256, "threads": 1}
@@ -63,6 +66,29 @@ def test_compare_json(done: tuple[Path, Summary]) -> None:
         assert [result.seed for result in results] == [0, 3]
     assert (content.rows[0].spikes_mean or 0) > 0
     assert content.rows[1].spikes_mean is None
+
+
+def test_the_test_judged_otherwise_stands_beside_it(
+    tmp_path: Path, done: tuple[Path, Summary]
+) -> None:
+    shutil.copytree(done[0], tmp_path / "again")
+    for seed, value in ((0, 0.5), (3, 0.7)):
+        file = tmp_path / "again" / f"snu-{seed}" / rundir.RESULT
+        facts = json.loads(file.read_text())
+        facts["figures"] = {
+            "half of it": {"metric": "accuracy", "value": value},
+            "the same": {"metric": "accuracy", "value": facts["test"]},
+        }
+        file.write_text(json.dumps(facts))
+    planned = plan.plan(tiny("snu", "recurrent-softsnu"), [0, 3], tmp_path / "again")
+    content = compare.compare(planned, tmp_path / "again")
+    assert [list(row.figures) for row in content.rows] == [["half of it"], []]
+    assert content.rows[0].figures["half of it"].mean == pytest.approx(0.6)
+    rows = [Compared(row, []) for row in content.rows]
+    text = compare_page.results(rows, METRICS["accuracy"], True).markdown()
+    assert "| half of it |" in text.splitlines()[0]
+    assert "60.00 ± 14.14" in text
+    assert "the same" not in text
 
 
 def test_complete_runs_are_kept_and_new_ones_added(
