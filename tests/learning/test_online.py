@@ -21,6 +21,7 @@ from helpers.online_networks import (
     taken,
 )
 from helpers.own_units import OWN, driven, own_layer
+from helpers.turns import in_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -92,11 +93,10 @@ DECAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["forward", "recurrent"])
 @pytest.mark.parametrize(
-    ("kind", "decay"),  # the decays take turns, two of each kind; binary units have none to choose
+    ("kind", "decay"),  # binary units have none to choose
     [
-        (kind, "fixed" if kind.startswith("binary") else [*DECAYS][(turn + other) % 4])
-        for turn, kind in enumerate(KINDS)
-        for other in ((0,) if kind.startswith("binary") else (0, 2))
+        *in_turn([k for k in KINDS if not k.startswith("binary")], last=[*DECAYS], each=2),
+        *((kind, "fixed") for kind in KINDS if kind.startswith("binary")),
     ],
 )
 def test_one_layer_has_the_gradient_of_backpropagation(
@@ -284,16 +284,14 @@ def cut(
     return {n: g for n, g in taken(network).items() if n.startswith(prefix)}
 
 
-@pytest.mark.parametrize(  # the numbers of layers that are read take turns
+@pytest.mark.parametrize(
     ("unit", "recurrent", "rule", "read"),
-    [
-        (*case, 1 + turn % 3)
-        for turn, case in enumerate(
-            itertools.product(
-                ["snu", "softsnu", "adaptive-snu", *OWN], [False, True], ["ostl", "eprop"]
-            )
-        )
-    ],
+    in_turn(
+        ["snu", "softsnu", "adaptive-snu", *OWN],
+        [False, True],
+        ["ostl", "eprop"],
+        last=[1, 2, 3],
+    ),
 )
 def test_a_stack_leaves_out_what_the_rule_says(
     unit: str, recurrent: bool, rule: str, read: int

@@ -7,8 +7,7 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -65,11 +64,6 @@ def each_instruction_set() -> Iterator[str]:
             yield name
     finally:
         native._native.choose_instruction_set(usual)
-
-
-def in_turn(*axes: Iterable[Any]) -> list[tuple]:
-    """All combinations; the dtypes take turns with them."""
-    return [(*case, DTYPES[i % len(DTYPES)]) for i, case in enumerate(itertools.product(*axes))]
 
 
 def state_of(b: int, n: int, dtype: torch.dtype, soft: bool) -> State:

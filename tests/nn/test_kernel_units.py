@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.turns import in_turn
 from test_kernel import (
     DTYPES,
     LAYOUTS,
@@ -13,7 +14,6 @@ from test_kernel import (
     Watching,
     assert_alike_alone,
     assert_equal_to_loop,
-    in_turn,
     matrix_of,
     resetting,
     results,
@@ -88,14 +88,17 @@ def test_every_step_of_the_kernel_is_held_to_its_unit() -> None:
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 @pytest.mark.parametrize(
     ("name", "g", "reset", "soft", "dtype"),
-    [
-        case
-        for case in in_turn(
-            CLASSES, EVERY_G, ("gate", "subtract", "trained", "none", "lateral"), SOFT
-        )
-        if (case[0] != "snu" or case[2] == "lateral")
-        and case[1] in (EVERY_G if case[0] in ("snu", "adaptation") else SOME_G)
-    ],
+    in_turn(
+        CLASSES,
+        EVERY_G,
+        ("gate", "subtract", "trained", "none", "lateral"),
+        SOFT,
+        last=DTYPES,
+        of=lambda name, g, reset, soft: (
+            (name != "snu" or reset == "lateral")
+            and g in (EVERY_G if name in ("snu", "adaptation") else SOME_G)
+        ),
+    ),
     ids=str,
 )
 def test_every_member_of_the_family(
@@ -108,7 +111,9 @@ def test_every_member_of_the_family(
     assert_law(unit, drive_of(unit, 7, 3, dtype), recurrent)
 
 
-@pytest.mark.parametrize(("unit", "formula", "dtype"), in_turn(UNITS, FORMULAS), ids=str)
+@pytest.mark.parametrize(
+    ("unit", "formula", "dtype"), in_turn(UNITS, FORMULAS, last=DTYPES), ids=str
+)
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 def test_every_surrogate(
     unit: tuple[str, str], formula: str, dtype: torch.dtype, recurrent: bool
@@ -117,7 +122,7 @@ def test_every_surrogate(
     assert_law(layer, drive_of(layer, 7, 3, dtype), recurrent)
 
 
-@pytest.mark.parametrize(("size", "soft", "dtype"), in_turn(SIZES, SOFT), ids=str)
+@pytest.mark.parametrize(("size", "soft", "dtype"), in_turn(SIZES, SOFT, last=DTYPES), ids=str)
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ff", "rec"])
 @pytest.mark.parametrize(("name", "reset"), UNITS)
 def test_awkward_sizes(
@@ -265,10 +270,9 @@ def test_the_custom_op_keeps_the_rules_of_torch(name: str, reset: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "reset"), UNITS)
-def test_a_layer_compiles_as_one_graph(name: str, reset: str) -> None:
-    """Feed-forward and recurrent in turn: compiling takes long."""
-    recurrent = UNITS.index((name, reset)) % 2 == 1
+@pytest.mark.parametrize(("unit", "recurrent"), in_turn(UNITS, last=(False, True)), ids=str)
+def test_a_layer_compiles_as_one_graph(unit: tuple[str, str], recurrent: bool) -> None:
+    name, reset = unit
     torch._dynamo.reset()
     unit = unit_of(name, 9, torch.float32, reset)
     gates = recurrent and unit.drives > 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.turns import in_turn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spikebridge.nn.gradients import FORMULAS
@@ -209,17 +210,17 @@ def test_more_than_two_to_the_31_numbers_take_64_bits(compiled: Any) -> None:
 
 @with_triton
 @pytest.mark.parametrize(
-    ("step", "dtype", "fused"),
-    [
-        ("snu", torch.float32, "FFMA"),
-        ("oscillation", torch.float64, "DFMA"),
-        ("adaptation", torch.float32, "FFMA"),
-    ],
+    ("step", "number"),
+    in_turn(
+        ["snu", "oscillation", "adaptation"],
+        last=[(torch.float32, "FFMA"), (torch.float64, "DFMA")],
+    ),
     ids=str,
 )
 def test_membranes_are_rounded_after_each_operation(
-    compiled: Any, tmp_path: Path, dtype: torch.dtype, fused: str, step: str
+    compiled: Any, tmp_path: Path, step: str, number: tuple[torch.dtype, str]
 ) -> None:
+    dtype, fused = number
     from triton import knobs
 
     from spikebridge.nn.kernels import triton
