@@ -9,19 +9,40 @@ from typing import Any
 
 from spikebridge.studies.catalog.entry import MNIST, OURS, Entry, Row
 
+_BAI = "Bai et al. 2018: LSTM 3.29 and TCN 3.07 with 1 million parameters"
+_JSB = "Woźniak et al. 2020: sSNU 8.39, LSTM 8.55; Bai et al. 2018: LSTM 8.45"
 _LEAK: dict[str, Any] = {"memory": "leak"}
 _OSCILLATING: dict[str, Any] = {"memory": "oscillation"}
 _GATED: dict[str, Any] = {"memory": "gate"}
 _BOTH_WAYS: dict[str, Any] = {"memory": "gate", "recurrent_gates": True}
-_BAI = "Bai et al. 2018: LSTM 3.29 and TCN 3.07 with 1 million parameters"
+_MEMORIES: dict[str, Any] = {"g": "identity", "decay": 0.5, "decay_to": 0.98, "train_decay": True}
 # The chip takes spikes only; the rate is the best of the trials of `ecg`.
 _ON_HARDWARE: dict[str, Any] = {"epochs": 60, "lr": 4e-2, "coding": "binary"}
-_SPIKING = Row("recurrent-snu", _OSCILLATING, "oscillating-snu", "SNU, recurrent, oscillating")
-_SOFT = Row(
-    "recurrent-softsnu", _GATED, "gated-softsnu", "soft SNU, recurrent, gated by its inputs"
-)
-_JSB = "Woźniak et al. 2020: sSNU 8.39, LSTM 8.55; Bai et al. 2018: LSTM 8.45"
-_MEMORIES: dict[str, Any] = {"g": "identity", "decay": 0.5, "decay_to": 0.98, "train_decay": True}
+
+
+def _spiking(**settings: Any) -> Row:
+    """The recurrent spiking unit whose second state oscillates."""
+    text = "SNU, recurrent, oscillating"
+    return Row("recurrent-snu", _OSCILLATING | settings, "oscillating-snu", text)
+
+
+def _soft(**settings: Any) -> Row:
+    """The recurrent soft unit whose gate sees its inputs."""
+    text = "soft SNU, recurrent, gated by its inputs"
+    return Row("recurrent-softsnu", _GATED | settings, "gated-softsnu", text)
+
+
+def _soft_by_all(**settings: Any) -> Row:
+    """The recurrent soft unit whose gate sees the last outputs too."""
+    text = "soft SNU, recurrent, gated by all"
+    return Row("recurrent-softsnu", _BOTH_WAYS | settings, "both-softsnu", text)
+
+
+def _soft_output(**settings: Any) -> Row:
+    """The same with a gate on its output."""
+    text = "soft SNU, recurrent, memory and output gated by all"
+    own = _BOTH_WAYS | {"modulation": "output"} | settings
+    return Row("recurrent-softsnu", own, "output-softsnu", text)
 
 
 def _songs(data: str, title: str, source: str, drop: str, minutes: int) -> Entry:
@@ -33,24 +54,9 @@ def _songs(data: str, title: str, source: str, drop: str, minutes: int) -> Entry
         task="music",
         data=data,
         rows=(
-            Row(
-                "recurrent-snu",
-                {**_MEMORIES, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (314,)},
-                "oscillating-snu",
-                "SNU, recurrent, oscillating",
-            ),
-            Row(
-                "recurrent-softsnu",
-                {**_MEMORIES, **_GATED, "reset": "none", "hidden": (284,)},
-                "gated-softsnu",
-                "soft SNU, recurrent, gated by its inputs",
-            ),
-            Row(
-                "recurrent-softsnu",
-                {**_MEMORIES, **_BOTH_WAYS, "reset": "none", "hidden": (220,)},
-                "both-softsnu",
-                "soft SNU, recurrent, gated by all",
-            ),
+            _spiking(**_MEMORIES, surrogate_width=0.5, hidden=(314,)),
+            _soft(**_MEMORIES, reset="none", hidden=(284,)),
+            _soft_by_all(**_MEMORIES, reset="none", hidden=(220,)),
             Row("lstm"),
         ),
         grid={"lr": (5e-3, 1e-2, 2e-2), drop: (0.1, 0.3, 0.5)},
@@ -65,24 +71,9 @@ def _text(level: str, widths: tuple[tuple[int, ...], ...], **entry: Any) -> Entr
         task="text",
         data="ptb",
         rows=(
-            Row(
-                "recurrent-snu",
-                {**_OSCILLATING, "surrogate_width": 0.5, "hidden": widths[0]},
-                "oscillating-snu",
-                "SNU, recurrent, oscillating",
-            ),
-            Row(
-                "recurrent-softsnu",
-                {**_BOTH_WAYS, "reset": "none", "hidden": widths[1]},
-                "both-softsnu",
-                "soft SNU, recurrent, gated by all",
-            ),
-            Row(
-                "recurrent-softsnu",
-                {**_BOTH_WAYS, "modulation": "output", "reset": "none", "hidden": widths[2]},
-                "output-softsnu",
-                "soft SNU, recurrent, memory and output gated by all",
-            ),
+            _spiking(surrogate_width=0.5, hidden=widths[0]),
+            _soft_by_all(reset="none", hidden=widths[1]),
+            _soft_output(reset="none", hidden=widths[2]),
             Row("lstm", {"hidden": widths[3]}),
         ),
         seeds=3,
@@ -105,15 +96,10 @@ SEQUENCES: tuple[Entry, ...] = (
         quick={"epochs": 1},
         rows=(
             Row("recurrent-snu", _LEAK),
-            _SPIKING,
+            _spiking(),
             Row("recurrent-snu", _BOTH_WAYS, "gated-snu", "SNU, recurrent, gated by all"),
-            _SOFT,
-            Row(
-                "recurrent-softsnu",
-                _BOTH_WAYS,
-                "both-softsnu",
-                "soft SNU, recurrent, gated by all",
-            ),
+            _soft(),
+            _soft_by_all(),
             Row("lstm"),
         ),
     ),
@@ -128,7 +114,7 @@ SEQUENCES: tuple[Entry, ...] = (
         seeds=3,
         minutes=4,
         quick={"epochs": 1},
-        rows=(_SPIKING,),
+        rows=(_spiking(),),
     ),
     Entry(
         name="ecg-programmed",
@@ -141,7 +127,7 @@ SEQUENCES: tuple[Entry, ...] = (
         seeds=3,
         minutes=20,
         quick={"epochs": 1},
-        rows=(_SPIKING, _SOFT),
+        rows=(_spiking(), _soft()),
     ),
     Entry(
         name="speech",
@@ -190,31 +176,10 @@ SEQUENCES: tuple[Entry, ...] = (
         trial={"epochs": 4},
         minutes=60,
         rows=(
-            Row(
-                "recurrent-snu",
-                {**_MEMORIES, **_OSCILLATING, "surrogate_width": 0.5, "hidden": (266,)},
-                "oscillating-snu",
-                "SNU, recurrent, oscillating",
-            ),
-            Row(
-                "recurrent-softsnu",
-                {**_MEMORIES, **_GATED, "reset": "none", "hidden": (256,)},
-                "gated-softsnu",
-                "soft SNU, recurrent, gated by its inputs",
-            ),
-            Row(
-                "recurrent-softsnu",
-                {**_MEMORIES, **_BOTH_WAYS, "reset": "none", "hidden": (187,)},
-                "both-softsnu",
-                "soft SNU, recurrent, gated by all",
-            ),
-            Row(
-                "recurrent-softsnu",
-                {**_MEMORIES, **_BOTH_WAYS, "modulation": "output", "reset": "none"}
-                | {"hidden": (150,)},
-                "output-softsnu",
-                "soft SNU, recurrent, memory and output gated by all",
-            ),
+            _spiking(**_MEMORIES, surrogate_width=0.5, hidden=(266,)),
+            _soft(**_MEMORIES, reset="none", hidden=(256,)),
+            _soft_by_all(**_MEMORIES, reset="none", hidden=(187,)),
+            _soft_output(**_MEMORIES, reset="none", hidden=(150,)),
             Row("lstm", {"hidden": (128,)}),
         ),
     ),
