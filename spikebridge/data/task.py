@@ -73,8 +73,8 @@ class Task:
     """(O,) outputs that are right before anything was seen, from the training data; the readout's
     bias starts there."""
     part: str = ""
-    """What a sample has several of by which its energy is told, such as a heartbeat; `parts_in`
-    counts them."""
+    """What a sample has several of, such as heartbeats: energy is given for each of them, too.
+    `parts_in` counts them."""
     output_names: tuple[str, ...] = ()
     """What the outputs (O,) are called on a page, where they have names."""
     baselines: Mapping[str, float] = MappingProxyType({})

@@ -36,8 +36,9 @@ def compiled(
     # One copy per sample: gradients add up step by step, and over samples once, at the end.
     params = unit.params(dtype)
     decay, bias, amount, own = params
-    wide = [p if p is None else p.expand(state.y.shape) for p in (decay, bias, amount, *own)]
-    params = Params(wide[0], wide[1], wide[2], tuple(wide[3:]))  # type: ignore[arg-type]
+    taken = None if amount is None else amount.expand(state.y.shape)
+    parts = (p.expand(state.y.shape) for p in own)
+    params = Params(decay.expand(state.y.shape), bias.expand(state.y.shape), taken, tuple(parts))
     matrix = None if recurrent is None else recurrent.to(dtype)
     for piece in drive.split(_pieces(len(drive))):
         key = (

@@ -43,7 +43,7 @@ from spikebridge.nn.units import (
     taken_off,
 )
 from spikebridge.nn.units import kept as left_by_reset
-from spikebridge.settings.names import MEMORIES, MODULATIONS
+from spikebridge.settings.names import MEMORIES, MODULATIONS, OF_MEMBERS, USUAL
 
 __all__ = ["AdaptiveUnit", "DynamicUnit", "drives_of", "make_dynamic"]
 
@@ -62,15 +62,6 @@ MODULATION = {
     "adaptation": Extent(1, 0, 0),
     "threshold": Extent(1, 1, 0),
     "output": Extent(0, 1, 1),
-}
-USUAL = {"memory": "leak", "modulation": "none"}
-# Settings that only some members have: of which choice, and where it is one of these.
-OF_MEMBERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "rho": ("modulation", ("adaptation", "threshold")),
-    "beta": ("modulation", ("adaptation",)),
-    "slow_decay": ("memory", ("oscillation",)),
-    "periods": ("memory", ("oscillation",)),
-    "kick": ("memory", ("oscillation",)),
 }
 # A decay of the oscillation comes no nearer to 1: what is pulled would grow without bound.
 SLOWEST = 1e-4

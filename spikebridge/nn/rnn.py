@@ -23,11 +23,12 @@ from spikebridge.nn.scan import Backend
 from spikebridge.nn.synapses import Dense
 from spikebridge.nn.units import State, make_unit, state_dtype, whole
 from spikebridge.settings.model import ModelConfig, norm_of
+from spikebridge.settings.names import OF_MEMBERS, USUAL
 
 UNIT_OPTIONS = (
     "g", "slope", "reset", "amount", "subtract", "surrogate",
     "decay", "train_decay", "per_unit", "threshold", "memoryless",
-    "memory", "modulation", "rho", "beta", "slow_decay", "periods", "kick",
+    *USUAL, *OF_MEMBERS,
 )  # fmt: skip
 
 __all__ = ["SNU", "SoftSNU"]

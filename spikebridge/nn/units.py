@@ -31,7 +31,7 @@ from spikebridge.base.records import UsageError
 from spikebridge.nn.fresh import Fresh, redraw
 from spikebridge.nn.gradients import Surrogate
 from spikebridge.settings.model import ModelConfig
-from spikebridge.settings.names import DYNAMIC, is_place, unit_class
+from spikebridge.settings.names import DYNAMIC, OF_MEMBERS, USUAL, is_place, unit_class
 from spikebridge.settings.names import SPIKING as KINDS
 from spikebridge.settings.names import named as named_class
 
@@ -572,8 +572,8 @@ def make_unit(kind: str, size: int, **settings: Any) -> Unit:
     """
     if kind not in KINDS and not is_place(kind):
         raise ValueError(f"unit {kind!r} is not known; choose one of {list(KINDS)}")
-    further = ("memory", "modulation", "rho", "beta", "slow_decay", "periods", "kick")
-    if any(name in settings for name in further[: None if kind in ("snu", "softsnu") else 2]):
+    of_family = kind in ("snu", "softsnu") and OF_MEMBERS.keys() & settings.keys()
+    if of_family or USUAL.keys() & settings.keys():
         dynamic: Unit = named_class("unit", DYNAMIC)(kind, size, **settings)
         return dynamic
     made = unit_class(kind)

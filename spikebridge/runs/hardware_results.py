@@ -302,7 +302,7 @@ class OnChip:
     energy: Range
     area_mm2: dict[str, Amount]
     part: str = ""
-    """What a sample has several of by which energy is told too, such as a heartbeat; "" = none."""
+    """What a sample has several of, such as heartbeats, each with its energy; "" = nothing."""
     parts: Amount = 0.0
     """How many of them a sample has, the mean."""
     asked: dict[str, Any] = field(default_factory=dict)

@@ -22,6 +22,16 @@ PLAIN = ("relu", "tanh")
 BINARY = ("binary-di", "binary-ci")
 MEMORIES = ("leak", "gate", "oscillation")
 MODULATIONS = ("none", "adaptation", "threshold", "output")
+USUAL = {"memory": "leak", "modulation": "none"}
+"""What of the family a plain unit is."""
+# Settings that only some members have: of which choice, and where it is one of these.
+OF_MEMBERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "rho": ("modulation", ("adaptation", "threshold")),
+    "beta": ("modulation", ("adaptation",)),
+    "slow_decay": ("memory", ("oscillation",)),
+    "periods": ("memory", ("oscillation",)),
+    "kick": ("memory", ("oscillation",)),
+}
 DYNAMIC = "spikebridge.nn.dynamics:make_dynamic"
 """What makes an snu or a softsnu with another memory or a modulation."""
 # Each unit with its class, which says its label and how its weights begin.

@@ -101,7 +101,7 @@ class ChipMeans:
     cycles: float
     additions: float
     part: str = ""
-    """What energy is told by too, such as a heartbeat; "" = nothing."""
+    """What energy is given by too, such as a heartbeat; "" = nothing."""
     part_pJ: dict[str, float] = field(default_factory=dict)
 
 
