@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(w
 demo: $(STAMP)
 	@$(BIN)/spikebridge demo
 
+# A process for each core, and one thread in each: more threads than cores wait for one another.
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check --diff .
